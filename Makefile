@@ -1,0 +1,36 @@
+# Two commands on a machine with Python 3.11 or later: `make demo` and `make test`. Each sets up .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check install constraints clean
+
+demo: install  ## Run the whole way on a small synthetic corpus (about five minutes on two cores).
+	$(BIN)/siamusic-fast demo
+
+test: install  ## Run the tests.
+	$(BIN)/pytest
+
+check: install  ## Check format, lint and types.
+	scripts/check
+
+install: $(VENV)/.installed  ## Make .venv with everything in it.
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "siamusic-fast needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version): try make PYTHON=python3.12"; \
+	    exit 1; }
+	@echo "Installing into $(VENV) (torch and DALI: about 3 GB) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+	    --compile-bytecode --editable '.[dev]'
+	@touch $@
+
+constraints:  ## Pin the newest versions that pyproject.toml allows.
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	    --no-header --no-annotate --quiet --output-file constraints.txt
+
+clean:  ## Remove .venv and what the demo made.
+	rm -rf $(VENV) demo

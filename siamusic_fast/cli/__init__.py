@@ -1,0 +1,58 @@
+"""The commands: each parses, calls the library and renders what comes back."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from siamusic_fast import __version__
+from siamusic_fast.cli.console import show_error
+from siamusic_fast.errors import SiamusicError
+
+COMMANDS = {
+    "shard": "Pack audio into WebDataset shards.",
+    "preview": "Draw what the augmentations do.",
+    "pretrain": "Pre-train an encoder with SimSiam.",
+    "finetune": "Train a genre classifier on a pre-trained encoder.",
+    "evaluate": "Score a classifier on the test tracks.",
+    "bench": "Measure how fast it is.",
+    "demo": "Run everything on a small synthetic corpus.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for, so that `--help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"siamusic_fast.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SiamusicError as error:
+            show_error(str(error))
+            sys.exit(1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="siamusic-fast")
+def main() -> None:
+    """Self-supervised pre-training of music encoders.
+
+    \b
+    siamusic-fast shard fma_medium
+    siamusic-fast pretrain --gpus 2 --aug image
+    siamusic-fast bench loader
+    """

@@ -1,0 +1,22 @@
+"""Options that mean the same in every command."""
+
+from pathlib import Path
+
+import click
+
+quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+gpus = click.option(
+    "--gpus",
+    type=click.IntRange(min=0),
+    default=None,
+    help="GPUs to use; 0 is the CPU.  [default: one if there is one]",
+)
+data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Folder that names such as fma_small are looked up in.",
+)
