@@ -1,0 +1,169 @@
+"""What a shard set holds: the manifest beside its shards."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.shards.files import atomic_write
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file and its index."""
+
+    file: str
+    """Bare name inside the folder of the shard set, such as training-000000.tar."""
+    index: str
+    """Bare name of the wds2idx v1.2 index of `file`."""
+    tracks: int
+    bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Of the tar, in hexadecimal digits."""
+    labelled: bool
+    """Whether its tracks have classes; tracks without have shards of their own, which no classifier reads."""
+    shortest: int
+    """Samples of audio in its shortest track."""
+    longest: int
+    """Samples of audio in its longest track."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSet:
+    """A folder of shards, as its manifest.json describes it."""
+
+    folder: Path
+    source: str
+    """Name of the corpus, such as fma_small."""
+    codec: str
+    """How the audio is stored; wav: 16-bit mono with a header of 44 bytes."""
+    sample_rate: int
+    """In Hz."""
+    classes: tuple[str, ...]
+    """The label of a track is the place of its class in here, or -1."""
+    seed: int
+    """Of the shuffle."""
+    min_seconds: float
+    """Shorter tracks were left out."""
+    splits: dict[str, tuple[Shard, ...]]
+    """Those that have shards, in the order training, validation, test."""
+    rejected: dict[str, int]
+    """Files left out by reason code."""
+
+    def shards(self, splits: Sequence[str], labelled_only: bool = False) -> tuple[Shard, ...]:
+        """Return the shards of `splits`, in that order; `labelled_only`: those whose tracks have classes.
+
+        Raises `DataError` for a split that has none.
+        """
+        return tuple(shard for split in splits for shard in self._shards(split, labelled_only))
+
+    def _shards(self, split: str, labelled_only: bool) -> tuple[Shard, ...]:
+        found = tuple(shard for shard in self.splits.get(split, ()) if shard.labelled or not labelled_only)
+        if not found:
+            kind = "labelled tracks" if labelled_only else "tracks"
+            raise DataError(
+                f"{self.folder} has no {kind} in split {split!r}: its splits are {', '.join(self.splits)}."
+            )
+        return found
+
+    def tracks(self, splits: Sequence[str], labelled_only: bool = False) -> int:
+        """Return how many tracks `shards` would give."""
+        return sum(shard.tracks for shard in self.shards(splits, labelled_only))
+
+    def path(self, file: str) -> Path:
+        """Return where `file`, a tar or an index of this set, is."""
+        return self.folder / file
+
+
+def find_shards(data: str | Path, data_dir: Path = Path("data")) -> ShardSet:
+    """Return the shard set that `data` means: a folder, or a name found under `data_dir`/shards.
+
+    Raises `DataError` if there is none, or as `read_manifest` does.
+    """
+    for folder in (Path(data), data_dir / "shards" / data):
+        if (folder / MANIFEST).is_file():
+            return read_manifest(folder)
+    raise DataError(
+        f"no shards {str(data)!r}: neither {Path(data)} nor {data_dir / 'shards' / data} has a {MANIFEST}; "
+        f"`siamusic-fast shard {Path(data).name or data}` makes them."
+    )
+
+
+def read_manifest(folder: Path) -> ShardSet:
+    """Return the shard set in `folder`, every file of which is there and has its size.
+
+    Raises `DataError` if there is no manifest, one of another version, or if files do not match it.
+    """
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = values.pop("format_version")
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} is no shard set: it has no {MANIFEST}; `siamusic-fast shard` makes one."
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise _damaged(folder, error) from None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{folder / MANIFEST} has format version {version}, this version of siamusic-fast reads "
+            f"{FORMAT_VERSION}: update siamusic-fast, or pack the audio again."
+        )
+    try:
+        shard_set = _from_json(folder, values)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _damaged(folder, error) from None
+    for shards in shard_set.splits.values():
+        for shard in shards:
+            _check_files(folder, shard)
+    return shard_set
+
+
+def write_manifest(shard_set: ShardSet) -> None:
+    """Write the manifest of `shard_set` into its folder, atomically."""
+    values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(shard_set)}
+    del values["folder"]
+    text = json.dumps(values, indent=2)
+    with atomic_write(shard_set.folder / MANIFEST) as file:
+        file.write(f"{text}\n".encode())
+
+
+def _from_json(folder: Path, values: dict[str, Any]) -> ShardSet:
+    splits = {
+        split: tuple(Shard(**shard) for shard in shards) for split, shards in values.pop("splits").items()
+    }
+    classes = tuple(values.pop("classes"))
+    return ShardSet(folder=folder, splits=splits, classes=classes, **values)
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): pack the audio again, "
+        f"`siamusic-fast shard --force` does."
+    )
+
+
+def _check_files(folder: Path, shard: Shard) -> None:
+    for name in (shard.file, shard.index):
+        if name in ("", "..") or Path(name).name != name:
+            raise DataError(
+                f"{folder / MANIFEST} names {name!r}, which is not a plain file name in its folder: "
+                f"do not use this shard set."
+            )
+    size = _size(folder / shard.file)
+    if size != shard.bytes or _size(folder / shard.index) is None:
+        state = "is missing or has no index" if size is None or size == shard.bytes else f"has {size} bytes"
+        raise DataError(
+            f"{folder / shard.file} {state}, the manifest says {shard.bytes} bytes with index {shard.index}: "
+            f"copy the shard set again, or pack it again with `siamusic-fast shard --force`."
+        )
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

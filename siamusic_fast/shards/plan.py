@@ -1,0 +1,79 @@
+"""Which track goes into which shard: a function of the tracks and two settings, and of nothing else."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One audio file that a corpus lists."""
+
+    key: str
+    """Name of the sample in its shard, unique in the corpus: FMA's six digits."""
+    path: str
+    """Relative to the corpus, with forward slashes."""
+    split: str
+    genre: str
+    """Empty if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A folder of audio and what is known about each file."""
+
+    name: str
+    folder: Path
+    tracks: tuple[Track, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Genres in alphabetical order; the label of a track is the place of its genre in here, or -1."""
+        return tuple(sorted({track.genre for track in self.tracks} - {""}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """One shard to be written."""
+
+    stem: str
+    """File name without its ending."""
+    split: str
+    labelled: bool
+    tracks: tuple[Track, ...]
+    """In the order of the shard."""
+
+
+def plan_shards(tracks: Iterable[Track], *, tracks_per_shard: int, seed: int) -> tuple[ShardPlan, ...]:
+    """Deal `tracks` to shards, shuffled within each split; labelled and unlabelled ones share none.
+
+    The order is that of a hash of seed and key: the same on every machine, whatever the order of `tracks`.
+    The shards of a group differ by one track at most, and none exceeds `tracks_per_shard`.
+    """
+    groups: dict[tuple[int, bool], list[Track]] = defaultdict(list)
+    for track in tracks:
+        groups[SPLITS.index(track.split), track.genre == ""].append(track)
+    plans = []
+    for (split, unlabelled), members in sorted(groups.items()):
+        members.sort(key=lambda track: _shuffled(seed, track.key))
+        stem = f"{SPLITS[split]}-unlabelled" if unlabelled else SPLITS[split]
+        count = -(-len(members) // tracks_per_shard)
+        edges = [len(members) * shard // count for shard in range(count + 1)]
+        plans += [
+            ShardPlan(
+                stem=f"{stem}-{shard:06d}",
+                split=SPLITS[split],
+                labelled=not unlabelled,
+                tracks=tuple(members[edges[shard] : edges[shard + 1]]),
+            )
+            for shard in range(count)
+        ]
+    return tuple(plans)
+
+
+def _shuffled(seed: int, key: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()

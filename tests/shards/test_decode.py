@@ -1,0 +1,128 @@
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from siamusic_fast.shards.decode import REASONS, AudioError, _silent_stderr, decode, decode_pcm, to_pcm
+
+
+def write_wav(path: Path, audio: np.ndarray, sample_rate: int, subtype: str = "FLOAT") -> Path:
+    soundfile.write(path, audio, sample_rate, format="WAV", subtype=subtype)
+    return path
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    audio = np.random.default_rng(0).uniform(-1, 1, (1000, 3)).astype(np.float32)
+    path = write_wav(tmp_path / "a.wav", audio, 22_050)
+    np.testing.assert_allclose(decode(path, 22_050), audio.mean(axis=1), atol=1e-7)
+
+
+def test_a_resampled_sine_keeps_its_frequency_and_level(tmp_path: Path) -> None:
+    sine = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(88_200) / 44_100)
+    decoded = decode(write_wav(tmp_path / "a.wav", sine, 44_100), 22_050)
+    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(44_100) / 22_050)
+    assert decoded.dtype == np.float32
+    assert decoded.shape == (44_100,)
+    np.testing.assert_allclose(decoded[500:-500], expected[500:-500], atol=1e-4)
+
+
+def test_16_bits_are_rounded_half_to_even_and_clipped() -> None:
+    audio = np.array([0, 0.5, -1, 1, 1.19, -7, 1.5 / 32_768, 2.5 / 32_768, -0.6 / 32_768], np.float32)
+    expected = [0, 16_384, -32_768, 32_767, 32_767, -32_768, 2, 2, -1]
+    assert to_pcm(audio).tolist() == expected
+
+
+def test_16_bit_audio_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    pcm = np.random.default_rng(0).integers(-32_768, 32_768, 22_050).astype(np.int16)
+    path = write_wav(tmp_path / "a.wav", pcm, 22_050, "PCM_16")
+    np.testing.assert_array_equal(decode_pcm(path, 22_050, 1.0), pcm)
+
+
+def test_a_track_of_exactly_the_shortest_length_is_kept(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", np.full(8000, 0.1), 8000)
+    assert len(decode_pcm(path, 8000, 1.0)) == 8000
+    with pytest.raises(AudioError, match="too-short") as caught:
+        decode_pcm(path, 8000, 1.001)
+    assert caught.value.reason == "too-short"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "missing"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html>", "not-audio"),
+        (b"\xff\xfb\x90\x00" + bytes(50), "not-audio"),
+    ],
+)
+def test_what_is_no_audio_is_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "a.mp3"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AudioError) as caught:
+        decode(path, 22_050)
+    assert caught.value.reason == reason
+    assert reason in REASONS
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("rate", [22_050, 44_100])
+def test_one_value_out_of_range_spoils_a_track(tmp_path: Path, rate: int, value: float) -> None:
+    audio = np.full((50_000, 2), 0.1, np.float32)
+    audio[20_000:20_002] = value
+    with pytest.raises(AudioError, match="non-finite"):
+        decode(write_wav(tmp_path / "a.wav", audio, rate), 22_050)
+
+
+@pytest.mark.parametrize("rate", [1, 2_000_000])
+def test_an_absurd_sample_rate_is_refused_before_it_is_resampled(tmp_path: Path, rate: int) -> None:
+    path = write_wav(tmp_path / "a.wav", np.full(50_000, 0.1), rate)
+    with pytest.raises(AudioError, match=f"not-audio.*sample rate of {rate} Hz"):
+        decode(path, 22_050)
+
+
+def test_a_folder_and_a_link_to_itself_are_missing_files(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.mp3"
+    loop.symlink_to(loop)
+    for path in (tmp_path, loop):
+        with pytest.raises(AudioError, match="missing"):
+            decode(path, 22_050)
+
+
+def test_notes_of_the_mp3_decoder_do_not_reach_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 88_200), 22_050, format="MP3")
+    content = path.read_bytes()
+    path.write_bytes(content[:4000] + bytes(300) + content[4300:6000])
+    with soundfile.SoundFile(path) as file:
+        file.read()
+    assert capfd.readouterr().err, "libsndfile no longer writes to file descriptor 2"
+    assert len(decode(path, 22_050))
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
+
+
+def test_standard_error_comes_back_after_overlapping_threads(capfd: pytest.CaptureFixture[str]) -> None:
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+
+    def second() -> None:
+        first_is_in.wait()
+        with _silent_stderr:
+            second_is_in.set()
+            first_is_out.wait()
+            os.write(2, b"silent")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with _silent_stderr:
+        first_is_in.set()
+        second_is_in.wait()
+    first_is_out.set()
+    thread.join()
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"

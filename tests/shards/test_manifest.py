@@ -1,0 +1,104 @@
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.shards.manifest import ShardSet, find_shards, read_manifest
+
+
+@pytest.fixture
+def copied(shard_set: ShardSet, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shard_set.folder, tmp_path / "shards" / "mine"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads((folder / "manifest.json").read_text())
+    change(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def test_a_manifest_comes_back_as_it_was_written(shard_set: ShardSet) -> None:
+    assert read_manifest(shard_set.folder) == shard_set
+
+
+def test_sizes_and_checksums_are_those_of_the_files(shard_set: ShardSet) -> None:
+    for shard in shard_set.shards(["training", "validation", "test"]):
+        content = shard_set.path(shard.file).read_bytes()
+        assert len(content) == shard.bytes
+        assert hashlib.sha256(content).hexdigest() == shard.sha256
+
+
+def test_shards_are_found_by_path_and_by_name(copied: Path, tmp_path: Path) -> None:
+    assert find_shards(copied).folder == copied
+    assert find_shards("mine", tmp_path).folder == copied
+    with pytest.raises(DataError, match=r"no shards 'other'.*`siamusic-fast shard other` makes them"):
+        find_shards("other", tmp_path)
+
+
+def test_splits_are_chosen_and_unlabelled_tracks_left_out(shard_set: ShardSet) -> None:
+    assert shard_set.tracks(["training"]) == 24
+    assert shard_set.tracks(["training"], labelled_only=True) == 22
+    assert shard_set.tracks(["test", "validation"]) == 12
+    assert all(shard.labelled for shard in shard_set.shards(["training", "test"], labelled_only=True))
+
+
+def test_an_unknown_split_is_answered_with_those_there_are(shard_set: ShardSet) -> None:
+    with pytest.raises(
+        DataError, match="no tracks in split 'train': its splits are training, validation, test"
+    ):
+        shard_set.shards(["train"])
+    shards = tuple(shard for shard in shard_set.shards(["test"]) if not shard.labelled)
+    unlabelled = dataclasses.replace(shard_set, splits={"test": shards})
+    with pytest.raises(DataError, match="no labelled tracks in split 'test'"):
+        unlabelled.shards(["test"], labelled_only=True)
+
+
+def test_a_folder_without_manifest_is_no_shard_set(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=r"no shard set: it has no manifest\.json"):
+            read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "{", '{"format_version": 1}', '{"format_version": 1, "splits": 3, "classes": []}'],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"is damaged .*--force"):
+        read_manifest(tmp_path)
+
+
+def test_a_newer_format_is_refused(copied: Path) -> None:
+    edit(copied, lambda values: values.update(format_version=2))
+    with pytest.raises(DataError, match="format version 2, this version of siamusic-fast reads 1"):
+        read_manifest(copied)
+
+
+@pytest.mark.parametrize("name", ["../mine/test-000000.tar", "/etc/passwd", "..", ""])
+@pytest.mark.parametrize("field", ["file", "index"])
+def test_a_file_name_that_leaves_the_folder_is_refused(copied: Path, field: str, name: str) -> None:
+    edit(copied, lambda values: values["splits"]["test"][0].update({field: name}))
+    with pytest.raises(DataError, match="not a plain file name"):
+        read_manifest(copied)
+
+
+def test_missing_and_cut_files_are_named(copied: Path) -> None:
+    shard = copied / "test-000000.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=rf"test-000000\.tar has {len(content) - 1} bytes"):
+        read_manifest(copied)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"test-000000\.tar is missing"):
+        read_manifest(copied)
+    shard.write_bytes(content)
+    (copied / "test-000000.idx").unlink()
+    with pytest.raises(DataError, match=r"test-000000\.tar .*no index"):
+        read_manifest(copied)
