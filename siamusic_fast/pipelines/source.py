@@ -1,0 +1,94 @@
+"""DALI nodes that read shards: whole tracks as memory-mapped int16, and crops cut out of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from nvidia.dali import fn, types
+from nvidia.dali import math as dmath
+from nvidia.dali.data_node import DataNode
+
+from siamusic_fast.shards.manifest import Shard, ShardSet
+
+READER = "tracks"
+"""Name of the reader in every graph."""
+
+HEADER = 22
+"""int16 values before the first sample of a WAV file: its canonical header has 44 bytes."""
+_SHUFFLE_BUFFER = 1024
+"""Tracks among which the reader draws the next. They are mapped, not read, so the buffer takes no memory."""
+_LABEL_WEIGHTS = np.array([0, 1000, 100, 10, 1], dtype=np.int32)
+_ZERO, _MINUS = ord("0"), ord("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which tracks a process reads, and in which order."""
+
+    shard_set: ShardSet
+    shards: tuple[Shard, ...]
+    shuffle: bool
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def tracks(self) -> int:
+        """Tracks of all ranks together."""
+        return sum(shard.tracks for shard in self.shards)
+
+    @property
+    def tracks_here(self) -> int:
+        """Tracks of this rank in the first epoch; ranks differ by at most one."""
+        return self.tracks * (self.rank + 1) // self.world_size - self.tracks * self.rank // self.world_size
+
+
+def read(source: Source) -> tuple[DataNode, DataNode]:
+    """Return (wav, label) nodes: whole files as int16, without a copy, and int32 scalars, -1 for no class.
+
+    Each rank reads its own part of the shards. An epoch ends on a batch of its own: its tail repeats the
+    last track (`pad_last_batch`), so that no track of the next epoch comes early. When shuffling, ranks
+    exchange their parts from epoch to epoch (`stick_to_shard`).
+    """
+    wav, cls = fn.readers.webdataset(
+        name=READER,
+        paths=[str(source.shard_set.path(shard.file)) for shard in source.shards],
+        index_paths=[str(source.shard_set.path(shard.index)) for shard in source.shards],
+        ext=["wav", "cls"],
+        dtypes=[types.INT16, types.UINT8],
+        missing_component_behavior="error",
+        random_shuffle=source.shuffle,
+        initial_fill=min(_SHUFFLE_BUFFER, source.tracks),
+        seed=source.seed,
+        shard_id=source.rank,
+        num_shards=source.world_size,
+        stick_to_shard=not source.shuffle,
+        pad_last_batch=True,
+    )
+    return wav, _label(cls)
+
+
+def length(audio: DataNode) -> DataNode:
+    """Return the number of values in `audio`, int32."""
+    return fn.cast(audio.shape()[0], dtype=types.INT32)
+
+
+def crop(audio: DataNode, samples: DataNode | int, position: DataNode | float, skip: int = 0) -> DataNode:
+    """Cut `samples` out of `audio` after its first `skip` values; `position`, 0 to 1, says where.
+
+    At one position, the longer of two crops contains the shorter:
+
+        audio           |-----------------------------------|
+        position 0.25   short    |======|
+                        long   |============|
+    """
+    spare = fn.cast(length(audio) - skip - samples, dtype=types.FLOAT)
+    start = fn.cast(dmath.floor(position * spare + 0.5), dtype=types.INT32) + skip
+    return fn.slice(audio, start=start, shape=samples, axes=[0])
+
+
+def _label(digits: DataNode) -> DataNode:
+    """Turn five ASCII bytes such as ``00003`` or ``-0001`` into an int32 scalar."""
+    digits = fn.cast(digits, dtype=types.INT32)
+    value = fn.reductions.sum((digits - _ZERO) * types.Constant(_LABEL_WEIGHTS), axes=[0])
+    sign = 1 - 2 * fn.cast(digits[0] == _MINUS, dtype=types.INT32)
+    return fn.cast(value * sign, dtype=types.INT32)

@@ -1,0 +1,73 @@
+"""Normalisation constants: estimated once per shard set and features, and kept beside the manifest."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any
+
+from torch.utils.dlpack import from_dlpack
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines import graph
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.source import Source
+from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.shards.manifest import ShardSet
+
+CACHE = "normalisation.json"
+"""File in the shard set's folder."""
+_CROPS = 2048
+_BATCH = 32
+
+
+def estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
+    """Return mean and deviation, in dB, of the log-mels of about 2,000 random crops of the training split.
+
+    All splits serve if there is none called training. The result depends on the shards and on `mel` alone,
+    and is read from the shard set's folder if it was estimated before.
+    """
+    key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel)}
+    cached = _cached(shard_set)
+    for entry in cached:
+        if entry["key"] == key:
+            return Normalisation(entry["mean"], entry["deviation"])
+    result = _measure(shard_set, mel)
+    entry = {"key": key, "mean": result.mean, "deviation": result.deviation}
+    # A shard set that cannot be written to serves as well.
+    with contextlib.suppress(OSError), atomic_write(shard_set.path(CACHE)) as file:
+        file.write(json.dumps([*cached, entry], indent=2).encode())
+    return result
+
+
+def _measure(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
+    splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
+    source = Source(shard_set=shard_set, shards=shard_set.shards(splits), shuffle=True)
+    features = graph.Features(mel, Normalisation(0.0, 1.0), "cpu")
+    batch_size = min(_BATCH, source.tracks)
+    pipeline = graph.two_views(
+        source, (), features, batch_size=batch_size, num_threads=2, device_id=None, seed=0
+    )
+    count, total, squares = 0, 0.0, 0.0
+    for _ in range(math.ceil(min(_CROPS, source.tracks) / batch_size)):
+        mels = from_dlpack(pipeline.run()[0].as_tensor()).double()
+        count += mels.numel()
+        total += float(mels.sum())
+        squares += float(mels.square().sum())
+    mean = total / count
+    return Normalisation(mean, math.sqrt(squares / count - mean**2))
+
+
+def _cached(shard_set: ShardSet) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(shard_set.path(CACHE).read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in entries if entry["key"]["shards"] == _digest(shard_set)]
+
+
+def _digest(shard_set: ShardSet) -> str:
+    """Return one checksum of all shards, so that constants of an earlier packing are not taken for these."""
+    sums = sorted(shard.sha256 for shards in shard_set.splits.values() for shard in shards)
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
