@@ -1,0 +1,44 @@
+"""`siamusic-fast preview`: a picture of what the augmentations do."""
+
+from pathlib import Path
+
+import click
+
+from siamusic_fast.analysis import preview as drawing
+from siamusic_fast.cli import options
+from siamusic_fast.cli.console import output
+from siamusic_fast.config import RECIPES, MelConfig
+from siamusic_fast.shards.manifest import find_shards
+
+
+@click.command()
+@click.option("--data", default="fma_medium", show_default=True, help="Shards: a folder, or a name.")
+@options.data_dir
+@click.option("--aug", type=click.Choice(RECIPES), default="image", show_default=True, help="Augmentations.")
+@click.option("--tracks", type=int, default=4, show_default=True, help="How many tracks to draw.")
+@click.option("--split", default="training", show_default=True, help="Where to take the tracks from.")
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Length of a crop.")
+@options.seed
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="PNG file to write.  [default: preview-AUG.png]",
+)
+def preview(
+    data: str, data_dir: Path, aug: str, tracks: int, split: str, seconds: float, seed: int, out: Path | None
+) -> None:
+    """Draw original, view 1 and view 2 of a few tracks.
+
+    Each row is a track: the crop as it is, and the two views that the encoder is asked to see as one.
+
+    \b
+    siamusic-fast preview --data fma_small --aug audio --out preview.png
+    """
+    shard_set = find_shards(data, data_dir)
+    mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
+    path = out or Path(f"preview-{aug}.png")
+    found = drawing.examples(shard_set, recipe=aug, mel=mel, count=tracks, split=split, seed=seed)
+    drawing.draw(found, mel, f"{shard_set.source}: recipe {aug}", path)
+    output.print(str(path))
