@@ -1,0 +1,80 @@
+"""How many pairs per second the loader gives on given shards."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from siamusic_fast.bench.report import Measurement
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.loader import TwoViewLoader
+from siamusic_fast.progress import SILENT, Progress
+from siamusic_fast.shards.manifest import ShardSet
+
+_WARM_UP_SECONDS = 2.0
+_FEWEST_WARM_UP_BATCHES = 8
+
+
+def measure(
+    shard_set: ShardSet,
+    *,
+    recipe: str,
+    mel: MelConfig,
+    batch_size: int,
+    device: torch.device,
+    threads: int | None = None,
+    windows: int = 5,
+    seconds: float = 3.0,
+    progress: Progress = SILENT,
+) -> Measurement:
+    """Return pairs per second of a `TwoViewLoader` in each of `windows` windows of about `seconds`.
+
+    The loader is warmed up first. On a GPU the clock is read when all work that was asked for is done, at
+    the edges of a window only. Raises `ConfigError` for less than one window or no time.
+    """
+    if windows < 1 or seconds <= 0:
+        raise ConfigError(f"windows = {windows} must be at least 1 and seconds = {seconds:g} above 0.")
+    options: dict[str, Any] = {"threads": threads} if threads else {}
+    loader = TwoViewLoader(shard_set, recipe=recipe, mel=mel, batch_size=batch_size, device=device, **options)
+    with loader, progress.task(f"Measuring {recipe}", windows + 1, "windows") as task:
+        batches = _endless(loader)
+        rate = _warm_up(batches, device)
+        task.advance(note="warmed up")
+        per_window = max(1, round(rate * seconds))
+        rates = []
+        for _ in range(windows):
+            rates.append(per_window * batch_size / _time(batches, per_window, device))
+            task.advance(note=f"{rates[-1]:,.0f} pairs/s")
+    return Measurement(name=f"loader, recipe {recipe}", unit="pairs/s", windows=tuple(rates))
+
+
+def _endless(loader: TwoViewLoader) -> Iterator[object]:
+    while True:
+        yield from loader
+
+
+def _warm_up(batches: Iterator[object], device: torch.device) -> float:
+    """Run until caches, buffers and clocks have settled; return the batches per second of the second half."""
+    start = time.perf_counter()
+    count = 0
+    while count < _FEWEST_WARM_UP_BATCHES or time.perf_counter() - start < _WARM_UP_SECONDS / 2:
+        next(batches)
+        count += 1
+    return count / _time(batches, count, device)
+
+
+def _time(batches: Iterator[object], count: int, device: torch.device) -> float:
+    """Return the seconds that the next `count` batches take."""
+    _wait_for(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

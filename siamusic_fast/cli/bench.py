@@ -1,0 +1,98 @@
+"""`siamusic-fast bench`: how fast it is on this machine and these shards."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+import torch
+from rich.table import Table
+
+from siamusic_fast.bench import loader as loader_bench
+from siamusic_fast.bench.report import Measurement, machine
+from siamusic_fast.cli import options
+from siamusic_fast.cli.console import console, output, progress
+from siamusic_fast.config import RECIPES, MelConfig
+from siamusic_fast.shards.manifest import find_shards
+from siamusic_fast.training.distributed import device_for
+
+
+@click.group()
+def bench() -> None:
+    """Measure how fast it is, on this machine and these shards."""
+
+
+@bench.command()
+@click.option("--data", default="fma_medium", show_default=True, help="Shards: a folder, or a name.")
+@options.data_dir
+@click.option(
+    "--aug",
+    "recipes",
+    type=click.Choice(RECIPES),
+    multiple=True,
+    help="Recipe to measure; may be given more than once.  [default: each]",
+)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
+@options.gpus
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: one a core]"
+)
+@click.option("--windows", type=int, default=5, show_default=True, help="How often to measure.")
+@click.option(
+    "--window-seconds", type=float, default=3.0, show_default=True, help="About how long each time."
+)
+@options.quiet
+@options.as_json
+def loader(
+    data: str,
+    data_dir: Path,
+    recipes: tuple[str, ...],
+    batch_size: int,
+    gpus: int | None,
+    threads: int | None,
+    windows: int,
+    window_seconds: float,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure pairs per second of the two-view loader.
+
+    The loader is warmed up, then measured in several windows. The table shows the median and half the
+    distance between the slowest and the fastest window; the last line is the same as JSON, with every window.
+
+    \b
+    siamusic-fast bench loader --data fma_small --aug image
+    """
+    shard_set = find_shards(data, data_dir)
+    mel = MelConfig(sample_rate=shard_set.sample_rate)
+    device = device_for(gpus)
+    found = [
+        loader_bench.measure(
+            shard_set,
+            recipe=recipe,
+            mel=mel,
+            batch_size=batch_size,
+            device=device,
+            threads=threads,
+            windows=windows,
+            seconds=window_seconds,
+            progress=progress(quiet),
+        )
+        for recipe in recipes or RECIPES
+    ]
+    settings = {"shards": shard_set.source, "batch_size": batch_size, "device": device.type}
+    if not (as_json or quiet):
+        console.print(_table(found, device, batch_size))
+    document = {"machine": machine(), "settings": settings | {"mel": dataclasses.asdict(mel)}}
+    output.print_json(json.dumps(document | {"results": [one.as_json() for one in found]}), indent=None)
+
+
+def _table(found: list[Measurement], device: torch.device, batch_size: int) -> Table:
+    table = Table(title=f"Loader on {device.type}, batches of {batch_size}", title_justify="left")
+    table.add_column("what")
+    table.add_column("median", justify="right")
+    table.add_column("spread", justify="right")
+    table.add_column("unit")
+    for one in found:
+        table.add_row(one.name, f"{one.median:,.0f}", f"± {one.spread:.0%}", one.unit)
+    return table
