@@ -13,7 +13,7 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.augment import named_recipe
-from siamusic_fast.pipelines.source import Source
+from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
@@ -38,12 +38,14 @@ def examples(
 ) -> list[Example]:
     """Return the first `count` tracks of `split` with two views each, drawn with `seed`.
 
-    Raises `DataError` if there is no such split, `ConfigError` if `count` is not between 1 and 16.
+    Raises `DataError` if there is no such split, `ConfigError` if `mel` does not fit the tracks or `count` is
+    not between 1 and 16.
     """
     if not 1 <= count <= _BATCH:
         raise ConfigError(f"tracks = {count} must lie between 1 and {_BATCH}.")
-    normalisation = estimate(shard_set, mel)
     source = Source(shard_set=shard_set, shards=shard_set.shards([split]), shuffle=False)
+    check_crops(source, mel)
+    normalisation = estimate(shard_set, mel)
     pipeline = graph.original_and_views(
         source,
         named_recipe(recipe),

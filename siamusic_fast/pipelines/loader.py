@@ -27,7 +27,7 @@ from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.augment import Recipe, named_recipe
 from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.source import Source
+from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
@@ -99,7 +99,7 @@ class _Loader(ABC, Generic[Batch]):
             rank=rank,
             world_size=world_size,
         )
-        _check_crops(self.mel, self._source)
+        check_crops(self._source, self.mel)
         self.batch_size = self._fitting(batch_size)
         self.normalisation = normalisation or estimate(shard_set, self.mel)
         self._features = graph.Features(
@@ -279,23 +279,6 @@ class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
     @property
     def _batches(self) -> int:
         return math.ceil(self._source.tracks_here / self.batch_size)
-
-
-def _check_crops(mel: MelConfig, source: Source) -> None:
-    """Raise `ConfigError` if the shards do not hold what the features need."""
-    rate = source.shard_set.sample_rate
-    if mel.sample_rate != rate:
-        raise ConfigError(
-            f"The features ask for {mel.sample_rate} Hz and the shards in {source.shard_set.folder} "
-            f"have {rate} Hz: pack the audio again at that rate."
-        )
-    shortest = min(shard.shortest for shard in source.shards)
-    if shortest < mel.samples:
-        raise ConfigError(
-            f"A crop of {mel.seconds:g} s is longer than the shortest track in {source.shard_set.folder}, "
-            f"{shortest / rate:.1f} s: use --seconds {math.floor(10 * shortest / rate) / 10:g} or less, "
-            f"or pack again with --min-seconds {mel.seconds:g}."
-        )
 
 
 def _share_of_cores() -> int:

@@ -1,5 +1,6 @@
 """DALI nodes that read shards: whole tracks as memory-mapped int16, and crops cut out of them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ from nvidia.dali import fn, types
 from nvidia.dali import math as dmath
 from nvidia.dali.data_node import DataNode
 
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError
 from siamusic_fast.shards.manifest import Shard, ShardSet
 
 READER = "tracks"
@@ -40,6 +43,23 @@ class Source:
     def tracks_here(self) -> int:
         """Tracks of this rank in the first epoch; ranks differ by at most one."""
         return self.tracks * (self.rank + 1) // self.world_size - self.tracks * self.rank // self.world_size
+
+
+def check_crops(source: Source, mel: MelConfig) -> None:
+    """Raise `ConfigError` if the tracks do not have the sample rate or the length that `mel` needs."""
+    rate = source.shard_set.sample_rate
+    if mel.sample_rate != rate:
+        raise ConfigError(
+            f"The features ask for {mel.sample_rate} Hz and the shards in {source.shard_set.folder} "
+            f"have {rate} Hz: pack the audio again at that rate."
+        )
+    shortest = min(shard.shortest for shard in source.shards)
+    if shortest < mel.samples:
+        raise ConfigError(
+            f"A crop of {mel.seconds:g} s is longer than the shortest track in {source.shard_set.folder}, "
+            f"{shortest / rate:.1f} s: use --seconds {math.floor(10 * shortest / rate) / 10:g} or less, "
+            f"or pack again with --min-seconds {mel.seconds:g}."
+        )
 
 
 def read(source: Source) -> tuple[DataNode, DataNode]:

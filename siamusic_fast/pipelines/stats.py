@@ -12,7 +12,7 @@ from torch.utils.dlpack import from_dlpack
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.source import Source
+from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
 
@@ -26,7 +26,8 @@ def estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
     """Return mean and deviation, in dB, of the log-mels of about 2,000 random crops of the training split.
 
     All splits serve if there is none called training. The result depends on the shards and on `mel` alone,
-    and is read from the shard set's folder if it was estimated before.
+    and is read from the shard set's folder if it was estimated before. Raises `ConfigError` if `mel` does not
+    fit the shards.
     """
     key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel)}
     cached = _cached(shard_set)
@@ -44,6 +45,7 @@ def estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
 def _measure(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
     splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
     source = Source(shard_set=shard_set, shards=shard_set.shards(splits), shuffle=True)
+    check_crops(source, mel)
     features = graph.Features(mel, Normalisation(0.0, 1.0), "cpu")
     batch_size = min(_BATCH, source.tracks)
     pipeline = graph.two_views(

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from siamusic_fast.analysis.preview import draw, examples
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.tables import read_tracks
+
+MEL = MelConfig()
+
+
+def test_examples_are_the_first_tracks_of_the_split_with_views_of_their_own(shard_set: ShardSet) -> None:
+    found = examples(shard_set, recipe="image", mel=MEL, count=3)
+    tracks = [track for track in read_tracks(shard_set.folder) if track.split == "training"]
+    assert [example.track for example in found] == tracks[:3]
+    for example in found:
+        pictures = (example.original, example.view_1, example.view_2)
+        assert all(picture.shape == (48, 431) for picture in pictures)
+        assert not np.array_equal(example.view_1, example.view_2)
+        assert -100 <= example.original.min() < example.original.max() < 60
+
+
+def test_without_augmentation_the_views_are_the_original(shard_set: ShardSet) -> None:
+    for example in examples(shard_set, recipe="none", mel=MEL, count=2, split="test"):
+        np.testing.assert_array_equal(example.view_1, example.original)
+        np.testing.assert_array_equal(example.view_2, example.original)
+
+
+def test_the_picture_is_a_png_with_a_row_per_track(shard_set: ShardSet, tmp_path: Path) -> None:
+    heights = []
+    for count in (1, 3):
+        path = tmp_path / "new" / f"{count}.png"
+        draw(examples(shard_set, recipe="image", mel=MEL, count=count), MEL, "Recipe image", path)
+        heights.append(image.imread(path).shape[0])
+    assert heights[1] > 2 * heights[0] - 120
+
+
+@pytest.mark.parametrize("count", [0, 17])
+def test_a_picture_has_one_to_sixteen_tracks(shard_set: ShardSet, count: int) -> None:
+    with pytest.raises(ConfigError, match=f"tracks = {count} must lie between 1 and 16"):
+        examples(shard_set, recipe="image", mel=MEL, count=count)
+
+
+def test_an_unknown_split_is_refused(shard_set: ShardSet) -> None:
+    with pytest.raises(DataError, match="'exam'"):
+        examples(shard_set, recipe="image", mel=MEL, count=1, split="exam")

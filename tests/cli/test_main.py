@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from siamusic_fast import __version__
+from siamusic_fast.cli import COMMANDS, main
+from siamusic_fast.shards.manifest import ShardSet
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def error_line(result: Result) -> str:
+    """Return the one line that a user's mistake is answered with."""
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "siamusic_fast", "--version"], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == f"siamusic-fast, version {__version__}\n"
+
+
+def test_help_answers_without_loading_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from siamusic_fast.cli import main; "
+        "CliRunner().invoke(main, ['--help']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    example = f"siamusic-fast {command}" if command != "bench" else "loader"
+    assert example in result.stdout
+
+
+def test_an_unknown_command_is_a_mistake_of_usage() -> None:
+    result = run("pertrain")
+    assert result.exit_code == 2
+    assert "pertrain" in result.stderr
+
+
+def test_preview_writes_the_picture_and_prints_its_path(shard_set: ShardSet, tmp_path: Path) -> None:
+    path = tmp_path / "views.png"
+    result = run("preview", "--data", shard_set.folder, "--tracks", 1, "--out", path)
+    assert result.exit_code == 0
+    assert result.stdout == f"{path}\n"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_preview_names_what_makes_missing_shards(tmp_path: Path) -> None:
+    line = error_line(run("preview", "--data", "fma_medium", "--data-dir", tmp_path))
+    assert "fma_medium" in line
+    assert "siamusic-fast shard fma_medium" in line
+
+
+def test_preview_refuses_a_crop_longer_than_the_tracks(shard_set: ShardSet, tmp_path: Path) -> None:
+    words = ("preview", "--data", shard_set.folder, "--seconds", 60, "--out", tmp_path / "x.png")
+    assert "longer than the shortest track" in error_line(run(*words))
+
+
+def test_bench_loader_ends_with_one_line_of_json(shard_set: ShardSet) -> None:
+    words = ("--data", shard_set.folder, "--aug", "image", "--batch-size", 8, "--gpus", 0)
+    result = run("bench", "loader", *words, "--windows", 2, "--window-seconds", 0.2)
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()
+    document = json.loads(line)
+    assert document["settings"]["shards"] == "fma_medium"
+    assert [one["name"] for one in document["results"]] == ["loader, recipe image"]
+    assert len(document["results"][0]["windows"]) == 2
+    assert "pairs/s" in result.stderr
+
+
+def test_bench_refuses_a_gpu_where_there_is_none(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 1))
+    assert "--gpus 1" in line
+    assert "--gpus 0" in line
+
+
+def test_bench_refuses_a_batch_larger_than_the_split(shard_set: ShardSet) -> None:
+    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 0))
+    assert "A batch of 64 does not fit the 24 tracks" in line
+    assert "--batch-size 24" in line
+
+
+def test_an_unknown_recipe_is_a_mistake_of_usage_that_names_the_recipes() -> None:
+    for command in (("preview",), ("bench", "loader")):
+        result = run(*command, "--aug", "jazz")
+        assert result.exit_code == 2
+        assert all(name in result.stderr for name in ("'jazz'", "image", "audio", "none"))
