@@ -1,0 +1,80 @@
+"""Checkpoints: one file of tensors and plain values, written whole or not at all; JSON beside it to read."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.shards.files import atomic_write
+
+FORMAT_VERSION = 1
+
+
+def save(path: Path, kind: str, values: dict[str, Any]) -> None:
+    """Write `values` (tensors, numbers, text, bytes, and lists and dicts of them) to `path`.
+
+    `kind` says what the file is for ("pretraining", "classifier"), so that `load` can tell them apart.
+    """
+    content = {"format": f"siamusic-fast {kind}", "format_version": FORMAT_VERSION, **values}
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Return what `save` wrote, with all tensors on the CPU.
+
+    Nothing but tensors and plain values is unpickled: a file from elsewhere cannot run code. Raises DataError
+    if there is no such file, if it is damaged, or if it is something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} does not exist: this is no {kind} run, or it was stopped too early."
+        ) from error
+    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is damaged or no checkpoint: use the file of another run.") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != f"siamusic-fast {kind}":
+        raise DataError(f"{path} is no {kind} checkpoint of siamusic-fast (format {found!r}).")
+    if content["format_version"] > FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {content['format_version']}, this siamusic-fast reads up to "
+            f"{FORMAT_VERSION}: install a newer one."
+        )
+    return {name: value for name, value in content.items() if not name.startswith("format")}
+
+
+def save_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` for people to read."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def new_folder(path: Path) -> Path:
+    """Make the folder of a new run. Raises DataError if something is in it: no results are overwritten."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise DataError(f"{path} already exists and is not empty: choose another folder with --out.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's random generators on the CPU and on `device`."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Set what `random_states` returned."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,113 @@
+"""What a run is measured by while it runs, collapse and speed, and the log that it is kept in."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from siamusic_fast.errors import DataError
+
+LOG_FILE = "metrics.jsonl"
+
+T = TypeVar("T")
+
+
+@torch.no_grad()
+def collapse_measure(z: Tensor) -> Tensor:
+    """Return the deviation per dimension, averaged over dimensions, of the normalised rows of `z` [B, d].
+
+    Chen & He 2021, section 4.1: 1/sqrt(d) when the outputs spread over the sphere, 0 when all are the same.
+    """
+    return F.normalize(z.float(), dim=1).std(dim=0).mean()
+
+
+def check_finite(losses: Sequence[float], last_step: int, remedy: str) -> None:
+    """Raise DataError if one of `losses`, those of the steps up to `last_step`, is infinite or NaN."""
+    for step, loss in enumerate(losses, start=last_step - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the loss became {loss} at step {step}, mostly a sign of too high a learning rate: {remedy}."
+            )
+
+
+class Stopwatch:
+    """Measures how long a loop ran since the last reading and how much of that it waited for batches."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches; the time that each takes to arrive counts as waiting."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - asked
+            yield batch
+
+    def read(self) -> tuple[float, float]:
+        """Return the seconds since the last reading and the seconds of them spent waiting; start again."""
+        now = time.perf_counter()
+        reading = now - self._started, self._waited
+        self._started, self._waited = now, 0.0
+        return reading
+
+
+class RunLog:
+    """Appends one JSON object per line to metrics.jsonl and the same values to TensorBoard's event file.
+
+    With `active=False` (all ranks but the first) it writes nothing. `resume_at` is the last step that counts
+    of a run that goes on: TensorBoard then drops later ones, and `read_log` takes the last line of each step.
+    """
+
+    def __init__(self, folder: Path, *, active: bool = True, resume_at: int | None = None) -> None:
+        self._board: SummaryWriter | None = None
+        if active:
+            purge = None if resume_at is None else resume_at + 1
+            self._board = SummaryWriter(folder, purge_step=purge)
+            self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._lines.close()
+
+    def write(self, step: int, **values: float) -> None:
+        """Log `values` of `step`."""
+        if self._board is None:
+            return
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run logged, one entry per step, in order; of a step that was repeated, the last.
+
+    A line that a crash cut off is left out.
+    """
+    by_step = {}
+    for text in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            by_step[line["step"]] = line
+    return [by_step[step] for step in sorted(by_step)]
