@@ -1,0 +1,88 @@
+"""`siamusic-fast evaluate`: how good a classifier is on the test tracks."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from siamusic_fast.analysis import plots
+from siamusic_fast.cli import options
+from siamusic_fast.cli.console import output, progress
+from siamusic_fast.shards.manifest import find_shards
+from siamusic_fast.training import evaluate as training
+from siamusic_fast.training.distributed import Job, device_for
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", default="fma_small", show_default=True, help="Shards: a folder, or a name.")
+@options.data_dir
+@options.gpus
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the results.  [default: evaluate beside the classifier]",
+)
+@options.quiet
+@options.as_json
+def evaluate(
+    run: Path,
+    data: str,
+    data_dir: Path,
+    gpus: int | None,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Score the classifier of RUN on every test track once.
+
+    RUN is a pre-training run that was fine-tuned, or the folder of a classifier. Probabilities are averaged
+    over crops that cover a track. Writes results.json, predictions.csv and confusion.png.
+
+    \b
+    siamusic-fast evaluate runs/20260102-030405-image-resnet50 --data fma_small
+    """
+    shard_set = find_shards(data, data_dir)
+    job = Job(device=device_for(gpus))
+    result = training.evaluate(run, shard_set, out, job=job, progress=progress(quiet))
+    plots.evaluation(result)
+    if as_json:
+        values = {
+            "folder": str(result.folder),
+            "data": result.data,
+            **dataclasses.asdict(result.scores),
+        }
+        output.print_json(json.dumps(values), indent=None)
+    elif quiet:
+        output.print(str(result.folder))
+    else:
+        render(result)
+
+
+def render(result: training.EvaluateResult) -> None:
+    """Print the scores, by class and overall, and the folder of the results last."""
+    scores = result.scores
+    table = Table(
+        title=f"{scores.tracks} test tracks of {result.data}; accuracy {scores.accuracy:.1%}, "
+        f"chance {scores.chance:.1%}",
+        title_justify="left",
+    )
+    table.add_column("class")
+    for heading in ("tracks", "recall", "precision", "F1"):
+        table.add_column(heading, justify="right")
+    for one in scores.classes:
+        table.add_row(one.name, str(one.tracks), f"{one.recall:.1%}", f"{one.precision:.1%}", f"{one.f1:.1%}")
+    table.add_section()
+    table.add_row(
+        "macro average",
+        str(scores.tracks),
+        f"{scores.recall:.1%}",
+        f"{scores.precision:.1%}",
+        f"{scores.f1:.1%}",
+    )
+    output.print(table)
+    output.print(f"Results: {result.folder}", markup=False)
