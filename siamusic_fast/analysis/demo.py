@@ -19,10 +19,10 @@ from siamusic_fast.training.finetune import FinetuneResult, finetune
 from siamusic_fast.training.pretrain import PretrainResult, pretrain
 
 PRETRAIN = PretrainConfig(
-    mel=MelConfig(seconds=2.0), recipe="image", backbone="resnet18", epochs=10, batch_size=32
+    mel=MelConfig(seconds=2.0), recipe="image", backbone="resnet18", epochs=8, batch_size=32
 )
 """Shorter crops and a smaller backbone than the paper's, so that two CPU cores take minutes."""
-FINETUNE = FinetuneConfig(epochs=12, batch_size=32)
+FINETUNE = FinetuneConfig(epochs=8, batch_size=32)
 PREVIEW_TRACKS = 4
 
 

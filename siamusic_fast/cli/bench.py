@@ -13,6 +13,7 @@ from siamusic_fast.bench.report import Measurement, machine
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import console, output, progress
 from siamusic_fast.config import RECIPES, MelConfig
+from siamusic_fast.pipelines.augment import named_recipe
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training.distributed import device_for
 
@@ -23,12 +24,12 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--data", default="fma_medium", show_default=True, help="Shards: a folder, or a name.")
+@options.data
 @options.data_dir
 @click.option(
     "--aug",
     "recipes",
-    type=click.Choice(RECIPES),
+    metavar="|".join(RECIPES),
     multiple=True,
     help="Recipe to measure; may be given more than once.  [default: each]",
 )
@@ -66,6 +67,8 @@ def loader(
     shard_set = find_shards(data, data_dir)
     mel = MelConfig(sample_rate=shard_set.sample_rate)
     device = device_for(gpus)
+    for recipe in recipes:
+        named_recipe(recipe)
     found = [
         loader_bench.measure(
             shard_set,

@@ -17,7 +17,7 @@ from siamusic_fast.training.distributed import Job, device_for
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", default="fma_small", show_default=True, help="Shards: a folder, or a name.")
+@options.labelled_data
 @options.data_dir
 @options.gpus
 @click.option(

@@ -20,7 +20,7 @@ DEFAULTS = FinetuneConfig()
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", default="fma_small", show_default=True, help="Shards: a folder, or a name.")
+@options.labelled_data
 @options.data_dir
 @click.option(
     "--epochs", type=int, default=DEFAULTS.epochs, show_default=True, help="Passes over the tracks."

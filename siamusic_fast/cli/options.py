@@ -4,8 +4,21 @@ from pathlib import Path
 
 import click
 
+from siamusic_fast.config import RECIPES
+
 quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+data = click.option("--data", default="fma_medium", show_default=True, help="Shards: a folder, or a name.")
+labelled_data = click.option(
+    "--data", default="fma_small", show_default=True, help="Shards: a folder, or a name."
+)
+aug = click.option(
+    "--aug",
+    metavar="|".join(RECIPES),
+    default="image",
+    show_default=True,
+    help="Augmentations of the two views.",
+)
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
 gpus = click.option(
     "--gpus",

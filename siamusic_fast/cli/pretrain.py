@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from siamusic_fast.analysis import plots
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
-from siamusic_fast.config import BACKBONES, RECIPES, MelConfig, PretrainConfig
+from siamusic_fast.config import BACKBONES, MelConfig, PretrainConfig
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import distributed
 from siamusic_fast.training import pretrain as training
@@ -23,15 +23,9 @@ _FREE_ON_RESUME = {"resume", "data", "data_dir", "gpus", "workers", "quiet", "as
 
 
 @click.command()
-@click.option("--data", default="fma_medium", show_default=True, help="Shards: a folder, or a name.")
+@options.data
 @options.data_dir
-@click.option(
-    "--aug",
-    metavar="|".join(RECIPES),
-    default=DEFAULTS.recipe,
-    show_default=True,
-    help="Augmentations of the two views.",
-)
+@options.aug
 @click.option(
     "--backbone",
     metavar="|".join(BACKBONES),

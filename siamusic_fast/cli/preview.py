@@ -7,14 +7,14 @@ import click
 from siamusic_fast.analysis import preview as drawing
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output
-from siamusic_fast.config import RECIPES, MelConfig
+from siamusic_fast.config import MelConfig
 from siamusic_fast.shards.manifest import find_shards
 
 
 @click.command()
-@click.option("--data", default="fma_medium", show_default=True, help="Shards: a folder, or a name.")
+@options.data
 @options.data_dir
-@click.option("--aug", type=click.Choice(RECIPES), default="image", show_default=True, help="Augmentations.")
+@options.aug
 @click.option("--tracks", type=int, default=4, show_default=True, help="How many tracks to draw.")
 @click.option("--split", default="training", show_default=True, help="Where to take the tracks from.")
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Length of a crop.")
