@@ -1,6 +1,7 @@
 """Audio and shards that tests share: MP3s in FMA's layout, some of them broken, and their shard set."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import soundfile
 from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
 
 GENRES = ("Electronic", "Folk", "Rock")
 BROKEN = {

@@ -12,18 +12,30 @@ from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet, read_manifest
 from siamusic_fast.shards.pack import pack
-from siamusic_fast.shards.synthetic import synthesise
+from siamusic_fast.shards.synthetic import Corpus, synthesise
 from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.evaluate import EvaluateResult, evaluate
 from siamusic_fast.training.finetune import FinetuneResult, finetune
 from siamusic_fast.training.pretrain import PretrainResult, pretrain
 
-PRETRAIN = PretrainConfig(
-    mel=MelConfig(seconds=2.0), recipe="image", backbone="resnet18", epochs=8, batch_size=32
-)
-"""Shorter crops and a smaller backbone than the paper's, so that two CPU cores take minutes."""
-FINETUNE = FinetuneConfig(epochs=8, batch_size=32)
 PREVIEW_TRACKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What is made and how it is trained on."""
+
+    corpus: Corpus
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+
+
+DEFAULT = DemoConfig(
+    corpus=Corpus(),
+    pretrain=PretrainConfig(mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32),
+    finetune=FinetuneConfig(epochs=8, batch_size=32),
+)
+"""Shorter crops, a smaller backbone and fewer epochs than the paper's: minutes on two CPU cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +51,13 @@ class DemoResult:
 
 
 def demo(
-    root: Path, *, seed: int = 0, workers: int, job: Job | None = None, progress: Progress = SILENT
+    root: Path,
+    config: DemoConfig = DEFAULT,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    job: Job | None = None,
+    progress: Progress = SILENT,
 ) -> DemoResult:
     """Synthesise, pack, preview, pre-train, fine-tune, evaluate and draw, all inside the folder `root`.
 
@@ -47,17 +65,17 @@ def demo(
     with `seed`, into a run folder of its own. Raises `DataError` if `root` holds something else.
     """
     started = time.perf_counter()
-    shard_set = _shards(root / "data", workers, progress)
+    shard_set = shards(root / "data", config.corpus, workers, progress)
     run = root / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}"
-    pretrained = pretrain(
-        dataclasses.replace(PRETRAIN, seed=seed), shard_set, run, job=job, progress=progress
-    )
-    finetuned = finetune(dataclasses.replace(FINETUNE, seed=seed), run, shard_set, job=job, progress=progress)
+    pretrain_config = dataclasses.replace(config.pretrain, seed=seed)
+    pretrained = pretrain(pretrain_config, shard_set, run, job=job, progress=progress)
+    finetune_config = dataclasses.replace(config.finetune, seed=seed)
+    finetuned = finetune(finetune_config, run, shard_set, job=job, progress=progress)
     evaluated = evaluate(run, shard_set, job=job, progress=progress)
 
-    mel = MelConfig()
-    found = preview.examples(shard_set, recipe=PRETRAIN.recipe, mel=mel, count=PREVIEW_TRACKS, seed=seed)
-    preview.draw(found, mel, f"Recipe {PRETRAIN.recipe}", run / "plots" / "preview.png")
+    recipe, mel = config.pretrain.recipe, MelConfig()
+    found = preview.examples(shard_set, recipe=recipe, mel=mel, count=PREVIEW_TRACKS, seed=seed)
+    preview.draw(found, mel, f"Recipe {recipe}", run / "plots" / "preview.png")
     plots.pretraining(run)
     plots.finetuning(finetuned.folder)
     plots.evaluation(evaluated)
@@ -71,12 +89,12 @@ def demo(
     )
 
 
-def _shards(data: Path, workers: int, progress: Progress) -> ShardSet:
-    """Return the demo's shards, made if they are not there."""
+def shards(data: Path, corpus: Corpus, workers: int, progress: Progress) -> ShardSet:
+    """Return the shards of `corpus` in `data`, synthesised and packed if they are not there."""
     folder = data / "shards" / "fma_small"
     if (folder / MANIFEST).is_file():
         return read_manifest(folder)
-    corpus = data / "synthetic"
-    if not corpus.exists():
-        synthesise(corpus, workers=workers, progress=progress)
-    return pack(load_fma("fma_small", corpus), folder, workers=workers, progress=progress)
+    audio = data / "synthetic"
+    if not audio.exists():
+        synthesise(audio, corpus, workers=workers, progress=progress)
+    return pack(load_fma("fma_small", audio), folder, workers=workers, progress=progress)

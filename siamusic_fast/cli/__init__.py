@@ -1,6 +1,7 @@
 """The commands: each parses, calls the library and renders what comes back."""
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -9,6 +10,10 @@ import click
 from siamusic_fast import __version__
 from siamusic_fast.cli.console import show_error
 from siamusic_fast.errors import SiamusicError
+
+# On the CPU, torch's threads share the cores with DALI's. By default a thread that waits for others spins,
+# and takes from those that it waits for. Read when torch is first imported; a user's own setting counts.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 COMMANDS = {
     "shard": "Pack audio into WebDataset shards.",

@@ -13,6 +13,7 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source, check_crops
+from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
 
@@ -22,7 +23,7 @@ _CROPS = 2048
 _BATCH = 32
 
 
-def estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
+def estimate(shard_set: ShardSet, mel: MelConfig, progress: Progress = SILENT) -> Normalisation:
     """Return mean and deviation, in dB, of the log-mels of about 2,000 random crops of the training split.
 
     All splits serve if there is none called training. The result depends on the shards and on `mel` alone,
@@ -34,7 +35,7 @@ def estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
     for entry in cached:
         if entry["key"] == key:
             return Normalisation(entry["mean"], entry["deviation"])
-    result = _measure(shard_set, mel)
+    result = _measure(shard_set, mel, progress)
     entry = {"key": key, "mean": result.mean, "deviation": result.deviation}
     # A shard set that cannot be written to serves as well.
     with contextlib.suppress(OSError), atomic_write(shard_set.path(CACHE)) as file:
@@ -42,7 +43,7 @@ def estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
     return result
 
 
-def _measure(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
+def _measure(shard_set: ShardSet, mel: MelConfig, progress: Progress) -> Normalisation:
     splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
     source = Source(shard_set=shard_set, shards=shard_set.shards(splits), shuffle=True)
     check_crops(source, mel)
@@ -52,11 +53,14 @@ def _measure(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
         source, (), features, batch_size=batch_size, num_threads=2, device_id=None, seed=0
     )
     count, total, squares = 0, 0.0, 0.0
-    for _ in range(math.ceil(min(_CROPS, source.tracks) / batch_size)):
-        mels = from_dlpack(pipeline.run()[0].as_tensor()).double()
-        count += mels.numel()
-        total += float(mels.sum())
-        squares += float(mels.square().sum())
+    batches = math.ceil(min(_CROPS, source.tracks) / batch_size)
+    with progress.task("Estimating mean and deviation", batches, "batches") as task:
+        for _ in range(batches):
+            mels = from_dlpack(pipeline.run()[0].as_tensor()).double()
+            count += mels.numel()
+            total += float(mels.sum())
+            squares += float(mels.square().sum())
+            task.advance()
     mean = total / count
     return Normalisation(mean, math.sqrt(squares / count - mean**2))
 

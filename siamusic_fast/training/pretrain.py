@@ -76,7 +76,7 @@ def pretrain(
     if saved:
         normalisation = Normalisation(**saved["normalisation"])
     else:
-        normalisation = job.once(lambda: estimate(shard_set, config.mel))
+        normalisation = job.once(lambda: estimate(shard_set, config.mel, progress))
     loader = TwoViewLoader(
         shard_set,
         recipe=config.recipe,
