@@ -60,6 +60,7 @@ def training_curves(
         axis.plot(*np.array(points).T, linewidth=1.5, marker="." if few else None)
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
+        axis.margins(y=0.15)
         if references and name in references:
             height, words = references[name]
             axis.axhline(height, color="grey", linestyle="--", linewidth=1, label=words)

@@ -43,7 +43,9 @@ def demo(out: Path, gpus: int | None, seed: int, quiet: bool, as_json: bool) -> 
         output.print_json(json.dumps(_as_json(result)), indent=None)
     else:
         output.print(_table(result))
-        note(f"Next: look at {result.run / 'plots'}, then pack your own music with siamusic-fast shard.")
+        for path, what in _files(result).items():
+            output.print(f"{path}  [dim]{what}[/]")
+        note("Next: your own music. siamusic-fast shard --help says how.")
 
 
 def _as_json(result: whole_way.DemoResult) -> dict[str, object]:
@@ -68,7 +70,7 @@ def _table(result: whole_way.DemoResult) -> Table:
     table = Table(title=f"Demo, {result.seconds:.0f} s", title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("figure", justify="right")
-    table.add_column("remark", overflow="fold")
+    table.add_column("remark")
     table.add_row(
         "accuracy", f"{scores.accuracy:.1%}", f"of {scores.tracks} test tracks; chance {scores.chance:.1%}"
     )
@@ -84,19 +86,15 @@ def _table(result: whole_way.DemoResult) -> Table:
         f"{result.pretrained.waiting:.0%} of the time waiting for data",
     )
     table.add_row("packed", f"{packed} tracks", f"{left_out} left out, see rejected.csv")
-    table.add_section()
-    for name, path in _files(result).items():
-        table.add_row(name, "", str(path))
     return table
 
 
-def _files(result: whole_way.DemoResult) -> dict[str, Path]:
-    plots = result.run / "plots"
+def _files(result: whole_way.DemoResult) -> dict[Path, str]:
     return {
-        "shards": result.shard_set.folder,
-        "encoder": result.run / "checkpoint.pt",
-        "classifier": result.finetuned.folder / "classifier.pt",
-        "predictions": result.evaluated.folder / "predictions.csv",
-        "pictures": plots / "preview.png",
-        "": result.evaluated.folder / "confusion.png",
+        result.shard_set.folder: "shards, manifest, tracks.csv, rejected.csv",
+        result.run / "checkpoint.pt": "encoder",
+        result.finetuned.folder / "classifier.pt": "classifier",
+        result.evaluated.folder / "predictions.csv": "predictions of the test tracks",
+        result.evaluated.folder / "confusion.png": "confusion matrix",
+        result.run / "plots" / "preview.png": "two views of a few tracks",
     }

@@ -27,7 +27,7 @@ CONFIG = "config.json"
 SPLITS = ("training",)
 """What an encoder learns from: it never meets a track that a classifier is chosen or scored by."""
 LOG_EVERY = 10
-"""Steps between two log lines: only then are values fetched from the device."""
+"""Steps in a log line, or fewer at the end of an epoch: only then are values fetched from the device."""
 HEALTHY_COLLAPSE = 1 / math.sqrt(PROJECTION_DIM)
 """Collapse measure of outputs that spread over the whole sphere."""
 
@@ -126,7 +126,7 @@ def pretrain(
 
                 step += 1
                 losses.append(loss.detach())
-                if step % LOG_EVERY == 0 or step % len(loader) == 0:
+                if len(losses) == LOG_EVERY or step % len(loader) == 0:
                     means = job.mean(torch.stack([*losses, collapse_measure(z1)]))
                     *step_losses, collapse = means.tolist()  # the one place that waits for the device
                     check_finite(step_losses, step, remedy=f"try --lr {config.lr / 10:g}")
