@@ -60,11 +60,10 @@ def training_curves(
         axis.plot(*np.array(points).T, linewidth=1.5, marker="." if few else None)
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-        axis.margins(y=0.15)
         if references and name in references:
             height, words = references[name]
             axis.axhline(height, color="grey", linestyle="--", linewidth=1, label=words)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.15 * max(height, *(value for _, value in points)))
             axis.legend(loc="best", frameon=False)
     axes[-1].set_xlabel(x)
     path.parent.mkdir(parents=True, exist_ok=True)
