@@ -9,11 +9,18 @@ from siamusic_fast.errors import ConfigError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 RECIPES = ("image", "audio", "none")
+MAX_SEED = 2**31 - 1
+"""Largest seed that all random generators take."""
 
 
 def _check_positive(name: str, value: float) -> None:
     if not (value > 0 and math.isfinite(value)):
         raise ConfigError(f"{name} = {value:g} must be a number above 0.")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed = {seed} must lie between 0 and {MAX_SEED}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -87,6 +94,7 @@ class PretrainConfig:
         _check_choice("backbone", self.backbone, BACKBONES)
         _check_positive("epochs", self.epochs)
         _check_positive("lr", self.lr)
+        _check_seed(self.seed)
         if self.batch_size < 2:
             raise ConfigError(
                 f"batch_size = {self.batch_size} must be at least 2: batch norm needs two samples."
@@ -111,6 +119,7 @@ class FinetuneConfig:
         _check_positive("epochs", self.epochs)
         _check_positive("batch_size", self.batch_size)
         _check_positive("lr", self.lr)
+        _check_seed(self.seed)
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay = {self.weight_decay:g} must not be negative.")
 

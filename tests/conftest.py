@@ -4,16 +4,17 @@ import csv
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+import torch
 
 from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
 
 GENRES = ("Electronic", "Folk", "Rock")
 BROKEN = {
@@ -25,6 +26,16 @@ BROKEN = {
     "900/900006": "non-finite",
 }
 """Files of the corpus that cannot be packed, and the reason code of each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none, unless FAIL_WITHOUT_CUDA asks for them to fail."""
+    if torch.cuda.is_available() or os.environ.get("FAIL_WITHOUT_CUDA"):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
 
 Audio = npt.NDArray[np.float32]
 

@@ -67,7 +67,7 @@ def training_curves(
             axis.legend(loc="best", frameon=False)
     axes[-1].set_xlabel(x)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
@@ -91,4 +91,4 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], pa
     axis.set_ylabel("truth")
     figure.colorbar(image, label="share of the truth's tracks", shrink=0.8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")

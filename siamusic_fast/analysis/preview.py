@@ -95,7 +95,7 @@ def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
     figure.suptitle(title)
     figure.supylabel("Frequency (Hz, mel scale)", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format="png")
 
 
 def _label_hertz(axis: Axes, mel: MelConfig) -> None:

@@ -15,6 +15,7 @@ from siamusic_fast.shards.manifest import ShardSet
 
 _WARM_UP_SECONDS = 2.0
 _FEWEST_WARM_UP_BATCHES = 8
+_LONGEST_WINDOW = 3600.0
 
 
 def measure(
@@ -31,11 +32,16 @@ def measure(
 ) -> Measurement:
     """Return pairs per second of a `TwoViewLoader` in each of `windows` windows of about `seconds`.
 
-    The loader is warmed up first. On a GPU the clock is read when all work that was asked for is done, at
-    the edges of a window only. Raises `ConfigError` for less than one window or no time.
+    The loader is warmed up first. Batches that an epoch drops because they are not full cost time and do not
+    count, so small shard sets measure low. On a GPU the clock is read when all work that was asked for is
+    done, at the edges of a window only. Raises `ConfigError` for less than one window, no time, or more
+    than an hour.
     """
-    if windows < 1 or seconds <= 0:
-        raise ConfigError(f"windows = {windows} must be at least 1 and seconds = {seconds:g} above 0.")
+    if windows < 1 or not 0 < seconds <= _LONGEST_WINDOW:
+        raise ConfigError(
+            f"windows = {windows} must be at least 1 and seconds = {seconds:g} above 0, "
+            f"at most {_LONGEST_WINDOW:g}."
+        )
     options: dict[str, Any] = {"threads": threads} if threads else {}
     loader = TwoViewLoader(shard_set, recipe=recipe, mel=mel, batch_size=batch_size, device=device, **options)
     with loader, progress.task(f"Measuring {recipe}", windows + 1, "windows") as task:

@@ -1,7 +1,6 @@
 """Measured windows, what they say, and on which machine."""
 
 import importlib.metadata
-import os
 import platform
 import statistics
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from siamusic_fast.shards.pool import cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def machine() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "gpus": gpus,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from siamusic_fast import __version__
-from siamusic_fast.cli.console import show_error
+from siamusic_fast.cli.console import note, show_error
 from siamusic_fast.errors import SiamusicError
 
 # On the CPU, torch's threads share the cores with DALI's. By default a thread that waits for others spins,
@@ -49,6 +49,14 @@ class LazyGroup(click.Group):
         except SiamusicError as error:
             show_error(str(error))
             sys.exit(1)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            show_error(f"{error.filename}: {error.strerror}. Choose a place that can be read and written.")
+            sys.exit(1)
+        except KeyboardInterrupt:
+            note("Stopped.")
+            sys.exit(130)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

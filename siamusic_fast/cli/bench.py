@@ -20,7 +20,11 @@ from siamusic_fast.training.distributed import device_for
 
 @click.group()
 def bench() -> None:
-    """Measure how fast it is, on this machine and these shards."""
+    """Measure how fast it is, on this machine and these shards.
+
+    \b
+    siamusic-fast bench loader --data fma_small
+    """
 
 
 @bench.command()

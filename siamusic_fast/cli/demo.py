@@ -1,7 +1,7 @@
 """`siamusic-fast demo`: the whole way in minutes, on audio that it makes itself."""
 
 import json
-import os
+import sys
 from pathlib import Path
 
 import click
@@ -10,6 +10,7 @@ from rich.table import Table
 from siamusic_fast.analysis import demo as whole_way
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
+from siamusic_fast.shards.pool import cores
 from siamusic_fast.training.distributed import Job, device_for
 
 
@@ -37,8 +38,11 @@ def demo(out: Path, gpus: int | None, seed: int, quiet: bool, as_json: bool) -> 
     siamusic-fast demo
     """
     job = Job(device=device_for(gpus))
-    workers = len(os.sched_getaffinity(0))
-    result = whole_way.demo(out, seed=seed, workers=workers, job=job, progress=progress(quiet))
+    try:
+        result = whole_way.demo(out, seed=seed, workers=cores(), job=job, progress=progress(quiet))
+    except KeyboardInterrupt:
+        note(f"Stopped. The same command trains anew, with the audio and the shards that are in {out}.")
+        sys.exit(130)
     if as_json:
         output.print_json(json.dumps(_as_json(result)), indent=None)
     else:

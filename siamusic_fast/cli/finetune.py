@@ -39,6 +39,7 @@ DEFAULTS = FinetuneConfig()
     default=None,
     help="Folder of the classifier.  [default: RUN/finetune]",
 )
+@options.force
 @options.quiet
 @options.as_json
 def finetune(
@@ -52,6 +53,7 @@ def finetune(
     gpus: int | None,
     seed: int,
     out: Path | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -67,7 +69,7 @@ def finetune(
     job = Job(device=device_for(gpus))
     try:
         result = training.finetune(
-            config, run, shard_set, out, freeze=freeze, job=job, progress=progress(quiet)
+            config, run, shard_set, out, freeze=freeze, force=force, job=job, progress=progress(quiet)
         )
     except KeyboardInterrupt:
         note(f"Stopped. {out or run / 'finetune'} has the best classifier so far, if an epoch ended.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from siamusic_fast.config import RECIPES
+from siamusic_fast.config import MAX_SEED, RECIPES
 
 quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
@@ -19,13 +19,20 @@ aug = click.option(
     show_default=True,
     help="Augmentations of the two views.",
 )
-seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+seed = click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help="Seed of everything random.",
+)
 gpus = click.option(
     "--gpus",
     type=click.IntRange(min=0),
     default=None,
     help="GPUs to use; 0 is the CPU.  [default: one if there is one]",
 )
+force = click.option("--force", is_flag=True, help="Replace the earlier run in the folder.")
 data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),

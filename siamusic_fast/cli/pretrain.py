@@ -69,6 +69,7 @@ _FREE_ON_RESUME = {"resume", "data", "data_dir", "gpus", "workers", "quiet", "as
     default=None,
     help="Go on with a run that was stopped, after its last whole epoch, as it was configured.",
 )
+@options.force
 @options.quiet
 @options.as_json
 @click.pass_context
@@ -87,6 +88,7 @@ def pretrain(
     seed: int,
     out: Path | None,
     resume: Path | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -122,7 +124,13 @@ def pretrain(
     try:
         result = distributed.launch(
             functools.partial(
-                training.pretrain, config, shard_set, run, resume=resume is not None, progress=progress(quiet)
+                training.pretrain,
+                config,
+                shard_set,
+                run,
+                resume=resume is not None,
+                force=force,
+                progress=progress(quiet),
             ),
             gpus=gpus,
             workers=workers,

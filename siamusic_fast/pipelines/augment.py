@@ -224,9 +224,9 @@ class CutOut(ImageAugmentation):
 Recipe = tuple[Augmentation, ...]
 
 RECIPES: dict[str, Recipe] = {
-    "none": (),
-    "audio": (WaveMixup(), PitchShift(), TimeStretch()),
     "image": (CutMix(), Mixup(), Mask(), HorizontalFlip(), VerticalFlip(), CutOut()),
+    "audio": (WaveMixup(), PitchShift(), TimeStretch()),
+    "none": (),
 }
 """The recipes of the paper by name, in the order of Table 1."""
 

@@ -49,7 +49,7 @@ def labelled_crops(source: Source, features: Features) -> tuple[DataNode, ...]:
     """Return one random crop of every track and its label."""
     wav, label = read(source)
     image = _plain(wav, fn.random.uniform(range=[0.0, 1.0]), features)
-    return _channel_first(image, features), label
+    return _channel_first(image, features), _to_device(label, features)
 
 
 @pipeline_def
@@ -58,7 +58,7 @@ def whole_tracks(source: Source, crops: int, features: Features) -> tuple[DataNo
     wav, label = read(source)
     positions = [0.5] if crops == 1 else [index / (crops - 1) for index in range(crops)]
     images = [_channel_first(_plain(wav, position, features), features) for position in positions]
-    return fn.stack(*images), label
+    return fn.stack(*images), _to_device(label, features)
 
 
 @pipeline_def
@@ -137,8 +137,8 @@ def _channel_first(image: DataNode, features: Features) -> DataNode:
     return fn.reshape(image, shape=[1, features.mel.n_mels, features.mel.frames], layout="CHW")
 
 
-def _to_device(audio: DataNode, features: Features) -> DataNode:
-    return audio.gpu() if features.device == "gpu" else audio
+def _to_device(node: DataNode, features: Features) -> DataNode:
+    return node.gpu() if features.device == "gpu" else node
 
 
 def _product(factors: Iterable[DataNode | float]) -> DataNode | float:

@@ -30,9 +30,12 @@ from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.pool import cores
 
 Batch = TypeVar("Batch")
 
+MOST_CROPS = 32
+"""Crops of a track in evaluation unless more are asked for: 160 s of the paper's features, evenly spaced."""
 _PREFETCH = 2
 """Batches that DALI makes ahead."""
 
@@ -89,7 +92,7 @@ class _Loader(ABC, Generic[Batch]):
     ) -> None:
         shard_set = data if isinstance(data, ShardSet) else find_shards(data)
         self.mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
-        self.device = torch.device(device)
+        self.device = _with_index(torch.device(device))
         shards = shard_set.shards(splits, labelled_only=self._labelled_only)
         self._source = Source(
             shard_set=shard_set,
@@ -154,11 +157,13 @@ class _Loader(ABC, Generic[Batch]):
         """Return `batch_size`, or raise `ConfigError` if the tracks do not fill a batch."""
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size} must be at least 1.")
-        fewest = self._source.tracks // self._source.world_size
+        processes = self._source.world_size
+        fewest = self._source.tracks // processes
         if batch_size > fewest:
+            shared = f" that each of {processes} processes gets" if processes > 1 else ""
             raise ConfigError(
-                f"A batch of {batch_size} does not fit the {fewest} tracks that each of "
-                f"{self._source.world_size} processes gets: use --batch-size {fewest} or less."
+                f"A batch of {batch_size} does not fit the {fewest} tracks{shared}: "
+                f"use --batch-size {fewest} or less."
             )
         return batch_size
 
@@ -175,7 +180,7 @@ class _Loader(ABC, Generic[Batch]):
         pipeline = self._graph(
             batch_size=self.batch_size,
             num_threads=self._threads,
-            device_id=self.device.index or 0 if self.device.type == "cuda" else None,
+            device_id=self.device.index,
             seed=int(random_state.generate_state(1)[0]),
             prefetch_queue_depth=_PREFETCH,
             enable_checkpointing=True,
@@ -195,7 +200,7 @@ class _Loader(ABC, Generic[Batch]):
 
     def _tensor(self, output: Any) -> Tensor:
         """Return a batch as a tensor over DALI's own memory, which lives as long as the tensor."""
-        return from_dlpack(output.as_tensor()).to(self.device, non_blocking=True)
+        return from_dlpack(output.as_tensor())
 
 
 class TwoViewLoader(_Loader[tuple[Tensor, Tensor]]):
@@ -256,7 +261,7 @@ class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
     def __init__(
         self, data: ShardSet | Path | str, *, crops: int | None = None, **options: Unpack[LoaderOptions]
     ) -> None:
-        """Take `crops` of each track; by default as many as cover the longest."""
+        """Take `crops` of each track; by default as many as cover the longest, up to `MOST_CROPS`."""
         self._crops = crops
         super().__init__(data, **options)
 
@@ -264,7 +269,7 @@ class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
     def crops(self) -> int:
         """Crops of each track."""
         longest = max(shard.longest for shard in self._source.shards)
-        return self._crops or math.ceil(longest / self.mel.samples)
+        return self._crops or min(math.ceil(longest / self.mel.samples), MOST_CROPS)
 
     def _graph(self, **options: Any) -> Pipeline:
         return graph.whole_tracks(self._source, self.crops, self._features, **options)
@@ -281,6 +286,13 @@ class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
         return math.ceil(self._source.tracks_here / self.batch_size)
 
 
+def _with_index(device: torch.device) -> torch.device:
+    """Return `device` with a number if it is a GPU: DALI and torch must mean the same one."""
+    if device.type != "cuda":
+        return torch.device(device.type)
+    index: int | None = device.index
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
+
+
 def _share_of_cores() -> int:
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // processes)
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.dlpack import from_dlpack
 
 from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source, check_crops
@@ -21,6 +22,8 @@ CACHE = "normalisation.json"
 """File in the shard set's folder."""
 _CROPS = 2048
 _BATCH = 32
+_LEAST_VARIANCE = 1e-4
+"""In dB squared."""
 
 
 def estimate(shard_set: ShardSet, mel: MelConfig, progress: Progress = SILENT) -> Normalisation:
@@ -28,7 +31,7 @@ def estimate(shard_set: ShardSet, mel: MelConfig, progress: Progress = SILENT) -
 
     All splits serve if there is none called training. The result depends on the shards and on `mel` alone,
     and is read from the shard set's folder if it was estimated before. Raises `ConfigError` if `mel` does not
-    fit the shards.
+    fit the shards, `DataError` if they hold nothing but one constant sound.
     """
     key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel)}
     cached = _cached(shard_set)
@@ -62,15 +65,22 @@ def _measure(shard_set: ShardSet, mel: MelConfig, progress: Progress) -> Normali
             squares += float(mels.square().sum())
             task.advance()
     mean = total / count
-    return Normalisation(mean, math.sqrt(squares / count - mean**2))
+    variance = squares / count - mean**2
+    if variance < _LEAST_VARIANCE:
+        raise DataError(
+            f"{shard_set.folder} holds the same sound everywhere: there is nothing to learn from it."
+        )
+    return Normalisation(mean, math.sqrt(variance))
 
 
 def _cached(shard_set: ShardSet) -> list[dict[str, Any]]:
+    """Return what was kept of these very shards; a file that is missing or damaged holds nothing."""
     try:
         entries = json.loads(shard_set.path(CACHE).read_bytes())
-    except (OSError, ValueError):
+        kept = [entry for entry in entries if entry["key"]["shards"] == _digest(shard_set)]
+        return [entry for entry in kept if isinstance(entry["mean"] + entry["deviation"], float)]
+    except (OSError, ValueError, TypeError, KeyError):
         return []
-    return [entry for entry in entries if entry["key"]["shards"] == _digest(shard_set)]
 
 
 def _digest(shard_set: ShardSet) -> str:

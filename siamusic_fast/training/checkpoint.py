@@ -2,7 +2,10 @@
 
 import json
 import pickle
+import re
+import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,11 @@ from siamusic_fast.errors import DataError
 from siamusic_fast.shards.files import atomic_write
 
 FORMAT_VERSION = 1
+CONFIG = "config.json"
+_OWN = re.compile(
+    r"config\.json|checkpoint\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*|plots|finetune|evaluate"
+)
+"""What there is in a run's folder."""
 
 
 def save(path: Path, kind: str, values: dict[str, Any]) -> None:
@@ -25,11 +33,11 @@ def save(path: Path, kind: str, values: dict[str, Any]) -> None:
         torch.save(content, file)
 
 
-def load(path: Path, kind: str) -> dict[str, Any]:
-    """Return what `save` wrote, with all tensors on the CPU.
+def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
+    """Return what `save` wrote, with all tensors on the CPU; `expected` names what must be in it.
 
     Nothing but tensors and plain values is unpickled: a file from elsewhere cannot run code. Raises DataError
-    if there is no such file, if it is damaged, or if it is something else.
+    if there is no such file, if it is damaged or incomplete, or if it is something else.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -37,16 +45,20 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         raise DataError(
             f"{path} does not exist: this is no {kind} run, or it was stopped too early."
         ) from error
-    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is damaged or no checkpoint: use the file of another run.") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != f"siamusic-fast {kind}":
         raise DataError(f"{path} is no {kind} checkpoint of siamusic-fast (format {found!r}).")
-    if content["format_version"] > FORMAT_VERSION:
+    if content.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {content['format_version']}, this siamusic-fast reads up to "
-            f"{FORMAT_VERSION}: install a newer one."
+            f"{path} has format version {content.get('format_version')!r}, this siamusic-fast reads "
+            f"{FORMAT_VERSION}: use the version that wrote it."
         )
+    if missing := [name for name in expected if name not in content]:
+        raise DataError(f"{path} is incomplete, it has no {', '.join(missing)}: use the file of another run.")
     return {name: value for name, value in content.items() if not name.startswith("format")}
 
 
@@ -57,10 +69,23 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
         file.write(text.encode())
 
 
-def new_folder(path: Path) -> Path:
-    """Make the folder of a new run. Raises DataError if something is in it: no results are overwritten."""
+def new_folder(path: Path, *, force: bool = False) -> Path:
+    """Make the folder of a new run; with `force`, in the place of an earlier run, which is removed.
+
+    Raises DataError if something else is in it: nothing but a run is ever removed.
+    """
+    if force and path.is_dir():
+        strangers = [file.name for file in path.iterdir() if not _OWN.fullmatch(file.name)]
+        if strangers:
+            raise DataError(
+                f"{path} holds {strangers[0]!r}, which no run has: choose another folder with --out."
+            )
+        shutil.rmtree(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise DataError(f"{path} already exists and is not empty: choose another folder with --out.")
+        raise DataError(
+            f"{path} already exists and is not empty: choose another folder with --out, "
+            f"or replace an earlier run with --force."
+        )
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -18,6 +18,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
+from siamusic_fast.shards.pool import cores
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
@@ -148,7 +149,7 @@ def _join(function: JobFunction[T], on_gpu: bool) -> T:
 @contextmanager
 def _process_group(on_gpu: bool) -> Iterator[Job]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
-    torch.set_num_threads(max(1, _cpus() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     yield Job(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
     # Not after an error: the others would have to take part, and the launcher ends them anyway.
@@ -162,10 +163,6 @@ def _device(index: int, on_gpu: bool) -> torch.device:
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     return device
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_gpus(gpus: int | None) -> int:

@@ -23,6 +23,7 @@ from siamusic_fast.training.models import Classifier, place
 from siamusic_fast.training.scores import Scores, scores
 
 CLASSIFIER = "classifier.pt"
+CLASSIFIER_PARTS = ("backbone", "classes", "mel", "normalisation", "model", "epoch")
 PREDICTIONS = "predictions.csv"
 RESULTS = "results.json"
 TRACKS_PER_BATCH = 8
@@ -58,7 +59,7 @@ def evaluate(
     """
     job = job or Job()
     path = find_classifier(run)
-    saved = checkpoint.load(path, "classifier")
+    saved = checkpoint.load(path, "classifier", CLASSIFIER_PARTS)
     classes = tuple(saved["classes"])
     mel = MelConfig(**saved["mel"])
     check_classes(shard_set, classes)

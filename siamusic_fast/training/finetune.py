@@ -19,7 +19,7 @@ from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.evaluate import CLASSIFIER, TRACKS_PER_BATCH, classify
 from siamusic_fast.training.metrics import RunLog, check_finite
 from siamusic_fast.training.models import Classifier, place
-from siamusic_fast.training.pretrain import CHECKPOINT, CONFIG
+from siamusic_fast.training.pretrain import CHECKPOINT, CHECKPOINT_PARTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ def finetune(
     out: Path | None = None,
     *,
     freeze: bool = False,
+    force: bool = False,
     job: Job | None = None,
     progress: Progress = SILENT,
 ) -> FinetuneResult:
@@ -53,7 +54,8 @@ def finetune(
 
     Learns from random crops of the labelled training tracks and is judged on whole validation tracks. With
     `freeze` only the linear layer learns, and the encoder's batch norms keep their statistics too. Results go
-    to `out`, by default the folder finetune in `run`. Seeds torch's global random generator.
+    to `out`, by default the folder finetune in `run`; with `force`, in the place of earlier ones.
+    Seeds torch's global random generator.
 
     Raises DataError if `run` holds no pre-training checkpoint, `out` is not empty, the shards have fewer than
     two classes or a split without labelled tracks, or the loss becomes infinite or NaN.
@@ -62,7 +64,7 @@ def finetune(
     if len(shard_set.classes) < 2:
         found = ", ".join(shard_set.classes) or "none"
         raise DataError(f"{shard_set.folder} has too few classes ({found}): a classifier needs at least 2.")
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining")
+    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
     pretrained = settings.load_pretrain(saved["config"])
     torch.manual_seed(config.seed)
 
@@ -90,9 +92,9 @@ def finetune(
     place(model, job.device)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    folder = checkpoint.new_folder(out or run / "finetune")
+    folder = checkpoint.new_folder(out or run / "finetune", force=force)
     checkpoint.save_json(
-        folder / CONFIG,
+        folder / checkpoint.CONFIG,
         {**settings.dump(config), "freeze": freeze, "run": str(run), "data": str(shard_set.folder)},
     )
 

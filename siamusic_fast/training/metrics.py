@@ -40,27 +40,52 @@ def check_finite(losses: Sequence[float], last_step: int, remedy: str) -> None:
 
 
 class Stopwatch:
-    """Measures how long a loop ran since the last reading and how much of that it waited for batches."""
+    """Measures how long a loop ran since the last reading and how much of that it waited for batches.
 
-    def __init__(self) -> None:
+    On a GPU the loop itself hardly waits: it queues work, and the GPU waits until a batch is there. So it is
+    asked: two events are queued around each batch, and what lies between them is waiting.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._started = time.perf_counter()
         self._waited = 0.0
+        self._events: list[tuple[torch.Event, torch.Event]] = []
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches; the time that each takes to arrive counts as waiting."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self._waited += time.perf_counter() - asked
+            with self._waiting():
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
             yield batch
 
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if self._device.type != "cuda":
+            asked = time.perf_counter()
+            yield
+            self._waited += time.perf_counter() - asked
+            return
+        asked_event, given_event = (
+            torch.Event("cuda", enable_timing=True),
+            torch.Event("cuda", enable_timing=True),
+        )
+        asked_event.record()
+        yield
+        given_event.record()
+        self._events.append((asked_event, given_event))
+
     def read(self) -> tuple[float, float]:
-        """Return the seconds since the last reading and the seconds of them spent waiting; start again."""
+        """Return the seconds since the last reading and the seconds of them spent waiting; start again.
+
+        To be called when the device has done what was asked of it.
+        """
+        self._waited += sum(asked.elapsed_time(given) for asked, given in self._events) / 1000
+        self._events.clear()
         now = time.perf_counter()
         reading = now - self._started, self._waited
         self._started, self._waited = now, 0.0

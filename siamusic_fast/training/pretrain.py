@@ -23,7 +23,11 @@ from siamusic_fast.training.metrics import RunLog, Stopwatch, check_finite, coll
 from siamusic_fast.training.models import PROJECTION_DIM, SimSiam, place
 
 CHECKPOINT = "checkpoint.pt"
-CONFIG = "config.json"
+CHECKPOINT_PARTS = (
+    *("config", "normalisation", "encoder", "projector", "predictor", "optimizer"),
+    *("epoch", "step", "ranks", "data", "shards"),
+)
+"""What a checkpoint holds."""
 SPLITS = ("training",)
 """What an encoder learns from: it never meets a track that a classifier is chosen or scored by."""
 LOG_EVERY = 10
@@ -57,19 +61,20 @@ def pretrain(
     *,
     job: Job | None = None,
     resume: bool = False,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> PretrainResult:
     """Train a SimSiam encoder on the training split of `shard_set`; `out` becomes the run's folder.
 
     Called in every process of `job`; default: one process on the CPU. With `resume`, goes on after the last
     whole epoch of the run in `out`, whose configuration must be `config`; on a CPU it ends with the very
-    weights of a run that was never stopped. Seeds torch's global random generator.
+    weights of a run that was never stopped. With `force`, an earlier run in `out` is replaced. Seeds
+    torch's global random generator.
 
     Raises DataError if `out` is not empty (or, with `resume`, holds no run that can go on), or if the loss
     becomes infinite or NaN; ConfigError if the configuration does not fit the shards.
     """
     job = job or Job()
-    out = job.once(lambda: out if resume else checkpoint.new_folder(out))
     saved = _load_resumable(out, config, shard_set, job) if resume else None
     torch.manual_seed(config.seed)
 
@@ -102,14 +107,14 @@ def pretrain(
         optimizer.load_state_dict(saved["optimizer"])
         loader.load_state_dict(saved["ranks"][job.rank]["loader"])
         checkpoint.restore_random_states(saved["ranks"][job.rank]["random"], job.device)
-    elif job.leads:
-        _save_config(out / CONFIG, config, shard_set, job)
+    else:
+        out = job.once(lambda: _start_run(out, config, shard_set, job, force=force))
     model = job.wrap(simsiam)
 
     first_step, last_step = step, config.epochs * len(loader)
     losses: list[torch.Tensor] = []
     note = ""
-    stopwatch, started, waited = Stopwatch(), time.perf_counter(), 0.0
+    stopwatch, started, waited = Stopwatch(job.device), time.perf_counter(), 0.0
     with (
         loader,
         RunLog(out, active=job.leads, resume_at=step if saved else None) as log,
@@ -187,18 +192,19 @@ def pretrain(
 
 def load_run(run: Path) -> tuple[PretrainConfig, str]:
     """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining")
+    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
     return settings.load_pretrain(saved["config"]), saved["data"]
 
 
 def _load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job) -> dict[str, Any]:
     """Return the checkpoint of `run` if this job can continue it exactly."""
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining")
+    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
     wanted = settings.dump(config)
     differing = [name for name, value in saved["config"].items() if value != wanted[name]]
     if differing:
         raise ConfigError(
-            f"{run} was started with another {', '.join(differing)}: resume it with what its {CONFIG} says."
+            f"{run} was started with another {', '.join(differing)}: "
+            f"resume it with what its {checkpoint.CONFIG} says."
         )
     if saved["epoch"] >= config.epochs:
         raise DataError(f"{run} has all of its {config.epochs} epochs: there is nothing to resume.")
@@ -216,6 +222,8 @@ def _checksums(shard_set: ShardSet) -> list[str]:
     return [shard.sha256 for shard in shard_set.shards(SPLITS)]
 
 
-def _save_config(path: Path, config: PretrainConfig, shard_set: ShardSet, job: Job) -> None:
-    values = settings.dump(config)
-    checkpoint.save_json(path, {**values, "data": str(shard_set.folder), "processes": job.world_size})
+def _start_run(out: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, *, force: bool) -> Path:
+    checkpoint.new_folder(out, force=force)
+    values = {**settings.dump(config), "data": str(shard_set.folder), "processes": job.world_size}
+    checkpoint.save_json(out / checkpoint.CONFIG, values)
+    return out

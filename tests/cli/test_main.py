@@ -10,6 +10,8 @@ from siamusic_fast import __version__
 from siamusic_fast.cli import COMMANDS, main
 from siamusic_fast.shards.manifest import ShardSet
 
+QUIET: dict[object, tuple[str, ...]] = {"bench": ("--quiet",), "pretrain": ("--quiet",)}
+
 
 def run(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
@@ -42,8 +44,11 @@ def test_help_answers_without_loading_torch() -> None:
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
-    example = f"siamusic-fast {command}" if command != "bench" else "loader"
-    assert example in result.stdout
+    assert f"siamusic-fast {command} " in f"{result.stdout} ".replace("\n", " ")
+
+
+def test_the_benchmark_of_the_loader_has_help_with_an_example() -> None:
+    assert "siamusic-fast bench loader --data" in run("bench", "loader", "--help").stdout
 
 
 def test_an_unknown_command_is_a_mistake_of_usage() -> None:
@@ -96,6 +101,27 @@ def test_bench_refuses_a_batch_larger_than_the_split(shard_set: ShardSet) -> Non
     line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 0))
     assert "A batch of 64 does not fit the 24 tracks" in line
     assert "--batch-size 24" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("bench", "loader", "--window-seconds", "nan"), "seconds = nan above 0"),
+        (("bench", "loader", "--window-seconds", "1e9"), "at most 3600"),
+        (("pretrain", "--gpus", 0, "--batch-size", 8, "--out", "/proc/run"), "/proc/run: No such file"),
+        (("preview", "--out", "/proc/views.png"), "/proc/views.png: No such file"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(shard_set: ShardSet, words: tuple[object, ...], answer: str) -> None:
+    assert answer in error_line(run(*words, "--data", shard_set.folder, *QUIET.get(words[0], ())))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+@pytest.mark.parametrize("command", ["preview", "pretrain", "demo"])
+def test_a_seed_that_is_none_is_a_mistake_of_usage(command: str, seed: int) -> None:
+    result = run(command, "--seed", seed)
+    assert result.exit_code == 2
+    assert str(seed) in result.stderr
 
 
 @pytest.mark.parametrize("command", [("preview",), ("bench", "loader"), ("pretrain",)])

@@ -43,7 +43,7 @@ def test_waiting_is_the_time_that_batches_take_to_arrive() -> None:
             sleep(0.05)
             yield number
 
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(torch.device("cpu"))
     for _ in stopwatch.timed(slow_batches()):
         sleep(0.02)
     seconds, waiting = stopwatch.read()

@@ -42,7 +42,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_keeps_what_it_was_and_what_it_learnt(run: Path, shard_set: ShardSet) -> None:
     steps_per_epoch = shard_set.tracks(["training"]) // 6
-    saved = checkpoint.load(run / "checkpoint.pt", "pretraining")
+    saved = checkpoint.load(run / "checkpoint.pt", "pretraining", ())
     assert (saved["epoch"], saved["step"]) == (2, 2 * steps_per_epoch)
     assert load_run(run) == (CONFIG, str(shard_set.folder))
     written = json.loads((run / "config.json").read_text())
@@ -75,8 +75,8 @@ def test_a_run_stopped_in_an_epoch_and_resumed_ends_with_the_same_bits(
     torch.manual_seed(99)
     result = pretrain(CONFIG, shard_set, tmp_path / "stopped", resume=True)
     assert result.steps == 2 * steps_per_epoch
-    whole = checkpoint.load(run / "checkpoint.pt", "pretraining")
-    resumed = checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining")
+    whole = checkpoint.load(run / "checkpoint.pt", "pretraining", ())
+    resumed = checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining", ())
     for part in ("encoder", "projector", "predictor"):
         for name, weight in whole[part].items():
             assert torch.equal(resumed[part][name], weight), f"{part}.{name}"
