@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 COMMANDS = {
     "shard": "Pack audio into WebDataset shards.",
+    "inspect": "Show what a shard set holds.",
+    "verify": "Check every byte of a shard set.",
     "preview": "Draw what the augmentations do.",
     "pretrain": "Pre-train an encoder with SimSiam.",
     "finetune": "Train a genre classifier on a pre-trained encoder.",

@@ -10,11 +10,16 @@ import click
 from rich.table import Table
 
 from siamusic_fast.cli import console, options
+from siamusic_fast.cli.packing import PackingTable
+from siamusic_fast.shards.codec import CODECS
 from siamusic_fast.shards.decode import REASONS
-from siamusic_fast.shards.fma import SUBSETS, load_fma
+from siamusic_fast.shards.download import download as fetch
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.plan import Corpus
+from siamusic_fast.shards.sources import load_corpus
 from siamusic_fast.shards.tables import REJECTED, read_tracks
+from siamusic_fast.shards.target import unfinished
 
 
 @click.command()
@@ -22,8 +27,15 @@ from siamusic_fast.shards.tables import REJECTED, read_tracks
 @click.option(
     "--metadata",
     type=click.Path(path_type=Path),
-    help="FMA's tracks.csv, or the folder with it.  [default: fma_metadata beside the audio]",
+    help="FMA's tracks.csv, its zip, or the folder with one of them.  [default: beside the audio]",
 )
+@click.option(
+    "--labels",
+    metavar="FILE|folders",
+    help="For audio that is not FMA's: a CSV file with the columns path, label and, if you like, split and "
+    "group; or the word folders if each class is a sub-folder.  [default: no classes]",
+)
+@click.option("--download", is_flag=True, help="Fetch FMA's zips first, if SOURCE is the name of a subset.")
 @options.data_dir
 @click.option(
     "--out",
@@ -33,6 +45,23 @@ from siamusic_fast.shards.tables import REJECTED, read_tracks
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that decode.  [default: one per core]")
 @options.seed
+@click.option(
+    "--codec",
+    type=click.Choice(list(CODECS)),
+    default="wav",
+    show_default=True,
+    help=" ".join(f"{codec}: {what}." for codec, what in CODECS.items()),
+)
+@click.option(
+    "--quality",
+    type=click.FloatRange(0, 10),
+    default=5.0,
+    show_default=True,
+    help="Of Vorbis, for --codec ogg.",
+)
+@click.option(
+    "--sample-rate", type=int, default=22_050, show_default=True, help="Of the packed audio, in Hz."
+)
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -47,18 +76,33 @@ from siamusic_fast.shards.tables import REJECTED, read_tracks
     show_default=True,
     help="Leave out shorter tracks.",
 )
-@click.option("--force", is_flag=True, help="Replace the shard set that is there.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Cut longer tracks into segments of this length.  [default: keep tracks whole]",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 if any file was left out.")
+@click.option(
+    "--force", is_flag=True, help="Start over: replace the shard set that is there, finished or not."
+)
 @options.quiet
 @options.as_json
 def shard(
     source: str,
     metadata: Path | None,
+    labels: str | None,
+    download: bool,
     data_dir: Path,
     out: Path | None,
     workers: int | None,
     seed: int,
+    codec: str,
+    quality: float,
+    sample_rate: int,
     shard_size: int,
     min_seconds: float,
+    max_seconds: float | None,
+    strict: bool,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -66,38 +110,78 @@ def shard(
     """Pack the audio of SOURCE into WebDataset shards.
 
     SOURCE is fma_small, fma_medium, fma_large or fma_full, found in --data-dir, or the path of such a folder
-    or of the folder that holds it. Files that cannot be used are left out and listed with the reason.
+    or zip, or any other folder or zip of audio. Files that cannot be used are left out and listed with the
+    reason. Stopped at any moment, the same command goes on from the shards that are finished.
 
     \b
     siamusic-fast shard fma_medium
-    siamusic-fast shard /music/fma_small --out data/shards/mine --workers 8
+    siamusic-fast shard fma_small --download
+    siamusic-fast shard /music/fma_full --max-seconds 30 --codec flac --workers 8
+    siamusic-fast shard /music/mine --labels labels.csv --out data/shards/mine
     """
-    config = PackConfig(min_seconds=min_seconds, tracks_per_shard=shard_size, seed=seed)
-    corpus = load_fma(source, data_dir, metadata)
-    if corpus.name not in SUBSETS and not quiet:
+    config = PackConfig(
+        codec=codec,
+        quality=quality,
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        tracks_per_shard=shard_size,
+        seed=seed,
+    )
+    if download:
+        fetch(source, data_dir, progress=console.progress(quiet))
+    corpus = load_corpus(source, data_dir, metadata, labels, seed)
+    if not corpus.classes and not quiet:
         console.note(
-            f"{corpus.name} is no name of an FMA subset: packing the {len(corpus.tracks)} tracks in it."
+            f"{corpus.name} has no classes: its shards are for pre-training only; --labels gives them."
         )
     folder = out or data_dir / "shards" / corpus.name
     try:
-        packed = pack(corpus, folder, config, workers=workers, force=force, progress=console.progress(quiet))
+        packed = _pack(corpus, folder, config, workers, force, quiet)
     except KeyboardInterrupt:
-        console.note(f"stopped: {folder} is unfinished, the same command packs it anew.")
+        console.note(_how_to_go_on(folder))
         sys.exit(130)
     summary = _summary(packed)
     if as_json:
         click.echo(json.dumps(summary))
     else:
         _show(packed, summary)
+    if strict and packed.rejected:
+        console.show_error(
+            f"{sum(packed.rejected.values())} files were left out, which --strict does not allow: "
+            f"see {folder / REJECTED}."
+        )
+        sys.exit(1)
+
+
+def _pack(
+    corpus: Corpus, folder: Path, config: PackConfig, workers: int | None, force: bool, quiet: bool
+) -> ShardSet:
+    if quiet or not console.console.is_terminal:
+        return pack(corpus, folder, config, workers=workers, force=force, progress=console.progress(quiet))
+    table = PackingTable(console.console)
+    return pack(corpus, folder, config, workers=workers, force=force, progress=table, watch=table.watch)
+
+
+def _how_to_go_on(folder: Path) -> str:
+    state = unfinished(folder)
+    if not state:
+        return "stopped: nothing was packed yet."
+    return (
+        f"stopped: {state.finished} of {state.shards} shards are finished in {folder}; "
+        f"the same command goes on from there, --force starts over."
+    )
 
 
 def _summary(packed: ShardSet) -> dict[str, Any]:
     """Return what was packed as plain values: of each split, of each class, and the rejects."""
     seconds: dict[str, float] = defaultdict(float)
     classes: Counter[str] = Counter()
+    clipped = 0
     for track in read_tracks(packed.folder):
         seconds[track.split] += track.seconds
         classes[track.genre] += 1
+        clipped += track.clipped > 0
     splits = {
         split: {
             "tracks": packed.tracks([split]),
@@ -110,16 +194,20 @@ def _summary(packed: ShardSet) -> dict[str, Any]:
     return {
         "folder": str(packed.folder),
         "source": packed.source,
+        "codec": packed.codec,
+        "sample_rate": packed.sample_rate,
         "splits": splits,
         "classes": {genre: classes[genre] for genre in packed.classes},
         "unlabelled": classes[""],
+        "clipped": clipped,
         "rejected": packed.rejected,
     }
 
 
 def _show(packed: ShardSet, summary: dict[str, Any]) -> None:
     table = Table("split", box=None, pad_edge=False)
-    for heading in ("tracks", "hours", "shards", "MB"):
+    of_what = "tracks" if packed.max_seconds is None else "segments"
+    for heading in (of_what, "hours", "shards", "MB"):
         table.add_column(heading, justify="right")
     for split, of in summary["splits"].items():
         figures = (of["tracks"], f"{of['hours']:.2f}", of["shards"], f"{of['bytes'] / 1e6:.1f}")
@@ -129,13 +217,15 @@ def _show(packed: ShardSet, summary: dict[str, Any]) -> None:
     classes = [f"{genre} {count}" for genre, count in summary["classes"].items()]
     unlabelled = [f"none {summary['unlabelled']}"] if summary["unlabelled"] else []
     lines = [f"classes   {', '.join(classes + unlabelled)}"]
+    if summary["clipped"]:
+        lines.append(f"clipped   peaks of {summary['clipped']} {of_what}, counted in tracks.csv")
     for reason, count in packed.rejected.items():
         lines.append(f"left out  {count} {reason}: {REASONS[reason]}")
     if packed.rejected:
         lines.append(f"          listed in {packed.folder / REJECTED}")
     by_name = packed.folder == Path("data") / "shards" / packed.folder.name
     lines.append(f"shards    {packed.folder}")
-    lines.append(
-        f"next      siamusic-fast pretrain --data {packed.folder.name if by_name else packed.folder}"
-    )
+    if packed.codec == "wav":
+        name = packed.folder.name if by_name else packed.folder
+        lines.append(f"next      siamusic-fast pretrain --data {name}")
     console.output.print("\n".join(lines), markup=False)

@@ -16,10 +16,8 @@ from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.manifest import NORMALISATION, ShardSet
 
-CACHE = "normalisation.json"
-"""File in the shard set's folder."""
 _CROPS = 2048
 _BATCH = 32
 _LEAST_VARIANCE = 1e-4
@@ -41,7 +39,7 @@ def estimate(shard_set: ShardSet, mel: MelConfig, progress: Progress = SILENT) -
     result = _measure(shard_set, mel, progress)
     entry = {"key": key, "mean": result.mean, "deviation": result.deviation}
     # A shard set that cannot be written to serves as well.
-    with contextlib.suppress(OSError), atomic_write(shard_set.path(CACHE)) as file:
+    with contextlib.suppress(OSError), atomic_write(shard_set.path(NORMALISATION)) as file:
         file.write(json.dumps([*cached, entry], indent=2).encode())
     return result
 
@@ -76,7 +74,7 @@ def _measure(shard_set: ShardSet, mel: MelConfig, progress: Progress) -> Normali
 def _cached(shard_set: ShardSet) -> list[dict[str, Any]]:
     """Return what was kept of these very shards; a file that is missing or damaged holds nothing."""
     try:
-        entries = json.loads(shard_set.path(CACHE).read_bytes())
+        entries = json.loads(shard_set.path(NORMALISATION).read_bytes())
         kept = [entry for entry in entries if entry["key"]["shards"] == _digest(shard_set)]
         return [entry for entry in kept if isinstance(entry["mean"] + entry["deviation"], float)]
     except (OSError, ValueError, TypeError, KeyError):

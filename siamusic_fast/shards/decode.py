@@ -1,10 +1,12 @@
 """One audio file in, mono samples out, or the reason why not."""
 
-import io
 import os
 import threading
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +14,25 @@ import soundfile
 import soxr
 
 from siamusic_fast.errors import DataError
+from siamusic_fast.shards.store import Store
 
 REASONS = {
-    "missing": "no such file, or one that cannot be opened",
+    "missing": "no such file, or one that cannot be read",
     "empty": "a file of zero bytes",
+    "duplicate": "the same bytes as another file, which is packed in its place",
     "not-audio": "libsndfile does not know the format, finds nothing to decode, or the header is absurd",
-    "non-finite": "decodes to NaN or infinity somewhere",
+    "truncated": "decodes to less than the shortest length asked for, and its header promises more than that",
     "too-short": "decodes to less than the shortest length asked for",
     "silent": "the peak is below -80 dBFS",
+    "non-finite": "decodes to NaN or infinity somewhere",
 }
-"""Why a file is left out: code and meaning."""
+"""Why a file is left out: code and meaning.
+
+A file that is cut off, or damaged somewhere, is packed if what decodes of it before that place has the
+shortest length asked for: it is sound, and worth as much as a clip that was made so short. Only if the loss
+makes the difference between fit and unfit is the file `truncated`, which says that another copy would help;
+`too-short` says that none would.
+"""
 
 RATES = (1_000, 1_000_000)
 """Lowest and highest sample rate, in Hz, that is taken seriously: a damaged header may say anything."""
@@ -29,69 +40,165 @@ RATES = (1_000, 1_000_000)
 SILENCE = 1e-4
 """Peak, relative to full scale, below which a track is silent: -80 dBFS, three steps of 16-bit audio."""
 
+_BLOCK = 4096
+"""Frames at a time when looking for the place where a file is damaged."""
+_UNKNOWN_SIZE = 2**31 - 1
+"""From here on, the size in a RIFF or AIFF header is what a writer puts there that cannot go back."""
+
 
 class AudioError(DataError):
     """A file that cannot be used; `reason` is one of `REASONS`, `detail` says more in a few words."""
 
-    def __init__(self, path: Path, reason: str, detail: str) -> None:
+    def __init__(self, path: Path | str, reason: str, detail: str) -> None:
         super().__init__(f"{path} cannot be used ({reason}): {detail}.")
         self.reason = reason
         self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Pcm:
+    """A track in 16 bits."""
+
+    samples: npt.NDArray[np.int16]
+    clipped: npt.NDArray[np.intp]
+    """Places of the samples that did not fit into 16 bits, in ascending order."""
+    bytes_read: int = 0
+    """Size of the file that it was decoded from."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Audio:
+    mono: npt.NDArray[np.float32]
+    promised_seconds: float
+    """Length according to the header; 0 if it says nothing."""
+    bytes_read: int
 
 
 def decode(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
     """Return the audio of `path` as mono samples at `sample_rate` Hz, full scale being 1.
 
     libsndfile decodes, channels are averaged, soxr resamples (HQ). Peaks of lossy formats may exceed 1.
-    Raises `AudioError`: missing, empty, not-audio or non-finite.
+    Raises `AudioError`: missing, empty, not-audio, truncated (nothing left at all) or non-finite.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            return _decode(file, path, sample_rate).mono
     except OSError as error:
-        raise AudioError(path, "missing", error.strerror or "cannot be opened") from None
-    if not content:
-        raise AudioError(path, "empty", "0 bytes")
+        raise AudioError(path, "missing", error.strerror or "cannot be read") from None
+
+
+def decode_pcm(store: Store, path: str, sample_rate: int, min_seconds: float) -> Pcm:
+    """Return the audio of `path` as a shard holds it: mono, 16-bit, and fit for training.
+
+    Raises `AudioError` with any of `REASONS` but duplicate.
+    """
     try:
-        with _silent_stderr, soundfile.SoundFile(io.BytesIO(content)) as file:
-            rate = file.samplerate
-            # In one call: libsndfile seeks after each read, which starts its MP3 decoder afresh.
-            audio = file.read(dtype="float32", always_2d=True)
+        with store.open(path) as file:
+            audio = _decode(file, path, sample_rate)
+    except OSError as error:
+        raise AudioError(path, "missing", error.strerror or "cannot be read") from None
+    seconds = len(audio.mono) / sample_rate
+    if seconds < min_seconds:
+        if audio.promised_seconds >= min_seconds:
+            detail = (
+                f"{seconds:.2f} s left of {audio.promised_seconds:.2f} s, at least {min_seconds:g} s needed"
+            )
+            raise AudioError(path, "truncated", detail)
+        raise AudioError(path, "too-short", f"{seconds:.2f} s, at least {min_seconds:g} s needed")
+    pcm = to_pcm(audio.mono)
+    if is_silent(pcm.samples):
+        raise AudioError(path, "silent", f"peak {peak(pcm.samples)} of 32768")
+    return Pcm(pcm.samples, pcm.clipped, audio.bytes_read)
+
+
+def to_pcm(audio: npt.NDArray[np.float32]) -> Pcm:
+    """Return `audio` in 16 bits: times 32,768, rounded half to even, peaks clipped; no dither."""
+    with np.errstate(over="ignore"):
+        scaled = audio * np.float32(32_768)
+    np.rint(scaled, out=scaled)
+    clipped = np.empty(0, np.intp)
+    if scaled.max(initial=0) > 32_767 or scaled.min(initial=0) < -32_768:
+        clipped = np.flatnonzero((scaled > 32_767) | (scaled < -32_768))
+        scaled.clip(-32_768, 32_767, out=scaled)
+    return Pcm(scaled.astype(np.int16), clipped)
+
+
+def is_silent(samples: npt.NDArray[np.int16]) -> bool:
+    """Return whether nothing in `samples` exceeds `SILENCE`."""
+    return peak(samples) < SILENCE * 32_768
+
+
+def peak(samples: npt.NDArray[np.int16]) -> int:
+    """Return the largest magnitude in `samples`: 0 to 32,768."""
+    return max(int(samples.max(initial=0)), -int(samples.min(initial=0)))
+
+
+def _decode(file: BinaryIO, path: Path | str, sample_rate: int) -> _Audio:
+    head = file.read(8)
+    if not head:
+        raise AudioError(path, "empty", "0 bytes")
+    size = file.seek(0, os.SEEK_END)
+    try:
+        with _silent_stderr, _open_sound(file) as sound:
+            rate = sound.samplerate
+            promised = sound.frames
+            audio = _read(sound, file)
     except soundfile.LibsndfileError as error:
         raise AudioError(path, "not-audio", error.error_string.rstrip(".")) from None
-    except MemoryError:
+    except (MemoryError, ValueError):  # numpy raises the second when a size does not even fit its integers
         raise AudioError(path, "not-audio", "its header promises more audio than fits in memory") from None
-    if not len(audio):
-        raise AudioError(path, "not-audio", "nothing to decode")
     if not RATES[0] <= rate <= RATES[1]:
         raise AudioError(path, "not-audio", f"sample rate of {rate} Hz, {RATES[0]} to {RATES[1]} Hz expected")
+    promised_seconds = max(promised, len(audio) * _promised_share(head, size)) / rate
+    if not len(audio):
+        if promised:
+            raise AudioError(path, "truncated", f"nothing left of {promised_seconds:.2f} s")
+        raise AudioError(path, "not-audio", "nothing to decode")
     mono = _downmix(audio)
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate, "HQ")
-    if not np.isfinite(mono).all():
+    if not (np.isfinite(mono.max(initial=0)) and np.isfinite(mono.min(initial=0))):
         raise AudioError(path, "non-finite", "NaN or infinity among the samples")
-    return mono
+    return _Audio(mono, promised_seconds, size)
 
 
-def decode_pcm(path: Path, sample_rate: int, min_seconds: float) -> npt.NDArray[np.int16]:
-    """Return the audio of `path` as a shard holds it: mono, 16-bit, and fit for training.
+def _open_sound(file: BinaryIO) -> soundfile.SoundFile:
+    """Open `file` from its start, by its descriptor if it has one: calls to Python take a tenth longer."""
+    file.seek(0)
+    try:
+        descriptor = file.fileno()
+    except OSError:  # in memory
+        return soundfile.SoundFile(file)
+    os.lseek(descriptor, 0, os.SEEK_SET)  # `file` reads ahead
+    return soundfile.SoundFile(descriptor, closefd=False)
 
-    Raises `AudioError` with any of `REASONS`.
+
+def _read(sound: soundfile.SoundFile, file: BinaryIO) -> npt.NDArray[np.float32]:
+    """Return all of `sound`, float32 [frames, channels], or what comes before it is damaged."""
+    try:
+        # In one call: libsndfile seeks after each read, which starts its MP3 decoder afresh.
+        audio = sound.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        blocks = []
+        with _open_sound(file) as again, suppress(soundfile.LibsndfileError):
+            while len(block := again.read(_BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block)
+        if not blocks:
+            raise
+        audio = np.concatenate(blocks)
+    return audio  # type: ignore[no-any-return]
+
+
+def _promised_share(head: bytes, size: int) -> float:
+    """Return how many times as long a file should be, by the header of its container; 1 if it is whole.
+
+    libsndfile itself tells what an MP3 or FLAC header promises, but cuts RIFF and AIFF to what is there.
     """
-    pcm = to_pcm(decode(path, sample_rate))
-    if len(pcm) < min_seconds * sample_rate:
-        raise AudioError(
-            path, "too-short", f"{len(pcm) / sample_rate:.2f} s, at least {min_seconds:g} s needed"
-        )
-    peak = max(int(pcm.max(initial=0)), -int(pcm.min(initial=0)))
-    if peak < SILENCE * 32_768:
-        raise AudioError(path, "silent", f"peak {peak} of 32768")
-    return pcm
-
-
-def to_pcm(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
-    """Return `audio` in 16 bits: times 32,768, rounded half to even, peaks clipped; no dither."""
-    scaled: npt.NDArray[np.float32] = np.rint(audio.clip(-1, 1) * np.float32(32_768))
-    return scaled.clip(max=32_767).astype(np.int16)
+    order = {b"RIFF": "little", b"FORM": "big"}.get(head[:4])
+    if order is None:
+        return 1
+    promised = int.from_bytes(head[4:], "little" if order == "little" else "big") + 8
+    return 1 if promised >= _UNKNOWN_SIZE else max(1, promised / size)
 
 
 def _downmix(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,10 +1,14 @@
-"""The FMA dataset on disk: its audio folder, its metadata, and the tracks that they list."""
+"""The FMA dataset on disk, unpacked or in its zips: audio, metadata, and the tracks that they list."""
 
 import csv
+import io
+import re
 from pathlib import Path
+from typing import BinaryIO
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.plan import SPLITS, Corpus, Track
+from siamusic_fast.shards.store import Store, find_root, open_store
 
 SUBSETS = {
     "fma_small": ("small",),
@@ -16,73 +20,128 @@ SUBSETS = {
 
 _COLUMNS = (("set", "split"), ("set", "subset"), ("track", "genre_top"))
 
+_METADATA = "fma_metadata"
+_TABLE = "tracks.csv"
+_AUDIO_PATH = re.compile(r"(\d{3})/\1\d{3}\.mp3")
+
+
+def is_fma(source: str | Path, data_dir: Path = Path("data")) -> bool:
+    """Return whether `source`, as `load_fma` takes it, is FMA's.
+
+    It is if it has the name of a subset, holds a folder or zip with such a name, or has files that are named
+    like 000/000002.mp3. Raises `DataError` if there is no such folder or zip.
+    """
+    if str(source) in SUBSETS:
+        return True
+    root = _find_root(source, data_dir)
+    store = open_store(root)
+    if _subset_name(store) in SUBSETS or (root.is_dir() and _subsets_in(root)):
+        return True
+    if root.is_dir():
+        files = root.glob("[0-9][0-9][0-9]/[0-9]*.mp3")
+        return any(_AUDIO_PATH.fullmatch(f"{file.parent.name}/{file.name}") for file in files)
+    return any(map(_AUDIO_PATH.fullmatch, store.paths()))
+
 
 def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path | None = None) -> Corpus:
     """Return the tracks of an FMA subset.
 
-    `source` is a name such as fma_small under `data_dir`, an audio folder, or a folder that holds exactly one
-    folder with such a name. `metadata` is tracks.csv or a folder with it; by default it is looked for beside
-    the audio. The name of the audio folder tells the subset; a folder of another name stands for the rows
-    whose files it holds. Raises `DataError` if something is not there or is not FMA's.
+    `source` is a name such as fma_small under `data_dir`, an audio folder, its zip, or a folder that holds
+    exactly one subset. `metadata` is tracks.csv, fma_metadata.zip or a folder with one of them; by default it
+    is looked for beside the audio. The name of the audio folder tells the subset; a folder of another name
+    stands for the rows whose files it holds. Raises `DataError` if something is not there or is not FMA's.
     """
-    folder = _audio_folder(source, data_dir)
-    table = _read_metadata(_metadata_file(folder, data_dir, metadata))
-    subset = SUBSETS.get(folder.name)
+    store = open_store(_audio_root(source, data_dir))
+    name = _subset_name(store)
+    table = _read_metadata(_metadata_file(store.root, data_dir, metadata))
+    subset = SUBSETS.get(name)
     tracks = tuple(
         Track(key=f"{number:06d}", path=_audio_path(number), split=split, genre=genre)
         for number, split, row_subset, genre in table
-        if (row_subset in subset if subset else (folder / _audio_path(number)).is_file())
+        if (row_subset in subset if subset else store.size(_audio_path(number)) is not None)
     )
     if not tracks:
         raise DataError(
-            f"{folder} holds no track of the metadata: FMA names its files like {folder / '000/000002.mp3'}."
+            f"{store.root} holds no track of the metadata: FMA names its files like 000/000002.mp3."
         )
-    return Corpus(name=folder.name, folder=folder, tracks=tracks)
+    return Corpus(name=name, folder=store.root, tracks=tracks)
 
 
 def _audio_path(number: int) -> str:
     return f"{number // 1000:03d}/{number:06d}.mp3"
 
 
-def _audio_folder(source: str | Path, data_dir: Path) -> Path:
-    places = [Path(source), data_dir / source]
-    if str(source) in SUBSETS:
-        places.reverse()
-    folder = next((place for place in places if place.is_dir()), None)
-    if folder is None:
-        names = " or ".join(dict.fromkeys(map(str, places)))
-        raise DataError(f"no folder {names}: unpack FMA's zip there, or give the path of the audio.")
-    inside = sorted(child for child in folder.iterdir() if child.name in SUBSETS and child.is_dir())
+def _subset_name(store: Store) -> str:
+    """Return the name of the folder or zip, unless only the folder in the zip has that of a subset."""
+    return store.top if store.top in SUBSETS and store.name not in SUBSETS else store.name
+
+
+def _find_root(source: str | Path, data_dir: Path) -> Path:
+    """Look up a name in `data_dir` first, any other source as a path first."""
+    by_name = str(source) in SUBSETS
+    places = [data_dir, Path()] if by_name else [Path(), data_dir]
+    remedy = (
+        "unpack FMA's zip there, or fetch it with --download" if by_name else "give the path of the audio"
+    )
+    return find_root(source, places, remedy)
+
+
+def _audio_root(source: str | Path, data_dir: Path) -> Path:
+    root = _find_root(source, data_dir)
+    inside = _subsets_in(root) if root.is_dir() else []
     if len(inside) > 1:
         raise DataError(
-            f"{folder} holds {', '.join(child.name for child in inside)}: give the path of one of them."
+            f"{root} holds {', '.join(child.name for child in inside)}: give the path of one of them."
         )
-    folder = inside[0] if inside else folder
-    return folder if folder.name not in ("", "..") else folder.resolve()
+    return inside[0] if inside else root
 
 
-def _metadata_file(folder: Path, data_dir: Path, metadata: Path | None) -> Path:
+def _subsets_in(folder: Path) -> list[Path]:
+    """Return the subsets in `folder` by name: of each its folder, or its zip if there is no folder."""
+    found = []
+    for name in sorted(SUBSETS):
+        if (folder / name).is_dir():
+            found.append(folder / name)
+        elif (folder / f"{name}.zip").is_file():
+            found.append(folder / f"{name}.zip")
+    return found
+
+
+def _metadata_file(root: Path, data_dir: Path, metadata: Path | None) -> Path:
+    """Return the path of tracks.csv or of the zip with it."""
     if metadata:
-        parents = [metadata, metadata / "fma_metadata"]
+        places = _metadata_in(metadata, metadata / _TABLE) if metadata.is_dir() else [metadata]
     else:
-        parents = [folder.parent / "fma_metadata", folder / "fma_metadata", folder, data_dir / "fma_metadata"]
-    places = [parent / "tracks.csv" for parent in parents]
-    if metadata and not metadata.is_dir():
-        places = [metadata]
+        inside = _metadata_in(root, root / _TABLE) if root.is_dir() else []
+        places = [*_metadata_in(root.parent), *inside, *_metadata_in(data_dir)]
     for place in places:
         if place.is_file():
             return place
     raise DataError(
-        f"no metadata for {folder}: looked for {', '.join(map(str, dict.fromkeys(places)))}; "
-        f"unpack fma_metadata.zip beside the audio, or say where with --metadata."
+        f"no metadata for {root}: looked for {', '.join(map(str, dict.fromkeys(places)))}; "
+        f"put {_METADATA}.zip beside the audio, or say where it is with --metadata."
     )
+
+
+def _metadata_in(folder: Path, *first: Path) -> list[Path]:
+    return [*first, folder / _METADATA / _TABLE, folder / f"{_METADATA}.zip"]
+
+
+def _open_metadata(path: Path) -> BinaryIO:
+    if path.suffix.lower() != ".zip":
+        return path.open("rb")
+    store = open_store(path)
+    for name in (_TABLE, f"{_METADATA}/{_TABLE}"):
+        if store.size(name) is not None:
+            return store.open(name)
+    raise DataError(f"{path} holds no {_TABLE}: get {_METADATA}.zip again.")
 
 
 def _read_metadata(path: Path) -> list[tuple[int, str, str, str]]:
     """Return (track number, split, subset, genre or "") of every row."""
     csv.field_size_limit(1 << 24)  # biographies are long
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(_open_metadata(path), encoding="utf-8", newline="") as file:
             lines = csv.reader(file)
             upper, lower, _ = (next(lines, []) for _ in range(3))
             columns = list(zip(upper, lower, strict=False))

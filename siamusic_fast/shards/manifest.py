@@ -12,6 +12,8 @@ from siamusic_fast.shards.files import atomic_write
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+NORMALISATION = "normalisation.json"
+"""Where pipelines keep what they estimated from the shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class ShardSet:
     source: str
     """Name of the corpus, such as fma_small."""
     codec: str
-    """How the audio is stored; wav: 16-bit mono with a header of 44 bytes."""
+    """How the audio is stored, one of `codec.CODECS`; wav: 16-bit mono with a header of 44 bytes."""
     sample_rate: int
     """In Hz."""
     classes: tuple[str, ...]
@@ -56,6 +58,10 @@ class ShardSet:
     """Those that have shards, in the order training, validation, test."""
     rejected: dict[str, int]
     """Files left out by reason code."""
+    max_seconds: float | None = None
+    """Longer tracks were cut into segments, which are what `Shard.tracks` counts; None: they are whole."""
+    quality: float | None = None
+    """Of Vorbis, 0 to 10; None for a codec without loss."""
 
     def shards(self, splits: Sequence[str], labelled_only: bool = False) -> tuple[Shard, ...]:
         """Return the shards of `splits`, in that order; `labelled_only`: those whose tracks have classes.
@@ -87,17 +93,22 @@ def find_shards(data: str | Path, data_dir: Path = Path("data")) -> ShardSet:
 
     Raises `DataError` if there is none, or as `read_manifest` does.
     """
+    return read_manifest(find_folder(data, data_dir))
+
+
+def find_folder(data: str | Path, data_dir: Path = Path("data")) -> Path:
+    """Return the folder of the shard set that `data` means, or raise `DataError` as `find_shards` does."""
     for folder in (Path(data), data_dir / "shards" / data):
         if (folder / MANIFEST).is_file():
-            return read_manifest(folder)
+            return folder
     raise DataError(
         f"no shards {str(data)!r}: neither {Path(data)} nor {data_dir / 'shards' / data} has a {MANIFEST}; "
         f"`siamusic-fast shard {Path(data).name or data}` makes them."
     )
 
 
-def read_manifest(folder: Path) -> ShardSet:
-    """Return the shard set in `folder`, every file of which is there and has its size.
+def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
+    """Return the shard set in `folder`; unless told otherwise, every file is there and has its size.
 
     Raises `DataError` if there is no manifest, one of another version, or if files do not match it.
     """
@@ -121,7 +132,9 @@ def read_manifest(folder: Path) -> ShardSet:
         raise _damaged(folder, error) from None
     for shards in shard_set.splits.values():
         for shard in shards:
-            _check_files(folder, shard)
+            _check_names(folder, shard)
+            if check_files:
+                _check_files(folder, shard)
     return shard_set
 
 
@@ -149,13 +162,16 @@ def _damaged(folder: Path, error: Exception) -> DataError:
     )
 
 
-def _check_files(folder: Path, shard: Shard) -> None:
+def _check_names(folder: Path, shard: Shard) -> None:
     for name in (shard.file, shard.index):
-        if name in ("", "..") or Path(name).name != name:
+        if name in ("", ".", "..") or not isinstance(name, str) or {"/", "\0"} & set(name):
             raise DataError(
                 f"{folder / MANIFEST} names {name!r}, which is not a plain file name in its folder: "
                 f"do not use this shard set."
             )
+
+
+def _check_files(folder: Path, shard: Shard) -> None:
     size = _size(folder / shard.file)
     if size != shard.bytes or _size(folder / shard.index) is None:
         state = "is missing or has no index" if size is None or size == shard.bytes else f"has {size} bytes"

@@ -1,65 +1,124 @@
 """A corpus in, a shard set out: every file is judged, and packed or listed with a reason."""
 
+import dataclasses
 import hashlib
 import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.decode import REASONS, AudioError, decode_pcm
-from siamusic_fast.shards.manifest import Shard, ShardSet, write_manifest
+from siamusic_fast.shards.codec import check_rate, pcm_bytes
+from siamusic_fast.shards.decode import REASONS, AudioError, Pcm, decode_pcm, is_silent
+from siamusic_fast.shards.look import Look, look
+from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.plan import Corpus, ShardPlan, Track, plan_shards
-from siamusic_fast.shards.pool import cores, run_jobs
+from siamusic_fast.shards.pool import Count, Counts, cores, run_in_executor, run_in_processes
+from siamusic_fast.shards.results import ShardResult, finished_result, read_result, write_result
+from siamusic_fast.shards.store import open_store
 from siamusic_fast.shards.tables import REJECTED, PackedTrack, Reject, write_rejects, write_tracks
-from siamusic_fast.shards.target import claim
-from siamusic_fast.shards.writer import Sample, pcm_bytes, write_shard
+from siamusic_fast.shards.target import check_free, claim
+from siamusic_fast.shards.writer import Sample, Storage, write_shard
+
+_COUNTED = ("files", "bytes", *REASONS)
+"""What workers count: see `pool.Counts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
     """What the bytes of a shard set depend on, besides the audio."""
 
+    codec: str = "wav"
+    """One of `codec.CODECS`."""
+    quality: float = 5.0
+    """Of Vorbis, for the codec ogg: 0 to 10."""
     sample_rate: int = 22_050
     """Of the packed audio, in Hz."""
     min_seconds: float = 5.0
     """Shorter tracks are left out."""
+    max_seconds: float | None = None
+    """Longer tracks are cut into segments, see `segments`; None: they are kept whole."""
     tracks_per_shard: int = 512
-    """At most."""
+    """At most; the segments of a track count as one."""
     seed: int = 0
     """Of the shuffle."""
 
     def __post_init__(self) -> None:
-        if self.sample_rate < 1:
-            raise ConfigError(f"sample_rate = {self.sample_rate} must be at least 1 Hz.")
+        check_rate(self.codec, self.sample_rate)
+        if not 0 <= self.quality <= 10:
+            raise ConfigError(f"quality = {self.quality:g} must be 0 to 10.")
         if not (self.min_seconds >= 0 and math.isfinite(self.min_seconds)):
             raise ConfigError(f"min_seconds = {self.min_seconds:g} must be 0 or more.")
+        if self.max_seconds is not None and not (
+            math.isfinite(self.max_seconds)
+            and self.max_seconds >= self.min_seconds
+            and self.max_seconds * self.sample_rate >= 1
+        ):
+            raise ConfigError(
+                f"max_seconds = {self.max_seconds:g} must be above 0 and no less than "
+                f"min_seconds = {self.min_seconds:g}."
+            )
         if self.tracks_per_shard < 1:
             raise ConfigError(f"tracks_per_shard = {self.tracks_per_shard} must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """All that it takes to write one shard, anywhere."""
+class PackStatus:
+    """How far a pack has come."""
 
-    audio_folder: Path
+    total: int
+    """Files to be decoded."""
+    files: int
+    """Of those, decoded, by this run or one before it."""
+    files_now: int
+    """Decoded by this run."""
+    bytes_now: int
+    """What this run has read of them."""
+    seconds: float
+    """That this run has been decoding."""
+    rejected: dict[str, int]
+    """Left out so far by reason code."""
+
+    @property
+    def files_per_second(self) -> float:
+        """Of this run."""
+        return self.files_now / self.seconds if self.seconds else 0.0
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Of this run; of compressed audio, 1,000,000 bytes each."""
+        return self.bytes_now / 1e6 / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """As it went so far; None if nothing has been decoded yet."""
+        return (self.total - self.files) / self.files_per_second if self.files_now else None
+
+    def words(self) -> str:
+        """Return the rates and the rejects as one line."""
+        rates = f"{self.files_per_second:.1f} tracks/s, {self.megabytes_per_second:.1f} MB/s"
+        return f"{rates}, left out: {_count_words(self.rejected)}" if self.rejected else rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """All that it takes to write one shard, anywhere: give it to `pack_shard`."""
+
+    audio: Path
+    """Folder or zip of the corpus."""
     folder: Path
+    """Of the shard set."""
+    results: Path
     plan: ShardPlan
     labels: dict[str, int]
     """Of every genre."""
     config: PackConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardResult:
-    """What came of one job; `shard` is None if no track was fit."""
-
-    shard: Shard | None
-    tracks: tuple[PackedTrack, ...]
-    rejects: tuple[Reject, ...]
 
 
 def pack(
@@ -68,130 +127,265 @@ def pack(
     config: PackConfig | None = None,
     *,
     workers: int | None = None,
+    executor: Executor | None = None,
     force: bool = False,
     progress: Progress = SILENT,
+    watch: Callable[[PackStatus], None] = lambda status: None,
 ) -> ShardSet:
     """Pack `corpus` into `folder`, with as many processes as there are cores unless `workers` says otherwise.
 
-    Bytes depend on the audio, its metadata and `config` only. The plan covers every file that is there; a
-    track that turns out unfit leaves its shard one smaller, and a shard without any track is not written.
-    Files are written atomically, the manifest last. Raises `DataError` if nothing can be packed or `folder`
-    cannot be used (see `target.claim`).
+    Or on any `executor`, whose workers see the audio and `folder` under the same paths. Bytes depend on the
+    audio, its metadata and `config` only. The plan covers every file that is there; a track that turns out
+    unfit leaves its shard one smaller, and a shard without any track is not written. Files are written
+    atomically, the manifest last. Shards that an earlier call with the same arguments finished before it was
+    stopped are not done again. `watch` hears now and then how far it is.
+
+    Raises `DataError` if nothing can be packed or `folder` cannot be used (see `target.claim`).
     """
     config = config or PackConfig()
-    there, rejects = _look(corpus)
-    if not there:
+    check_free(folder, force)
+    found = look(corpus, open_store(corpus.folder), progress)
+    if not found.tracks:
         raise DataError(
             f"{corpus.folder} holds none of the {len(corpus.tracks)} tracks of {corpus.name}, such as "
-            f"{corpus.tracks[0].path}: {_count_words(_count(rejects))}."
+            f"{corpus.tracks[0].path}: {_count_words(_count(found.rejects))}."
         )
-    labels = {genre: label for label, genre in enumerate(corpus.classes)}
-    jobs = [
-        ShardJob(audio_folder=corpus.folder, folder=folder, plan=plan, labels=labels, config=config)
-        for plan in plan_shards(there, tracks_per_shard=config.tracks_per_shard, seed=config.seed)
-    ]
+    plans = plan_shards(found.tracks, tracks_per_shard=config.tracks_per_shard, seed=config.seed)
+    work = _work(corpus, found, plans, config)
     try:
-        with claim(folder, force):
-            with progress.task("Packing", len(there), "tracks") as task:
-                results = run_jobs(pack_shard, jobs, workers=workers or cores(), on_steps=task.advance)
-            rejects += itertools.chain.from_iterable(result.rejects for result in results)
-            write_rejects(folder, rejects)
-            write_tracks(folder, itertools.chain.from_iterable(result.tracks for result in results))
-            shard_set = _shard_set(corpus, folder, config, jobs, results, _count(rejects))
-            write_manifest(shard_set)
+        with claim(folder, work, force) as results:
+            if not (folder / MANIFEST).exists():
+                labels = {genre: label for label, genre in enumerate(corpus.classes)}
+                jobs = [
+                    ShardJob(
+                        audio=corpus.folder,
+                        folder=folder,
+                        results=results,
+                        plan=plan,
+                        labels=labels,
+                        config=config,
+                    )
+                    for plan in plans
+                ]
+                observer = _Observer(found, progress, watch)
+                _run(jobs, observer, workers or cores(), executor)
+                _write_tables(corpus, folder, config, jobs, found.rejects)
     except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror or error}.") from None
-    return shard_set
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror or error}. When that is mended, the same command "
+            f"goes on from the shards that are finished."
+        ) from None
+    return read_manifest(folder)
 
 
-def pack_shard(job: ShardJob, step: Callable[[], None]) -> ShardResult:
-    """Decode, judge and write the tracks of one shard, one at a time; calls `step` after each."""
+def pack_shard(job: ShardJob, count: Count = lambda counts: None) -> ShardResult:
+    """Decode, judge and write the tracks of one shard, one at a time; calls `count` after each."""
     tracks: list[PackedTrack] = []
     rejects: list[Reject] = []
-    samples = _samples(job, tracks, rejects, step)
+    samples = _samples(job, tracks, rejects, count)
     first = next(samples, None)
     shard = None
     if first:
+        storage = Storage(
+            sample_rate=job.config.sample_rate, codec=job.config.codec, quality=job.config.quality
+        )
         shard = write_shard(
             job.folder,
             job.plan.stem,
             itertools.chain([first], samples),
-            sample_rate=job.config.sample_rate,
+            storage=storage,
             labelled=job.plan.labelled,
         )
-    return ShardResult(shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
+    result = ShardResult(shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
+    write_result(job.results, job.plan.stem, result)
+    return result
+
+
+def segments(samples: int, sample_rate: int, min_seconds: float, max_seconds: float | None) -> list[range]:
+    """Return where a track of `samples` is cut: after every `max_seconds`, the last piece being shorter.
+
+    The last piece is dropped if it is shorter than `min_seconds`; the first is never.
+    """
+    if max_seconds is None:
+        return [range(samples)]
+    length = round(max_seconds * sample_rate)
+    pieces = [range(start, min(start + length, samples)) for start in range(0, samples, length)]
+    return [piece for piece in pieces if not piece.start or len(piece) >= min_seconds * sample_rate]
 
 
 def _samples(
-    job: ShardJob, tracks: list[PackedTrack], rejects: list[Reject], step: Callable[[], None]
+    job: ShardJob, tracks: list[PackedTrack], rejects: list[Reject], count: Count
 ) -> Iterator[Sample]:
-    """Yield the tracks that are fit, and enter every one of them into `tracks` or `rejects`."""
-    config = job.config
+    """Yield what is fit, and enter every track into `tracks` or `rejects`."""
+    store = open_store(job.audio)
     for track in job.plan.tracks:
+        counts = Counter({"files": 1})
         try:
-            pcm = decode_pcm(job.audio_folder / track.path, config.sample_rate, config.min_seconds)
+            pcm = decode_pcm(store, track.path, job.config.sample_rate, job.config.min_seconds)
         except AudioError as error:
             rejects.append(Reject(track.path, error.reason, error.detail))
+            counts[error.reason] += 1
         else:
-            packed = PackedTrack(
-                key=track.key,
+            counts["bytes"] = pcm.bytes_read
+            for sample, row in _cut(job, track, pcm):
+                if isinstance(row, Reject):
+                    rejects.append(row)
+                    counts[row.reason] += 1
+                else:
+                    tracks.append(row)
+                    yield sample
+        count(tuple(counts[name] for name in _COUNTED))
+
+
+def _cut(job: ShardJob, track: Track, pcm: Pcm) -> Iterator[tuple[Sample, PackedTrack | Reject]]:
+    """Yield the segments of `track`, or all of it, each with its row; silent segments are rejects."""
+    config = job.config
+    pieces = segments(len(pcm.samples), config.sample_rate, config.min_seconds, config.max_seconds)
+    for number, piece in enumerate(pieces):
+        part = pcm.samples[piece.start : piece.stop]
+        offset = piece.start / config.sample_rate
+        key = track.key if config.max_seconds is None else f"{track.key}-{number:04d}"
+        sample = Sample(
+            key=key,
+            track=track,
+            label=job.labels.get(track.genre, -1),
+            pcm=part,
+            offset=None if config.max_seconds is None else offset,
+        )
+        if len(pieces) > 1 and is_silent(part):
+            detail = f"{offset:.2f} s to {piece.stop / config.sample_rate:.2f} s of the track"
+            yield sample, Reject(track.path, "silent", detail)
+            continue
+        clipped = (piece.start <= pcm.clipped) & (pcm.clipped < piece.stop)
+        yield (
+            sample,
+            PackedTrack(
+                key=key,
+                track_id=track.key,
+                offset=offset,
                 split=track.split,
                 genre=track.genre,
-                seconds=len(pcm) / config.sample_rate,
+                seconds=len(part) / config.sample_rate,
+                clipped=int(clipped.sum()),
                 shard=f"{job.plan.stem}.tar",
                 path=track.path,
-                sha256=hashlib.sha256(pcm_bytes(pcm)).hexdigest(),
-            )
-            tracks.append(packed)
-            yield Sample(track, job.labels.get(track.genre, -1), pcm)
-        step()
+                sha256=hashlib.sha256(pcm_bytes(part)).hexdigest(),
+            ),
+        )
 
 
-def _look(corpus: Corpus) -> tuple[list[Track], list[Reject]]:
-    """Return the tracks whose files are there and not empty, and what is wrong with the others."""
-    there: list[Track] = []
-    rejects: list[Reject] = []
-    for track in corpus.tracks:
-        try:
-            size = (corpus.folder / track.path).stat().st_size
-        except OSError as error:
-            rejects.append(Reject(track.path, "missing", error.strerror or "cannot be opened"))
-            continue
-        if size:
-            there.append(track)
+class _Observer:
+    """Turns what workers count into progress and `PackStatus`."""
+
+    def __init__(self, found: Look, progress: Progress, watch: Callable[[PackStatus], None]) -> None:
+        self.total = len(found.tracks)
+        self.progress = progress
+        self._watch = watch
+        self._rejected = Counter(reject.reason for reject in found.rejects)
+        self._files_before = 0
+        self._start = time.monotonic()
+
+    def finished_before(self, files: int, result: ShardResult) -> None:
+        """Enter a shard that was finished by an earlier run."""
+        self._files_before += files
+        self._rejected.update(reject.reason for reject in result.rejects)
+
+    def status(self, counts: Counts) -> PackStatus:
+        now = dict(zip(_COUNTED, counts, strict=True))
+        rejected = {reason: self._rejected[reason] + now[reason] for reason in REASONS}
+        status = PackStatus(
+            total=self.total,
+            files=self._files_before + now["files"],
+            files_now=now["files"],
+            bytes_now=now["bytes"],
+            seconds=time.monotonic() - self._start,
+            rejected={reason: count for reason, count in rejected.items() if count},
+        )
+        self._watch(status)
+        return status
+
+
+def _run(jobs: list[ShardJob], observer: _Observer, workers: int, executor: Executor | None) -> None:
+    """Do the `jobs` that are not finished."""
+    todo = []
+    for job in jobs:
+        if result := finished_result(job.folder, job.results, job.plan.stem):
+            observer.finished_before(len(job.plan.tracks), result)
         else:
-            rejects.append(Reject(track.path, "empty", "0 bytes"))
-    return there, rejects
+            todo.append(job)
+    with observer.progress.task("Packing", observer.total, "tracks") as task:
+        reported = 0
+
+        def on_counts(counts: Counts) -> None:
+            nonlocal reported
+            status = observer.status(counts)
+            if status.files > reported:
+                task.advance(status.files - reported, note=status.words())
+                reported = status.files
+
+        on_counts((0,) * len(_COUNTED))
+        if executor:
+            run_in_executor(pack_shard, todo, executor, counters=len(_COUNTED), on_counts=on_counts)
+        elif todo:
+            run_in_processes(pack_shard, todo, workers=workers, counters=len(_COUNTED), on_counts=on_counts)
 
 
-def _shard_set(
-    corpus: Corpus,
-    folder: Path,
-    config: PackConfig,
-    jobs: Iterable[ShardJob],
-    results: Iterable[ShardResult],
-    rejected: dict[str, int],
-) -> ShardSet:
-    splits: dict[str, tuple[Shard, ...]] = {}
-    for job, result in zip(jobs, results, strict=True):
-        if result.shard:
-            splits[job.plan.split] = (*splits.get(job.plan.split, ()), result.shard)
+def _work(corpus: Corpus, found: Look, plans: Sequence[ShardPlan], config: PackConfig) -> dict[str, Any]:
+    """Return all that the result depends on, as plain values: files are told by name and size."""
+    digest = hashlib.sha256()
+
+    def add(*values: object) -> None:
+        digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
+
+    for track, size in zip(found.tracks, found.sizes, strict=True):
+        add(track.key, track.path, track.split, track.genre, size)
+    for reject in found.rejects:
+        add(reject.path, reject.reason, reject.detail)
+    add(*corpus.classes)
+    return {
+        **dataclasses.asdict(config),
+        "source": corpus.name,
+        "shards": len(plans),
+        "inputs": digest.hexdigest(),
+    }
+
+
+def _write_tables(
+    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], rejects: list[Reject]
+) -> None:
+    """Put the results of all jobs together, one at a time."""
+    splits: dict[str, list[Shard]] = defaultdict(list)
+
+    def tracks() -> Iterator[PackedTrack]:
+        for job in jobs:
+            result = read_result(job.results, job.plan.stem)
+            rejects.extend(result.rejects)
+            if result.shard:
+                splits[job.plan.split].append(result.shard)
+            yield from result.tracks
+
+    write_tracks(folder, tracks())
+    write_rejects(folder, rejects)
+    rejected = _count(rejects)
     if not splits:
         raise DataError(
             f"nothing to pack: every file of {corpus.folder} was left out ({_count_words(rejected)}), "
             f"see {folder / REJECTED}."
         )
-    return ShardSet(
+    shard_set = ShardSet(
         folder=folder,
         source=corpus.name,
-        codec="wav",
+        codec=config.codec,
         sample_rate=config.sample_rate,
         classes=corpus.classes,
         seed=config.seed,
         min_seconds=config.min_seconds,
-        splits=splits,
+        splits={split: tuple(shards) for split, shards in splits.items()},
         rejected=rejected,
+        max_seconds=config.max_seconds,
+        quality=config.quality if config.codec == "ogg" else None,
     )
+    write_manifest(shard_set)
 
 
 def _count(rejects: Iterable[Reject]) -> dict[str, int]:

@@ -5,20 +5,34 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
-from typing import TypeVar
+from time import monotonic
+from typing import Any, TypeVar
 
 from siamusic_fast.errors import DataError
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
+Counts = tuple[int, ...]
+"""What a job has done: any quantities, in an order that `function` decides."""
+Count = Callable[[Counts], None]
 
 _POLL_SECONDS = 0.1
 """How often progress is reported."""
+_GRACE_SECONDS = 1.0
+"""How long workers may go on with what they are at after they were told to stop; then they are killed."""
 
 
 def cores() -> int:
@@ -26,40 +40,82 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(
-    function: Callable[[Job, Callable[[], None]], Result],
+def run_in_processes(
+    function: Callable[[Job, Count], object],
     jobs: Sequence[Job],
     *,
     workers: int,
-    on_steps: Callable[[int], None],
-) -> list[Result]:
-    """Return `function(job, step)` of every job, in their order, computed by `workers` processes.
+    counters: int,
+    on_counts: Count,
+) -> None:
+    """Call `function(job, count)` for every job in `workers` processes; what it returns is not kept.
 
-    `function` calls `step` after each step of its work; `on_steps` hears here how many there were. If a job
-    fails, or on Ctrl-C, the others stop at their next step. Raises `DataError` if a worker dies.
+    `function` calls `count` with `counters` numbers after each step of its work; `on_counts` hears here, now
+    and then, what they add up to. If a job fails, or on Ctrl-C, the others stop at their next step, or are
+    killed if that takes longer than a second. Raises `DataError` if a worker dies.
     """
     # Spawned, not forked: the caller may have threads, and a spawned worker imports only what its job needs.
     context = multiprocessing.get_context("spawn")
-    steps: Synchronized[int] = context.Value("q", 0)
+    totals = context.Array("q", counters)
     stop = context.Event()
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(steps, stop)
+        max(1, min(workers, len(jobs))),
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(totals, stop),
     )
+    not_ours = set(multiprocessing.active_children())
     try:
         with pool:
             try:
                 with _ctrl_c_held_back():  # the workers are started here
                     futures = [pool.submit(_run_job, function, job) for job in jobs]
-                _follow(futures, steps, on_steps)
+                _follow(futures, totals, on_counts)
             except BaseException:
                 stop.set()
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                _end_soon([child for child in multiprocessing.active_children() if child not in not_ours])
                 raise
     except BrokenProcessPool:
         raise DataError(
-            f"a worker process died, perhaps for lack of memory: try again with fewer than {workers} workers."
+            f"a worker process died, perhaps for lack of memory: the same command with fewer than {workers} "
+            f"--workers goes on."
         ) from None
-    return [future.result() for future in futures]
+
+
+def run_in_executor(
+    function: Callable[[Job, Count], object],
+    jobs: Sequence[Job],
+    executor: Executor,
+    *,
+    counters: int,
+    on_counts: Count,
+) -> None:
+    """Do the same as `run_in_processes` on any executor, which stays open; counts come in by whole jobs.
+
+    If a job fails, or on Ctrl-C, jobs that run are waited for, as an executor cannot stop them.
+    """
+    futures = [executor.submit(_run_alone, function, job, counters) for job in jobs]
+    totals = [0] * counters
+    try:
+        for future in as_completed(futures):
+            totals = [total + more for total, more in zip(totals, future.result(), strict=True)]
+            on_counts(tuple(totals))
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+        raise
+
+
+def _run_alone(function: Callable[[Job, Count], object], job: Job, counters: int) -> Counts:
+    totals = [0] * counters
+
+    def count(counts: Counts) -> None:
+        totals[:] = (total + more for total, more in zip(totals, counts, strict=True))
+
+    function(job, count)
+    return tuple(totals)
 
 
 @contextmanager
@@ -72,29 +128,32 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow(
-    futures: Sequence[Future[Result]], steps: "Synchronized[int]", on_steps: Callable[[int], None]
-) -> None:
-    """Report steps until all of `futures` are done; raise what the first one that fails raises."""
-    reported = 0
+def _follow(futures: Sequence[Future[None]], totals: Any, on_counts: Count) -> None:
+    """Report counts until all of `futures` are done; raise what the first one that fails raises."""
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
-        total = steps.value
-        if total > reported:
-            on_steps(total - reported)
-            reported = total
+        on_counts(tuple(totals))
 
 
-_steps: "Synchronized[int]"
+def _end_soon(children: Sequence[BaseProcess]) -> None:
+    """Wait for `children` to end, and kill those that take too long."""
+    deadline = monotonic() + _GRACE_SECONDS
+    for child in children:
+        wait_for_any([child.sentinel], max(0.0, deadline - monotonic()))
+    for child in children:
+        child.kill()
+
+
+_totals: Any
 _stop: Event
 
 
-def _start_worker(steps: "Synchronized[int]", stop: Event) -> None:
-    global _steps, _stop
-    _steps, _stop = steps, stop
+def _start_worker(totals: Any, stop: Event) -> None:
+    global _totals, _stop
+    _totals, _stop = totals, stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -106,14 +165,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_job(function: Callable[[Job, Callable[[], None]], Result], job: Job) -> Result:
+def _run_job(function: Callable[[Job, Count], object], job: Job) -> None:
     _stop_if_told()
-    return function(job, _step)
+    function(job, _count)
 
 
-def _step() -> None:
-    with _steps.get_lock():
-        _steps.value += 1
+def _count(counts: Counts) -> None:
+    with _totals.get_lock():
+        for place, more in enumerate(counts):
+            if more:
+                _totals[place] += more
     _stop_if_told()
 
 

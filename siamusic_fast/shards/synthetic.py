@@ -4,7 +4,7 @@ import csv
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.composition import compose, render
 from siamusic_fast.shards.instruments import Samples
-from siamusic_fast.shards.pool import run_jobs
+from siamusic_fast.shards.pool import Count, run_in_processes
 from siamusic_fast.shards.styles import STYLES
 
 Row = dict[str, str | int]
@@ -137,7 +137,15 @@ def _write_corpus(root: Path, corpus: Corpus, workers: int, progress: Progress) 
         folder.mkdir(parents=True)
     write = functools.partial(_write_track, root, corpus)
     with progress.task("Synthesising", len(tracks), "tracks") as task:
-        rows = run_jobs(write, tracks, workers=workers, on_steps=task.advance)
+        done = 0
+
+        def advance(counts: tuple[int, ...]) -> None:
+            nonlocal done
+            task.advance(counts[0] - done)
+            done = counts[0]
+
+        run_in_processes(write, tracks, workers=workers, counters=1, on_counts=advance)
+    rows = [_row(root, corpus, track) for track in tracks]
     _write_metadata(root / "fma_metadata" / "tracks.csv", rows)
 
 
@@ -146,14 +154,20 @@ def _path(root: Path, track: Track) -> Path:
     return root / "fma_small" / name[:3] / f"{name}.mp3"
 
 
-def _write_track(root: Path, corpus: Corpus, track: Track, step: Callable[[], None]) -> Row:
-    """Write the file of `track`, if it has one, and return its row."""
+def _write_track(root: Path, corpus: Corpus, track: Track, count: Count) -> None:
+    """Write the file of `track`, if it has one."""
     path = _path(root, track)
     rng = generator(corpus, track)
     song = compose(track.genre, rng, corpus.seconds)
     sample_rate, channels = FORMATS[int(rng.choice(len(FORMATS), p=FORMAT_SHARES))]
     _write_file(path, track.number, render(song, corpus.seconds, sample_rate, channels), sample_rate)
-    step()
+    count((1,))
+
+
+def _row(root: Path, corpus: Corpus, track: Track) -> Row:
+    """Return the row of `track`, whose file is written."""
+    path = _path(root, track)
+    song = compose(track.genre, generator(corpus, track), corpus.seconds)
     title = f"{track.genre} No. {track.index + 1} in {song.key}, {song.metre.bpm:g} bpm"
     return {
         "track_id": track.number,

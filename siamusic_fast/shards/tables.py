@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from siamusic_fast.shards.files import atomic_write
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
 
-_TRACK_COLUMNS = ("index", "key", "split", "class", "seconds", "shard", "path", "sha256")
+_TRACK_COLUMNS = (
+    *("index", "key", "track_id", "offset", "split", "class", "seconds", "clipped"),
+    *("shard", "path", "sha256"),
+)
 _REJECT_COLUMNS = ("path", "reason", "detail")
 
 
@@ -21,10 +25,16 @@ class PackedTrack:
     """One row of tracks.csv."""
 
     key: str
+    track_id: str
+    """Of the track: `key`, unless this is a segment of it."""
+    offset: float
+    """Where in the track this segment starts, in seconds; 0 for a whole track."""
     split: str
     genre: str
     """Empty if unknown."""
     seconds: float
+    clipped: int
+    """Samples that did not fit into 16 bits and were set to the nearest value that does."""
     shard: str
     """File name of its tar."""
     path: str
@@ -45,7 +55,10 @@ class Reject:
 def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
     """Write tracks.csv, numbered from 0 in the order of `tracks`."""
     rows = (
-        (index, t.key, t.split, t.genre, f"{t.seconds:.3f}", t.shard, t.path, t.sha256)
+        (
+            *(index, t.key, t.track_id, f"{t.offset:.3f}", t.split, t.genre, f"{t.seconds:.3f}", t.clipped),
+            *(t.shard, t.path, t.sha256),
+        )
         for index, t in enumerate(tracks)
     )
     _write(folder / TRACKS, _TRACK_COLUMNS, rows)
@@ -59,21 +72,38 @@ def write_rejects(folder: Path, rejects: Iterable[Reject]) -> None:
 
 def read_tracks(folder: Path) -> Iterator[PackedTrack]:
     """Yield the rows of tracks.csv in `folder`. Raises `DataError` if there is none, or a damaged one."""
+    with _rows(folder / TRACKS) as rows:
+        for row in rows:
+            yield PackedTrack(
+                key=row["key"],
+                track_id=row["track_id"],
+                offset=float(row["offset"]),
+                split=row["split"],
+                genre=row["class"],
+                seconds=float(row["seconds"]),
+                clipped=int(row["clipped"]),
+                shard=row["shard"],
+                path=row["path"],
+                sha256=row["sha256"],
+            )
+
+
+def read_rejects(folder: Path) -> Iterator[Reject]:
+    """Yield the rows of rejected.csv in `folder`. Raises `DataError` as `read_tracks` does."""
+    with _rows(folder / REJECTED) as rows:
+        for row in rows:
+            yield Reject(row["path"], row["reason"], row["detail"])
+
+
+@contextmanager
+def _rows(path: Path) -> Iterator[Iterable[dict[str, str]]]:
+    """Open a table; what goes wrong while it is read, in the context too, becomes a `DataError`."""
     try:
-        with (folder / TRACKS).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            for row in csv.DictReader(file):
-                yield PackedTrack(
-                    key=row["key"],
-                    split=row["split"],
-                    genre=row["class"],
-                    seconds=float(row["seconds"]),
-                    shard=row["shard"],
-                    path=row["path"],
-                    sha256=row["sha256"],
-                )
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield csv.DictReader(file)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
-            f"{folder / TRACKS} cannot be read ({type(error).__name__}: {error}): "
+            f"{path} cannot be read ({type(error).__name__}: {error}): "
             f"pack the audio again with `siamusic-fast shard --force`."
         ) from None
 
@@ -82,7 +112,10 @@ def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]])
     with atomic_write(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, lineterminator="\n")
+        careful = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
-        writer.writerows(rows)
+        for row in map(tuple, rows):
+            # Before Python 3.13, a carriage return is not quoted, and ends the row for whoever reads it.
+            (careful if any("\r" in str(cell) for cell in row) else writer).writerow(row)
         text.flush()
         text.detach()

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import struct
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,40 +12,58 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from siamusic_fast.shards.codec import encode
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import Shard
 from siamusic_fast.shards.plan import Track
 
 _BLOCK = 512
 """Bytes in a tar block: a header is one, contents are padded to whole ones."""
+_COPY = 1 << 22
+"""Bytes that are written and hashed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One track as it goes into a shard."""
+    """One track, or one segment of a long one, as it goes into a shard."""
 
+    key: str
     track: Track
     label: int
     """-1 if unknown."""
     pcm: npt.NDArray[np.int16]
+    offset: float | None = None
+    """Where in the track a segment starts, in seconds; None for a whole track."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How samples are stored."""
+
+    sample_rate: int
+    """In Hz."""
+    codec: str = "wav"
+    quality: float = 5.0
+    """Of Vorbis."""
 
 
 def write_shard(
-    folder: Path, stem: str, samples: Iterable[Sample], *, sample_rate: int, labelled: bool
+    folder: Path, stem: str, samples: Iterable[Sample], *, storage: Storage, labelled: bool
 ) -> Shard:
     """Write `folder`/`stem`.tar and .idx, both atomically, and return what the manifest says of them.
 
-    Each sample is KEY.wav, KEY.cls (five ASCII characters, such as 00007 or -0001) and KEY.json, in USTAR.
+    Each sample is KEY.wav (or .flac, .ogg), KEY.cls (five ASCII characters, such as 00007 or -0001) and
+    KEY.json, in USTAR.
     """
     lengths = []
     index = []
     with atomic_write(folder / f"{stem}.tar") as file, atomic_write(folder / f"{stem}.idx") as index_file:
         hashed = _HashedFile(file)
-        with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPY) as tar:  # type: ignore[call-overload]
             for sample in samples:
                 lengths.append(len(sample.pcm))
-                index.append(_add_sample(tar, sample, sample_rate))
-        index_file.write("\n".join([f"v1.2 {len(index)}", *index, ""]).encode())
+                index.append(_add_sample(tar, sample, storage))
+        index_file.write("\n".join([f"v1.2 {len(index)}", *index, ""]).encode(errors="surrogateescape"))
         size = hashed.tell()
     return Shard(
         file=f"{stem}.tar",
@@ -60,38 +77,27 @@ def write_shard(
     )
 
 
-def wav_header(samples: int, sample_rate: int) -> bytes:
-    """Return the canonical 44 bytes before `samples` 16-bit mono samples, or 22 int16 values."""
-    size = 2 * samples
-    riff = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE")
-    layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-    return riff + layout + struct.pack("<4sI", b"data", size)
-
-
-def pcm_bytes(pcm: npt.NDArray[np.int16]) -> bytes:
-    """Return `pcm` as little-endian bytes, whatever the machine."""
-    return pcm.astype("<i2", copy=False).tobytes()
-
-
-def _add_sample(tar: tarfile.TarFile, sample: Sample, sample_rate: int) -> str:
+def _add_sample(tar: tarfile.TarFile, sample: Sample, storage: Storage) -> str:
     """Append the three files of `sample`; return its index line: extension, offset, size, name of each."""
     track = sample.track
     about = {
         "genre": track.genre,
-        "sample_rate": sample_rate,
+        "sample_rate": storage.sample_rate,
         "samples": len(sample.pcm),
         "source": track.path,
         "split": track.split,
         "track_id": track.key,
     }
+    if sample.offset is not None:
+        about["offset"] = sample.offset
     contents = {
-        "wav": wav_header(len(sample.pcm), sample_rate) + pcm_bytes(sample.pcm),
+        storage.codec: encode(sample.pcm, storage.sample_rate, storage.codec, storage.quality),
         "cls": f"{sample.label:05d}".encode(),
         "json": json.dumps(about, sort_keys=True).encode(),
     }
     words = []
     for extension, content in contents.items():
-        member = tarfile.TarInfo(f"{track.key}.{extension}")
+        member = tarfile.TarInfo(f"{sample.key}.{extension}")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
         offset = tar.offset - -(-len(content) // _BLOCK) * _BLOCK

@@ -96,8 +96,11 @@ def test_a_stretched_track_keeps_its_pitch_and_changes_its_tempo(pack_audio: Pac
 def test_a_shifted_track_keeps_its_tempo_and_moves_every_tone_alike(pack_audio: PackAudio) -> None:
     low, high = 500.0, 2000.0
     pair = sine(low, 4) + 0.001 * sine(high, 4)
+    # Tracks that are the same would be packed once: their lengths differ a little.
+    pairs = [pair[: len(pair) - index] for index in range(4)]
+    ticks = [clicks(0.25, 4), clicks(0.25, 3.9)]
     shifts = []
-    for view in views(pack_audio, [pair] * 4 + [clicks(0.25, 4)] * 2, PitchShift(p=1), FINE):
+    for view in views(pack_audio, pairs + ticks, PitchShift(p=1), FINE):
         if len(onsets(view)) > 3:
             spacing = np.diff(onsets(view)) * FINE.hop_length / RATE
             assert spacing.mean() == pytest.approx(0.25, rel=0.02)

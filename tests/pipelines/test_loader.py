@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -11,8 +12,8 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.pipelines.loader import LabelledLoader, TrackLoader, TwoViewLoader
 from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.stats import CACHE, estimate
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.shards.manifest import NORMALISATION, ShardSet
 from siamusic_fast.shards.tables import read_tracks
 from tests.pipelines.test_mel import torchaudio_log_mel
 
@@ -156,9 +157,9 @@ def test_a_classifier_never_meets_an_unlabelled_track(shard_set: ShardSet) -> No
 
 def test_constants_are_kept_beside_the_shards_and_serve_again(numbered: ShardSet) -> None:
     first = estimate(numbered, MEL)
-    kept = numbered.path(CACHE).read_bytes()
+    kept = numbered.path(NORMALISATION).read_bytes()
     assert estimate(numbered, MEL) == first
-    assert numbered.path(CACHE).read_bytes() == kept
+    assert numbered.path(NORMALISATION).read_bytes() == kept
     finer = estimate(numbered, MelConfig(seconds=1.0, n_mels=96))
     assert finer != first
     assert estimate(numbered, MEL) == first
@@ -214,3 +215,9 @@ def test_a_closed_loader_says_so(numbered: ShardSet) -> None:
         next(iter(loader))
     with pytest.raises(ValueError, match="closed"):
         next(iter(loader))
+
+
+def test_shards_that_are_not_wav_are_refused(shard_set: ShardSet) -> None:
+    flac = dataclasses.replace(shard_set, codec="flac")
+    with pytest.raises(ConfigError, match=r"codec flac, and the loaders read wav: .* --codec wav"):
+        TwoViewLoader(flac)

@@ -1,3 +1,4 @@
+import io
 import os
 import threading
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import soundfile
 
 from siamusic_fast.shards.decode import REASONS, AudioError, _silent_stderr, decode, decode_pcm, to_pcm
+from siamusic_fast.shards.store import open_store
 
 
 def write_wav(path: Path, audio: np.ndarray, sample_rate: int, subtype: str = "FLOAT") -> Path:
@@ -32,20 +34,22 @@ def test_a_resampled_sine_keeps_its_frequency_and_level(tmp_path: Path) -> None:
 def test_16_bits_are_rounded_half_to_even_and_clipped() -> None:
     audio = np.array([0, 0.5, -1, 1, 1.19, -7, 1.5 / 32_768, 2.5 / 32_768, -0.6 / 32_768], np.float32)
     expected = [0, 16_384, -32_768, 32_767, 32_767, -32_768, 2, 2, -1]
-    assert to_pcm(audio).tolist() == expected
+    assert to_pcm(audio).samples.tolist() == expected
+    assert to_pcm(audio).clipped.tolist() == [3, 4, 5]
 
 
 def test_16_bit_audio_comes_back_bit_for_bit(tmp_path: Path) -> None:
     pcm = np.random.default_rng(0).integers(-32_768, 32_768, 22_050).astype(np.int16)
     path = write_wav(tmp_path / "a.wav", pcm, 22_050, "PCM_16")
-    np.testing.assert_array_equal(decode_pcm(path, 22_050, 1.0), pcm)
+    np.testing.assert_array_equal(decode_pcm(open_store(tmp_path), path.name, 22_050, 1.0).samples, pcm)
 
 
 def test_a_track_of_exactly_the_shortest_length_is_kept(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a.wav", np.full(8000, 0.1), 8000)
-    assert len(decode_pcm(path, 8000, 1.0)) == 8000
+    store = open_store(tmp_path)
+    assert len(decode_pcm(store, path.name, 8000, 1.0).samples) == 8000
     with pytest.raises(AudioError, match="too-short") as caught:
-        decode_pcm(path, 8000, 1.001)
+        decode_pcm(store, path.name, 8000, 1.001)
     assert caught.value.reason == "too-short"
 
 
@@ -66,6 +70,37 @@ def test_what_is_no_audio_is_refused(tmp_path: Path, content: bytes | None, reas
         decode(path, 22_050)
     assert caught.value.reason == reason
     assert reason in REASONS
+
+
+def encoded(kind: str, seconds: float) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).normal(0, 0.1, round(seconds * 22_050))
+    soundfile.write(file, noise, 22_050, format=kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "FLAC", "MP3"])
+def test_a_cut_file_is_truncated_only_if_too_little_is_left(tmp_path: Path, kind: str) -> None:
+    content = encoded(kind, 9)
+    store = open_store(tmp_path)
+    (tmp_path / "a").write_bytes(content[: len(content) * 2 // 3])
+    assert 5 <= len(decode_pcm(store, "a", 22_050, 5.0).samples) / 22_050 < 7
+    (tmp_path / "a").write_bytes(content[: len(content) // 3])
+    with pytest.raises(AudioError, match=r"s left of 9\.\d\d s, at least 5 s needed") as caught:
+        decode_pcm(store, "a", 22_050, 5.0)
+    assert caught.value.reason == "truncated"
+    with pytest.raises(AudioError, match="at least 10 s needed") as caught:
+        decode_pcm(store, "a", 22_050, 10.0)
+    assert caught.value.reason == "too-short"
+
+
+def test_a_wav_of_unknown_length_is_not_truncated(tmp_path: Path) -> None:
+    content = bytearray(encoded("WAV", 2))
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # what a writer to a pipe leaves
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(AudioError) as caught:
+        decode_pcm(open_store(tmp_path), "a", 22_050, 5.0)
+    assert caught.value.reason == "too-short"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])

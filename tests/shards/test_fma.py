@@ -1,3 +1,4 @@
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.fma import load_fma
+from siamusic_fast.shards.pack import PackConfig, pack
 from tests.conftest import BROKEN, write_metadata
 
 ROWS = [
@@ -76,7 +78,7 @@ def test_metadata_is_found_inside_the_audio_folder_or_where_it_is_said_to_be(
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no folder .*fma_small or fma_small: unpack"):
+    with pytest.raises(DataError, match=r"no folder .*fma_small or fma_small: unpack.*--download"):
         load_fma("fma_small", tmp_path)
 
 
@@ -108,3 +110,66 @@ def test_a_split_that_fma_does_not_have_is_refused(tmp_path: Path) -> None:
     write_metadata(tmp_path / "fma_metadata", [(2, "../training", "small", "Folk")])
     with pytest.raises(DataError, match=r"track 2 is in split '\.\./training'"):
         load_fma("fma_small", tmp_path)
+
+
+def zip_folder(folder: Path, path: Path) -> Path:
+    """Zip `folder` as FMA does: all files below a folder of its name."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
+        for child in sorted(folder.rglob("*")):
+            file.write(child, child.relative_to(folder.parent))
+    return path
+
+
+def test_zips_serve_by_name_by_path_and_by_folder(tmp_path: Path) -> None:
+    root = make_fma(tmp_path / "unpacked", "fma_medium")
+    expected = load_fma(root).tracks
+    data = tmp_path / "data"
+    data.mkdir()
+    audio = zip_folder(root / "fma_medium", data / "fma_medium.zip")
+    zip_folder(root / "fma_metadata", data / "fma_metadata.zip")
+    for corpus in (load_fma("fma_medium", data), load_fma(audio), load_fma(data)):
+        assert (corpus.name, corpus.folder, corpus.tracks) == ("fma_medium", audio, expected)
+
+
+def test_an_unpacked_folder_goes_before_its_zip(tmp_path: Path) -> None:
+    root = make_fma(tmp_path, "fma_small")
+    (root / "fma_small.zip").write_bytes(b"a download that broke off")
+    (root / "fma_metadata.zip").write_bytes(b"a download that broke off")
+    assert load_fma("fma_small", root).folder == root / "fma_small"
+
+
+def test_a_renamed_zip_is_known_by_the_folder_in_it(tmp_path: Path) -> None:
+    root = make_fma(tmp_path, "fma_medium")
+    corpus = load_fma(zip_folder(root / "fma_medium", root / "music.zip"))
+    assert corpus.name == "fma_medium"
+    assert len(corpus.tracks) == 2
+
+
+def test_a_zip_packs_to_the_same_bytes_as_its_folder(fma_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "fma_metadata").symlink_to(fma_corpus / "fma_metadata")
+    audio = zip_folder(fma_corpus / "fma_medium", tmp_path / "fma_medium.zip")
+    config = PackConfig(tracks_per_shard=30)
+    pack(load_fma(audio), tmp_path / "from-zip", config, workers=1)
+    pack(load_fma(fma_corpus), tmp_path / "from-folder", config, workers=1)
+    names = sorted(file.name for file in (tmp_path / "from-folder").iterdir())
+    assert "training-000000.tar" in names
+    for name in names:
+        assert (tmp_path / "from-zip" / name).read_bytes() == (tmp_path / "from-folder" / name).read_bytes()
+
+
+def test_a_metadata_zip_without_tracks_is_refused(tmp_path: Path) -> None:
+    root = make_fma(tmp_path, "fma_small")
+    with zipfile.ZipFile(root / "other.zip", "w") as file:
+        file.writestr("fma_metadata/genres.csv", "")
+    with pytest.raises(DataError, match=r"other\.zip holds no tracks\.csv"):
+        load_fma("fma_small", root, root / "other.zip")
+
+
+def test_a_damaged_metadata_zip_is_refused(tmp_path: Path) -> None:
+    root = make_fma(tmp_path, "fma_small")
+    path = zip_folder(root / "fma_metadata", root / "meta.zip")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"BZh") + 20] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged in the zip"):
+        load_fma("fma_small", root, path)

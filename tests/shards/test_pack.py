@@ -1,13 +1,14 @@
 import csv
 import hashlib
+import io
 import json
+import multiprocessing
 import shutil
 import struct
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,26 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from nvidia.dali import fn, pipeline_def, types
 from webdataset import tariterators
 
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.progress import Task
+from siamusic_fast.shards.codec import encode
 from siamusic_fast.shards.fma import load_fma
-from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest
-from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.manifest import NORMALISATION, Shard, ShardSet, read_manifest
+from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
 from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.target import claim
 from tests.conftest import BROKEN, tone
+from tests.shards.killing import Serial
 
 SPLITS = ("training", "validation", "test")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """Return what a packer wrote into `folder`; other tests may have left normalisation constants there."""
+    files = (file for file in folder.iterdir() if file.is_file() and file.name != NORMALISATION)
+    return {file.name: file.read_bytes() for file in files}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -46,7 +51,8 @@ def read_shard(shard_set: ShardSet, shard: Shard) -> list[dict[str, Any]]:
 
 
 def read_samples(shard_set: ShardSet) -> list[dict[str, Any]]:
-    return [sample for shard in shard_set.shards(SPLITS) for sample in read_shard(shard_set, shard)]
+    shards = shard_set.shards(list(shard_set.splits))
+    return [sample for shard in shards for sample in read_shard(shard_set, shard)]
 
 
 def test_webdataset_reads_back_what_libsndfile_and_soxr_give(fma_corpus: Path, shard_set: ShardSet) -> None:
@@ -141,37 +147,173 @@ def test_bytes_do_not_depend_on_workers_or_on_the_order_of_the_metadata(
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-class Interrupting:
-    """A display on which the user presses Ctrl-C after a few tracks."""
-
-    @contextmanager
-    def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
-        yield self
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        raise KeyboardInterrupt
+def test_bytes_do_not_depend_on_the_executor(fma_corpus: Path, shard_set: ShardSet, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as executor:
+        pack(load_fma(fma_corpus), tmp_path, PackConfig(tracks_per_shard=8), executor=executor)
+    assert contents(tmp_path) == contents(shard_set.folder)
 
 
-def test_an_interrupted_pack_leaves_whole_files_and_starts_again(
-    fma_corpus: Path, shard_set: ShardSet, tmp_path: Path
-) -> None:
-    corpus = load_fma(fma_corpus)
-    with pytest.raises(KeyboardInterrupt):
-        pack(corpus, tmp_path, PackConfig(tracks_per_shard=8), workers=1, progress=Interrupting())
-    left = contents(tmp_path)
-    assert left.pop(".packing") == b""
-    expected = contents(shard_set.folder)
-    assert all(content == expected[name] for name, content in left.items())
+def test_an_executor_may_run_jobs_as_they_are(fma_corpus: Path, tmp_path: Path) -> None:
+    statuses: list[PackStatus] = []
+    with ThreadPoolExecutor(1) as executor:
+        pack(load_fma(fma_corpus), tmp_path, executor=executor, watch=statuses.append)
+    assert statuses[-1].files == statuses[-1].total == 36 + len(BROKEN) - 2
+    assert statuses[-1].rejected == dict.fromkeys(BROKEN.values(), 1)
+    assert statuses[-1].bytes_now > 0
+    assert statuses[-1].seconds_left == 0
 
-    (tmp_path / ".training-000000.tar.tmp").write_bytes(b"what kill -9 leaves")
-    pack(corpus, tmp_path, PackConfig(tracks_per_shard=8), workers=2)
-    assert contents(tmp_path) == expected
+
+def long_corpus(folder: Path) -> tuple[Corpus, np.ndarray]:
+    """A track of 10.5 s at 8 kHz, its fifth and sixth second silent, and with peaks beyond full scale."""
+    audio = 1.4 * tone(10.5, 440, 8000, np.random.default_rng(0))
+    audio[32_000:48_000] = 0
+    audio[[100, 200, 20_000]] = (1.5, -1.5, 1.2)
+    soundfile.write(folder / "a.wav", audio, 8000, subtype="FLOAT")
+    track = Track("000001", "a.wav", "training", "Folk")
+    return Corpus(name="long", folder=folder, tracks=(track,)), audio
+
+
+def test_long_tracks_are_cut_into_segments_that_know_their_track(tmp_path: Path) -> None:
+    corpus, audio = long_corpus(tmp_path)
+    config = PackConfig(sample_rate=8000, min_seconds=1, max_seconds=2)
+    packed = pack(corpus, tmp_path / "out", config, workers=1)
+    rows = read_csv(packed.folder / "tracks.csv")
+    # The sixth piece has half a second, the third is silent.
+    assert [(row["key"], row["track_id"], row["offset"], row["clipped"]) for row in rows] == [
+        ("000001-0000", "000001", "0.000", "2"),
+        ("000001-0001", "000001", "2.000", "1"),
+        ("000001-0003", "000001", "6.000", "0"),
+        ("000001-0004", "000001", "8.000", "0"),
+    ]
+    rejected = read_csv(packed.folder / "rejected.csv")
+    assert [tuple(row.values()) for row in rejected] == [("a.wav", "silent", "4.00 s to 6.00 s of the track")]
+    assert packed.max_seconds == 2
+    samples = read_samples(packed)
+    for row, sample in zip(rows, samples, strict=True):
+        about = json.loads(sample["json"])
+        assert (sample["__key__"], about["track_id"]) == (row["key"], "000001")
+        start = round(about["offset"] * 8000)
+        expected = np.clip(np.rint(audio[start : start + 16_000] * 32_768), -32_768, 32_767)
+        assert np.frombuffer(sample["wav"], "<i2", offset=44).tolist() == expected.tolist()
+
+
+def test_flac_is_the_same_audio_bit_for_bit(fma_corpus: Path, shard_set: ShardSet, tmp_path: Path) -> None:
+    config = PackConfig(tracks_per_shard=8, codec="flac")
+    packed = pack(load_fma(fma_corpus), tmp_path, config, workers=2)
+    assert (packed.codec, packed.quality) == ("flac", None)
+    for wav, flac in zip(read_samples(shard_set), read_samples(packed), strict=True):
+        decoded, rate = soundfile.read(io.BytesIO(flac["flac"]), dtype="int16")
+        assert rate == 22_050
+        assert decoded.tobytes() == wav["wav"][44:]
+        assert (flac["json"], flac["cls"]) == (wav["json"], wav["cls"])
+    assert read_csv(tmp_path / "tracks.csv") == read_csv(shard_set.folder / "tracks.csv")
+
+
+def tones(folder: Path, count: int, seconds: float, sample_rate: int) -> Corpus:
+    rng = np.random.default_rng(0)
+    tracks = tuple(Track(f"{n:02d}", f"{n:02d}.wav", "training", "Folk") for n in range(count))
+    for track in tracks:
+        soundfile.write(folder / track.path, tone(seconds, 440, sample_rate, rng), sample_rate)
+    return Corpus(name="tones", folder=folder, tracks=tracks)
+
+
+def test_vorbis_is_near_the_audio_and_better_with_more_quality(tmp_path: Path) -> None:
+    corpus = tones(tmp_path, 1, 5, 22_050)
+    pcm, _ = soundfile.read(tmp_path / "00.wav")
+    errors, sizes = [], []
+    for quality in (1.0, 9.0):
+        config = PackConfig(codec="ogg", quality=quality)
+        packed = pack(corpus, tmp_path / str(quality), config, executor=Serial())
+        assert (packed.codec, packed.quality) == ("ogg", quality)
+        ogg = read_samples(packed)[0]["ogg"]
+        decoded, _ = soundfile.read(io.BytesIO(ogg))
+        assert len(decoded) == len(pcm)
+        errors.append(np.sqrt(np.mean((decoded - pcm) ** 2)) / pcm.std())
+        sizes.append(len(ogg))
+    assert errors[1] < errors[0] < 0.5
+    assert sizes[0] < sizes[1] < len(pcm)
+
+
+@pytest.mark.parametrize("codec", ["flac", "ogg"])
+def test_dali_decodes_what_libsndfile_decodes(tmp_path: Path, codec: str) -> None:
+    config = PackConfig(codec=codec, sample_rate=8000, min_seconds=1)
+    packed = pack(tones(tmp_path, 3, 1.5, 8000), tmp_path / "out", config, executor=Serial())
+    (shard,) = packed.shards(["training"])
+
+    @pipeline_def(batch_size=shard.tracks, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    def decoded() -> Any:
+        paths, indices = [str(packed.path(shard.file))], [str(packed.path(shard.index))]
+        content = fn.readers.webdataset(paths=paths, index_paths=indices, ext=[codec])
+        audio, _ = fn.decoders.audio(content, dtype=types.FLOAT)
+        return audio
+
+    pipeline = decoded()
+    pipeline.build()
+    (batch,) = pipeline.run()
+    for place, sample in enumerate(read_shard(packed, shard)):
+        expected, _ = soundfile.read(io.BytesIO(sample[codec]), dtype="float32")
+        np.testing.assert_allclose(batch.at(place).squeeze(), expected, atol=1e-6)
+
+
+def test_ogg_bytes_do_not_depend_on_the_clock() -> None:
+    pcm = np.random.default_rng(0).integers(-3000, 3000, 30_000).astype(np.int16)
+    code = (
+        "import sys, numpy as np; from siamusic_fast.shards.codec import encode;"
+        "pcm = np.frombuffer(sys.stdin.buffer.read(), np.int16);"
+        "sys.stdout.buffer.write(encode(pcm, 8000, 'ogg', 5))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pcm.tobytes(), check=True, capture_output=True)
+    assert done.stdout == encode(pcm, 8000, "ogg", 5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_equal_files_one_is_packed_and_the_others_name_it(tmp_path: Path, reverse: bool) -> None:
+    sound = tone(2, 440, 8000, np.random.default_rng(0))
+    soundfile.write(tmp_path / "a.wav", sound, 8000)
+    content = (tmp_path / "a.wav").read_bytes()
+    for name, tail in (("b.wav", b""), ("c.wav", b""), ("d.wav", b"end")):
+        (tmp_path / name).write_bytes(content + tail)
+    # As long as a.wav, and different in a byte far from the middle.
+    (tmp_path / "e.wav").write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    genres = {"a": "", "b": "Folk", "c": "Rock", "d": "Folk", "e": "Folk"}
+    tracks = [Track(name, f"{name}.wav", "training", genre) for name, genre in genres.items()]
+    corpus = Corpus(name="twice", folder=tmp_path, tracks=tuple(tracks[::-1] if reverse else tracks))
+    packed = pack(corpus, tmp_path / "out", PackConfig(sample_rate=8000, min_seconds=1), workers=1)
+    assert packed.rejected == {"duplicate": 2}
+    assert [tuple(row.values()) for row in read_csv(packed.folder / "rejected.csv")] == [
+        ("a.wav", "duplicate", "same bytes as b.wav"),
+        ("c.wav", "duplicate", "same bytes as b.wav"),
+    ]
+    assert sorted(row["path"] for row in read_csv(packed.folder / "tracks.csv")) == [
+        "b.wav",
+        "d.wav",
+        "e.wav",
+    ]
+
+
+def test_memory_of_a_worker_does_not_grow_with_the_number_of_tracks(tmp_path: Path) -> None:
+    corpus = tones(tmp_path, 16, 20, 22_050)
+    peaks = []
+    for count in (4, 16):
+        part = Corpus(name="many", folder=tmp_path, tracks=corpus.tracks[:count])
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+            pack(part, tmp_path / f"out-{count}", executor=executor)
+            peaks.append(executor.submit(peak_memory).result())
+    assert peaks[1] - peaks[0] < 5  # 12 more tracks are 10 MB in their shard
+
+
+def peak_memory() -> float:
+    """Of this process, in MiB."""
+    # ru_maxrss would be no less than that of the process which started this one.
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) / 1024
 
 
 def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
     fma_corpus: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shard_set.folder, tmp_path / "set"))
+    (folder / NORMALISATION).write_text("[]")
     for name in ("notes.txt", "training-1.tar", "mine-000000.tar", "training-000000.tar.bak"):
         (folder / name).write_text("mine")
     before = contents(folder)
@@ -186,6 +328,7 @@ def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
     assert packed == read_manifest(folder)
     assert list(packed.splits) == ["validation"]
     files = {"manifest.json", "tracks.csv", "rejected.csv", "validation-000000.tar", "validation-000000.idx"}
+    assert not (folder / NORMALISATION).exists()
     assert {name for name, content in contents(folder).items() if content != b"mine"} == files
     assert sum(content == b"mine" for content in contents(folder).values()) == 4
 
@@ -202,7 +345,10 @@ def test_a_folder_with_a_foreign_file_of_such_a_name_is_refused(
 
 
 def test_a_second_packer_on_the_same_folder_is_refused(fma_corpus: Path, tmp_path: Path) -> None:
-    with claim(tmp_path, force=False), pytest.raises(DataError, match="is being packed by another run"):
+    with (
+        claim(tmp_path, {"shards": 1}, force=False),
+        pytest.raises(DataError, match="is being packed by another run"),
+    ):
         pack(load_fma(fma_corpus), tmp_path, force=True)
 
 
@@ -235,7 +381,7 @@ def test_a_shard_all_of_whose_tracks_are_unfit_is_not_written(tmp_path: Path) ->
     for track in tracks[:1]:
         soundfile.write(tmp_path / track.path, tone(1, 440, 22_050, rng), 22_050)
     for track in tracks[1:]:
-        (tmp_path / track.path).write_text("no audio")
+        (tmp_path / track.path).write_text(f"no audio {track.key}")
     corpus = Corpus(name="mine", folder=tmp_path, tracks=tracks)
     config = PackConfig(tracks_per_shard=1, min_seconds=1)
     packed = pack(corpus, tmp_path / "out", config, workers=1)
@@ -246,9 +392,20 @@ def test_a_shard_all_of_whose_tracks_are_unfit_is_not_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "values", [{"min_seconds": float("nan")}, {"tracks_per_shard": 0}, {"sample_rate": 0}]
+    "values",
+    [
+        {"min_seconds": float("nan")},
+        {"max_seconds": 4.9},
+        {"max_seconds": 0.0, "min_seconds": 0},
+        {"max_seconds": float("inf")},
+        {"tracks_per_shard": 0},
+        {"sample_rate": 0},
+        {"sample_rate": 300_000, "codec": "ogg"},
+        {"codec": "mp3"},
+        {"quality": 11},
+    ],
 )
-def test_settings_that_cannot_work_are_refused(values: dict[str, int]) -> None:
+def test_settings_that_cannot_work_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         PackConfig(**values)
 

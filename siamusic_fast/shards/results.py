@@ -1,0 +1,50 @@
+"""What came of each shard, on disk from the moment it is finished until the tables are written."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.shards.manifest import Shard
+from siamusic_fast.shards.tables import PackedTrack, Reject
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What came of one planned shard."""
+
+    shard: Shard | None
+    """None if no track was fit."""
+    tracks: tuple[PackedTrack, ...]
+    rejects: tuple[Reject, ...]
+
+
+def write_result(results: Path, stem: str, result: ShardResult) -> None:
+    """Say in the folder `results` that shard `stem` is finished; its files are on disk already."""
+    with atomic_write(results / f"{stem}.json") as file:
+        file.write(json.dumps(dataclasses.asdict(result)).encode())
+
+
+def read_result(results: Path, stem: str) -> ShardResult:
+    """Return what `write_result` wrote."""
+    values = json.loads((results / f"{stem}.json").read_bytes())
+    return ShardResult(
+        shard=Shard(**values["shard"]) if values["shard"] else None,
+        tracks=tuple(PackedTrack(**track) for track in values["tracks"]),
+        rejects=tuple(Reject(**reject) for reject in values["rejects"]),
+    )
+
+
+def finished_result(folder: Path, results: Path, stem: str) -> ShardResult | None:
+    """Return the result of shard `stem` if it is there, and its tar and index are in `folder` and whole."""
+    try:
+        result = read_result(results, stem)
+        shard = result.shard
+        whole = not shard or (
+            (folder / shard.file).stat().st_size == shard.bytes
+            and (folder / shard.index).read_bytes().count(b"\n") == shard.tracks + 1
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return result if whole else None

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from siamusic_fast.bench.shard import measure, synthesise
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.shards.look import look
+from siamusic_fast.shards.store import open_store
+
+
+def test_a_corpus_of_our_own_has_whole_clips_and_no_duplicates(tmp_path: Path) -> None:
+    corpus = synthesise(tmp_path / "audio", 3, seconds=3)
+    assert len(look(corpus, open_store(corpus.folder)).tracks) == 3
+    for track in corpus.tracks:
+        information = soundfile.info(corpus.folder / track.path)
+        assert (information.samplerate, information.channels) == (44_100, 2)
+        assert information.duration == pytest.approx(3, abs=0.1)
+
+
+def test_rates_ratios_and_the_peer_are_reported(tmp_path: Path) -> None:
+    corpus = synthesise(tmp_path / "audio", 2, seconds=6)
+    found = measure(corpus, workers=1, windows=1, planned=1000)
+    of = {one.name: one for one in found.measurements}
+    assert {one.unit for one in of.values()} == {"tracks/s", "MB/s", "s", "MiB"}
+    assert all(one.median > 0 for one in of.values())
+    script, packer = of["obvious script"], of["packer, from start to end"]
+    assert found.ratios["packer / script"] == packer.median / script.median
+    assert "numpy.save" in found.script
+    assert found.tracks == 2
+
+
+def test_no_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match="windows = 0"):
+        measure(windows=0)

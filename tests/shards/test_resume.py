@@ -1,0 +1,285 @@
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.progress import Task
+from siamusic_fast.shards.folder import load_folder
+from siamusic_fast.shards.manifest import read_manifest
+from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.pool import Count, run_in_processes
+from siamusic_fast.shards.target import UNFINISHED, Unfinished, unfinished
+from tests.shards.killing import CONFIG, Serial, contents, pack_serially
+
+Make = Callable[[int], Path]
+COMMAND: list[str | Path] = [sys.executable, "-m", "siamusic_fast", "shard"]
+
+
+@pytest.fixture(scope="module")
+def make_audio(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    def make(count: int) -> Path:
+        folder = tmp_path_factory.mktemp("audio")
+        rng = np.random.default_rng(0)
+        for number in range(count):
+            soundfile.write(folder / f"{number:03d}.flac", rng.normal(0, 0.1, 40_000), 16_000)
+        (folder / "broken.mp3").write_text("no audio")
+        (folder / "copy.flac").write_bytes((folder / "000.flac").read_bytes())
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def audio(make_audio: Make) -> Path:
+    return make_audio(5)
+
+
+@pytest.fixture(scope="module")
+def expected(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shard set of `audio`, made without interruption."""
+    folder = tmp_path_factory.mktemp("expected")
+    pack_serially(audio, folder)
+    return folder
+
+
+class StopAfter:
+    """A display on which the user presses Ctrl-C after some tracks are packed."""
+
+    def __init__(self, tracks: int) -> None:
+        self.left = tracks
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
+        self.packing = description == "Packing"
+        yield self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.left -= steps * self.packing
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(audio: Path, tmp_path: Path) -> Path:
+    """A folder in which packing has stopped after two of three shards."""
+    folder = tmp_path / "interrupted"
+    with pytest.raises(KeyboardInterrupt):
+        pack(load_folder(audio), folder, CONFIG, executor=Serial(), progress=StopAfter(4))
+    for file in folder.glob("*-000002.*"):
+        file.unlink()
+    (folder / UNFINISHED / "training-unlabelled-000002.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_pack_killed_at_any_operation_on_files_resumes_to_identical_bytes(
+    make_audio: Make, tmp_path: Path, force: bool
+) -> None:
+    audio, expected = make_audio(3), tmp_path / "expected"
+    pack_serially(audio, expected)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.shards.killing",
+        str(audio),
+        str(expected),
+        str(tmp_path / "scratch"),
+    ]
+    done = subprocess.run([*command, *["force"] * force], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 30
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
+    make_audio: Make, tmp_path: Path, kills: int
+) -> None:
+    audio = make_audio(30)
+    expected, folder = tmp_path / "expected", tmp_path / "folder"
+    command = [
+        *COMMAND,
+        audio,
+        "--shard-size",
+        "4",
+        "--min-seconds",
+        "1",
+        "--workers",
+        "2",
+        "--quiet",
+        "--out",
+    ]
+    start = time.monotonic()
+    subprocess.run([*command, expected], check=True, capture_output=True)
+    longest = time.monotonic() - start
+    rng = random.Random(0)
+    killed = 0
+    while killed < kills:
+        packer = subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(rng.uniform(0.2, 1) * longest)
+        if packer.poll() is None:
+            packer.kill()
+            killed += 1
+        packer.wait()
+        if (folder / "manifest.json").exists() and not (folder / UNFINISHED).exists():
+            assert contents(folder) == contents(expected)
+            shutil.rmtree(folder)
+    if not folder.exists() or (folder / UNFINISHED).exists():
+        subprocess.run([*command, folder], check=True, capture_output=True)
+    assert contents(folder) == contents(expected)
+
+
+def test_finished_shards_are_not_done_again(audio: Path, expected: Path, interrupted: Path) -> None:
+    assert unfinished(interrupted) == Unfinished(finished=2, shards=3)
+    before = {file.name: file.stat().st_ino for file in interrupted.glob("*.tar")}
+    assert len(before) == 2
+    pack_serially(audio, interrupted)
+    assert contents(interrupted) == contents(expected)
+    assert {name: (interrupted / name).stat().st_ino for name in before} == before
+    assert unfinished(interrupted) is None
+    assert not (interrupted / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("damage", ["tar", "idx", "json"])
+def test_a_finished_shard_that_was_damaged_since_is_done_again(
+    audio: Path, expected: Path, interrupted: Path, damage: str
+) -> None:
+    folder = interrupted / UNFINISHED if damage == "json" else interrupted
+    file = folder / f"training-unlabelled-000000.{damage}"
+    file.write_bytes(file.read_bytes()[:-10])
+    pack_serially(audio, interrupted)
+    assert contents(interrupted) == contents(expected)
+
+
+def test_what_a_killed_writer_left_is_removed(audio: Path, expected: Path, interrupted: Path) -> None:
+    (interrupted / ".training-unlabelled-000002.tar.tmp").write_bytes(b"half")
+    pack_serially(audio, interrupted)
+    assert contents(interrupted) == contents(expected)
+
+
+def test_other_options_are_refused_and_named_and_force_starts_over(
+    audio: Path, expected: Path, interrupted: Path
+) -> None:
+    before = contents(interrupted)
+    other = PackConfig(sample_rate=16_000, min_seconds=0.1, tracks_per_shard=2, max_seconds=1)
+    with pytest.raises(
+        DataError, match=r"sample_rate = 8000, not 16000, max_seconds = None, not 1: .* --force to start over"
+    ):
+        pack_serially(audio, interrupted, other)
+    assert contents(interrupted) == before
+    assert unfinished(interrupted) == Unfinished(finished=2, shards=3)
+    pack_serially(audio, interrupted, other, force=True)
+    assert read_manifest(interrupted).sample_rate == 16_000
+    pack_serially(audio, interrupted, force=True)
+    assert contents(interrupted) == contents(expected)
+
+
+def test_other_audio_is_refused(audio: Path, interrupted: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(audio, tmp_path / audio.name))
+    with (changed / "003.flac").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match="unfinished work with other audio or metadata: use the same"):
+        pack_serially(changed, interrupted)
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, tmp_path: Path) -> None:
+    audio = make_audio(12)
+    command = [*COMMAND, audio, "--min-seconds", "1", "--shard-size", "4", "--workers", "2", "--out"]
+    subprocess.run([*command, tmp_path / "expected"], check=True, capture_output=True)
+    sizes = [file.stat().st_size for file in (tmp_path / "expected").glob("*.tar")]
+
+    def fill_disk() -> None:
+        # Of three shards, the one that is smallest fits: beyond, writing fails as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (min(sizes), min(sizes)))
+
+    folder = tmp_path / "folder"
+    done = subprocess.run([*command, folder], preexec_fn=fill_disk, capture_output=True, text=True)
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {folder} cannot be written: File too large.")
+    assert "the same command goes on" in error
+    expected = contents(tmp_path / "expected")
+    assert all(content == expected[name] for name, content in contents(folder).items())
+    assert not (folder / "manifest.json").exists()
+    subprocess.run([*command, folder], check=True, capture_output=True)
+    assert contents(folder) == expected
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_ctrl_c_ends_with_what_is_there_and_how_to_go_on(
+    make_audio: Make, tmp_path: Path, seconds: float
+) -> None:
+    folder = tmp_path / "folder"
+    command = [
+        *COMMAND,
+        make_audio(300),
+        "--shard-size",
+        "5",
+        "--workers",
+        "2",
+        "--min-seconds",
+        "1",
+        "--out",
+        folder,
+    ]
+    packer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while unfinished(folder) is None:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    os.killpg(packer.pid, signal.SIGINT)
+    _, words = packer.communicate(timeout=10)
+    assert packer.returncode == 130
+    state = unfinished(folder)
+    assert state is not None
+    assert words.splitlines()[-1] == (
+        f"stopped: {state.finished} of 61 shards are finished in {folder}; "
+        f"the same command goes on from there, --force starts over."
+    )
+    assert "Traceback" not in words
+
+
+def hang(job: int, count: Count) -> None:
+    count((1,))
+    time.sleep(100)
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_end() -> None:
+    def interrupt(counts: tuple[int, ...]) -> None:
+        if counts[0]:
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_processes(hang, [0, 1], workers=2, counters=1, on_counts=interrupt)
+    assert time.monotonic() - start < 50
+
+
+def crash(job: int, count: Count) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_line() -> None:
+    with pytest.raises(DataError, match="a worker process died, perhaps for lack of memory"):
+        run_in_processes(crash, [0], workers=1, counters=1, on_counts=lambda counts: None)
+
+
+def test_a_kill_before_anything_is_decided_leaves_foreign_files_safe(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "training-000000.tar").write_text("mine")
+    (tmp_path / UNFINISHED).mkdir()
+    (tmp_path / UNFINISHED / "lock").write_text(json.dumps({"half": "a line"}))
+    for force in (False, True):
+        with pytest.raises(DataError, match="holds files of no shard set"):
+            pack_serially(audio, tmp_path, force=force)
+    assert (tmp_path / "training-000000.tar").read_text() == "mine"

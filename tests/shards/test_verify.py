@@ -1,0 +1,229 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.shards import verify as module
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.plan import Corpus, Track
+from siamusic_fast.shards.verify import verify
+
+PCM_AT = 512 + 44
+"""Where the first sample of the first track lies: after a tar header and a WAV header."""
+CLS_AT = 512 + 4608
+"""Where its label's tar header lies: 44 + 2 * 2205 = 4454 bytes of WAV fill 9 blocks of 512."""
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of audio, and its shard set beside it, of 3 shards with 2 tracks of 0.1 s each.
+
+    Two shards are of training, one of them unlabelled, one is of test.
+    """
+    audio = tmp_path_factory.mktemp("verify") / "music"
+    audio.mkdir()
+    rng = np.random.default_rng(0)
+    tracks = []
+    for number in range(6):
+        content = rng.uniform(-0.5, 0.5, 2205)
+        soundfile.write(audio / f"{number}.wav", content, 22_050)
+        split = "test" if number < 2 else "training"
+        tracks.append(Track(f"{number:06d}", f"{number}.wav", split, "Rock" if number < 4 else ""))
+    (audio / "bad.wav").touch()
+    tracks.append(Track("bad", "bad.wav", "training", "Rock"))
+    corpus = Corpus(name="mine", folder=audio, tracks=tuple(tracks))
+    pack(corpus, audio.parent / "set", PackConfig(min_seconds=0.1), workers=1)
+    return audio
+
+
+@pytest.fixture
+def folder(music: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(music.parent / "set", tmp_path / "set"))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the jobs here: to start a process takes most of a second."""
+
+    def run(function: Any, jobs: Any, **_: object) -> None:
+        for job in jobs:
+            function(job, lambda _: None)
+
+    monkeypatch.setattr(module, "run_in_processes", run)
+
+
+def problems(folder: Path) -> list[str]:
+    return [f"{problem.file}: {problem.what}" for problem in verify(folder, workers=1).problems]
+
+
+def overwrite(path: Path, place: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(content)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Change what the manifest says of the shard of the test split."""
+    values = json.loads((folder / "manifest.json").read_text())
+    values["splits"]["test"][0].update(changes)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def test_a_shard_set_as_it_was_packed_is_as_it_should_be(shard_set: ShardSet) -> None:
+    found = verify(shard_set.folder, workers=2)
+    shards = shard_set.shards(["training", "validation", "test"])
+    assert found.problems == ()
+    assert (found.shards, found.tracks) == (len(shards), 36)
+    assert found.bytes == sum(shard_set.path(shard.file).stat().st_size for shard in shards)
+
+
+@pytest.mark.parametrize("codec", ["flac", "ogg"])
+@pytest.mark.usefixtures("in_process")
+def test_other_codecs_are_verified_too(music: Path, tmp_path: Path, codec: str) -> None:
+    tracks = (Track("a", "0.wav", "training", "Rock"), Track("b", "1.wav", "test", "Rock"))
+    corpus = Corpus(name="mine", folder=music, tracks=tracks)
+    pack(corpus, tmp_path / "out", PackConfig(codec=codec, min_seconds=0.1), workers=1)
+    assert problems(tmp_path / "out") == []
+    overwrite(tmp_path / "out" / "test-000000.tar", 512, b"XXXX")
+    found = problems(tmp_path / "out")
+    assert re.match(r"test-000000\.tar: has SHA-256", found[0])
+    assert f"test-000000.tar: b: its {codec} header is not that of mono audio at 22050 Hz" in found
+
+
+Damage = Callable[[Path], object]
+TAR, IDX = "test-000000.tar", "test-000000.idx"
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        pytest.param(
+            lambda folder: overwrite(folder / TAR, PCM_AT + 100, b"\xff\x7f"),
+            [rf"{TAR}: has SHA-256 \w+, the manifest says", rf"{TAR}: 00000\d: its audio has SHA-256"],
+            id="samples",
+        ),
+        pytest.param(
+            lambda folder: overwrite(folder / TAR, 512 + 24, b"\x44\xac"),
+            [
+                rf"{TAR}: has SHA-256",
+                rf"{TAR}: 00000\d: its wav header is not that of mono audio at 22050 Hz",
+            ],
+            id="sample rate",
+        ),
+        pytest.param(
+            lambda folder: overwrite(folder / TAR, CLS_AT + 512, b"00001"),
+            [
+                rf"{TAR}: has SHA-256",
+                rf"{TAR}: 00000\d: its label is b'00001', that of its class 'Rock' is 00000",
+            ],
+            id="label",
+        ),
+        pytest.param(
+            lambda folder: overwrite(folder / TAR, CLS_AT, b"x"),
+            [
+                rf"{TAR}: no tar header at byte {CLS_AT}, or a damaged one: 0 of 2 tracks can be read",
+                rf"{TAR}: has SHA-256",
+            ],
+            id="tar header",
+        ),
+        pytest.param(
+            lambda folder: (folder / TAR).write_bytes((folder / TAR).read_bytes()[:-1]),
+            [rf"{TAR}: has \d+ bytes, the manifest says \d+"],
+            id="cut",
+        ),
+        pytest.param(
+            lambda folder: (folder / TAR).unlink(), [rf"{TAR}: cannot be read: No such file"], id="gone"
+        ),
+        pytest.param(
+            lambda folder: (folder / IDX).unlink(), [rf"{IDX}: cannot be read: No such file"], id="index gone"
+        ),
+        pytest.param(
+            lambda folder: replace(folder / IDX, "wav 512 ", "wav 513 "),
+            [rf"{IDX}: line 2 is 'wav 513 .*', its tar says 'wav 512 "],
+            id="index",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Folk,0.100"),
+            [rf"{TAR}: 00000\d: its description says genre 'Rock', expected 'Folk'"],
+            id="class in tracks.csv",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Rock,0.200"),
+            [rf"{TAR}: 00000\d: tracks\.csv says test, 0\.200 s; it is test, 0\.100 s"],
+            id="length in tracks.csv",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", TAR, "test-000009.tar"),
+            [
+                r"tracks\.csv: lists test-000009\.tar, the manifest does not",
+                rf"tracks\.csv: has no row on 00000\d in {TAR}",
+            ],
+            id="shard in tracks.csv",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", "\n0,", "\n1,"),
+            [r"tracks\.csv: cannot be used: row 2 is damaged or out of place"],
+            id="tracks.csv",
+        ),
+        pytest.param(
+            lambda folder: (folder / "tracks.csv").unlink(),
+            [r"tracks\.csv: cannot be used: No such file"],
+            id="tracks.csv gone",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "rejected.csv", ",empty,", ",silent,"),
+            [
+                r"rejected\.csv: lists 0 files as empty, the manifest says 1",
+                r"rejected\.csv: lists 1 files as silent, the manifest says 0",
+            ],
+            id="rejected.csv",
+        ),
+        pytest.param(
+            lambda folder: edit(folder, tracks=3, shortest=1),
+            [rf"{TAR}: tracks: 2, the manifest says 3", rf"{TAR}: shortest: 2205, the manifest says 1"],
+            id="counts in the manifest",
+        ),
+        pytest.param(
+            lambda folder: edit(folder, labelled=False),
+            [rf"{TAR}: 00000\d: its class is 'Rock', in a shard of unlabelled tracks"],
+            id="kind in the manifest",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(folder: Path, damage: Damage, words: list[str]) -> None:
+    assert problems(folder) == []
+    damage(folder)
+    found = problems(folder)
+    for pattern in words:
+        assert any(re.match(pattern, problem) for problem in found), (pattern, found)
+    assert all(any(re.match(pattern, problem) for pattern in words) for problem in found), found
+
+
+def test_all_shards_are_looked_at_to_the_end(folder: Path) -> None:
+    names = sorted(file.name for file in folder.glob("*.tar"))
+    for name in names:
+        overwrite(folder / name, PCM_AT, b"\x01\x02\x03\x04")
+    found = verify(folder, workers=2).problems
+    assert sorted({problem.file for problem in found}) == names
+    assert len(found) == 2 * len(names), "the checksum, and the audio of the first track"
+
+
+def test_a_manifest_that_leads_outside_is_refused_before_anything_is_read(folder: Path) -> None:
+    edit(folder, file="../music/0.wav")
+    with pytest.raises(DataError, match="not a plain file name"):
+        verify(folder)
