@@ -81,6 +81,8 @@ class PretrainConfig:
     """Augmentations of the two views: one of `RECIPES`."""
     backbone: str = "resnet50"
     """One of `BACKBONES`."""
+    splits: tuple[str, ...] = ("training",)
+    """What the encoder learns from. By default it never meets a track that a classifier is scored by."""
     epochs: int = 100
     batch_size: int = 64
     """Pairs per step and process."""
@@ -92,6 +94,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check_choice("recipe", self.recipe, RECIPES)
         _check_choice("backbone", self.backbone, BACKBONES)
+        if not self.splits:
+            raise ConfigError("splits is empty: name at least one, such as training.")
         _check_positive("epochs", self.epochs)
         _check_positive("lr", self.lr)
         _check_seed(self.seed)
@@ -131,4 +135,4 @@ def dump(config: MelConfig | PretrainConfig | FinetuneConfig) -> dict[str, Any]:
 
 def load_pretrain(values: dict[str, Any]) -> PretrainConfig:
     """Return the configuration that `dump` made `values` of."""
-    return PretrainConfig(**{**values, "mel": MelConfig(**values["mel"])})
+    return PretrainConfig(**{**values, "mel": MelConfig(**values["mel"]), "splits": tuple(values["splits"])})

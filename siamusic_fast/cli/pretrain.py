@@ -47,6 +47,13 @@ _FREE_ON_RESUME = {"resume", "data", "data_dir", "gpus", "workers", "quiet", "as
 @click.option(
     "--seconds", type=float, default=DEFAULTS.mel.seconds, show_default=True, help="Length of a crop."
 )
+@click.option(
+    "--splits",
+    default=",".join(DEFAULTS.splits),
+    show_default=True,
+    help="What to learn from, such as training,validation.",
+)
+@click.option("--all-splits", is_flag=True, help="Learn from every track, those of the test split included.")
 @options.gpus
 @click.option(
     "--workers",
@@ -83,6 +90,8 @@ def pretrain(
     batch_size: int,
     lr: float,
     seconds: float,
+    splits: str,
+    all_splits: bool,
     gpus: int | None,
     workers: int | None,
     seed: int,
@@ -92,7 +101,7 @@ def pretrain(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Pre-train an encoder with SimSiam on the training split.
+    """Pre-train an encoder with SimSiam.
 
     The folder of the run gets config.json, checkpoint.pt after each epoch, metrics.jsonl with TensorBoard's
     event file, and plots.
@@ -113,6 +122,7 @@ def pretrain(
             mel=MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds),
             recipe=aug,
             backbone=backbone,
+            splits=tuple(shard_set.splits) if all_splits else tuple(splits.split(",")),
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,

@@ -28,8 +28,6 @@ CHECKPOINT_PARTS = (
     *("epoch", "step", "ranks", "data", "shards"),
 )
 """What a checkpoint holds."""
-SPLITS = ("training",)
-"""What an encoder learns from: it never meets a track that a classifier is chosen or scored by."""
 LOG_EVERY = 10
 """Steps in a log line, or fewer at the end of an epoch: only then are values fetched from the device."""
 HEALTHY_COLLAPSE = 1 / math.sqrt(PROJECTION_DIM)
@@ -64,7 +62,7 @@ def pretrain(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> PretrainResult:
-    """Train a SimSiam encoder on the training split of `shard_set`; `out` becomes the run's folder.
+    """Train a SimSiam encoder on `config.splits` of `shard_set`; `out` becomes the run's folder.
 
     Called in every process of `job`; default: one process on the CPU. With `resume`, goes on after the last
     whole epoch of the run in `out`, whose configuration must be `config`; on a CPU it ends with the very
@@ -85,7 +83,7 @@ def pretrain(
     loader = TwoViewLoader(
         shard_set,
         recipe=config.recipe,
-        splits=SPLITS,
+        splits=config.splits,
         mel=config.mel,
         normalisation=normalisation,
         batch_size=config.batch_size,
@@ -173,7 +171,7 @@ def pretrain(
                         "step": step,
                         "ranks": ranks,
                         "data": str(shard_set.folder),
-                        "shards": _checksums(shard_set),
+                        "shards": _checksums(shard_set, config),
                     },
                 )
 
@@ -213,13 +211,13 @@ def _load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job:
             f"{run} was started with {len(saved['ranks'])} processes, not {job.world_size}: give as many "
             f"with --gpus, or with --workers on the CPU."
         )
-    if saved["shards"] != _checksums(shard_set):
+    if saved["shards"] != _checksums(shard_set, config):
         raise DataError(f"{run} was started with other shards than those in {shard_set.folder}: use --data.")
     return saved
 
 
-def _checksums(shard_set: ShardSet) -> list[str]:
-    return [shard.sha256 for shard in shard_set.shards(SPLITS)]
+def _checksums(shard_set: ShardSet, config: PretrainConfig) -> list[str]:
+    return [shard.sha256 for shard in shard_set.shards(config.splits)]
 
 
 def _start_run(out: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, *, force: bool) -> Path:

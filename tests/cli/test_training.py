@@ -149,3 +149,15 @@ def test_shards_of_other_classes_are_refused(run: Path, shard_set: ShardSet, tmp
     result = call("evaluate", run, "--data", folder, "--gpus", "0")
     assert result.exit_code == 1
     assert "tells Electronic, Folk, Rock apart and" in result.output
+
+
+def test_pretraining_sees_the_splits_that_it_is_given(shard_set: ShardSet, tmp_path: Path) -> None:
+    options = ("--backbone", "resnet18", "--seconds", "0.5", "--epochs", "1", "--batch-size", "9")
+    data = ("--data", shard_set.folder, "--gpus", "0", "--json", "--quiet")
+    # 24 tracks for training, 6 for validation, 6 for test: 2, 3 and 4 batches of 9.
+    for words, steps in (((), 2), (("--splits", "training,validation"), 3), (("--all-splits",), 4)):
+        found = answer("pretrain", *data, *options, *words, "--out", tmp_path / f"{steps}")
+        assert found["steps"] == steps
+    result = call("pretrain", *data, *options, "--splits", "exam")
+    assert result.exit_code == 1
+    assert "'exam'" in result.stderr
