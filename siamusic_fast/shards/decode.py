@@ -203,11 +203,15 @@ def _promised_share(head: bytes, size: int) -> float:
 
 def _downmix(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Average `audio` [frames, channels], channel by channel: 10 times as fast as `mean` here."""
-    total = audio[:, 0].copy()
+    channels = audio.T
+    if len(channels) == 1:
+        mono: npt.NDArray[np.float32] = channels[0]
+        return mono
     with np.errstate(over="ignore", invalid="ignore"):
-        for channel in audio.T[1:]:
+        total: npt.NDArray[np.float32] = channels[0] + channels[1]
+        for channel in channels[2:]:
             total += channel
-    total /= np.float32(audio.shape[1])
+    total /= np.float32(len(channels))
     return total
 
 
