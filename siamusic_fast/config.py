@@ -8,7 +8,7 @@ from typing import Any
 from siamusic_fast.errors import ConfigError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-RECIPES = ("image", "audio", "none")
+BACKENDS = ("dali", "torch")
 MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
 
@@ -18,14 +18,14 @@ def _check_positive(name: str, value: float) -> None:
         raise ConfigError(f"{name} = {value:g} must be a number above 0.")
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed <= MAX_SEED:
-        raise ConfigError(f"seed = {seed} must lie between 0 and {MAX_SEED}.")
-
-
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} = {value!r} is unknown: choose one of {', '.join(choices)}.")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed = {seed} must lie between 0 and {MAX_SEED}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,9 @@ class PretrainConfig:
 
     mel: MelConfig = MelConfig()
     recipe: str = "image"
-    """Augmentations of the two views: one of `RECIPES`."""
+    """Augmentations of the two views: text that `pipelines.recipes.parse_recipe` reads."""
+    backend: str = "dali"
+    """What makes the views: one of `BACKENDS`."""
     backbone: str = "resnet50"
     """One of `BACKBONES`."""
     splits: tuple[str, ...] = ("training",)
@@ -92,8 +94,8 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("recipe", self.recipe, RECIPES)
         _check_choice("backbone", self.backbone, BACKBONES)
+        _check_choice("backend", self.backend, BACKENDS)
         if not self.splits:
             raise ConfigError("splits is empty: name at least one, such as training.")
         _check_positive("epochs", self.epochs)

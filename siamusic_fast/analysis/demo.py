@@ -8,6 +8,7 @@ from pathlib import Path
 
 from siamusic_fast.analysis import plots, preview
 from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet, read_manifest
@@ -74,7 +75,7 @@ def demo(
     evaluated = evaluate(run, shard_set, job=job, progress=progress)
 
     recipe, mel = config.pretrain.recipe, MelConfig()
-    found = preview.examples(shard_set, recipe=recipe, mel=mel, count=PREVIEW_TRACKS, seed=seed)
+    found = preview.examples(shard_set, recipe=parse_recipe(recipe), mel=mel, count=PREVIEW_TRACKS, seed=seed)
     preview.draw(found, mel, f"Recipe {recipe}", run / "plots" / "preview.png")
     plots.pretraining(run)
     plots.finetuning(finetuned.folder)

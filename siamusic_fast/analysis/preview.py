@@ -1,5 +1,6 @@
 """What a recipe does, as a picture in the manner of Figure 2 of Kim, Hong, Lee 2022."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines import graph
-from siamusic_fast.pipelines.augment import named_recipe
+from siamusic_fast.pipelines.recipes import AUGMENTATIONS, Recipe
 from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.shards.manifest import ShardSet
@@ -27,6 +28,8 @@ _HERTZ_TICKS = (0, 500, 1000, 2000, 4000, 8000, 16000)
 class Example:
     """One track, as the encoder would meet it; spectrograms are in dB, float32 [n_mels, frames]."""
 
+    label: str
+    """What to write beside it."""
     track: PackedTrack
     original: NDArray[np.float32]
     view_1: NDArray[np.float32]
@@ -34,7 +37,7 @@ class Example:
 
 
 def examples(
-    shard_set: ShardSet, *, recipe: str, mel: MelConfig, count: int, split: str = "training", seed: int = 0
+    shard_set: ShardSet, *, recipe: Recipe, mel: MelConfig, count: int, split: str = "training", seed: int = 0
 ) -> list[Example]:
     """Return the first `count` tracks of `split` with two views each, drawn with `seed`.
 
@@ -48,7 +51,7 @@ def examples(
     normalisation = estimate(shard_set, mel)
     pipeline = graph.original_and_views(
         source,
-        named_recipe(recipe),
+        recipe,
         graph.Features(mel, normalisation, "cpu"),
         batch_size=min(_BATCH, source.tracks),
         num_threads=1,
@@ -62,9 +65,33 @@ def examples(
         (track for track in read_tracks(shard_set.folder) if track.split == split), count
     )
     return [
-        Example(track=track, original=original, view_1=view_1, view_2=view_2)
+        Example(
+            label=f"{track.key}\n{track.genre}",
+            track=track,
+            original=original,
+            view_1=view_1,
+            view_2=view_2,
+        )
         for track, original, view_1, view_2 in zip(tracks, *in_decibels, strict=False)
     ]
+
+
+def each_alone(
+    shard_set: ShardSet, *, recipe: Recipe, mel: MelConfig, split: str = "training", seed: int = 0
+) -> list[Example]:
+    """Return the first track of `split` once for each step of `recipe`, alone and certain to happen.
+
+    Raises what `examples` does, and `ConfigError` if the recipe has no steps.
+    """
+    if not recipe:
+        raise ConfigError("The recipe has no augmentation to show: name some with --aug.")
+    names = {kind: name for name, kind in AUGMENTATIONS.items()}
+    rows = []
+    for step in recipe:
+        alone = (dataclasses.replace(step, p=1.0),)
+        (found,) = examples(shard_set, recipe=alone, mel=mel, count=1, split=split, seed=seed)
+        rows.append(dataclasses.replace(found, label=names[type(step)]))
+    return rows
 
 
 def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
@@ -85,7 +112,7 @@ def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
                 extent=(0.0, mel.seconds, 0.0, mel.n_mels),
                 interpolation="nearest",
             )
-        row[0].set_ylabel(f"{example.track.key}\n{example.track.genre}")
+        row[0].set_ylabel(example.label)
         _label_hertz(row[0], mel)
     for axis, heading in zip(axes[0], ("Original", "View 1", "View 2"), strict=True):
         axis.set_title(heading)

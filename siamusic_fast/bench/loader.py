@@ -1,7 +1,7 @@
 """How many pairs per second the loader gives on given shards."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from siamusic_fast.bench.report import Measurement
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.loader import TwoViewLoader
+from siamusic_fast.pipelines.backends import two_view_loader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 
@@ -22,6 +22,7 @@ def measure(
     shard_set: ShardSet,
     *,
     recipe: str,
+    backend: str = "dali",
     mel: MelConfig,
     batch_size: int,
     device: torch.device,
@@ -30,7 +31,7 @@ def measure(
     seconds: float = 3.0,
     progress: Progress = SILENT,
 ) -> Measurement:
-    """Return pairs per second of a `TwoViewLoader` in each of `windows` windows of about `seconds`.
+    """Return pairs per second of `backend`'s loader in each of `windows` windows of about `seconds`.
 
     The loader is warmed up first. Batches that an epoch drops because they are not full cost time and do not
     count, so small shard sets measure low. On a GPU the clock is read when all work that was asked for is
@@ -43,8 +44,10 @@ def measure(
             f"at most {_LONGEST_WINDOW:g}."
         )
     options: dict[str, Any] = {"threads": threads} if threads else {}
-    loader = TwoViewLoader(shard_set, recipe=recipe, mel=mel, batch_size=batch_size, device=device, **options)
-    with loader, progress.task(f"Measuring {recipe}", windows + 1, "windows") as task:
+    loader = two_view_loader(
+        backend, shard_set, recipe=recipe, mel=mel, batch_size=batch_size, device=device, **options
+    )
+    with loader, progress.task(f"Measuring {backend}, {recipe}", windows + 1, "windows") as task:
         batches = _endless(loader)
         rate = _warm_up(batches, device)
         task.advance(note="warmed up")
@@ -53,10 +56,10 @@ def measure(
         for _ in range(windows):
             rates.append(per_window * batch_size / _time(batches, per_window, device))
             task.advance(note=f"{rates[-1]:,.0f} pairs/s")
-    return Measurement(name=f"loader, recipe {recipe}", unit="pairs/s", windows=tuple(rates))
+    return Measurement(name=f"{backend} loader, recipe {recipe}", unit="pairs/s", windows=tuple(rates))
 
 
-def _endless(loader: TwoViewLoader) -> Iterator[object]:
+def _endless(loader: Iterable[object]) -> Iterator[object]:
     while True:
         yield from loader
 

@@ -12,8 +12,8 @@ from siamusic_fast.bench import shard as shard_bench
 from siamusic_fast.bench.report import Measurement, machine
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import console, output, progress
-from siamusic_fast.config import RECIPES, MelConfig
-from siamusic_fast.pipelines.augment import named_recipe
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.recipes import RECIPES, parse_recipe
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.shards.sources import load_corpus
 from siamusic_fast.training.distributed import device_for
@@ -34,10 +34,11 @@ def bench() -> None:
 @click.option(
     "--aug",
     "recipes",
-    metavar="|".join(RECIPES),
+    metavar="RECIPE",
     multiple=True,
     help="Recipe to measure; may be given more than once.  [default: each]",
 )
+@options.backend
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
 @options.gpus
 @click.option(
@@ -53,6 +54,7 @@ def loader(
     data: str,
     data_dir: Path,
     recipes: tuple[str, ...],
+    backend: str,
     batch_size: int,
     gpus: int | None,
     threads: int | None,
@@ -73,11 +75,12 @@ def loader(
     mel = MelConfig(sample_rate=shard_set.sample_rate)
     device = device_for(gpus)
     for recipe in recipes:
-        named_recipe(recipe)
+        parse_recipe(recipe)
     found = [
         loader_bench.measure(
             shard_set,
             recipe=recipe,
+            backend=backend,
             mel=mel,
             batch_size=batch_size,
             device=device,

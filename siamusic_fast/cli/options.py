@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from siamusic_fast.config import MAX_SEED, RECIPES
+from siamusic_fast.config import BACKENDS, MAX_SEED
 
 quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
@@ -14,10 +14,18 @@ labelled_data = click.option(
 )
 aug = click.option(
     "--aug",
-    metavar="|".join(RECIPES),
+    metavar="RECIPE",
     default="image",
     show_default=True,
-    help="Augmentations of the two views.",
+    help="Augmentations of the two views: image, audio, both, none, or a list such as "
+    '"mask,cutout" or "cutmix(p=0.3),hflip".',
+)
+backend = click.option(
+    "--backend",
+    metavar="|".join(BACKENDS),
+    default=BACKENDS[0],
+    show_default=True,
+    help="What makes the views; torch needs no DALI and is faster on a CPU.",
 )
 seed = click.option(
     "--seed",

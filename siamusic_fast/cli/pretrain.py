@@ -14,6 +14,7 @@ from siamusic_fast.analysis import plots
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.config import BACKBONES, MelConfig, PretrainConfig
+from siamusic_fast.pipelines.recipes import file_name, parse_recipe
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import distributed
 from siamusic_fast.training import pretrain as training
@@ -26,6 +27,7 @@ _FREE_ON_RESUME = {"resume", "data", "data_dir", "gpus", "workers", "quiet", "as
 @options.data
 @options.data_dir
 @options.aug
+@options.backend
 @click.option(
     "--backbone",
     metavar="|".join(BACKBONES),
@@ -85,6 +87,7 @@ def pretrain(
     data: str,
     data_dir: Path,
     aug: str,
+    backend: str,
     backbone: str,
     epochs: int,
     batch_size: int,
@@ -118,9 +121,11 @@ def pretrain(
         shard_set = find_shards(data if given else packed, data_dir)
     else:
         shard_set = find_shards(data, data_dir)
+        parse_recipe(aug)
         config = PretrainConfig(
             mel=MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds),
             recipe=aug,
+            backend=backend,
             backbone=backbone,
             splits=tuple(shard_set.splits) if all_splits else tuple(splits.split(",")),
             epochs=epochs,
@@ -128,7 +133,7 @@ def pretrain(
             lr=lr,
             seed=seed,
         )
-    run = resume or out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{aug}-{backbone}"
+    run = resume or out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(aug)}-{backbone}"
     if not quiet and distributed.is_leader():
         note(f"Run: {run}")
     try:

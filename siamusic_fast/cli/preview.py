@@ -8,6 +8,7 @@ from siamusic_fast.analysis import preview as drawing
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output
 from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.recipes import file_name, parse_recipe
 from siamusic_fast.shards.manifest import find_shards
 
 
@@ -16,6 +17,9 @@ from siamusic_fast.shards.manifest import find_shards
 @options.data_dir
 @options.aug
 @click.option("--tracks", type=int, default=4, show_default=True, help="How many tracks to draw.")
+@click.option(
+    "--each", is_flag=True, help="One track, with a row for each augmentation of the recipe by itself."
+)
 @click.option("--split", default="training", show_default=True, help="Where to take the tracks from.")
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Length of a crop.")
 @options.seed
@@ -27,7 +31,15 @@ from siamusic_fast.shards.manifest import find_shards
     help="PNG file to write.  [default: preview-AUG.png]",
 )
 def preview(
-    data: str, data_dir: Path, aug: str, tracks: int, split: str, seconds: float, seed: int, out: Path | None
+    data: str,
+    data_dir: Path,
+    aug: str,
+    tracks: int,
+    each: bool,
+    split: str,
+    seconds: float,
+    seed: int,
+    out: Path | None,
 ) -> None:
     """Draw original, view 1 and view 2 of a few tracks.
 
@@ -35,10 +47,17 @@ def preview(
 
     \b
     siamusic-fast preview --data fma_small --aug audio --out preview.png
+    siamusic-fast preview --data fma_small --aug both --each
     """
     shard_set = find_shards(data, data_dir)
     mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
-    path = out or Path(f"preview-{aug}.png")
-    found = drawing.examples(shard_set, recipe=aug, mel=mel, count=tracks, split=split, seed=seed)
-    drawing.draw(found, mel, f"{shard_set.source}: recipe {aug}", path)
+    path = out or Path(f"preview-{file_name(aug)}.png")
+    recipe = parse_recipe(aug)
+    if each:
+        found = drawing.each_alone(shard_set, recipe=recipe, mel=mel, split=split, seed=seed)
+        title = f"{shard_set.source}, {found[0].track.key}: augmentations of {aug}"
+    else:
+        found = drawing.examples(shard_set, recipe=recipe, mel=mel, count=tracks, split=split, seed=seed)
+        title = f"{shard_set.source}: recipe {aug}"
+    drawing.draw(found, mel, title, path)
     output.print(str(path))

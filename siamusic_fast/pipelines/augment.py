@@ -1,4 +1,4 @@
-"""The augmentations of Kim, Hong, Lee 2022, Table 1, and the recipes made of them.
+"""The augmentations of Kim, Hong, Lee 2022, Table 1.
 
 An augmentation is a frozen dataclass with a probability `p`, decided for every sample of a batch on its own.
 Its methods build DALI nodes. An `AudioAugmentation` acts before the mel spectrogram is computed, on the
@@ -12,12 +12,20 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from nvidia.dali import fn, types
-from nvidia.dali import math as dmath
-from nvidia.dali.data_node import DataNode
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
+from siamusic_fast.pipelines.draws import (
+    band,
+    beta,
+    chosen,
+    coin,
+    coin_number,
+    erase,
+    partner_of,
+    uniform,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +94,7 @@ class TimeStretch(AudioAugmentation):
         return max(self.fastest, 1.0)
 
     def rate(self) -> DataNode:
-        return _chosen(_coin(self.p), _uniform(self.slowest, self.fastest), 1.0)
+        return chosen(coin(self.p), uniform(self.slowest, self.fastest), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +106,8 @@ class PitchShift(AudioAugmentation):
     """Largest shift, up or down."""
 
     def pitch(self) -> DataNode:
-        octaves = _uniform(-self.semitones / 12, self.semitones / 12)
-        return _chosen(_coin(self.p), dmath.pow(2.0, octaves), 1.0)
+        octaves = uniform(-self.semitones / 12, self.semitones / 12)
+        return chosen(coin(self.p), dmath.pow(2.0, octaves), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +118,8 @@ class WaveMixup(AudioAugmentation):
     alpha: float = 1.0
 
     def wave(self, wave: DataNode, partner: DataNode) -> DataNode:
-        weight = _beta(self.alpha, wave)
-        if _coin(self.p):
+        weight = beta(self.alpha, wave)
+        if coin(self.p):
             wave = weight * wave + (1.0 - weight) * partner
         return wave
 
@@ -124,9 +132,9 @@ class Mixup(ImageAugmentation):
     alpha: float = 1.0
 
     def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        partner = _partner(image)
-        weight = _beta(self.alpha, image)
-        if _coin(self.p):
+        partner = partner_of(image)
+        weight = beta(self.alpha, image)
+        if coin(self.p):
             image = weight * image + (1.0 - weight) * partner
         return image
 
@@ -143,15 +151,15 @@ class CutMix(ImageAugmentation):
     alpha: float = 1.0
 
     def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        partner = _partner(image)
+        partner = partner_of(image)
         side = dmath.sqrt(fn.random.beta(alpha=self.alpha, beta=self.alpha))
         height, width = dmath.floor(side * mel.n_mels), dmath.floor(side * mel.frames)
-        top = dmath.floor(_uniform(0, mel.n_mels)) - dmath.floor(height / 2)
-        left = dmath.floor(_uniform(0, mel.frames)) - dmath.floor(width / 2)
-        if _coin(self.p):
+        top = dmath.floor(uniform(0, mel.n_mels)) - dmath.floor(height / 2)
+        left = dmath.floor(uniform(0, mel.frames)) - dmath.floor(width / 2)
+        if coin(self.p):
             # Exact: outside the rectangle the partner cancels itself, inside both minuends are zero.
             anchor, shape = fn.stack(top, left), fn.stack(height, width)
-            image = _erase(image, anchor, shape) + (partner - _erase(partner, anchor, shape))
+            image = erase(image, anchor, shape) + (partner - erase(partner, anchor, shape))
         return image
 
 
@@ -168,10 +176,10 @@ class Mask(ImageAugmentation):
     most_frames: float = 100 / 431
 
     def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        mels, first_mel = _band(mel.n_mels, self.most_mels)
-        frames, first_frame = _band(mel.frames, self.most_frames)
-        over_mels = _coin(0.5)
-        if _coin(self.p):
+        mels, first_mel = band(mel.n_mels, self.most_mels)
+        frames, first_frame = band(mel.frames, self.most_frames)
+        over_mels = coin(0.5)
+        if coin(self.p):
             if over_mels:
                 image = fn.erase(image, anchor=first_mel, shape=mels, axis_names="H", fill_value=0.0)
             else:
@@ -186,7 +194,7 @@ class HorizontalFlip(ImageAugmentation):
     p: float = 0.8
 
     def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        return fn.flip(image, horizontal=_coin_number(self.p), vertical=0)
+        return fn.flip(image, horizontal=coin_number(self.p), vertical=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +204,7 @@ class VerticalFlip(ImageAugmentation):
     p: float = 0.8
 
     def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        return fn.flip(image, horizontal=0, vertical=_coin_number(self.p))
+        return fn.flip(image, horizontal=0, vertical=coin_number(self.p))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,68 +224,6 @@ class CutOut(ImageAugmentation):
         extent = types.Constant(np.array([mel.n_mels, mel.frames] * self.holes, dtype=np.float32))
         centres = fn.random.uniform(range=[0.0, 1.0], shape=[2 * self.holes]) * extent
         anchors = dmath.floor(centres) - self.size // 2
-        if _coin(self.p):
-            image = _erase(image, anchors, [float(self.size)] * (2 * self.holes))
+        if coin(self.p):
+            image = erase(image, anchors, [float(self.size)] * (2 * self.holes))
         return image
-
-
-Recipe = tuple[Augmentation, ...]
-
-RECIPES: dict[str, Recipe] = {
-    "image": (CutMix(), Mixup(), Mask(), HorizontalFlip(), VerticalFlip(), CutOut()),
-    "audio": (WaveMixup(), PitchShift(), TimeStretch()),
-    "none": (),
-}
-"""The recipes of the paper by name, in the order of Table 1."""
-
-
-def named_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`; raise `ConfigError` with the names there are otherwise."""
-    if name not in RECIPES:
-        raise ConfigError(f"recipe = {name!r} is unknown: choose one of {', '.join(RECIPES)}.")
-    return RECIPES[name]
-
-
-def partners() -> DataNode:
-    """Return for every sample the index of another one of the batch: a permutation without fixed points."""
-    return fn.batch_permutation(no_fixed_points=True)
-
-
-def _coin(p: float) -> DataNode:
-    return fn.random.coin_flip(probability=p, dtype=types.BOOL)
-
-
-def _coin_number(p: float) -> DataNode:
-    return fn.random.coin_flip(probability=p)
-
-
-def _uniform(low: float, high: float) -> DataNode:
-    """Draw from [low, high): DALI's own range must not be empty, this one may."""
-    return low + (high - low) * fn.random.uniform(range=[0.0, 1.0])
-
-
-def _beta(alpha: float, data: DataNode) -> DataNode:
-    """Return a weight for `data`, on its device."""
-    weight = fn.random.beta(alpha=alpha, beta=alpha)
-    return weight.gpu() if data.device == "gpu" else weight
-
-
-def _chosen(condition: DataNode, value: DataNode, otherwise: float) -> DataNode:
-    """Return `value` where `condition` holds: for scalars, cheaper than an `if`."""
-    on = fn.cast(condition, dtype=types.FLOAT)
-    return on * value + (1.0 - on) * otherwise
-
-
-def _partner(image: DataNode) -> DataNode:
-    return fn.permute_batch(image, indices=partners())
-
-
-def _band(extent: int, most: float) -> tuple[DataNode, DataNode]:
-    """Return the width, 1 to `most` of `extent`, and the start of a band that lies within `extent`."""
-    width = dmath.floor(_uniform(1, max(1, int(most * extent)) + 1))
-    start = dmath.floor(_uniform(0, 1) * (extent - width + 1))
-    return width, start
-
-
-def _erase(image: DataNode, anchor: DataNode, shape: DataNode | list[float]) -> DataNode:
-    return fn.erase(image, anchor=anchor, shape=shape, axis_names="HW", fill_value=0.0)

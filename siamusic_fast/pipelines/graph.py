@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali import math as dmath
-from nvidia.dali.data_node import DataNode
-
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.augment import AudioAugmentation, ImageAugmentation, Recipe, partners
+from siamusic_fast.pipelines.augment import AudioAugmentation, ImageAugmentation
+from siamusic_fast.pipelines.dali import DataNode, dmath, fn, pipeline_def, types
+from siamusic_fast.pipelines.draws import partners
 from siamusic_fast.pipelines.mel import Normalisation, at_frames, log_mel, magnitudes, powers, to_float
+from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.pipelines.source import HEADER, Source, crop, length, read
 
 

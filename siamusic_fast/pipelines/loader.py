@@ -25,8 +25,8 @@ from torch.utils.dlpack import from_dlpack
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines import graph
-from siamusic_fast.pipelines.augment import Recipe, named_recipe
 from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.recipes import Recipe, parse_recipe
 from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.shards.manifest import ShardSet, find_shards
@@ -217,8 +217,8 @@ class TwoViewLoader(_Loader[tuple[Tensor, Tensor]]):
         recipe: str | Recipe = "image",
         **options: Unpack[LoaderOptions],
     ) -> None:
-        """Apply `recipe`: a name of `RECIPES`, or a tuple of augmentations."""
-        self._recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
+        """Apply `recipe`: text that `parse_recipe` reads, or a tuple of augmentations."""
+        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
         super().__init__(data, **options)
 
     def _graph(self, **options: Any) -> Pipeline:

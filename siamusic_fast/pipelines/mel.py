@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from nvidia.dali import fn, types
-from nvidia.dali.data_node import DataNode
 
 from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.dali import DataNode, fn, types
 
 
 class Normalisation(NamedTuple):

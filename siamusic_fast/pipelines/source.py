@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from nvidia.dali import fn, types
-from nvidia.dali import math as dmath
-from nvidia.dali.data_node import DataNode
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
 from siamusic_fast.shards.manifest import Shard, ShardSet
 
 READER = "tracks"

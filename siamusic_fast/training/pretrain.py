@@ -11,7 +11,7 @@ import torch
 from siamusic_fast import config as settings
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.pipelines.loader import TwoViewLoader
+from siamusic_fast.pipelines.backends import two_view_loader
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.progress import SILENT, Progress
@@ -80,7 +80,8 @@ def pretrain(
         normalisation = Normalisation(**saved["normalisation"])
     else:
         normalisation = job.once(lambda: estimate(shard_set, config.mel, progress))
-    loader = TwoViewLoader(
+    loader = two_view_loader(
+        config.backend,
         shard_set,
         recipe=config.recipe,
         splits=config.splits,

@@ -5,6 +5,7 @@ from siamusic_fast.bench.loader import measure
 from siamusic_fast.bench.report import Measurement, machine
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.backends import two_view_loader
 from siamusic_fast.shards.manifest import ShardSet
 
 
@@ -47,3 +48,25 @@ def test_a_report_names_the_versions_that_the_figures_depend_on() -> None:
     found = machine()
     assert found["torch"] == torch.__version__
     assert found["cores"] >= 1
+
+
+def test_both_backends_are_measured_and_named(shard_set: ShardSet) -> None:
+    for backend in ("dali", "torch"):
+        found = measure(
+            shard_set,
+            recipe="none",
+            backend=backend,
+            mel=MelConfig(),
+            batch_size=4,
+            device=torch.device("cpu"),
+            threads=1,
+            windows=1,
+            seconds=0.1,
+        )
+        assert found.name == f"{backend} loader, recipe none"
+        assert found.median > 0
+
+
+def test_an_unknown_backend_is_refused_with_those_there_are(shard_set: ShardSet) -> None:
+    with pytest.raises(ConfigError, match="'jax' is unknown: choose one of dali, torch"):
+        two_view_loader("jax", shard_set, recipe="none")

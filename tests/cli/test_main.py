@@ -83,7 +83,7 @@ def test_bench_loader_ends_with_one_line_of_json(shard_set: ShardSet) -> None:
     (line,) = result.stdout.splitlines()
     document = json.loads(line)
     assert document["settings"]["shards"] == "fma_medium"
-    assert [one["name"] for one in document["results"]] == ["loader, recipe image"]
+    assert [one["name"] for one in document["results"]] == ["dali loader, recipe image"]
     assert len(document["results"][0]["windows"]) == 2
     assert "pairs/s" in result.stderr
 

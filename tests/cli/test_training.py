@@ -95,8 +95,9 @@ MISTAKES = {
     "an unknown backbone": (("pretrain", "--backbone", "vgg"), "'vgg' is unknown: choose one of resnet18"),
     "an unknown recipe": (
         ("pretrain", "--aug", "loud"),
-        "'loud' is unknown: choose one of image, audio, none",
+        "'loud' is unknown: there are the recipes image, audio, both, none",
     ),
+    "an unknown backend": (("pretrain", "--backend", "jax"), "'jax' is unknown: choose one of dali, torch"),
     "a GPU that is not there": (("pretrain", "--gpus", "1"), "none is visible; use --gpus 0 for the CPU"),
     "a batch too large": (("pretrain", "--gpus", "0", "--batch-size", "999"), "999 does not fit the "),
     "no such run to resume": (("pretrain", "--resume", "nowhere"), "nowhere/checkpoint.pt does not exist"),

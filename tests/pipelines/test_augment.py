@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 
-from siamusic_fast.config import RECIPES as RECIPE_NAMES
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.augment import (
-    RECIPES,
     CutMix,
     CutOut,
     HorizontalFlip,
@@ -14,8 +12,8 @@ from siamusic_fast.pipelines.augment import (
     Mixup,
     TimeStretch,
     VerticalFlip,
-    named_recipe,
 )
+from siamusic_fast.pipelines.recipes import parse_recipe
 from tests.pipelines.graphs import Array, run
 
 MEL = MelConfig(seconds=1.0)
@@ -112,7 +110,7 @@ def test_mixup_is_a_convex_mix_with_one_other_image() -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [step for step in RECIPES["image"] if isinstance(step, ImageAugmentation)],
+    [step for step in parse_recipe("image") if isinstance(step, ImageAugmentation)],
     ids=lambda s: type(s).__name__,
 )
 def test_each_sample_decides_by_itself_with_the_probability_given(step: ImageAugmentation) -> None:
@@ -124,37 +122,6 @@ def test_each_sample_decides_by_itself_with_the_probability_given(step: ImageAug
 @pytest.mark.parametrize("kind", [CutMix, Mixup, Mask, HorizontalFlip, VerticalFlip, CutOut])
 def test_a_probability_of_zero_changes_nothing(kind: type[ImageAugmentation]) -> None:
     assert changed_share(kind(p=0), 50) == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "probabilities"),
-    [
-        ("audio", {"WaveMixup": 0.6, "PitchShift": 0.6, "TimeStretch": 0.6}),
-        (
-            "image",
-            {
-                "CutMix": 0.6,
-                "Mixup": 0.6,
-                "Mask": 0.4,
-                "HorizontalFlip": 0.8,
-                "VerticalFlip": 0.8,
-                "CutOut": 0.8,
-            },
-        ),
-        ("none", {}),
-    ],
-)
-def test_the_recipes_are_those_of_table_1(name: str, probabilities: dict[str, float]) -> None:
-    assert {type(step).__name__: step.p for step in named_recipe(name)} == probabilities
-
-
-def test_the_configuration_knows_the_recipes_that_there_are() -> None:
-    assert tuple(RECIPES) == RECIPE_NAMES
-
-
-def test_an_unknown_recipe_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(ConfigError, match="'jazz' is unknown: choose one of image, audio, none"):
-        named_recipe("jazz")
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])

@@ -1,0 +1,30 @@
+"""Which implementation makes the batches of pre-training: the DALI graph, or torch on worker processes."""
+
+from pathlib import Path
+from typing import Unpack
+
+from siamusic_fast.config import BACKENDS
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.loader import LoaderOptions, TwoViewLoader
+from siamusic_fast.pipelines.recipes import Recipe
+from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.pool import cores
+
+
+def two_view_loader(
+    backend: str,
+    data: ShardSet | Path | str,
+    *,
+    recipe: str | Recipe,
+    **options: Unpack[LoaderOptions],
+) -> TwoViewLoader | TorchTwoViewLoader:
+    """Return a loader of `backend`, one of `BACKENDS`; torch's has a worker process for each core.
+
+    Raises `ConfigError` for another name, and what the loaders raise.
+    """
+    if backend == "dali":
+        return TwoViewLoader(data, recipe=recipe, **options)
+    if backend == "torch":
+        return TorchTwoViewLoader(data, recipe=recipe, workers=options.get("threads", cores()), **options)
+    raise ConfigError(f"backend = {backend!r} is unknown: choose one of {', '.join(BACKENDS)}.")

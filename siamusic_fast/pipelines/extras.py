@@ -1,0 +1,178 @@
+"""Augmentations beyond the paper, off by default. Adding one is as short as these are."""
+
+import itertools
+from dataclasses import dataclass
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.augment import AudioAugmentation, ImageAugmentation
+from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
+from siamusic_fast.pipelines.draws import band, coin, like, uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain(AudioAugmentation):
+    """Makes the waveform louder or softer, evenly on the scale of decibels."""
+
+    p: float = 0.5
+    decibels: float = 6.0
+    """Largest change, up or down."""
+
+    def wave(self, wave: DataNode, partner: DataNode) -> DataNode:
+        factor = like(wave, dmath.pow(10.0, uniform(-self.decibels, self.decibels) / 20.0))
+        if coin(self.p):
+            wave = wave * factor
+        return wave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(AudioAugmentation):
+    """Adds white Gaussian noise at a signal-to-noise ratio that is drawn evenly in decibels."""
+
+    p: float = 0.5
+    lowest_snr: float = 10.0
+    """In dB."""
+    highest_snr: float = 40.0
+    """In dB."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lowest_snr <= self.highest_snr:
+            raise ConfigError(
+                f"lowest_snr = {self.lowest_snr:g} of Noise must not be above "
+                f"highest_snr = {self.highest_snr:g}."
+            )
+
+    def wave(self, wave: DataNode, partner: DataNode) -> DataNode:
+        factor = like(wave, dmath.pow(10.0, uniform(self.lowest_snr, self.highest_snr) / -20.0))
+        if coin(self.p):
+            wave = wave + fn.random.normal(wave) * fn.reductions.rms(wave) * factor
+        return wave
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridDistortion(ImageAugmentation):
+    """Stretches and squeezes a grid of the image, each axis by itself, with its borders fixed.
+
+    Cells of equal size in the result show cells of the original whose sizes differ by up to `limit` either
+    way before they are fitted to the image. Steps and limit are the defaults of Albumentations, whose
+    GridDistortion the paper's public code uses.
+    """
+
+    p: float = 0.5
+    steps: int = 5
+    """Cells along each axis."""
+    limit: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or not 0 <= self.limit < 1:
+            raise ConfigError(
+                f"steps = {self.steps} of GridDistortion must be at least 1 and limit = {self.limit:g} "
+                f"between 0 and 1."
+            )
+
+    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+        rows, columns = self._sizes(mel.n_mels), self._sizes(mel.frames)
+        drawn_rows, drawn_columns = self._drawn(rows), self._drawn(columns)
+        if coin(self.p):
+            image = _cells(image, drawn_rows, rows, axis=0)
+            image = _cells(image, drawn_columns, columns, axis=1)
+        return image
+
+    def _sizes(self, extent: int) -> list[int]:
+        """Return the sizes of the cells of the result, as equal as whole pixels can be."""
+        edges = [round(extent * step / self.steps) for step in range(self.steps + 1)]
+        return [end - start for start, end in itertools.pairwise(edges)]
+
+    def _drawn(self, sizes: list[int]) -> list[DataNode]:
+        """Return the sizes of the cells of the original, which have the same sum."""
+        drawn = [size * uniform(1 - self.limit, 1 + self.limit) for size in sizes]
+        scale = sum(sizes) / sum(drawn[1:], drawn[0])
+        return [size * scale for size in drawn]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomResizedCrop(ImageAugmentation):
+    """Enlarges a part of the image to the whole, as BYOL-A does [Niizumi 2021].
+
+    How much is drawn for mels and for frames by themselves.
+    """
+
+    p: float = 0.5
+    fewest_mels: float = 0.6
+    """Smallest part, of 1."""
+    fewest_frames: float = 0.6
+    """Smallest part, of 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("fewest_mels", "fewest_frames"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name):g} of RandomResizedCrop must be above 0, at most 1."
+                )
+
+    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+        height, width = uniform(self.fewest_mels, 1) * mel.n_mels, uniform(self.fewest_frames, 1) * mel.frames
+        top, left = uniform(0, 1) * (mel.n_mels - height), uniform(0, 1) * (mel.frames - width)
+        if coin(self.p):
+            image = _resized(image, top, top + height, extent=mel.n_mels, axis=0)
+            image = _resized(image, left, left + width, extent=mel.frames, axis=1)
+        return image
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrequencyMask(ImageAugmentation):
+    """Sets bands of mels to the mean, two of up to 27 in 80: SpecAugment's LibriSpeech double [Park 2019]."""
+
+    p: float = 0.5
+    count: int = 2
+    most: float = 27 / 80
+
+    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+        return _masked(image, self.p, self.count, mel.n_mels, self.most, "H")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeMask(ImageAugmentation):
+    """Sets bands of frames to the mean, two of up to 100: SpecAugment's LibriSpeech double [Park 2019]."""
+
+    p: float = 0.5
+    count: int = 2
+    most: float = 100 / 431
+
+    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+        return _masked(image, self.p, self.count, mel.frames, self.most, "W")
+
+
+def _cells(image: DataNode, drawn: list[DataNode], sizes: list[int], *, axis: int) -> DataNode:
+    """Return `image` with consecutive cells of `drawn` pixels along `axis` fitted to `sizes` pixels."""
+    cells, start = [], 0.0
+    for cell in range(len(sizes)):
+        end = start + drawn[cell]
+        cells.append(_resized(image, start, end, extent=sizes[cell], axis=axis))
+        start = end
+    return fn.cat(*cells, axis=axis)
+
+
+def _resized(
+    image: DataNode, start: DataNode | float, end: DataNode | float, *, extent: int, axis: int
+) -> DataNode:
+    """Return what lies between `start` and `end` along `axis`, 0 or 1, with `extent` pixels there."""
+    along = {"roi_start": [start], "roi_end": [end], "size": [float(extent)]}
+    whole = fn.cast(image.shape()[1 - axis], dtype=types.FLOAT)
+    across = {"roi_start": [0.0 * whole], "roi_end": [whole], "size": [whole]}
+    box = {
+        name: fn.stack(*(along[name] + across[name] if axis == 0 else across[name] + along[name]))
+        for name in along
+    }
+    return fn.resize(image, interp_type=types.INTERP_LINEAR, antialias=False, **box)
+
+
+def _masked(image: DataNode, p: float, count: int, extent: int, most: float, axis_name: str) -> DataNode:
+    bands = [band(extent, most) for _ in range(count)]
+    shape, anchor = fn.stack(*(width for width, _ in bands)), fn.stack(*(start for _, start in bands))
+    if coin(p):
+        image = fn.erase(image, anchor=anchor, shape=shape, axis_names=axis_name, fill_value=0.0)
+    return image

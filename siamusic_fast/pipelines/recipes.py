@@ -1,0 +1,129 @@
+"""Recipes: augmentations in the order in which they are applied, by name or spelt out.
+
+image                       a recipe of the paper
+mask,cutout                 two augmentations with their defaults
+cutmix(p=0.3),hflip         one of them with another probability
+"""
+
+import ast
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator
+
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.augment import (
+    Augmentation,
+    CutMix,
+    CutOut,
+    HorizontalFlip,
+    Mask,
+    Mixup,
+    PitchShift,
+    TimeStretch,
+    VerticalFlip,
+    WaveMixup,
+)
+from siamusic_fast.pipelines.extras import (
+    FrequencyMask,
+    Gain,
+    GridDistortion,
+    Noise,
+    RandomResizedCrop,
+    TimeMask,
+)
+
+Recipe = tuple[Augmentation, ...]
+
+AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "wavemix": WaveMixup,
+    "pitch": PitchShift,
+    "stretch": TimeStretch,
+    "gain": Gain,
+    "noise": Noise,
+    "cutmix": CutMix,
+    "mixup": Mixup,
+    "mask": Mask,
+    "hflip": HorizontalFlip,
+    "vflip": VerticalFlip,
+    "cutout": CutOut,
+    "griddistortion": GridDistortion,
+    "rrc": RandomResizedCrop,
+    "freqmask": FrequencyMask,
+    "timemask": TimeMask,
+}
+"""What a recipe can be made of, by the name that the command line knows."""
+
+_AUDIO: Recipe = (WaveMixup(), PitchShift(), TimeStretch())
+_IMAGE: Recipe = (CutMix(), Mixup(), Mask(), HorizontalFlip(), VerticalFlip(), CutOut())
+
+RECIPES: dict[str, Recipe] = {"image": _IMAGE, "audio": _AUDIO, "both": _AUDIO + _IMAGE, "none": ()}
+"""The recipes of the paper, in the order of Table 1, and both of them one after the other."""
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Return the recipe that `text` names or spells out.
+
+    Raises `ConfigError` for an unknown name, with the nearest one, for a parameter that there is not, and for
+    a value that cannot be.
+    """
+    if text.strip() in RECIPES:
+        return RECIPES[text.strip()]
+    return tuple(_augmentation(step) for step in _steps(text))
+
+
+def file_name(text: str) -> str:
+    """Return the recipe `text` as a part of a file name: ``cutmix(p=0.3),hflip`` is cutmix-p-0.3-hflip."""
+    return re.sub(r"[^0-9A-Za-z.]+", "-", text).strip("-")
+
+
+def _steps(text: str) -> Iterator[ast.expr]:
+    try:
+        tree = ast.parse(f"[{text}]", mode="eval").body
+    except SyntaxError:
+        tree = None
+    if not isinstance(tree, ast.List) or not tree.elts:
+        raise ConfigError(
+            f"recipe = {text!r} cannot be read: write it as mask,cutout or cutmix(p=0.3),hflip."
+        )
+    yield from tree.elts
+
+
+def _augmentation(step: ast.expr) -> Augmentation:
+    """Return the augmentation that ``name`` or ``name(parameter=number, ...)`` describes."""
+    called = step.func if isinstance(step, ast.Call) else step
+    kind = _kind(ast.unparse(called))
+    if not isinstance(step, ast.Call):
+        return kind()  # type: ignore[call-arg]
+    known = [field.name for field in dataclasses.fields(kind)]
+    values = {}
+    for keyword in step.keywords:
+        if keyword.arg not in known or step.args:
+            break
+        values[keyword.arg] = _number(keyword)
+    if step.args or len(values) < len(step.keywords):
+        raise ConfigError(f"{ast.unparse(step)} is no augmentation: its parameters are {', '.join(known)}.")
+    return kind(**values)
+
+
+def _kind(name: str) -> type[Augmentation]:
+    if name in AUGMENTATIONS:
+        return AUGMENTATIONS[name]
+    if name in RECIPES:
+        raise ConfigError(f"{name!r} is a recipe by itself: give it alone, or list augmentations.")
+    near = difflib.get_close_matches(name, [*AUGMENTATIONS, *RECIPES], n=1)
+    hint = f"did you mean {near[0]}? There are" if near else "there are"
+    raise ConfigError(
+        f"recipe or augmentation {name!r} is unknown: {hint} the recipes {', '.join(RECIPES)} "
+        f"and the augmentations {', '.join(AUGMENTATIONS)}."
+    )
+
+
+def _number(keyword: ast.keyword) -> float:
+    try:
+        value = ast.literal_eval(keyword.value)
+    except ValueError:
+        value = None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{ast.unparse(keyword)} of an augmentation must be a number, such as p=0.5.")
+    return value

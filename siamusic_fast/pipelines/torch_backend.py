@@ -1,0 +1,298 @@
+"""The loaders of `loader` in torch: for systems without DALI, as its reference in tests, and as its peer.
+
+    loader = TorchTwoViewLoader("data/shards/fma_medium", recipe="image", workers=2)
+    for view_1, view_2 in loader:
+        ...
+
+Crops are read from the memory-mapped tars at the offsets in their index files, and tracks are shuffled over
+the whole split; the `webdataset` library, which reads whole tracks one after the other, serves the tests. A
+stream of batches depends on the seed and the rank alone, not on workers, nor on where it was started.
+"""
+
+import contextlib
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines import dali
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.recipes import Recipe, parse_recipe
+from siamusic_fast.pipelines.source import Source, check_crops
+from siamusic_fast.pipelines.torch_batches import LabelledCrops, Maker, Outputs, TwoViews, WholeTracks
+from siamusic_fast.pipelines.torch_features import LogMel
+from siamusic_fast.pipelines.torch_source import Place, Plan, Tracks
+from siamusic_fast.shards.manifest import ShardSet, find_shards
+
+if TYPE_CHECKING:
+    from siamusic_fast.pipelines.loader import LoaderOptions
+
+_PREFETCH = 2
+"""Batches that each worker makes ahead."""
+_ESTIMATED_CROPS = 2048
+
+
+class _TorchLoader(ABC):
+    """What all torch loaders share; for the arguments see `LoaderOptions`.
+
+    `workers` processes read ahead, or none: then this one reads when a batch is asked for. They compute as
+    well, one sample at a time, unless `per_batch`: then this process computes, whole batches, on `device`. By
+    default `per_batch` is what is faster: true on a GPU only. `threads` are what torch uses in this process
+    while it computes. Raises `ConfigError` as the DALI loaders do, and for an augmentation that is not
+    implemented here.
+    """
+
+    _shuffle = True
+    _labelled_only = False
+
+    def __init__(
+        self,
+        data: ShardSet | Path | str,
+        *,
+        splits: Sequence[str] = ("training",),
+        mel: MelConfig | None = None,
+        normalisation: Normalisation | None = None,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+        threads: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        per_batch: bool | None = None,
+    ) -> None:
+        shard_set = data if isinstance(data, ShardSet) else find_shards(data)
+        self.mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
+        self.device = torch.device(device)
+        self._source = Source(
+            shard_set=shard_set,
+            shards=shard_set.shards(splits, labelled_only=self._labelled_only),
+            shuffle=self._shuffle,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        check_crops(self._source, self.mel)
+        self.batch_size = self._fitting(batch_size)
+        self.normalisation = normalisation or _estimate(shard_set, self.mel)
+        self._threads = threads
+        self._workers = workers
+        self._per_batch = self.device.type != "cpu" if per_batch is None else per_batch
+        self._maker = self._make(
+            Plan(self._source, self.batch_size, len(self)),
+            Tracks(self._source),
+            LogMel(self.mel, self.normalisation, self.device if self._per_batch else torch.device("cpu")),
+            per_batch=self._per_batch,
+        )
+        self._epoch = self._position = 0
+        self._stream: Iterator[Any] | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return self._source.tracks // self._source.world_size // self.batch_size
+
+    def __iter__(self) -> Iterator[Outputs]:
+        while self._position < len(self):
+            batch = self._next()
+            self._position += 1
+            yield batch
+        self._epoch, self._position = self._epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch and the place in it, as plain values."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned, of a loader with the same arguments."""
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._stream = None
+
+    def close(self) -> None:
+        """Stop the workers; the loader is of no use afterwards."""
+        self._stream = None
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _make(self, plan: Plan, tracks: Tracks, features: LogMel, *, per_batch: bool) -> Maker:
+        """Return what makes the batches."""
+
+    def _fitting(self, batch_size: int) -> int:
+        """Return `batch_size`, or raise `ConfigError` if the tracks do not fill a batch."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size} must be at least 1.")
+        fewest = self._source.tracks // self._source.world_size
+        if batch_size > fewest:
+            raise ConfigError(
+                f"A batch of {batch_size} does not fit the {fewest} tracks that each of "
+                f"{self._source.world_size} processes gets: use --batch-size {fewest} or less."
+            )
+        return batch_size
+
+    def _next(self) -> Outputs:
+        if self._closed:
+            raise ValueError("This loader is closed.")
+        if self._stream is None:
+            self._stream = self._started()
+        with _torch_threads(self._threads):
+            made = next(self._stream)
+            if self._per_batch:
+                crops = made._replace(pcm=self._moved(made.pcm), labels=self._moved(made.labels))
+                made = self._maker.compute(crops, (self._epoch, self._position))
+        return self._moved(made[0]), self._moved(made[1])
+
+    def _started(self) -> Iterator[Any]:
+        """Return an endless stream of what the workers make, from the present place on."""
+        places = _Places(self._epoch, self._position, len(self))
+        job = _Job(self._maker, only_read=self._per_batch)
+        if self._workers == 0:
+            return map(job.__getitem__, places)
+        return iter(
+            DataLoader(
+                job,
+                batch_size=None,
+                sampler=places,
+                num_workers=self._workers,
+                prefetch_factor=_PREFETCH,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+class TorchTwoViewLoader(_TorchLoader):
+    """Two augmented views of every track, for pre-training; yields what `TwoViewLoader` does."""
+
+    def __init__(
+        self,
+        data: ShardSet | Path | str,
+        *,
+        recipe: str | Recipe = "image",
+        workers: int = 0,
+        per_batch: bool | None = None,
+        **options: "Unpack[LoaderOptions]",
+    ) -> None:
+        """Apply `recipe`: what `parse_recipe` reads, or a tuple of augmentations."""
+        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+        super().__init__(data, workers=workers, per_batch=per_batch, **options)
+
+    def _make(self, *parts: Any, **options: Any) -> Maker:
+        return TwoViews(self._recipe, *parts, **options)
+
+
+class TorchLabelledLoader(_TorchLoader):
+    """A random crop of every labelled track, for training a classifier; yields what `LabelledLoader` does."""
+
+    _labelled_only = True
+
+    def _make(self, *parts: Any, **options: Any) -> Maker:
+        return LabelledCrops(*parts, **options)
+
+    def _fitting(self, batch_size: int) -> int:
+        fewest = self._source.tracks // self._source.world_size
+        return super()._fitting(min(batch_size, fewest) if fewest else batch_size)
+
+
+class TorchTrackLoader(_TorchLoader):
+    """All of every labelled track, once and in order, for evaluation; yields what `TrackLoader` does."""
+
+    _shuffle = False
+    _labelled_only = True
+
+    def __init__(
+        self,
+        data: ShardSet | Path | str,
+        *,
+        crops: int | None = None,
+        workers: int = 0,
+        per_batch: bool | None = None,
+        **options: "Unpack[LoaderOptions]",
+    ) -> None:
+        """Take `crops` of each track; by default as many as cover the longest."""
+        self._crops = crops
+        super().__init__(data, workers=workers, per_batch=per_batch, **options)
+
+    def __len__(self) -> int:
+        return math.ceil(self._source.tracks_here / self.batch_size)
+
+    @property
+    def crops(self) -> int:
+        """Crops of each track."""
+        longest = max(shard.longest for shard in self._source.shards)
+        return self._crops or math.ceil(longest / self.mel.samples)
+
+    def _make(self, *parts: Any, **options: Any) -> Maker:
+        return WholeTracks(self.crops, *parts, **options)
+
+    def _fitting(self, batch_size: int) -> int:
+        return super()._fitting(max(1, min(batch_size, self._source.tracks_here)))
+
+
+class _Places(Sampler[Place]):
+    """Epoch after epoch, without an end: workers need not wait where one ends."""
+
+    def __init__(self, epoch: int, position: int, batches: int) -> None:
+        self._start = (epoch, position)
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Place]:
+        first_epoch, first = self._start
+        for epoch in itertools.count(first_epoch):
+            for position in range(first if epoch == first_epoch else 0, self._batches):
+                yield epoch, position
+
+
+class _Job(Dataset[Any]):
+    """What a worker does for a batch."""
+
+    def __init__(self, maker: Maker, *, only_read: bool) -> None:
+        self._maker = maker
+        self._only_read = only_read
+
+    def __getitem__(self, place: Place) -> Any:
+        crops = self._maker.read(place)
+        return crops if self._only_read else self._maker.compute(crops, place)
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads for a while; as many as before if `None`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
+    """Return the constants kept beside the shards; without DALI, which makes those, measure them again."""
+    if dali.fn is not None:
+        from siamusic_fast.pipelines.stats import estimate
+
+        return estimate(shard_set, mel)
+    splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
+    count = min(_ESTIMATED_CROPS, shard_set.tracks(splits))
+    decibels = Normalisation(0.0, 1.0)
+    batch_size = min(32, count)
+    loader = TorchTwoViewLoader(
+        shard_set, recipe=(), splits=splits, mel=mel, normalisation=decibels, batch_size=batch_size
+    )
+    views = torch.cat([view for view, _ in itertools.islice(loader, count // batch_size)]).double()
+    return Normalisation(float(views.mean()), float(views.std(correction=0)))

@@ -1,0 +1,135 @@
+"""Reading shards without DALI: any crop of any track at once, from memory-mapped tars by their indexes."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.pipelines.source import HEADER, Source
+from siamusic_fast.pipelines.torch_augment import Draws
+
+Array = NDArray[Any]
+Place = tuple[int, int]
+"""An epoch and a batch in it."""
+
+ORDER, CROPS, AUGMENTATIONS = range(3)
+"""What random numbers are for: the last of their seeds."""
+
+
+class Crops(NamedTuple):
+    """What is read of the tracks of a batch."""
+
+    pcm: Tensor
+    """int16 [crops, samples], zeros behind the end of a shorter one."""
+    lengths: Tensor
+    """int64 [crops]."""
+    positions: Tensor
+    """Where in its track each lies, float64 [crops], from 0 to 1."""
+    labels: Tensor
+    """int64 [tracks]."""
+
+
+class Tracks:
+    """Random access to the audio and the labels of all tracks of a source."""
+
+    def __init__(self, source: Source) -> None:
+        shard_set = source.shard_set
+        self._paths = [shard_set.path(shard.file) for shard in source.shards]
+        entries = [_index(shard_set.path(shard.index)) for shard in source.shards]
+        self._shard = np.repeat(np.arange(len(entries)), [len(entry) for entry in entries])
+        self._wav, size, self._cls, self._cls_size = np.concatenate(entries).T
+        self.lengths = size // 2 - HEADER
+        """Samples of each track."""
+        self._maps: dict[int, Array] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the maps out, which would be copied: each process makes its own."""
+        return {**self.__dict__, "_maps": {}}
+
+    def crops(self, tracks: Array, positions: Array, samples: int) -> Crops:
+        """Return `samples`, or all if there are fewer, at one of the `positions` of each of the `tracks`."""
+        lengths = np.minimum(self.lengths[tracks], samples)
+        starts = nearest(positions, self.lengths[tracks] - lengths)
+        pcm = torch.empty(len(tracks), int(lengths.max()), dtype=torch.int16)
+        rows = pcm.numpy()
+        for row, track in enumerate(tracks.tolist()):
+            rows[row, : lengths[row]] = self._pcm(track, int(starts[row]), int(lengths[row]))
+            rows[row, lengths[row] :] = 0
+        labels = torch.tensor([self._label(track) for track in tracks.tolist()])
+        return Crops(pcm, torch.from_numpy(lengths), torch.from_numpy(positions), labels)
+
+    def _pcm(self, track: int, start: int, samples: int) -> Array:
+        first = int(self._wav[track]) + 2 * (HEADER + start)
+        return self._bytes(track)[first : first + 2 * samples].view("<i2")
+
+    def _label(self, track: int) -> int:
+        first = int(self._cls[track])
+        return int(self._bytes(track)[first : first + int(self._cls_size[track])].tobytes())
+
+    def _bytes(self, track: int) -> Array:
+        shard = int(self._shard[track])
+        if shard not in self._maps:
+            self._maps[shard] = np.asarray(np.memmap(self._paths[shard], mode="r"))
+        return self._maps[shard]
+
+
+class Plan:
+    """Which tracks of a source are in which batch, the same in every process."""
+
+    def __init__(self, source: Source, batch_size: int, batches: int) -> None:
+        self.batches = batches
+        """Of an epoch."""
+        self._source = source
+        self._batch_size = batch_size
+        self._epoch = -1
+        self._order = np.arange(0)
+
+    def tracks(self, place: Place) -> Array:
+        """Return the tracks of a batch, int64."""
+        epoch, batch = place
+        if self._epoch != epoch:
+            self._epoch, self._order = epoch, self._order_of(epoch)
+        return self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+
+    def draws(self, place: Place, purpose: int, count: int) -> Draws:
+        """Return random numbers for one `purpose` in one batch."""
+        return Draws([self._source.seed, *place, self._source.rank, purpose], count)
+
+    def _order_of(self, epoch: int) -> Array:
+        """Return this rank's tracks: when shuffling, its share of a permutation of all."""
+        source = self._source
+        if source.shuffle:
+            order: Array = np.random.default_rng([source.seed, epoch, ORDER]).permutation(source.tracks)
+            return order[source.rank :: source.world_size][: self.batches * self._batch_size]
+        first = source.tracks * source.rank // source.world_size
+        return np.arange(first, first + source.tracks_here)
+
+
+def nearest(positions: Array, spare: Array) -> Array:
+    """Return where crops begin that leave `spare` samples; in float32, as the DALI graph rounds."""
+    starts = np.floor(positions.astype(np.float32) * spare.astype(np.float32) + np.float32(0.5))
+    return np.asarray(starts, dtype=np.int64)
+
+
+def _index(path: Path) -> Array:
+    """Return offset and size of the wav, offset and size of the cls, of every track: int64 [tracks, 4]."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        entries = [_entry(line.split()) for line in lines[1:]]
+        if lines[0].split() != ["v1.2", str(len(entries))]:
+            raise ValueError(f"{lines[0]!r} before {len(entries)} tracks")
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise DataError(
+            f"{path} is missing or damaged ({type(error).__name__}: {error}): "
+            f"`siamusic-fast verify {path.parent}` checks all shards."
+        ) from None
+    return np.array(entries, dtype=np.int64)
+
+
+def _entry(words: list[str]) -> list[int]:
+    files = {words[at]: (int(words[at + 1]), int(words[at + 2])) for at in range(0, len(words), 4)}
+    return [*files["wav"], *files["cls"]]
