@@ -74,12 +74,17 @@ def demo(
     finetuned = finetune(finetune_config, run, shard_set, job=job, progress=progress)
     evaluated = evaluate(run, shard_set, job=job, progress=progress)
 
-    recipe, mel = config.pretrain.recipe, MelConfig()
-    found = preview.examples(shard_set, recipe=parse_recipe(recipe), mel=mel, count=PREVIEW_TRACKS, seed=seed)
-    preview.draw(found, mel, f"Recipe {recipe}", run / "plots" / "preview.png")
-    plots.pretraining(run)
-    plots.finetuning(finetuned.folder)
-    plots.evaluation(evaluated)
+    with progress.task("Drawing", 4, "pictures") as task:
+        recipe, mel = parse_recipe(config.pretrain.recipe), MelConfig()
+        found = preview.examples(shard_set, recipe=recipe, mel=mel, count=PREVIEW_TRACKS, seed=seed)
+        preview.draw(found, mel, f"Recipe {config.pretrain.recipe}", run / "plots" / "preview.png")
+        task.advance()
+        plots.pretraining(run)
+        task.advance()
+        plots.finetuning(finetuned.folder)
+        task.advance()
+        plots.evaluation(evaluated)
+        task.advance()
     return DemoResult(
         shard_set=shard_set,
         run=run,
