@@ -16,7 +16,7 @@ from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.pipelines.source import HEADER, Source, crop, length, read
 
 _RESAMPLING_QUALITY = 28
-"""On DALI's scale, where 0 is 3 lobes of the sinc filter and 50 is 16: about 6, as many as torchaudio's default."""
+"""Of DALI's scale, where 0 is 3 lobes of the sinc filter and 50 is 16: about 6, torchaudio's default."""
 
 
 class Features(NamedTuple):
