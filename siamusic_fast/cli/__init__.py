@@ -1,5 +1,6 @@
 """The commands: each parses, calls the library and renders what comes back."""
 
+import errno
 import importlib
 import os
 import sys
@@ -52,9 +53,14 @@ class LazyGroup(click.Group):
             show_error(str(error))
             sys.exit(1)
         except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly when whoever reads the output has gone
             if error.filename is None:
-                raise
-            show_error(f"{error.filename}: {error.strerror}. Choose a place that can be read and written.")
+                show_error(f"{error.strerror or error or type(error).__name__}.")
+            else:
+                show_error(
+                    f"{error.filename}: {error.strerror}. Choose a place that can be read and written."
+                )
             sys.exit(1)
         except KeyboardInterrupt:
             note("Stopped.")

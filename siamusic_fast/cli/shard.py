@@ -18,6 +18,7 @@ from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.plan import Corpus
 from siamusic_fast.shards.sources import load_corpus
+from siamusic_fast.shards.store import local_name
 from siamusic_fast.shards.tables import REJECTED, read_tracks
 from siamusic_fast.shards.target import unfinished
 
@@ -79,11 +80,18 @@ from siamusic_fast.shards.target import unfinished
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    help="Cut longer tracks into segments of this length.  [default: keep tracks whole]",
+    help="Cut longer tracks into segments of this length, silent ones dropped.  [default: keep them whole]",
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 if any file was left out.")
 @click.option(
-    "--force", is_flag=True, help="Start over: replace the shard set that is there, finished or not."
+    "--strict",
+    is_flag=True,
+    help="Exit with 1 if any file was left out; dropped segments of a packed file do not count.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Start over: replace the shard set that is there, finished or not. Stopped, the same command goes "
+    "on with what it had begun.",
 )
 @options.quiet
 @options.as_json
@@ -135,7 +143,7 @@ def shard(
         console.note(
             f"{corpus.name} has no classes: its shards are for pre-training only; --labels gives them."
         )
-    folder = out or data_dir / "shards" / corpus.name
+    folder = out or data_dir / "shards" / local_name(corpus.name)
     try:
         packed = _pack(corpus, folder, config, workers, force, quiet)
     except KeyboardInterrupt:
@@ -169,7 +177,7 @@ def _how_to_go_on(folder: Path) -> str:
         return "stopped: nothing was packed yet."
     return (
         f"stopped: {state.finished} of {state.shards} shards are finished in {folder}; "
-        f"the same command goes on from there, --force starts over."
+        f"the same command goes on from there{'' if state.forced else ', --force starts over'}."
     )
 
 

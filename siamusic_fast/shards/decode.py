@@ -1,5 +1,6 @@
 """One audio file in, mono samples out, or the reason why not."""
 
+import errno
 import os
 import threading
 from contextlib import suppress
@@ -37,6 +38,15 @@ makes the difference between fit and unfit is the file `truncated`, which says t
 RATES = (1_000, 1_000_000)
 """Lowest and highest sample rate, in Hz, that is taken seriously: a damaged header may say anything."""
 
+MOST_VALUES = 2**31
+"""Samples of all channels that a file may hold by its header: 6.7 hours of stereo at 44.1 kHz.
+
+This and `MOST_SAMPLES` belong to the format: what is packed does not depend on how much memory there is.
+"""
+
+MOST_SAMPLES = 2**30 - 1
+"""Samples that a track may have in a shard, where 16-bit audio fits into the 4 GiB of a WAV file."""
+
 SILENCE = 1e-4
 """Peak, relative to full scale, below which a track is silent: -80 dBFS, three steps of 16-bit audio."""
 
@@ -44,6 +54,8 @@ _BLOCK = 4096
 """Frames at a time when looking for the place where a file is damaged."""
 _UNKNOWN_SIZE = 2**31 - 1
 """From here on, the size in a RIFF or AIFF header is what a writer puts there that cannot go back."""
+_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EINVAL)
+"""Errors that are a matter of one file rather than of the disk that it is on."""
 
 
 class AudioError(DataError):
@@ -78,25 +90,54 @@ def decode(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
     """Return the audio of `path` as mono samples at `sample_rate` Hz, full scale being 1.
 
     libsndfile decodes, channels are averaged, soxr resamples (HQ). Peaks of lossy formats may exceed 1.
-    Raises `AudioError`: missing, empty, not-audio, truncated (nothing left at all) or non-finite.
+    Raises `AudioError`: missing, empty, not-audio, truncated (nothing left at all) or non-finite; `DataError`
+    if memory does not suffice.
     """
     try:
         with path.open("rb") as file:
             return _decode(file, path, sample_rate).mono
     except OSError as error:
         raise AudioError(path, "missing", error.strerror or "cannot be read") from None
+    except MemoryError:
+        raise _too_much(path) from None
+
+
+def decode_planned(store: Store, path: str, size: int, sample_rate: int, min_seconds: float) -> Pcm:
+    """Do the same as `decode_pcm` with a file that was there, and had `size` bytes, a while ago.
+
+    Raises `DataError` if it is gone or has changed, or if its disk fails: that tells nothing about the file.
+    """
+    try:
+        pcm = decode_pcm(store, path, sample_rate, min_seconds)
+    except AudioError as error:
+        failure = error.__cause__
+        if isinstance(failure, OSError) and failure.errno not in _OF_THE_FILE:
+            raise _changed(path, error.detail) from None
+        if (found := store.size(path)) != size:
+            raise _changed(path, "it is gone" if found is None else f"{found} bytes, not {size}") from None
+        raise
+    if pcm.bytes_read != size:
+        raise _changed(path, f"{pcm.bytes_read} bytes, not {size}")
+    return pcm
 
 
 def decode_pcm(store: Store, path: str, sample_rate: int, min_seconds: float) -> Pcm:
     """Return the audio of `path` as a shard holds it: mono, 16-bit, and fit for training.
 
-    Raises `AudioError` with any of `REASONS` but duplicate.
+    Raises `AudioError` with any of `REASONS` but duplicate, and `DataError` if memory does not suffice.
     """
+    try:
+        return _decode_pcm(store, path, sample_rate, min_seconds)
+    except MemoryError:
+        raise _too_much(path) from None
+
+
+def _decode_pcm(store: Store, path: str, sample_rate: int, min_seconds: float) -> Pcm:
     try:
         with store.open(path) as file:
             audio = _decode(file, path, sample_rate)
     except OSError as error:
-        raise AudioError(path, "missing", error.strerror or "cannot be read") from None
+        raise AudioError(path, "missing", error.strerror or "cannot be read") from error
     seconds = len(audio.mono) / sample_rate
     if seconds < min_seconds:
         if audio.promised_seconds >= min_seconds:
@@ -142,13 +183,10 @@ def _decode(file: BinaryIO, path: Path | str, sample_rate: int) -> _Audio:
         with _silent_stderr, _open_sound(file) as sound:
             rate = sound.samplerate
             promised = sound.frames
+            _check_header(sound, path, sample_rate)
             audio = _read(sound, file)
     except soundfile.LibsndfileError as error:
         raise AudioError(path, "not-audio", error.error_string.rstrip(".")) from None
-    except (MemoryError, ValueError):  # numpy raises the second when a size does not even fit its integers
-        raise AudioError(path, "not-audio", "its header promises more audio than fits in memory") from None
-    if not RATES[0] <= rate <= RATES[1]:
-        raise AudioError(path, "not-audio", f"sample rate of {rate} Hz, {RATES[0]} to {RATES[1]} Hz expected")
     promised_seconds = max(promised, len(audio) * _promised_share(head, size)) / rate
     if not len(audio):
         if promised:
@@ -160,6 +198,20 @@ def _decode(file: BinaryIO, path: Path | str, sample_rate: int) -> _Audio:
     if not (np.isfinite(mono.max(initial=0)) and np.isfinite(mono.min(initial=0))):
         raise AudioError(path, "non-finite", "NaN or infinity among the samples")
     return _Audio(mono, promised_seconds, size)
+
+
+def _check_header(sound: soundfile.SoundFile, path: Path | str, sample_rate: int) -> None:
+    """Raise `AudioError` if what `sound` promises is absurd, before anything is made of that size."""
+    rate, frames, channels = sound.samplerate, sound.frames, sound.channels
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(path, "not-audio", f"sample rate of {rate} Hz, {RATES[0]} to {RATES[1]} Hz expected")
+    if not 0 <= frames * channels <= MOST_VALUES:
+        detail = f"its header promises {frames} x {channels} samples, {MOST_VALUES} at most"
+        raise AudioError(path, "not-audio", detail)
+    samples = frames * sample_rate // rate + 1
+    if samples > MOST_SAMPLES:
+        detail = f"its header promises {samples} samples at {sample_rate} Hz, {MOST_SAMPLES} at most"
+        raise AudioError(path, "not-audio", detail)
 
 
 def _open_sound(file: BinaryIO) -> soundfile.SoundFile:
@@ -178,12 +230,12 @@ def _read(sound: soundfile.SoundFile, file: BinaryIO) -> npt.NDArray[np.float32]
     try:
         # In one call: libsndfile seeks after each read, which starts its MP3 decoder afresh.
         audio = sound.read(dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
-        blocks = []
+    except (soundfile.LibsndfileError, MemoryError) as error:  # there may be less than the header promises
+        blocks = [np.empty((0, sound.channels), np.float32)]
         with _open_sound(file) as again, suppress(soundfile.LibsndfileError):
             while len(block := again.read(_BLOCK, dtype="float32", always_2d=True)):
                 blocks.append(block)
-        if not blocks:
+        if len(blocks) == 1 and not isinstance(error, MemoryError):
             raise
         audio = np.concatenate(blocks)
     return audio  # type: ignore[no-any-return]
@@ -194,11 +246,24 @@ def _promised_share(head: bytes, size: int) -> float:
 
     libsndfile itself tells what an MP3 or FLAC header promises, but cuts RIFF and AIFF to what is there.
     """
-    order = {b"RIFF": "little", b"FORM": "big"}.get(head[:4])
-    if order is None:
+    if head[:4] not in (b"RIFF", b"FORM"):
         return 1
-    promised = int.from_bytes(head[4:], "little" if order == "little" else "big") + 8
+    promised = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big") + 8
     return 1 if promised >= _UNKNOWN_SIZE else max(1, promised / size)
+
+
+def _changed(path: str, what: str) -> DataError:
+    return DataError(
+        f"{path} changed or went away while packing ({what}): when it is back, the same command goes on; "
+        f"if it has changed for good, --force starts over."
+    )
+
+
+def _too_much(path: Path | str) -> DataError:
+    return DataError(
+        f"{path} needs more memory to be decoded than there is: close other programs or use fewer --workers; "
+        f"the same command goes on."
+    )
 
 
 def _downmix(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -137,6 +137,12 @@ def _attempt(url: str, file: BinaryIO, part: Path, progress: Progress) -> None:
         place, total = _range(url, response)
         if place > have:
             raise _BrokenError(f"the answer begins at byte {place}, not {have}")
+        if total < have:
+            raise DataError(
+                f"{url} answers with {total / 1e6:.1f} MB, and {part} has {have / 1e6:.1f} MB already: this "
+                f"may be the log-in page of a network. The file is kept: try again when you are on line, or "
+                f"delete it."
+            )
         _check_room(url, part, total - have)
         with progress.task(f"Fetching {part.stem}", -(-total // _MB), "MB") as task:
             task.advance(place // _MB)

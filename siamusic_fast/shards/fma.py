@@ -119,7 +119,8 @@ def _metadata_file(root: Path, data_dir: Path, metadata: Path | None) -> Path:
             return place
     raise DataError(
         f"no metadata for {root}: looked for {', '.join(map(str, dict.fromkeys(places)))}; "
-        f"put {_METADATA}.zip beside the audio, or say where it is with --metadata."
+        f"put {_METADATA}.zip beside the audio, or say where it is with --metadata. If this is other audio "
+        f"than FMA's, name its classes with --labels, a CSV file or the word folders."
     )
 
 

@@ -24,6 +24,8 @@ class Look:
     """Those whose files are there and not empty, in the order of their paths."""
     sizes: list[int]
     """In bytes, of the files of `tracks`."""
+    stamps: list[int]
+    """`Store.stamp` of the files of `tracks`."""
     rejects: list[Reject]
     """The others: missing, empty or duplicate."""
 
@@ -52,7 +54,7 @@ def look(corpus: Corpus, store: Store, progress: Progress = SILENT) -> Look:
         kept = [place for place, track in enumerate(there) if track.path not in duplicates]
         there = [there[place] for place in kept]
         sizes = [sizes[place] for place in kept]
-    return Look(there, sizes, rejects)
+    return Look(there, sizes, [store.stamp(track.path) for track in there], rejects)
 
 
 def _size(store: Store, path: str) -> int | None:

@@ -1,19 +1,51 @@
 """What a shard set holds: the manifest beside its shards."""
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.shards.tables import REJECTED, TRACKS
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 NORMALISATION = "normalisation.json"
 """Where pipelines keep what they estimated from the shards."""
+
+_SEAL = "sha256"
+"""Field of the manifest: the checksum of all others, see `checksums`."""
+
+_NUMBER = (int, float)
+_SHARD_TYPES = {
+    "tracks": (int,),
+    "bytes": (int,),
+    "sha256": (str,),
+    "labelled": (bool,),
+    "shortest": (int,),
+    "longest": (int,),
+}
+_TYPES = {
+    "source": (str,),
+    "codec": (str,),
+    "sample_rate": (int,),
+    "classes": (list,),
+    "seed": (int,),
+    "min_seconds": _NUMBER,
+    "splits": (dict,),
+    "rejected": (dict,),
+}
+_OPTIONAL_TYPES = {
+    "max_seconds": (*_NUMBER, type(None)),
+    "quality": (*_NUMBER, type(None)),
+    "tables": (dict,),
+}
+"""Of the fields in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +94,8 @@ class ShardSet:
     """Longer tracks were cut into segments, which are what `Shard.tracks` counts; None: they are whole."""
     quality: float | None = None
     """Of Vorbis, 0 to 10; None for a codec without loss."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of tracks.csv and rejected.csv by name, as `write_manifest` found them."""
 
     def shards(self, splits: Sequence[str], labelled_only: bool = False) -> tuple[Shard, ...]:
         """Return the shards of `splits`, in that order; `labelled_only`: those whose tracks have classes.
@@ -110,10 +144,11 @@ def find_folder(data: str | Path, data_dir: Path = Path("data")) -> Path:
 def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
     """Return the shard set in `folder`; unless told otherwise, every file is there and has its size.
 
-    Raises `DataError` if there is no manifest, one of another version, or if files do not match it.
+    Raises `DataError` if there is no manifest, one of another version, or if files do not match it. Whether
+    its own checksum is right is for `verify` to say.
     """
     try:
-        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        values = _read_values(folder)
         version = values.pop("format_version")
     except FileNotFoundError:
         raise DataError(
@@ -128,7 +163,7 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
         )
     try:
         shard_set = _from_json(folder, values)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise _damaged(folder, error) from None
     for shards in shard_set.splits.values():
         for shard in shards:
@@ -139,20 +174,77 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
 
 
 def write_manifest(shard_set: ShardSet) -> None:
-    """Write the manifest of `shard_set` into its folder, atomically."""
+    """Write the manifest of `shard_set` into its folder, atomically, with checksums of the tables there."""
     values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(shard_set)}
     del values["folder"]
+    values["tables"] = {name: file_sha256(shard_set.path(name)) for name in (TRACKS, REJECTED)}
+    values[_SEAL] = _seal(values)
     text = json.dumps(values, indent=2)
     with atomic_write(shard_set.folder / MANIFEST) as file:
         file.write(f"{text}\n".encode())
 
 
+def checksums(folder: Path) -> tuple[str | None, str]:
+    """Return the SHA-256 that the manifest in `folder` says it has, and the one that it has.
+
+    It is that of all its other fields, in their order, as JSON without line breaks or spaces. Raises
+    `OSError` or `ValueError` if it cannot be read.
+    """
+    values = _read_values(folder)
+    said = values.pop(_SEAL, None)
+    return said, _seal(values)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_values(folder: Path) -> dict[str, Any]:
+    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("no JSON object")
+    return values
+
+
 def _from_json(folder: Path, values: dict[str, Any]) -> ShardSet:
+    values.pop(_SEAL, None)
+    _check_types(values, _TYPES)
+    _check_types(values, {name: kinds for name, kinds in _OPTIONAL_TYPES.items() if name in values})
+    for name, members, kind in (
+        ("classes", values["classes"], str),
+        ("rejected", values["rejected"].values(), int),
+        ("tables", values.get("tables", {}).values(), str),
+        ("splits", values["splits"].values(), list),
+    ):
+        if any(type(member) is not kind for member in members):
+            raise TypeError(f"{name} holds something that is no {kind.__name__}")
     splits = {
-        split: tuple(Shard(**shard) for shard in shards) for split, shards in values.pop("splits").items()
+        split: tuple(_shard_from_json(shard) for shard in shards)
+        for split, shards in values.pop("splits").items()
     }
+    names = Counter(name for shards in splits.values() for s in shards for name in (s.file, s.index))
+    for name, count in names.items():
+        if count > 1:
+            raise ValueError(f"it names {name!r} {count} times")
     classes = tuple(values.pop("classes"))
     return ShardSet(folder=folder, splits=splits, classes=classes, **values)
+
+
+def _shard_from_json(values: dict[str, Any]) -> Shard:
+    _check_types(values, _SHARD_TYPES)
+    return Shard(**values)
+
+
+def _check_types(values: dict[str, Any], types: Mapping[str, tuple[type, ...]]) -> None:
+    for name, kinds in types.items():
+        if type(values[name]) not in kinds:
+            raise TypeError(f"{name} is {values[name]!r}")
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import soundfile
+import soxr
+
+import siamusic_fast
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import check_rate, pcm_bytes
-from siamusic_fast.shards.decode import REASONS, AudioError, Pcm, decode_pcm, is_silent
+from siamusic_fast.shards.decode import REASONS, AudioError, Pcm, decode_planned, is_silent
 from siamusic_fast.shards.look import Look, look
 from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.plan import Corpus, ShardPlan, Track, plan_shards
@@ -23,7 +27,7 @@ from siamusic_fast.shards.pool import Count, Counts, cores, run_in_executor, run
 from siamusic_fast.shards.results import ShardResult, finished_result, read_result, write_result
 from siamusic_fast.shards.store import open_store
 from siamusic_fast.shards.tables import REJECTED, PackedTrack, Reject, write_rejects, write_tracks
-from siamusic_fast.shards.target import check_free, claim
+from siamusic_fast.shards.target import check_free, claim, unfinished
 from siamusic_fast.shards.writer import Sample, Storage, write_shard
 
 _COUNTED = ("files", "bytes", *REASONS)
@@ -43,7 +47,10 @@ class PackConfig:
     min_seconds: float = 5.0
     """Shorter tracks are left out."""
     max_seconds: float | None = None
-    """Longer tracks are cut into segments, see `segments`; None: they are kept whole."""
+    """Longer tracks are cut into segments, see `segments`; None: they are kept whole.
+
+    Silent segments are dropped; a track is left out if all of its segments are silent.
+    """
     tracks_per_shard: int = 512
     """At most; the segments of a track count as one."""
     seed: int = 0
@@ -116,6 +123,8 @@ class ShardJob:
     """Of the shard set."""
     results: Path
     plan: ShardPlan
+    sizes: tuple[int, ...]
+    """In bytes, that the files of its tracks had when they were planned."""
     labels: dict[str, int]
     """Of every genre."""
     config: PackConfig
@@ -140,7 +149,8 @@ def pack(
     atomically, the manifest last. Shards that an earlier call with the same arguments finished before it was
     stopped are not done again. `watch` hears now and then how far it is.
 
-    Raises `DataError` if nothing can be packed or `folder` cannot be used (see `target.claim`).
+    Raises `DataError` if nothing can be packed, if `folder` cannot be used (see `target.claim`), or if a file
+    that the plan has seen is no longer there or has another size; what is finished stays.
     """
     config = config or PackConfig()
     check_free(folder, force)
@@ -156,12 +166,14 @@ def pack(
         with claim(folder, work, force) as results:
             if not (folder / MANIFEST).exists():
                 labels = {genre: label for label, genre in enumerate(corpus.classes)}
+                sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
                 jobs = [
                     ShardJob(
                         audio=corpus.folder,
                         folder=folder,
                         results=results,
                         plan=plan,
+                        sizes=tuple(sizes[track.path] for track in plan.tracks),
                         labels=labels,
                         config=config,
                     )
@@ -171,9 +183,11 @@ def pack(
                 _run(jobs, observer, workers or cores(), executor)
                 _write_tables(corpus, folder, config, jobs, found.rejects)
     except OSError as error:
+        state = unfinished(folder)
+        rest = f" from the {state.finished} shards that are finished" if state and state.finished else ""
         raise DataError(
             f"{folder} cannot be written: {error.strerror or error}. When that is mended, the same command "
-            f"goes on from the shards that are finished."
+            f"goes on{rest}."
         ) from None
     return read_manifest(folder)
 
@@ -218,31 +232,33 @@ def _samples(
 ) -> Iterator[Sample]:
     """Yield what is fit, and enter every track into `tracks` or `rejects`."""
     store = open_store(job.audio)
-    for track in job.plan.tracks:
+    for track, size in zip(job.plan.tracks, job.sizes, strict=True):
         counts = Counter({"files": 1})
         try:
-            pcm = decode_pcm(store, track.path, job.config.sample_rate, job.config.min_seconds)
+            pcm = decode_planned(store, track.path, size, job.config.sample_rate, job.config.min_seconds)
         except AudioError as error:
             rejects.append(Reject(track.path, error.reason, error.detail))
             counts[error.reason] += 1
         else:
             counts["bytes"] = pcm.bytes_read
+            before = len(tracks)
             for sample, row in _cut(job, track, pcm):
-                if isinstance(row, Reject):
-                    rejects.append(row)
-                    counts[row.reason] += 1
-                else:
-                    tracks.append(row)
-                    yield sample
+                tracks.append(row)
+                yield sample
+            if len(tracks) == before:
+                rejects.append(Reject(track.path, "silent", "each of its segments"))
+                counts["silent"] += 1
         count(tuple(counts[name] for name in _COUNTED))
 
 
-def _cut(job: ShardJob, track: Track, pcm: Pcm) -> Iterator[tuple[Sample, PackedTrack | Reject]]:
-    """Yield the segments of `track`, or all of it, each with its row; silent segments are rejects."""
+def _cut(job: ShardJob, track: Track, pcm: Pcm) -> Iterator[tuple[Sample, PackedTrack]]:
+    """Yield the segments of `track` that are not silent, or all of it, each with its row."""
     config = job.config
     pieces = segments(len(pcm.samples), config.sample_rate, config.min_seconds, config.max_seconds)
     for number, piece in enumerate(pieces):
         part = pcm.samples[piece.start : piece.stop]
+        if len(part) < len(pcm.samples) and is_silent(part):
+            continue
         offset = piece.start / config.sample_rate
         key = track.key if config.max_seconds is None else f"{track.key}-{number:04d}"
         sample = Sample(
@@ -252,10 +268,6 @@ def _cut(job: ShardJob, track: Track, pcm: Pcm) -> Iterator[tuple[Sample, Packed
             pcm=part,
             offset=None if config.max_seconds is None else offset,
         )
-        if len(pieces) > 1 and is_silent(part):
-            detail = f"{offset:.2f} s to {piece.stop / config.sample_rate:.2f} s of the track"
-            yield sample, Reject(track.path, "silent", detail)
-            continue
         clipped = (piece.start <= pcm.clipped) & (pcm.clipped < piece.stop)
         yield (
             sample,
@@ -331,23 +343,35 @@ def _run(jobs: list[ShardJob], observer: _Observer, workers: int, executor: Exec
 
 
 def _work(corpus: Corpus, found: Look, plans: Sequence[ShardPlan], config: PackConfig) -> dict[str, Any]:
-    """Return all that the result depends on, as plain values: files are told by name and size."""
+    """Return all that the result depends on, as plain values.
+
+    Files are told by their name, size, and when they were modified or, in a zip, their checksum.
+    """
     digest = hashlib.sha256()
 
     def add(*values: object) -> None:
         digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
 
-    for track, size in zip(found.tracks, found.sizes, strict=True):
-        add(track.key, track.path, track.split, track.genre, size)
+    for track, size, stamp in zip(found.tracks, found.sizes, found.stamps, strict=True):
+        add(track.key, track.path, track.split, track.genre, size, stamp)
     for reject in found.rejects:
         add(reject.path, reject.reason, reject.detail)
     add(*corpus.classes)
     return {
         **dataclasses.asdict(config),
         "source": corpus.name,
+        "software": _software(),
         "shards": len(plans),
         "inputs": digest.hexdigest(),
     }
+
+
+def _software() -> str:
+    """Return the versions of what makes samples of files: another may decode the same file otherwise."""
+    return (
+        f"siamusic-fast {siamusic_fast.__version__}, libsndfile {soundfile.__libsndfile_version__}, "
+        f"soxr {soxr.__version__}"
+    )
 
 
 def _write_tables(

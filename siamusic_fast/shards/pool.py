@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Array
 from multiprocessing.synchronize import Event
 from time import monotonic
 from typing import Any, TypeVar
@@ -56,7 +57,7 @@ def run_in_processes(
     """
     # Spawned, not forked: the caller may have threads, and a spawned worker imports only what its job needs.
     context = multiprocessing.get_context("spawn")
-    totals = context.Array("q", counters)
+    totals = Array("q", counters, ctx=context)
     stop = context.Event()
     pool = ProcessPoolExecutor(
         max(1, min(workers, len(jobs))),
@@ -121,11 +122,21 @@ def _run_alone(function: Callable[[Job, Count], object], job: Job, counters: int
 @contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
     """Deliver Ctrl-C after the context only, and never to a process started in it: its parent decides."""
+    held = threading.Event()
+    # The mask is for the processes: it does not keep a thread of numpy's from taking the signal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGINT)
+    ours = handler is not None and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, lambda number, frame: held.set())
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+        if held.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 def _follow(futures: Sequence[Future[None]], totals: Any, on_counts: Count) -> None:

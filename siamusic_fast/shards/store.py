@@ -34,6 +34,7 @@ _ENCRYPTED = 1
 class Store(ABC):
     """Files below `root`, named by paths relative to it, with forward slashes.
 
+    Paths are UTF-8, bytes that are not escaped as by `surrogateescape`, whatever the locale.
     All methods raise `DataError` for a path that is absolute or has a part `..`. What a symbolic link outside
     of `root` leads to, and what is no regular file, is not there. For use in another process, open it there.
     """
@@ -46,9 +47,9 @@ class Store(ABC):
 
     @property
     def name(self) -> str:
-        """Name of the folder, or of the zip without its ending."""
+        """Name of the folder, or of the zip without its ending, as text like paths."""
         root = self.root if self.root.name not in ("", "..") else self.root.resolve()
-        return root.name if self.root.is_dir() else root.stem
+        return _text(os.fsencode(root.name if self.root.is_dir() else root.stem))
 
     @abstractmethod
     def size(self, path: str) -> int | None:
@@ -58,7 +59,7 @@ class Store(ABC):
     def open(self, path: str) -> BinaryIO:
         """Open the file `path`, to be read and sought in; a member of a zip is read whole into memory.
 
-        Raises `OSError` if it is not there, cannot be opened, or is damaged within its zip.
+        Raises `OSError` if it is not there, cannot be opened, or is damaged within its zip (`EBADMSG`).
         """
 
     def crc32(self, path: str) -> int | None:
@@ -66,10 +67,18 @@ class Store(ABC):
         return None
 
     @abstractmethod
+    def stamp(self, path: str) -> int:
+        """Return a number that changes with the content of `path`: when it was modified, or its CRC-32.
+
+        0 if it is not there.
+        """
+
+    @abstractmethod
     def paths(self) -> Iterator[str]:
         """Yield the paths of all files, links to files among them, in no particular order.
 
-        Links to folders are not followed. Raises `DataError` for a folder that cannot be listed.
+        Links to folders are not followed. What systems put beside music is passed over: folders and files
+        that begin with a dot, and `__MACOSX`. Raises `DataError` for a folder that cannot be listed.
         """
 
 
@@ -107,6 +116,11 @@ def open_store(root: Path) -> Store:
         ) from None
 
 
+def local_name(name: str) -> str:
+    """Return a path or name of a `Store` as this process has to spell it to open or make such a file."""
+    return os.fsdecode(_bytes(name))
+
+
 def leads_outside(path: str) -> bool:
     """Return whether `path` cannot be the name of a file below some root."""
     parts = path.split("/")
@@ -116,8 +130,8 @@ def leads_outside(path: str) -> bool:
 class _FolderStore(Store):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._real_root = os.path.realpath(root)
-        self._inside: dict[str, bool] = {}
+        self._real_root = os.fsencode(os.path.realpath(root))
+        self._inside: dict[bytes, bool] = {}
 
     def size(self, path: str) -> int | None:
         try:
@@ -126,21 +140,32 @@ class _FolderStore(Store):
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
+    def stamp(self, path: str) -> int:
+        try:
+            return self._status(path).st_mtime_ns
+        except OSError:
+            return 0
+
     def open(self, path: str) -> BinaryIO:
         if not stat.S_ISREG(self._status(path).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        return (self.root / path).open("rb")
+        return open(self._full(path), "rb")  # noqa: PTH123 - a path in bytes
 
     def paths(self) -> Iterator[str]:
-        for folder, _, names in os.walk(self._real_root, onerror=_refuse_folder):
-            below = folder[len(self._real_root) :].strip("/")
-            for name in names:
-                yield f"{below}/{name}" if below else name
+        for folder, folders, names in os.walk(self._real_root, onerror=_refuse_folder):
+            folders[:] = (name for name in folders if not _is_litter(_text(name)))
+            below = _text(folder[len(self._real_root) :].strip(b"/"))
+            for name in map(_text, names):
+                if not _is_litter(name):
+                    yield f"{below}/{name}" if below else name
+
+    def _full(self, path: str) -> bytes:
+        return b"%b/%b" % (self._real_root.rstrip(b"/"), _bytes(path))
 
     def _status(self, path: str) -> os.stat_result:
         """Return what is at `path`, links followed. Links outside raise `OSError`."""
         _refuse_outside(self.root, path)
-        full = f"{self._real_root}/{path}"
+        full = self._full(path)
         parent = os.path.dirname(full)  # noqa: PTH120 - called a million times
         if parent not in self._inside:
             self._inside[parent] = self._is_inside(parent)
@@ -153,9 +178,9 @@ class _FolderStore(Store):
             raise OSError(errno.EPERM, "a link that leads outside of the corpus")
         return status
 
-    def _is_inside(self, full: str) -> bool:
+    def _is_inside(self, full: bytes) -> bool:
         real = os.path.realpath(full)
-        return real == self._real_root or real.startswith(f"{self._real_root.rstrip('/')}/")
+        return real == self._real_root or real.startswith(self._real_root.rstrip(b"/") + b"/")
 
 
 class _ZipStore(Store):
@@ -165,11 +190,14 @@ class _ZipStore(Store):
         members = [member for member in self._zip.infolist() if not member.is_dir()]
         for member in members:
             _refuse_member(root, member)
-        tops = {member.filename.partition("/")[0] for member in members}
-        in_one_folder = len(tops) == 1 and all("/" in member.filename for member in members)
+        names = [member.filename for member in members if not _is_litter(member.filename)]
+        tops = {name.partition("/")[0] for name in names}
+        in_one_folder = len(tops) == 1 and all("/" in name for name in names)
         self.top = tops.pop() if in_one_folder else ""
-        skip = len(self.top) + 1 if self.top else 0
-        self._members = {member.filename[skip:]: member for member in members}
+        above = f"{self.top}/" if self.top else ""
+        self._members = {
+            member.filename[len(above) :]: member for member in members if member.filename.startswith(above)
+        }
 
     def size(self, path: str) -> int | None:
         _refuse_outside(self.root, path)
@@ -183,14 +211,19 @@ class _ZipStore(Store):
         try:
             return io.BytesIO(self._zip.read(self._members[path]))
         except (*_DAMAGES, OSError) as error:
-            raise OSError(errno.EIO, f"damaged in the zip: {error}") from None
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise  # the zip itself cannot be read
+            raise OSError(errno.EBADMSG, f"damaged in the zip: {error}") from None
 
     def crc32(self, path: str) -> int | None:
         member = self._members.get(path)
         return member.CRC if member else None
 
+    def stamp(self, path: str) -> int:
+        return self.crc32(path) or 0
+
     def paths(self) -> Iterator[str]:
-        yield from self._members
+        yield from (path for path in self._members if not _is_litter(path))
 
 
 @lru_cache(maxsize=2)
@@ -217,5 +250,18 @@ def _refuse_outside(root: Path, path: str) -> None:
         raise DataError(f"the path {path!r} leads outside of {root}: name files below it.")
 
 
+def _is_litter(path: str) -> bool:
+    """Return whether any part of `path` is hidden, or the folder that macOS adds to zips."""
+    return any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in path.split("/"))
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _bytes(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
 def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be listed: {error.strerror}.")
+    raise DataError(f"{os.fsdecode(error.filename)} cannot be listed: {error.strerror}.")

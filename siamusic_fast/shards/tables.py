@@ -84,7 +84,7 @@ def read_tracks(folder: Path) -> Iterator[PackedTrack]:
                 clipped=int(row["clipped"]),
                 shard=row["shard"],
                 path=row["path"],
-                sha256=row["sha256"],
+                sha256=_checked(row["sha256"]),
             )
 
 
@@ -95,12 +95,34 @@ def read_rejects(folder: Path) -> Iterator[Reject]:
             yield Reject(row["path"], row["reason"], row["detail"])
 
 
+def is_table(path: Path) -> bool:
+    """Return whether `path` is a file that begins with the header of our tracks.csv."""
+    header = f"{','.join(_TRACK_COLUMNS)}\n".encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header)) == header
+
+
+def _checked(sha256: str) -> str:
+    if len(bytes.fromhex(sha256)) != 32:
+        raise ValueError(f"{sha256!r} is no SHA-256")
+    return sha256
+
+
+def _whole_rows(rows: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
+    for row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"line {rows.line_num} has too few cells, or too many")
+        yield row
+
+
 @contextmanager
 def _rows(path: Path) -> Iterator[Iterable[dict[str, str]]]:
     """Open a table; what goes wrong while it is read, in the context too, becomes a `DataError`."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield csv.DictReader(file)
+            yield _whole_rows(csv.DictReader(file))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "

@@ -10,9 +10,8 @@ import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.manifest import MANIFEST, NORMALISATION
 from siamusic_fast.shards.plan import SPLITS
-from siamusic_fast.shards.tables import REJECTED, TRACKS
+from siamusic_fast.shards.tables import REJECTED, TRACKS, is_table
 
 UNFINISHED = ".packing"
 """The folder that marks another one whose packing has not ended."""
@@ -29,13 +28,22 @@ _LOCK = "lock"
 _CLEARING: dict[str, Any] = {"clearing": True}
 """Stands in the lock while older files are being removed: that goes on after a kill."""
 
-_OF_INPUTS = ("shards", "inputs")
-"""What a packing depends on that is no option."""
+_FORCED = "forced"
+"""Says in the lock, beside the work, whether it has replaced what was there because of `force`."""
+
+_NO_OPTIONS = {"source", "shards", "inputs", "software"}
+"""What a packing depends on besides options of the command line."""
+_OPTIONS = {"tracks_per_shard": "--shard-size"}
+"""Those options whose names are not those of the settings."""
 
 _TABLES = "|".join(map(re.escape, (MANIFEST, NORMALISATION, TRACKS, REJECTED)))
 _SHARD_FILE = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}\.(?:tar|idx)"
 _OWN = re.compile(rf"(?P<temporary>\.)?(?:{_SHARD_FILE}|{_TABLES})(?(temporary)\.tmp)")
 """Names of files that a shard set has, and of those that are being written (see `files.temporary_name`)."""
+_OWN_RESULT = re.compile(
+    rf"(?P<temporary>\.)?(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}\.json(?(temporary)\.tmp)"
+)
+"""The same in the folder `UNFINISHED`, without the lock."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,15 @@ class Unfinished:
     """Shards that are done."""
     shards: int
     """Shards in the plan."""
+    forced: bool = False
+    """Whether `force` has begun it, and so goes on with it."""
 
 
 def check_free(folder: Path, force: bool) -> None:
     """Raise `DataError` if `claim` would, whatever the work: so that nobody waits for the plan to hear it."""
-    if folder.is_dir() and not (folder / UNFINISHED).exists():
+    if (folder / UNFINISHED).is_dir():
+        _refuse_foreign(folder / UNFINISHED)
+    elif folder.is_dir():
         _check(folder, None, {}, force)
 
 
@@ -60,24 +72,27 @@ def claim(folder: Path, work: dict[str, Any], force: bool) -> Iterator[Path]:
 
     `work` is all that the result depends on, as plain values: "shards" (how many there are), and others. If
     an unfinished packing of the same `work` is there, what it finished stays. With `force` what is there is
-    removed, be it finished or not: shards, indices and tables, nothing else. Raises `DataError` if the folder
-    is being packed, if it holds other files with such names, or, without `force`, if it holds a shard set or
+    removed, be it finished or not, unless it is unfinished and `force` had begun it: shards, indices and
+    tables, nothing else. Raises `DataError` if the folder is being packed, if it holds other files with such
+    names or a folder `UNFINISHED` that no packer made, or, without `force`, if it holds a shard set or
     unfinished work that is not `work`.
     """
     results = folder / UNFINISHED
     results.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign(results)
     with _locked(folder, results / _LOCK) as lock:
-        before = _read(lock)
+        before = _read(lock, results)
+        forced = bool(before and before.pop(_FORCED, False))
         try:
             _check(folder, before, work, force)
         except DataError:
             if before is None:
-                shutil.rmtree(results)
+                _remove_mark(results)
             raise
-        if force or before != work:
+        if before != work or (force and not forced):
             _write(lock, _CLEARING)
             _clear(folder, results)
-            _write(lock, work)
+            _write(lock, {**work, _FORCED: force})
         else:
             _remove(file for file in _own_files(folder) if file.name.startswith("."))
         yield results
@@ -89,12 +104,14 @@ def unfinished(folder: Path) -> Unfinished | None:
     results = folder / UNFINISHED
     try:
         with (results / _LOCK).open("rb") as lock:
-            work = _read(lock)
-    except OSError:
+            work = _read(lock, results)
+    except (OSError, DataError):
         return None
     if not work or "shards" not in work:
         return None
-    return Unfinished(finished=len(list(results.glob("[!.]*.json"))), shards=work["shards"])
+    return Unfinished(
+        finished=len(list(results.glob("[!.]*.json"))), shards=work["shards"], forced=work.get(_FORCED, False)
+    )
 
 
 @contextmanager
@@ -116,17 +133,17 @@ def _check(folder: Path, before: dict[str, Any] | None, work: dict[str, Any], fo
         return
     if before is not None:
         raise DataError(
-            f"{folder} holds unfinished work with {_difference(before, work)}: use the same options and "
-            f"audio to go on with it, --force to start over, or another --out."
+            f"{folder} holds unfinished work with {_difference(before, work)}: use the same options, audio "
+            f"and software to go on with it, --force to start over, or another --out."
         )
     manifest = folder / MANIFEST
-    if manifest.exists():
-        if not _is_ours(manifest):
-            raise DataError(f"{manifest} is not the manifest of a shard set: choose another --out.")
+    if is_table(folder / TRACKS) or (manifest.is_file() and _is_ours(manifest)):
         if not force:
             raise DataError(
                 f"{folder} already holds a shard set: --force packs it anew, --out packs elsewhere."
             )
+    elif manifest.exists():
+        raise DataError(f"{manifest} is not the manifest of a shard set: choose another --out.")
     elif files := _own_files(folder):
         raise DataError(
             f"{folder} holds files of no shard set that would be overwritten, such as {min(files).name}: "
@@ -135,23 +152,54 @@ def _check(folder: Path, before: dict[str, Any] | None, work: dict[str, Any], fo
 
 
 def _difference(before: dict[str, Any], work: dict[str, Any]) -> str:
-    """Return what is not the same, in words: the options if it is those, or else the audio."""
-    options = [name for name in work if name not in _OF_INPUTS and before.get(name) != work[name]]
-    words = ", ".join(f"{name} = {before.get(name)}, not {work[name]}" for name in options)
-    return words or "other audio or metadata"
+    """Return what is not the same, in words: the options or the software, or else the audio."""
+    names = [name for name in work if before.get(name) != work[name]]
+    options = [name for name in names if name not in _NO_OPTIONS]
+    if options:
+        return ", ".join(
+            f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))} {_setting(before.get(name))}, "
+            f"not {_setting(work[name])}"
+            for name in options
+        )
+    if "software" in names:
+        return f"{before.get('software', 'other software')}, not {work['software']}"
+    return "other audio or metadata"
+
+
+def _setting(value: object) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _refuse_foreign(results: Path) -> None:
+    """Raise `DataError` if there are files in `results`, but no lock: then no packer made that folder."""
+    names = sorted(file.name for file in results.iterdir())
+    if names and _LOCK not in names:
+        raise _foreign(results, f"it holds {names[0]} but no {_LOCK}")
+
+
+def _foreign(results: Path, why: str) -> DataError:
+    return DataError(
+        f"{results} was not made by siamusic-fast, or is damaged ({why}): move it elsewhere if you need it, "
+        f"remove it if not, or choose another --out."
+    )
 
 
 def _clear(folder: Path, results: Path) -> None:
     """Remove all files of a shard set: the manifest first, so that no half of one passes for a whole."""
     _remove(sorted(_own_files(folder), key=lambda file: file.name != MANIFEST))
-    _remove(file for file in results.iterdir() if file.name != _LOCK)
+    _remove(_own_results(results))
 
 
 def _finish(results: Path) -> None:
     """Remove the mark: the lock last, so that a kill on the way leaves what the next run can finish."""
-    _remove(file for file in results.iterdir() if file.name != _LOCK)
+    _remove(_own_results(results))
+    _remove_mark(results)
+
+
+def _remove_mark(results: Path) -> None:
     (results / _LOCK).unlink()
-    results.rmdir()
+    with suppress(OSError):  # somebody else's files are in there
+        results.rmdir()
 
 
 def _remove(files: Iterable[Path]) -> None:
@@ -159,15 +207,26 @@ def _remove(files: Iterable[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _read(lock: BinaryIO) -> dict[str, Any] | None:
-    """Return what is being packed, which the last line says; None if nothing has been decided yet."""
+def _read(lock: BinaryIO, results: Path) -> dict[str, Any] | None:
+    """Return what is being packed, which the last whole line says; None if nothing has been decided yet.
+
+    Raises `DataError` if that is no line of ours.
+    """
     lock.seek(0)
-    lines = [line for line in lock.read().splitlines(keepends=True) if line.endswith(b"\n")]
-    return dict(json.loads(lines[-1])) if lines else None
+    content = lock.read()
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        if not content.startswith(b"{"[: len(content)]):
+            raise ValueError
+        return dict(json.loads(lines[-1])) if lines else None
+    except (ValueError, TypeError):
+        raise _foreign(results, f"what {_LOCK} says makes no sense") from None
 
 
 def _write(lock: BinaryIO, work: dict[str, Any]) -> None:
     """Add a line: to a file that is open for appending, a kill leaves all of it or none that counts."""
+    lock.seek(0)
+    lock.truncate(lock.read().rfind(b"\n") + 1)  # of the line that a kill has cut
     lock.write(json.dumps(work).encode() + b"\n")
     lock.flush()
     os.fsync(lock.fileno())
@@ -181,3 +240,8 @@ def _is_ours(manifest: Path) -> bool:
 def _own_files(folder: Path) -> list[Path]:
     """Files that a shard set has, complete or not."""
     return [file for file in folder.iterdir() if _OWN.fullmatch(file.name)]
+
+
+def _own_results(results: Path) -> list[Path]:
+    """Files that `results.write_result` has written, complete or not."""
+    return [file for file in results.iterdir() if _OWN_RESULT.fullmatch(file.name)]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,27 @@ from typing import Any, BinaryIO
 
 import soundfile
 
+from siamusic_fast.errors import DataError
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import wav_header
 from siamusic_fast.shards.hashed_tar import HashedTar, Member, TarError
-from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest
+from siamusic_fast.shards.manifest import (
+    MANIFEST,
+    Shard,
+    ShardSet,
+    checksums,
+    file_sha256,
+    read_manifest,
+)
+from siamusic_fast.shards.plan import SPLITS
 from siamusic_fast.shards.pool import Count, Counts, cores, run_in_processes
-from siamusic_fast.shards.tables import REJECTED, TRACKS
+from siamusic_fast.shards.tables import REJECTED, TRACKS, read_rejects
 
 _WAV_HEADER = 44
 """Bytes before the first sample."""
 _MB = 1_000_000
+_SHARD_FILE = re.compile(rf"(?:{'|'.join(SPLITS)})-.*\.(?:tar|idx)")
+"""Names that `webdataset` and its like may take for shards of this set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +88,11 @@ def verify(folder: Path, *, workers: int | None = None, progress: Progress = SIL
 
     Every tar is read once: its size and SHA-256, its headers, the WAV header, label and description of every
     track, its index, and its rows of tracks.csv. If the SHA-256 of a tar is wrong, the audio of its tracks is
-    compared with tracks.csv one by one. Raises `DataError` if the manifest cannot be read.
+    compared with tracks.csv one by one. The SHA-256 of the manifest and of both tables are compared too, and
+    shards that the manifest does not name are problems. Raises `DataError` if the manifest cannot be read.
     """
     shard_set = read_manifest(folder, check_files=False)
-    problems = list(_reject_problems(shard_set))
+    problems = [*_set_problems(shard_set), *_reject_problems(shard_set)]
     rows = _find_rows(shard_set, problems)
     size = sum(shard.bytes for shards in shard_set.splits.values() for shard in shards)
     with tempfile.TemporaryDirectory() as reports:
@@ -373,13 +386,31 @@ def _read_rows(job: VerifyJob) -> dict[str, dict[str, str]] | None:
     return {row["key"]: row for row in rows}
 
 
+def _set_problems(shard_set: ShardSet) -> Iterator[Problem]:
+    """Compare manifest and tables with the checksums in the manifest, and the folder with its names."""
+    said, found = checksums(shard_set.folder)
+    if said != found:
+        yield Problem(MANIFEST, f"was changed: its own SHA-256 is {found}, it says {said}")
+    for table in (TRACKS, REJECTED):
+        try:
+            sha256 = file_sha256(shard_set.path(table))
+        except OSError:  # which reading it will tell
+            continue
+        if sha256 != shard_set.tables.get(table):
+            yield Problem(table, f"has SHA-256 {sha256}, the manifest says {shard_set.tables.get(table)}")
+    shards = itertools.chain.from_iterable(shard_set.splits.values())
+    known = {name for shard in shards for name in (shard.file, shard.index)}
+    for name in sorted(file.name for file in shard_set.folder.iterdir()):
+        if _SHARD_FILE.fullmatch(name) and name not in known:
+            yield Problem(name, "is not in the manifest")
+
+
 def _reject_problems(shard_set: ShardSet) -> Iterator[Problem]:
     """Compare the counts in the manifest with rejected.csv."""
     try:
-        with shard_set.path(REJECTED).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            counts = Counter(row["reason"] for row in csv.DictReader(file))
-    except (OSError, KeyError, csv.Error) as error:
-        yield Problem(REJECTED, f"cannot be used: {getattr(error, 'strerror', None) or repr(error)}")
+        counts = Counter(reject.reason for reject in read_rejects(shard_set.folder))
+    except DataError as error:
+        yield Problem(REJECTED, str(error))
         return
     for reason in sorted(counts.keys() | shard_set.rejected.keys()):
         if counts[reason] != shard_set.rejected.get(reason, 0):

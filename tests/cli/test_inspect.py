@@ -1,3 +1,4 @@
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -97,4 +98,42 @@ def test_shards_that_are_not_there_are_one_line_with_the_remedy(command: str, tm
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "`siamusic-fast shard fma_small` makes them" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("left", [-1, -3, -40, -70])
+def test_a_table_that_was_cut_is_one_line(shard_set: ShardSet, tmp_path: Path, left: int) -> None:
+    folder = Path(shutil.copytree(shard_set.folder, tmp_path / "mine"))
+    table = folder / "tracks.csv"
+    table.write_bytes(table.read_bytes()[:left])
+    result = run("inspect", folder)
+    if left == -1:
+        assert result.exit_code == 0, "the last line break is of no account"
+    else:
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert "tracks.csv cannot be read" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(24, "Too many open files"), "error: Too many open files."),
+        (OSError("no more threads"), "error: no more threads."),
+        (PermissionError(13, "Permission denied", "a/b.csv"), "error: a/b.csv: Permission denied. Choose a"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, line: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    module = importlib.import_module("siamusic_fast.cli.inspect")
+    monkeypatch.setattr(module, "find_shards", fail)
+    result = run("inspect", "mine")
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == 1

@@ -2,12 +2,25 @@ import io
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
-from siamusic_fast.shards.decode import REASONS, AudioError, _silent_stderr, decode, decode_pcm, to_pcm
+from siamusic_fast.errors import DataError
+from siamusic_fast.shards.codec import wav_header
+from siamusic_fast.shards.decode import (
+    MOST_SAMPLES,
+    MOST_VALUES,
+    REASONS,
+    AudioError,
+    _silent_stderr,
+    decode,
+    decode_pcm,
+    to_pcm,
+)
 from siamusic_fast.shards.store import open_store
 
 
@@ -117,6 +130,65 @@ def test_an_absurd_sample_rate_is_refused_before_it_is_resampled(tmp_path: Path,
     path = write_wav(tmp_path / "a.wav", np.full(50_000, 0.1), rate)
     with pytest.raises(AudioError, match=f"not-audio.*sample rate of {rate} Hz"):
         decode(path, 22_050)
+
+
+def promising(samples: int) -> bytes:
+    """Return a FLAC of one second at 22,050 Hz whose header promises `samples`, in the last 36 bits before
+    the checksum of the audio: RFC 9639, section 8.2.
+    """
+    content = bytearray(encoded("FLAC", 1))
+    content[21] = content[21] & 0xF0 | samples >> 32
+    content[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample_rate", "words"),
+    [
+        (MOST_VALUES + 1, 8000, f"{MOST_VALUES + 1} x 1 samples, {MOST_VALUES} at most"),
+        (MOST_SAMPLES, 22_050, f"{2**30} samples at 22050 Hz, {MOST_SAMPLES} at most"),
+        (100_000_000, 1_000_000, f"{MOST_SAMPLES} at most"),
+    ],
+)
+def test_a_header_that_promises_too_much_is_refused_before_anything_is_read(
+    tmp_path: Path, samples: int, sample_rate: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(promising(samples))
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    with pytest.raises(AudioError, match=words) as caught:
+        decode(tmp_path / "a", sample_rate)
+    assert caught.value.reason == "not-audio"
+
+
+def test_the_longest_track_fits_into_a_wav_file() -> None:
+    assert int.from_bytes(wav_header(MOST_SAMPLES, 22_050)[40:], "little") == 2 * MOST_SAMPLES
+
+
+def test_a_header_that_promises_more_than_memory_holds_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(promising(22_050 * 3600))
+    expected = decode(tmp_path / "a", 22_050)
+    read = soundfile.SoundFile.read
+
+    def little_memory(sound: soundfile.SoundFile, frames: int = -1, **kwargs: Any) -> Any:
+        if frames < 0 or frames > 22_050:
+            raise MemoryError
+        return read(sound, frames, **kwargs)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", little_memory)
+    np.testing.assert_array_equal(decode(tmp_path / "a", 22_050), expected)
+
+
+def test_a_track_too_long_for_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_wav(tmp_path / "a.wav", np.full(8000, 0.1), 8000)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(soxr, "resample", no_memory)
+    with pytest.raises(DataError, match=r"a\.wav needs more memory"):
+        decode_pcm(open_store(tmp_path), "a.wav", 22_050, 1.0)
 
 
 def test_a_folder_and_a_link_to_itself_are_missing_files(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         if self.server.fault == "busy":
             return self.send_error(503)
+        if self.server.fault == "log-in page":
+            content, asked = b"<html>Welcome to our network</html>", ""
         if self.server.fault == "wrong bytes":
             content = content[:-1] + b"!"
         found = re.fullmatch(r"bytes=(\d+)-", asked)
@@ -154,6 +156,22 @@ def test_wrong_bytes_never_get_the_name_of_the_zip(
         with pytest.raises(DataError, match=r"gave SHA-1 [0-9a-f]{40}, FMA's has .*delete .*\.part"):
             fetch()
     assert not (tmp_path / "fma_small.zip").exists()
+
+
+def test_a_log_in_page_does_not_spoil_what_was_got(
+    server: Server, fetch: Callable[[], list[Path]], tmp_path: Path
+) -> None:
+    (tmp_path / "fma_metadata.zip").write_bytes(METADATA)
+    (tmp_path / "fma_small.zip.part").write_bytes(CONTENT[:1_500_000])
+    server.fault = "log-in page"
+    with pytest.raises(
+        DataError, match=r"answers with 0\.0 MB, and .*\.part has 1\.5 MB .*log-in page.*kept"
+    ):
+        fetch()
+    assert (tmp_path / "fma_small.zip.part").read_bytes() == CONTENT[:1_500_000]
+    server.fault = ""
+    fetch()
+    assert (tmp_path / "fma_small.zip").read_bytes() == CONTENT
 
 
 def test_a_file_of_the_user_that_differs_is_named_and_left_alone(

@@ -1,6 +1,9 @@
+import csv
 import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import soundfile
 
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.shards import folder
 from siamusic_fast.shards.folder import Entry, draw_splits, load_folder, read_labels
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -110,7 +114,9 @@ def test_labels_name_path_class_and_split_and_other_columns_are_ignored(tmp_path
     ("row", "words"),
     [
         ("../a.wav,Rock,training", r"row 3: the path '\.\./a\.wav' leads outside"),
-        ("/etc/passwd,Rock,training", r"row 3: the path '/etc/passwd' leads outside"),
+        ("/etc/passwd,Rock,training", r"row 3: the path '/etc/passwd' is absolute"),
+        (r"C:\Music\a.wav,Rock,training", r"row 3: the path 'C:.*a\.wav' is absolute"),
+        (r"..\a.wav,Rock,training", r"row 3: the path '.*a\.wav' leads outside"),
         (",Rock,training", "row 3: the path '' leads outside"),
         ("a.wav,Rock,train", "row 3: unknown split 'train', there are training, validation, test"),
         ("b.wav,Jazz,test", r"row 3: 'b\.wav' is in row 2 already"),
@@ -133,7 +139,8 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: str, words: str) -> None:
     [
         ("", "no column path and no column label"),
         ("file,label\na.wav,Rock\n", "no column path:"),
-        ("path,genre\na.wav,Rock\n", "no column label:"),
+        ("path,genre\na.wav,Rock\n", "no column label: its first line is 'path', 'genre';"),
+        ("path,label,Label\na.wav,Rock,Folk\n", "has 2 columns label: keep one"),
         ("path,label\n", "has no tracks"),
     ],
 )
@@ -198,9 +205,80 @@ def test_a_group_is_never_in_two_splits_and_shares_are_near(seed: int) -> None:
 
 
 def test_given_splits_stay(tmp_path: Path) -> None:
-    lines = ["path,label,split,group", *(f"{n}.wav,Rock,{SPLITS[n % 3]},same" for n in range(9))]
+    lines = ["path,label,split,group", *(f"{n}.wav,Rock,{SPLITS[n % 3]},{n % 3}" for n in range(9))]
     corpus = load_folder(tmp_path, labels=write_labels(tmp_path / "labels.csv", *lines))
     assert [track.split for track in corpus.tracks] == [SPLITS[n % 3] for n in range(9)]
+
+
+def test_a_group_that_is_given_two_splits_is_refused(tmp_path: Path) -> None:
+    lines = ["path,label,split,group", "a.wav,Rock,training,Ann", "b.wav,Rock,test,", "c.wav,Rock,test, Ann "]
+    with pytest.raises(DataError, match=r"row 4: group 'Ann' is in split test, and in training in row 2"):
+        read_labels(write_labels(tmp_path / "labels.csv", *lines))
+
+
+def test_groups_are_the_same_with_spaces_around_them(tmp_path: Path) -> None:
+    lines = ["path,label,group", "a.wav,Rock,Ann", "b.wav,Rock, Ann "]
+    assert {entry.group for entry in read_labels(write_labels(tmp_path / "labels.csv", *lines))} == {"Ann"}
+
+
+def test_splits_are_named_in_upper_or_lower_case(tmp_path: Path) -> None:
+    lines = ["path,label,split", "a.wav,Rock,TRAINING", "b.wav,Rock,Test"]
+    found = read_labels(write_labels(tmp_path / "labels.csv", *lines))
+    assert [entry.split for entry in found] == ["training", "test"]
+
+
+def test_other_spellings_of_a_path_find_its_file(tmp_path: Path) -> None:
+    names = ["a.wav", " b.wav", "sub/c.wav", "caf\u00e9.wav", "nai\u0308ve.wav", "odd\\name.wav"]
+    touch(tmp_path / "music", *names)
+    rows = [
+        " a.wav ",
+        " b.wav",
+        "sub\\c.wav",
+        "cafe\u0301.wav",
+        "na\u00efve.wav",
+        "odd\\name.wav",
+        " gone.wav",
+    ]
+    labels = write_labels(tmp_path / "labels.csv", "path,label", *(f"{row},Rock" for row in rows))
+    corpus = load_folder(tmp_path / "music", labels=labels)
+    assert [track.path for track in corpus.tracks] == [*names, " gone.wav"]
+    with pytest.raises(DataError, match=r"row 3: 'a\.wav' is in row 2 already"):
+        load_folder(
+            tmp_path / "music",
+            labels=write_labels(tmp_path / "labels.csv", "path,label", "a.wav,Rock", " a.wav,Rock"),
+        )
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_label_files_are_read_as_spreadsheets_write_them(
+    tmp_path: Path, delimiter: str, encoding: str
+) -> None:
+    lines = [("path", "label", "mood, and more"), ("a.wav", "Ro\u00e7k", "1"), ("b.wav", "Folk", "2;3")]
+    with (tmp_path / "labels.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(lines)
+    found = read_labels(tmp_path / "labels.csv")
+    assert [(entry.path, entry.label) for entry in found] == [("a.wav", "Ro\u00e7k"), ("b.wav", "Folk")]
+
+
+def test_half_a_character_of_utf_16_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("path,label\n".encode("utf-16") + b"a")
+    with pytest.raises(DataError, match=r"labels\.csv is damaged UTF-16"):
+        read_labels(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_no_class_is_no_class_among_those_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    monkeypatch.setattr(folder, "MOST_CLASSES", 2)
+    rows = ["none.wav,", *(f"{n}.wav,{n}" for n in range(classes))]
+    labels = write_labels(tmp_path / "labels.csv", "path,label", *rows)
+    if classes == 2:
+        assert len(load_folder(tmp_path, labels=labels).classes) == 2
+    else:
+        with pytest.raises(DataError, match="has 3 classes, at most 2 fit"):
+            load_folder(tmp_path, labels=labels)
 
 
 def test_odd_names_are_packed_and_come_back_from_the_table(tmp_path: Path) -> None:
@@ -224,6 +302,42 @@ def test_odd_names_are_packed_and_come_back_from_the_table(tmp_path: Path) -> No
     assert verify(tmp_path / "out", workers=1).problems == ()
 
 
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
+def test_the_bytes_of_a_shard_set_do_not_depend_on_the_locale(tmp_path: Path, locale: str) -> None:
+    folder = tmp_path / "musique é"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("é.wav", "音楽.wav", os.fsdecode(b"latin-\xe9.wav")):
+        with (folder / name).open("wb") as file:
+            soundfile.write(file, rng.uniform(-0.5, 0.5, 4000), 4000, format="WAV")
+    (folder / "ü.wav").touch()
+    for name, settings in {
+        "utf-8": {"PYTHONUTF8": "1"},
+        "other": {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    }.items():
+        command = [
+            "shard",
+            str(folder),
+            "--data-dir",
+            str(tmp_path / name),
+            "--min-seconds",
+            "0.5",
+            "--workers",
+            "1",
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "siamusic_fast", *command, "--labels", "folders"],
+            env={**os.environ, **settings},
+            capture_output=True,
+            check=True,
+        )
+    files = [file.name for file in (tmp_path / "utf-8" / "shards" / folder.name).iterdir()]
+    assert len(files) == 5
+    for name in files:
+        one, other = (tmp_path / where / "shards" / folder.name / name for where in ("utf-8", "other"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -234,7 +348,7 @@ def test_odd_names_are_packed_and_come_back_from_the_table(tmp_path: Path) -> No
 )
 def test_what_looks_like_fma_is_fma(tmp_path: Path, make: tuple[str, ...], name: str) -> None:
     touch(tmp_path, *make)
-    with pytest.raises(DataError, match="no metadata"):
+    with pytest.raises(DataError, match=r"no metadata .* --labels, a CSV file or the word folders"):
         load_corpus(tmp_path / name, tmp_path)
 
 

@@ -102,3 +102,34 @@ def test_missing_and_cut_files_are_named(copied: Path) -> None:
     (copied / "test-000000.idx").unlink()
     with pytest.raises(DataError, match=r"test-000000\.tar .*no index"):
         read_manifest(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.update(rejected=[]), r"rejected is \[\]"),
+        (lambda v: v.update(sample_rate="8000"), "sample_rate is '8000'"),
+        (lambda v: v.update(classes="abc"), "classes is 'abc'"),
+        (lambda v: v.update(classes=[1]), "classes holds something that is no str"),
+        (lambda v: v.update(rejected={"empty": "1"}), "rejected holds something that is no int"),
+        (lambda v: v.update(splits={"test": {}}), "splits holds something that is no list"),
+        (lambda v: v["splits"]["test"][0].update(bytes="123"), "bytes is '123'"),
+        (lambda v: v["splits"]["test"][0].update(labelled=1), "labelled is 1"),
+        (lambda v: v["splits"]["test"].append(7), "TypeError"),
+        (lambda v: v.update(surprise=1), "surprise"),
+        (lambda v: v["splits"]["test"].append(v["splits"]["test"][0]), r"names 'test-000000\.tar' 2 times"),
+    ],
+)
+def test_fields_of_another_type_and_repeated_files_are_damage(
+    copied: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    edit(copied, change)
+    with pytest.raises(DataError, match=rf"is damaged .*{words}"):
+        read_manifest(copied)
+
+
+def test_checksums_of_the_tables_are_those_of_the_files(shard_set: ShardSet) -> None:
+    assert shard_set.tables == {
+        name: hashlib.sha256(shard_set.path(name).read_bytes()).hexdigest()
+        for name in ("tracks.csv", "rejected.csv")
+    }

@@ -1,6 +1,9 @@
+import dataclasses
+import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -8,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from siamusic_fast.shards.folder import load_folder
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.pool import Count, run_in_processes
+from siamusic_fast.shards.store import _FolderStore
 from siamusic_fast.shards.target import UNFINISHED, Unfinished, unfinished
 from tests.shards.killing import CONFIG, Serial, contents, pack_serially
 
@@ -152,13 +158,18 @@ def test_finished_shards_are_not_done_again(audio: Path, expected: Path, interru
     assert not (interrupted / UNFINISHED).exists()
 
 
-@pytest.mark.parametrize("damage", ["tar", "idx", "json"])
+@pytest.mark.parametrize("damage", ["tar", "idx", "json", "one bit"])
 def test_a_finished_shard_that_was_damaged_since_is_done_again(
     audio: Path, expected: Path, interrupted: Path, damage: str
 ) -> None:
     folder = interrupted / UNFINISHED if damage == "json" else interrupted
-    file = folder / f"training-unlabelled-000000.{damage}"
-    file.write_bytes(file.read_bytes()[:-10])
+    file = folder / f"training-unlabelled-000000.{'tar' if damage == 'one bit' else damage}"
+    content = bytearray(file.read_bytes())
+    if damage == "one bit":
+        content[5000] ^= 1
+    else:
+        del content[-10:]
+    file.write_bytes(content)
     pack_serially(audio, interrupted)
     assert contents(interrupted) == contents(expected)
 
@@ -175,9 +186,12 @@ def test_other_options_are_refused_and_named_and_force_starts_over(
     before = contents(interrupted)
     other = PackConfig(sample_rate=16_000, min_seconds=0.1, tracks_per_shard=2, max_seconds=1)
     with pytest.raises(
-        DataError, match=r"sample_rate = 8000, not 16000, max_seconds = None, not 1: .* --force to start over"
+        DataError,
+        match=r"--sample-rate 8000, not 16000, --max-seconds unset, not 1: .* --force to start over",
     ):
         pack_serially(audio, interrupted, other)
+    with pytest.raises(DataError, match="--shard-size 2, not 3: use the same"):
+        pack_serially(audio, interrupted, dataclasses.replace(CONFIG, tracks_per_shard=3))
     assert contents(interrupted) == before
     assert unfinished(interrupted) == Unfinished(finished=2, shards=3)
     pack_serially(audio, interrupted, other, force=True)
@@ -192,6 +206,109 @@ def test_other_audio_is_refused(audio: Path, interrupted: Path, tmp_path: Path) 
         file.write(b"more")
     with pytest.raises(DataError, match="unfinished work with other audio or metadata: use the same"):
         pack_serially(changed, interrupted)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_other_audio_of_the_same_size_is_refused(audio: Path, tmp_path: Path, zipped: bool) -> None:
+    source = tmp_path / "music.zip" if zipped else Path(shutil.copytree(audio, tmp_path / "music"))
+    if zipped:
+        shutil.make_archive(str(tmp_path / "music"), "zip", audio)
+    folder = tmp_path / "folder"
+    with pytest.raises(KeyboardInterrupt):
+        pack(load_folder(source), folder, CONFIG, executor=Serial(), progress=StopAfter(4))
+    content = bytearray((audio / "003.flac").read_bytes())
+    content[-100] ^= 1
+    changed = source / "003.flac"
+    if zipped:
+        shutil.copytree(audio, tmp_path / "other")
+        changed = tmp_path / "other" / "003.flac"
+    changed.write_bytes(content)
+    if zipped:
+        shutil.make_archive(str(tmp_path / "music"), "zip", tmp_path / "other")
+    with pytest.raises(DataError, match="unfinished work with other audio or metadata: use the same"):
+        pack_serially(source, folder)
+
+
+def test_other_software_is_refused(audio: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile, "__libsndfile_version__", "9.9")
+    with pytest.raises(DataError, match=r"libsndfile [\d.]+, .* not .* libsndfile 9\.9,"):
+        pack_serially(audio, interrupted)
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "disk"])
+def test_audio_that_goes_away_ends_the_run_which_then_goes_on(
+    audio: Path, expected: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(audio, tmp_path / audio.name))
+    there, aside = source / "003.flac", tmp_path / "aside"
+
+    class GoesAway(Serial):
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            """Run a job after the plan has been made."""
+            if not aside.exists():
+                shutil.copy2(there, aside)
+                if how == "gone":
+                    there.unlink()
+                elif how == "cut":
+                    there.write_bytes(there.read_bytes()[:-10])
+            return super().submit(function, *args, **kwargs)
+
+    def fails(store: _FolderStore, path: str) -> BinaryIO:
+        if aside.exists() and path == there.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(store, path)
+
+    whole = _FolderStore.open
+    folder = tmp_path / "folder"
+    with monkeypatch.context() as broken:
+        if how == "disk":
+            broken.setattr(_FolderStore, "open", fails)
+        with pytest.raises(DataError, match=r"003\.flac changed or went away while packing"):
+            pack(load_folder(source), folder, CONFIG, executor=GoesAway())
+    assert unfinished(folder) is not None
+    assert not (folder / "manifest.json").exists()
+    shutil.copy2(aside, there)
+    pack_serially(source, folder)
+    assert contents(folder) == contents(expected)
+
+
+def test_work_that_force_has_begun_goes_on_with_force(audio: Path, expected: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(expected, tmp_path / "set"))
+    with pytest.raises(KeyboardInterrupt):
+        pack(load_folder(audio), folder, CONFIG, executor=Serial(), progress=StopAfter(4), force=True)
+    state = unfinished(folder)
+    assert state is not None
+    assert state.forced
+    before = {file.name: file.stat().st_ino for file in folder.glob("*.tar")}
+    assert before
+    pack_serially(audio, folder, force=True)
+    assert contents(folder) == contents(expected)
+    assert {name: (folder / name).stat().st_ino for name in before} == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("lock", [None, "mine\n", "mine", "[1]\n", '{"half'])
+def test_a_folder_of_that_name_which_no_packer_made_is_not_touched(
+    audio: Path, tmp_path: Path, lock: str | None, force: bool
+) -> None:
+    (tmp_path / "training-000000.tar").write_text("mine")
+    theirs = tmp_path / UNFINISHED
+    theirs.mkdir()
+    (theirs / "notes.txt").write_text("mine")
+    if lock:
+        (theirs / "lock").write_text(lock)
+    with pytest.raises(DataError, match=r"was not made by siamusic-fast|holds files of no shard set"):
+        pack_serially(audio, tmp_path, force=force)
+    assert (theirs / "notes.txt").read_text() == "mine"
+    assert not lock or lock.startswith("{") or (theirs / "lock").read_text() == lock
+    assert (tmp_path / "training-000000.tar").read_text() == "mine"
+
+
+def test_what_others_put_beside_the_mark_stays(audio: Path, expected: Path, interrupted: Path) -> None:
+    (interrupted / UNFINISHED / "notes.json").write_text("mine")
+    pack_serially(audio, interrupted)
+    assert contents(interrupted) == contents(expected)
+    assert [file.name for file in (interrupted / UNFINISHED).iterdir()] == ["notes.json"]
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, tmp_path: Path) -> None:
@@ -209,7 +326,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, 
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"error: {folder} cannot be written: File too large.")
-    assert "the same command goes on" in error
+    assert re.search(r"the same command goes on( from the [12] shards that are finished)?\.$", error)
     expected = contents(tmp_path / "expected")
     assert all(content == expected[name] for name, content in contents(folder).items())
     assert not (folder / "manifest.json").exists()
@@ -217,9 +334,9 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, 
     assert contents(folder) == expected
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.0])
+@pytest.mark.parametrize("finished", [0, 1])
 def test_ctrl_c_ends_with_what_is_there_and_how_to_go_on(
-    make_audio: Make, tmp_path: Path, seconds: float
+    make_audio: Make, tmp_path: Path, finished: int
 ) -> None:
     folder = tmp_path / "folder"
     command = [
@@ -235,11 +352,12 @@ def test_ctrl_c_ends_with_what_is_there_and_how_to_go_on(
         folder,
     ]
     packer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while unfinished(folder) is None:
+    while (state := unfinished(folder)) is None or state.finished < finished:
         time.sleep(0.005)
-    time.sleep(seconds)
     os.killpg(packer.pid, signal.SIGINT)
+    start = time.monotonic()
     _, words = packer.communicate(timeout=10)
+    assert time.monotonic() - start < 2
     assert packer.returncode == 130
     state = unfinished(folder)
     assert state is not None

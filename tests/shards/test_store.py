@@ -166,3 +166,26 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> Non
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no folder and no zip .*nowhere"):
         open_store(tmp_path / "nowhere")
+
+
+def test_what_systems_put_beside_music_is_passed_over(tmp_path: Path) -> None:
+    litter = [
+        ".DS_Store",
+        "._a.wav",
+        "b/._c.wav",
+        ".Trash/d.wav",
+        "b/.hidden/e.wav",
+        "__MACOSX/music/._a.wav",
+    ]
+    music = ["a.wav", "b/c.wav", "b/not.hidden.wav"]
+    for name in (*litter, *music):
+        (tmp_path / "music" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "music" / name).write_bytes(b"one")
+    assert sorted(open_store(tmp_path / "music").paths()) == music
+    inside = [f"music/{name}" for name in music + litter if not name.startswith("__MACOSX")]
+    for number, names in enumerate([music + litter, [*inside, "__MACOSX/music/._a.wav", "._music"]]):
+        assert sorted(open_store(make_zip(tmp_path / f"{number}.zip", names)).paths()) == music
+
+
+def test_a_zip_whose_names_begin_with_a_dot_and_a_slash_is_read(tmp_path: Path) -> None:
+    assert list(open_store(make_zip(tmp_path / "a.zip", ["./a.wav"])).paths()) == ["a.wav"]

@@ -106,6 +106,8 @@ def test_other_codecs_are_verified_too(music: Path, tmp_path: Path, codec: str) 
 
 Damage = Callable[[Path], object]
 TAR, IDX = "test-000000.tar", "test-000000.idx"
+TABLE_CHANGED = r"tracks\.csv: has SHA-256 \w+, the manifest says \w+"
+MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it says \w+"
 
 
 @pytest.mark.usefixtures("in_process")
@@ -159,12 +161,12 @@ TAR, IDX = "test-000000.tar", "test-000000.idx"
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Folk,0.100"),
-            [rf"{TAR}: 00000\d: its description says genre 'Rock', expected 'Folk'"],
+            [rf"{TAR}: 00000\d: its description says genre 'Rock', expected 'Folk'", TABLE_CHANGED],
             id="class in tracks.csv",
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Rock,0.200"),
-            [rf"{TAR}: 00000\d: tracks\.csv says test, 0\.200 s; it is test, 0\.100 s"],
+            [rf"{TAR}: 00000\d: tracks\.csv says test, 0\.200 s; it is test, 0\.100 s", TABLE_CHANGED],
             id="length in tracks.csv",
         ),
         pytest.param(
@@ -172,12 +174,13 @@ TAR, IDX = "test-000000.tar", "test-000000.idx"
             [
                 r"tracks\.csv: lists test-000009\.tar, the manifest does not",
                 rf"tracks\.csv: has no row on 00000\d in {TAR}",
+                TABLE_CHANGED,
             ],
             id="shard in tracks.csv",
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", "\n0,", "\n1,"),
-            [r"tracks\.csv: cannot be used: row 2 is damaged or out of place"],
+            [r"tracks\.csv: cannot be used: row 2 is damaged or out of place", TABLE_CHANGED],
             id="tracks.csv",
         ),
         pytest.param(
@@ -190,18 +193,61 @@ TAR, IDX = "test-000000.tar", "test-000000.idx"
             [
                 r"rejected\.csv: lists 0 files as empty, the manifest says 1",
                 r"rejected\.csv: lists 1 files as silent, the manifest says 0",
+                r"rejected\.csv: has SHA-256",
             ],
             id="rejected.csv",
         ),
         pytest.param(
             lambda folder: edit(folder, tracks=3, shortest=1),
-            [rf"{TAR}: tracks: 2, the manifest says 3", rf"{TAR}: shortest: 2205, the manifest says 1"],
+            [
+                rf"{TAR}: tracks: 2, the manifest says 3",
+                rf"{TAR}: shortest: 2205, the manifest says 1",
+                MANIFEST_CHANGED,
+            ],
             id="counts in the manifest",
         ),
         pytest.param(
             lambda folder: edit(folder, labelled=False),
-            [rf"{TAR}: 00000\d: its class is 'Rock', in a shard of unlabelled tracks"],
+            [rf"{TAR}: 00000\d: its class is 'Rock', in a shard of unlabelled tracks", MANIFEST_CHANGED],
             id="kind in the manifest",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", ",0.000,", ",1.000,"), [TABLE_CHANGED], id="offset"
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", ",0.100,0,", ",0.100,5,"),
+            [TABLE_CHANGED],
+            id="clipped",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "rejected.csv", "0 bytes", "9 bytes"),
+            [r"rejected\.csv: has SHA-256 \w+, the manifest says"],
+            id="detail in rejected.csv",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "rejected.csv", ",empty,0 bytes", ",empty,0 bytes\nx.wav"),
+            [r"rejected\.csv: .*line 3 has too few cells", r"rejected\.csv: has SHA-256"],
+            id="row of rejected.csv",
+        ),
+        pytest.param(
+            lambda folder: (folder / "rejected.csv").unlink(),
+            [r"rejected\.csv: .*cannot be read .*No such file"],
+            id="rejected.csv gone",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "manifest.json", '"seed": 0', '"seed": 1'),
+            [MANIFEST_CHANGED],
+            id="seed",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "manifest.json", '"Rock"', '"Rock", "Folk"'),
+            [MANIFEST_CHANGED],
+            id="added class",
+        ),
+        pytest.param(
+            lambda folder: shutil.copy(folder / TAR, folder / "training-000009.tar"),
+            [r"training-000009\.tar: is not in the manifest"],
+            id="stray shard",
         ),
     ],
 )
@@ -227,3 +273,26 @@ def test_a_manifest_that_leads_outside_is_refused_before_anything_is_read(folder
     edit(folder, file="../music/0.wav")
     with pytest.raises(DataError, match="not a plain file name"):
         verify(folder)
+
+
+@pytest.mark.parametrize("manifest", [None, b"", b"\0" * 100])
+def test_a_shard_set_without_a_sound_manifest_is_replaced_by_force_alone(
+    music: Path, folder: Path, manifest: bytes | None
+) -> None:
+    before = (folder / "tracks.csv").read_bytes()
+    (folder / "manifest.json").unlink()
+    if manifest is not None:
+        (folder / "manifest.json").write_bytes(manifest)
+    corpus = Corpus(name="mine", folder=music, tracks=(Track("a", "0.wav", "test", "Rock"),))
+    config = PackConfig(min_seconds=0.1)
+    with pytest.raises(DataError, match="already holds a shard set: --force"):
+        pack(corpus, folder, config, workers=1)
+    assert (folder / "tracks.csv").read_bytes() == before
+    pack(corpus, folder, config, workers=1, force=True)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        *("manifest.json", "rejected.csv", "test-000000.idx", "test-000000.tar", "tracks.csv")
+    ]
+    (folder / "tracks.csv").write_text("key,title\n")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match="holds files of no shard set"):
+        pack(corpus, folder, config, workers=1, force=True)
