@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test check install constraints clean
 
-demo: install  ## Run the whole way on a small synthetic corpus (about five minutes on two cores).
+demo: install  ## Run the whole way on a small synthetic corpus (about four minutes on two cores).
 	$(BIN)/siamusic-fast demo
 
 test: install  ## Run the tests.

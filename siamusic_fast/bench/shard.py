@@ -18,6 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from siamusic_fast.bench.opening import opening_seconds
 from siamusic_fast.bench.report import Measurement
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import SILENT, Progress
@@ -106,6 +107,7 @@ def measure(
                 rates[_SCRIPT].append(_script_rate(sample, scratch / "script"))
                 task.advance(note=f"{packed[_RUNNING]:,.1f} tracks/s of {rates[_LIMIT][-1]:,.1f}")
         verified, summed = _verify_rates(shard_set, workers, windows)
+        opening = opening_seconds(scratch / "many", planned)
     plan_seconds, plan_memory = _plan(planned)
     found = [Measurement(name=name, unit="tracks/s", windows=tuple(of)) for name, of in rates.items()]
     limit, packer, running, by_cpu, script = (one.median for one in found)
@@ -113,6 +115,7 @@ def measure(
     found += [
         Measurement(name=f"plan of {planned:,} tracks, time", unit="s", windows=(plan_seconds,)),
         Measurement(name=f"plan of {planned:,} tracks, memory", unit="MiB", windows=(plan_memory,)),
+        Measurement(name=f"opening {planned:,} tracks", unit="s", windows=(opening,)),
     ]
     ratios = {
         "packer, workers running / limit": running / limit,

@@ -125,7 +125,8 @@ def shard(
 
     SOURCE is what `shard` takes; without it, MP3s of 30 s are made in a temporary folder. Packing is measured
     in turns with what limits it, the CPU time of decoding and resampling, and with the script that one would
-    write first; verifying with sha256sum. The last line is all of it as JSON, with every window.
+    write first; verifying with sha256sum. Opening is from the manifest to a loader that is built. The last
+    line is all of it as JSON, with every window.
 
     \b
     siamusic-fast bench shard

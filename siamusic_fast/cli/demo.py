@@ -32,7 +32,7 @@ def demo(out: Path, gpus: int | None, seed: int, quiet: bool, as_json: bool) -> 
 
     Makes 360 tracks of eight genres, some of them broken on purpose, as MP3s in the layout of FMA. Packs
     them, pre-trains an encoder, fine-tunes a classifier and scores it on tracks that it never met. About
-    five minutes on two CPU cores; again, it uses the same audio and trains anew.
+    four minutes on two CPU cores; again, it uses the same audio and trains anew.
 
     \b
     siamusic-fast demo

@@ -24,6 +24,7 @@ def test_rates_ratios_and_the_peer_are_reported(tmp_path: Path) -> None:
     of = {one.name: one for one in found.measurements}
     assert {one.unit for one in of.values()} == {"tracks/s", "MB/s", "s", "MiB"}
     assert all(one.median > 0 for one in of.values())
+    assert {"plan of 1,000 tracks, time", "opening 1,000 tracks"} <= set(of)
     script, packer = of["obvious script"], of["packer, from start to end"]
     assert found.ratios["packer / script"] == packer.median / script.median
     assert "numpy.save" in found.script

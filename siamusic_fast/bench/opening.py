@@ -1,0 +1,66 @@
+"""How long it takes until a loader over very many tracks can be asked for its first batch."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.loader import TwoViewLoader
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest, write_manifest
+from siamusic_fast.shards.plan import Track
+from siamusic_fast.shards.tables import write_rejects, write_tracks
+from siamusic_fast.shards.writer import Sample, Storage, write_shard
+
+_TRACKS_PER_SHARD = 512
+_RATE = 22_050
+_SAMPLES = _RATE // 10
+"""Of each track: a tenth of a second, since opening reads no audio."""
+
+
+def opening_seconds(folder: Path, tracks: int) -> float:
+    """Return how long reading the manifest of about `tracks` tracks and building a loader takes.
+
+    The shards, of 512 tracks each, are one file under many names in the new folder `folder`.
+    """
+    shard_set = _repeated_shards(folder, max(1, round(tracks / _TRACKS_PER_SHARD)))
+    mel = MelConfig(seconds=_SAMPLES / shard_set.sample_rate)
+    started = time.perf_counter()
+    with TwoViewLoader(read_manifest(folder), mel=mel, normalisation=Normalisation(0.0, 1.0)):
+        return time.perf_counter() - started
+
+
+def _repeated_shards(folder: Path, count: int) -> ShardSet:
+    folder.mkdir()
+    pcm = np.random.default_rng(0).integers(-1000, 1000, _SAMPLES).astype(np.int16)
+    samples = [
+        Sample(f"{n:06d}", Track(f"{n:06d}", f"{n:06d}.mp3", "training", "Folk"), 0, pcm)
+        for n in range(_TRACKS_PER_SHARD)
+    ]
+    first = write_shard(folder, "training-000000", samples, storage=Storage(sample_rate=_RATE), labelled=True)
+    shards = [first, *(_link(folder, first, number) for number in range(1, count))]
+    shard_set = ShardSet(
+        folder=folder,
+        source="repeated",
+        codec="wav",
+        sample_rate=_RATE,
+        classes=("Folk",),
+        seed=0,
+        min_seconds=0.0,
+        splits={"training": tuple(shards)},
+        rejected={},
+    )
+    write_tracks(folder, [])
+    write_rejects(folder, [])
+    write_manifest(shard_set)
+    return shard_set
+
+
+def _link(folder: Path, shard: Shard, number: int) -> Shard:
+    copy = dataclasses.replace(shard, file=f"training-{number:06d}.tar", index=f"training-{number:06d}.idx")
+    os.link(folder / shard.file, folder / copy.file)
+    os.link(folder / shard.index, folder / copy.index)
+    return copy
