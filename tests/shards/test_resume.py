@@ -334,6 +334,11 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, 
     assert contents(folder) == expected
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to the jobs it runs in the background: they ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("finished", [0, 1])
 def test_ctrl_c_ends_with_what_is_there_and_how_to_go_on(
     make_audio: Make, tmp_path: Path, finished: int
@@ -351,7 +356,9 @@ def test_ctrl_c_ends_with_what_is_there_and_how_to_go_on(
         "--out",
         folder,
     ]
-    packer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    packer = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
+    )
     while (state := unfinished(folder)) is None or state.finished < finished:
         time.sleep(0.005)
     os.killpg(packer.pid, signal.SIGINT)
