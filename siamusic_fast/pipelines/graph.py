@@ -63,13 +63,6 @@ def whole_tracks(source: Source, crops: int, features: Features) -> tuple[DataNo
     return fn.stack(*images), _to_device(label, features)
 
 
-@pipeline_def
-def crops_only(source: Source, samples: int) -> DataNode:
-    """Return one random crop of every track, int16: what reading costs without features."""
-    wav, _ = read(source)
-    return crop(wav, samples, fn.random.uniform(range=[0.0, 1.0]), skip=HEADER)
-
-
 def _views(
     wav: DataNode, position: DataNode, recipe: Recipe, features: Features
 ) -> tuple[DataNode, DataNode]:
