@@ -9,6 +9,10 @@ from siamusic_fast.errors import ConfigError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 BACKENDS = ("dali", "torch")
+CROPS = ("same", "independent")
+"""Which moments of a track the two views show: the same one, as in the paper, or one each."""
+SHORT_TRACKS = ("repeat", "pad")
+"""What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
 MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
 
@@ -37,7 +41,9 @@ class MelConfig:
     seconds: float = 5.0
     """Length of a crop."""
     n_fft: int = 512
-    """Length of the periodic Hann window and of the FFT, in samples."""
+    """Length of the FFT, in samples."""
+    win_length: int | None = None
+    """Length of the periodic Hann window, in samples; None: that of the FFT, as in the paper."""
     hop_length: int = 256
     """Distance of two frames, in samples."""
     n_mels: int = 48
@@ -48,8 +54,13 @@ class MelConfig:
     """Lowest value of the decibel scale, relative to a power of 1."""
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "seconds", "n_fft", "hop_length", "n_mels"):
+        for name in ("sample_rate", "seconds", "n_fft", "window", "hop_length", "n_mels"):
             _check_positive(name, getattr(self, name))
+        if self.n_fft < self.window:
+            raise ConfigError(
+                f"n_fft = {self.n_fft} is shorter than the window of {self.window} samples: make win_length "
+                f"shorter or n_fft longer."
+            )
         if not 0 < self.f_max <= self.sample_rate / 2:
             raise ConfigError(
                 f"f_max = {self.f_max:g} Hz must be above 0 and at most {self.sample_rate / 2:g} Hz, "
@@ -60,6 +71,11 @@ class MelConfig:
                 f"seconds = {self.seconds:g} is too short: a crop must be longer than half a window "
                 f"(n_fft = {self.n_fft} samples)."
             )
+
+    @property
+    def window(self) -> int:
+        """Samples in a window."""
+        return self.n_fft if self.win_length is None else self.win_length
 
     @property
     def samples(self) -> int:

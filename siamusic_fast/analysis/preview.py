@@ -2,20 +2,23 @@
 
 import dataclasses
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
+import torch
+import torchaudio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines import graph
-from siamusic_fast.pipelines.recipes import AUGMENTATIONS, Recipe
-from siamusic_fast.pipelines.source import Source, check_crops
-from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.pipelines.recipes import Recipe, step_name
+from siamusic_fast.pipelines.trace import Trace, trace
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
 
@@ -25,42 +28,48 @@ _HERTZ_TICKS = (0, 500, 1000, 2000, 4000, 8000, 16000)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One view of a track: what the encoder meets, and what a person can listen to."""
+
+    decibels: NDArray[np.float32]
+    """[n_mels, frames]."""
+    wave: NDArray[np.float32]
+    """What the spectrogram is of, with the final pitch, and not yet the tempo."""
+    tempo: float
+    """By how much the spectrum stage quickens it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
-    """One track, as the encoder would meet it; spectrograms are in dB, float32 [n_mels, frames]."""
+    """One track, as the encoder would meet it."""
 
     label: str
     """What to write beside it."""
     track: PackedTrack
     original: NDArray[np.float32]
-    view_1: NDArray[np.float32]
-    view_2: NDArray[np.float32]
+    """The crop of view 1 as it is, in dB, float32 [n_mels, frames]."""
+    views: tuple[Shown, Shown]
 
 
 def examples(
-    shard_set: ShardSet, *, recipe: Recipe, mel: MelConfig, count: int, split: str = "training", seed: int = 0
+    shard_set: ShardSet,
+    *,
+    recipe: Recipe,
+    mel: MelConfig,
+    count: int,
+    split: str = "training",
+    device: str = "cpu",
+    seed: int = 0,
 ) -> list[Example]:
     """Return the first `count` tracks of `split` with two views each, drawn with `seed`.
 
-    Raises `DataError` if there is no such split, `ConfigError` if `mel` does not fit the tracks or `count` is
-    not between 1 and 16.
+    `device`, "cpu" or "gpu", is where they are made. Raises `DataError` if there is no such split,
+    `ConfigError` if `mel` does not fit the tracks or `count` is not between 1 and 16.
     """
     if not 1 <= count <= _BATCH:
         raise ConfigError(f"tracks = {count} must lie between 1 and {_BATCH}.")
-    source = Source(shard_set=shard_set, shards=shard_set.shards([split]), shuffle=False)
-    check_crops(source, mel)
-    normalisation = estimate(shard_set, mel)
-    pipeline = graph.original_and_views(
-        source,
-        recipe,
-        graph.Features(mel, normalisation, "cpu"),
-        batch_size=min(_BATCH, source.tracks),
-        num_threads=1,
-        device_id=None,
-        seed=seed,
-    )
-    in_decibels = [
-        output.as_array()[:, 0] * normalisation.deviation + normalisation.mean for output in pipeline.run()
-    ]
+    found = trace(shard_set, recipe=recipe, mel=mel, splits=(split,), tracks=_BATCH, device=device, seed=seed)
+    mean, deviation = found.normalisation
     tracks = itertools.islice(
         (track for track in read_tracks(shard_set.folder) if track.split == split), count
     )
@@ -68,16 +77,21 @@ def examples(
         Example(
             label=f"{track.key}\n{track.genre}",
             track=track,
-            original=original,
-            view_1=view_1,
-            view_2=view_2,
+            original=found.views[0].originals[row] * deviation + mean,
+            views=(_shown(found, 0, row), _shown(found, 1, row)),
         )
-        for track, original, view_1, view_2 in zip(tracks, *in_decibels, strict=False)
+        for row, track in enumerate(tracks)
     ]
 
 
 def each_alone(
-    shard_set: ShardSet, *, recipe: Recipe, mel: MelConfig, split: str = "training", seed: int = 0
+    shard_set: ShardSet,
+    *,
+    recipe: Recipe,
+    mel: MelConfig,
+    split: str = "training",
+    device: str = "cpu",
+    seed: int = 0,
 ) -> list[Example]:
     """Return the first track of `split` once for each step of `recipe`, alone and certain to happen.
 
@@ -85,13 +99,29 @@ def each_alone(
     """
     if not recipe:
         raise ConfigError("The recipe has no augmentation to show: name some with --aug.")
-    names = {kind: name for name, kind in AUGMENTATIONS.items()}
     rows = []
     for step in recipe:
         alone = (dataclasses.replace(step, p=1.0),)
-        (found,) = examples(shard_set, recipe=alone, mel=mel, count=1, split=split, seed=seed)
-        rows.append(dataclasses.replace(found, label=names[type(step)]))
+        (found,) = examples(shard_set, recipe=alone, mel=mel, count=1, split=split, device=device, seed=seed)
+        rows.append(dataclasses.replace(found, label=step_name(step)))
     return rows
+
+
+def write_waves(found: list[Example], mel: MelConfig, folder: Path) -> list[Path]:
+    """Write both views of each example to `folder` as 16-bit WAV files; return their paths.
+
+    What is heard is what the image stage gets: the magnitudes of the spectrogram, at the tempo of the view,
+    with the phases of a phase vocoder. Steps of the image stage cannot be heard.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for place, example in enumerate(found):
+        for number, view in enumerate(example.views, start=1):
+            name = re.sub(r"[^0-9A-Za-z]+", "-", f"{place:02d} {example.label} view {number}").strip("-")
+            paths.append(folder / f"{name}.wav")
+            audio = _at_tempo(torch.from_numpy(view.wave), view.tempo, mel)
+            soundfile.write(paths[-1], audio.clamp(-1, 1).numpy(), mel.sample_rate, subtype="PCM_16")
+    return paths
 
 
 def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
@@ -100,7 +130,7 @@ def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
     axes = figure.subplots(len(found), 3, sharex=True, sharey=True, squeeze=False)
     low, high = np.percentile([example.original for example in found], [1, 99.8])
     for row, example in zip(axes, found, strict=True):
-        pictures = (example.original, example.view_1, example.view_2)
+        pictures = (example.original, *(view.decibels for view in example.views))
         for axis, picture in zip(row, pictures, strict=True):
             image = axis.imshow(
                 picture,
@@ -123,6 +153,26 @@ def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
     figure.supylabel("Frequency (Hz, mel scale)", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, format="png")
+
+
+def _shown(found: Trace, view: int, row: int) -> Shown:
+    traced, (mean, deviation) = found.views[view], found.normalisation
+    return Shown(
+        decibels=traced.images[row] * deviation + mean,
+        wave=traced.waves[row],
+        tempo=float(traced.tempos[row]),
+    )
+
+
+def _at_tempo(wave: Tensor, tempo: float, mel: MelConfig) -> Tensor:
+    """Return `wave`, [samples], played `tempo` times as fast at the same pitch, as long as a crop."""
+    if tempo == 1.0:
+        return wave
+    window = torch.hann_window(mel.window)
+    spectrum = torch.stft(wave, mel.n_fft, mel.hop_length, mel.window, window=window, return_complex=True)
+    advance = torch.linspace(0, torch.pi * mel.hop_length, mel.n_fft // 2 + 1)[:, None]
+    stretched = torchaudio.functional.phase_vocoder(spectrum, tempo, advance)[:, : mel.frames]
+    return torch.istft(stretched, mel.n_fft, mel.hop_length, mel.window, window=window)
 
 
 def _label_hertz(axis: Axes, mel: MelConfig) -> None:

@@ -10,6 +10,7 @@ from siamusic_fast.cli.console import output
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.recipes import file_name, parse_recipe
 from siamusic_fast.shards.manifest import find_shards
+from siamusic_fast.training.distributed import device_for
 
 
 @click.command()
@@ -22,6 +23,16 @@ from siamusic_fast.shards.manifest import find_shards
 )
 @click.option("--split", default="training", show_default=True, help="Where to take the tracks from.")
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Length of a crop.")
+@click.option(
+    "--play", is_flag=True, help="Write both views as WAV files too, into a folder beside the picture."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where DALI makes the views.",
+)
 @options.seed
 @click.option(
     "--out",
@@ -38,26 +49,37 @@ def preview(
     each: bool,
     split: str,
     seconds: float,
+    play: bool,
+    device: str,
     seed: int,
     out: Path | None,
 ) -> None:
     """Draw original, view 1 and view 2 of a few tracks.
 
-    Each row is a track: the crop as it is, and the two views that the encoder is asked to see as one.
+    Each row is a track: the crop as it is, and the two views that the encoder is asked to see as one. With
+    --play you hear what the steps before the spectrogram did; those after it cannot be heard.
 
     \b
     siamusic-fast preview --data fma_small --aug audio --out preview.png
     siamusic-fast preview --data fma_small --aug both --each
+    siamusic-fast preview --data fma_small --aug pitch,stretch --each --play
     """
+    if device == "gpu":
+        device_for(1)
     shard_set = find_shards(data, data_dir)
     mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
     path = out or Path(f"preview-{file_name(aug)}.png")
     recipe = parse_recipe(aug)
     if each:
-        found = drawing.each_alone(shard_set, recipe=recipe, mel=mel, split=split, seed=seed)
+        found = drawing.each_alone(shard_set, recipe=recipe, mel=mel, split=split, device=device, seed=seed)
         title = f"{shard_set.source}, {found[0].track.key}: augmentations of {aug}"
     else:
-        found = drawing.examples(shard_set, recipe=recipe, mel=mel, count=tracks, split=split, seed=seed)
+        found = drawing.examples(
+            shard_set, recipe=recipe, mel=mel, count=tracks, split=split, device=device, seed=seed
+        )
         title = f"{shard_set.source}: recipe {aug}"
     drawing.draw(found, mel, title, path)
     output.print(str(path))
+    if play:
+        for wave in drawing.write_waves(found, mel, path.with_suffix("")):
+            output.print(str(wave))

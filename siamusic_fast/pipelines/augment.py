@@ -1,36 +1,33 @@
 """The augmentations of Kim, Hong, Lee 2022, Table 1.
 
 An augmentation is a frozen dataclass with a probability `p`, decided for every sample of a batch on its own.
-Its methods build DALI nodes. An `AudioAugmentation` acts before the mel spectrogram is computed, on the
-waveform or on its tempo and pitch, an `ImageAugmentation` on the finished spectrogram.
+Its methods build DALI nodes: `draw` makes everything that is random, the others do what was drawn. An
+`AudioAugmentation` acts before the mel spectrogram is computed, on the waveform or on its tempo and pitch, an
+`ImageAugmentation` on the finished spectrogram.
 
-Mixing takes its partner from the whole batch, so the partner is drawn outside the `if`: inside, DALI would
-draw from the selected samples only.
+Mixing takes its partner from the whole batch, so the partner is fetched outside the `if`: inside, DALI would
+take it from the selected samples only.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
-from siamusic_fast.pipelines.draws import (
-    band,
-    beta,
-    chosen,
-    coin,
-    coin_number,
-    erase,
-    partner_of,
-    uniform,
-)
+from siamusic_fast.pipelines.draws import Draws, band, beta, chosen, coin, erase, like, partners, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """One step of a recipe; by itself it changes nothing."""
+
+    mixes: ClassVar[bool] = False
+    """Whether it adds something of another track, so that the label no longer says all."""
 
     p: float
     """Probability that a sample is changed."""
@@ -38,6 +35,14 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
             raise ConfigError(f"p = {self.p:g} of {type(self).__name__} must lie between 0 and 1.")
+
+    def draw(self, mel: MelConfig) -> Draws:
+        """Draw, for every sample, `on`: whether it is changed, and the parameters of the change."""
+        return {"on": coin(self.p), **self.parameters(mel)}
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        """Draw the parameters of the change, whether or not it happens."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +54,15 @@ class AudioAugmentation(Augmentation):
         """Length of the longest crop that it asks for, as a multiple of the plain one."""
         return 1.0
 
-    def rate(self) -> DataNode | float:
+    def rate(self, drawn: Draws) -> DataNode | float:
         """Return the tempo as a multiple of the original."""
         return 1.0
 
-    def pitch(self) -> DataNode | float:
+    def pitch(self, drawn: Draws) -> DataNode | float:
         """Return the frequency of every partial as a multiple of the original."""
         return 1.0
 
-    def wave(self, wave: DataNode, partner: DataNode) -> DataNode:
+    def wave(self, wave: DataNode, partner: DataNode, drawn: Draws) -> DataNode:
         """Change `wave`; `partner` is an equally long crop of another track of the batch."""
         return wave
 
@@ -67,7 +72,7 @@ class ImageAugmentation(Augmentation, ABC):
     """A step after the spectrogram."""
 
     @abstractmethod
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
         """Change `image`: normalised log-mels, float32 [n_mels, frames, 1], where 0 is the mean."""
 
 
@@ -93,8 +98,11 @@ class TimeStretch(AudioAugmentation):
     def reach(self) -> float:
         return max(self.fastest, 1.0)
 
-    def rate(self) -> DataNode:
-        return chosen(coin(self.p), uniform(self.slowest, self.fastest), 1.0)
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"rate": uniform(self.slowest, self.fastest)}
+
+    def rate(self, drawn: Draws) -> DataNode:
+        return chosen(drawn["on"], drawn["rate"], 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +113,31 @@ class PitchShift(AudioAugmentation):
     semitones: float = 4.0
     """Largest shift, up or down."""
 
-    def pitch(self) -> DataNode:
-        octaves = uniform(-self.semitones / 12, self.semitones / 12)
-        return chosen(coin(self.p), dmath.pow(2.0, octaves), 1.0)
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"semitones": uniform(-self.semitones, self.semitones)}
+
+    def pitch(self, drawn: Draws) -> DataNode:
+        return chosen(drawn["on"], dmath.pow(2.0, drawn["semitones"] / 12), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaveMixup(AudioAugmentation):
     """Adds another track: w x + (1 - w) partner, w from Beta(alpha, alpha) [Zhang 2017, mixup]."""
 
+    mixes = True
     p: float = 0.6
     alpha: float = 1.0
 
-    def wave(self, wave: DataNode, partner: DataNode) -> DataNode:
-        weight = beta(self.alpha, wave)
-        if coin(self.p):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_alpha(self.alpha, self)
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"weight": beta(self.alpha)}
+
+    def wave(self, wave: DataNode, partner: DataNode, drawn: Draws) -> DataNode:
+        weight = like(wave, drawn["weight"])
+        if drawn["on"]:
             wave = weight * wave + (1.0 - weight) * partner
         return wave
 
@@ -128,13 +146,21 @@ class WaveMixup(AudioAugmentation):
 class Mixup(ImageAugmentation):
     """Mixes two spectrograms: w x + (1 - w) partner, w from Beta(alpha, alpha) [Zhang 2017, mixup]."""
 
+    mixes = True
     p: float = 0.6
     alpha: float = 1.0
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        partner = partner_of(image)
-        weight = beta(self.alpha, image)
-        if coin(self.p):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_alpha(self.alpha, self)
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"partner": partners(), "weight": beta(self.alpha)}
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        partner = fn.permute_batch(image, indices=drawn["partner"])
+        weight = like(image, drawn["weight"])
+        if drawn["on"]:
             image = weight * image + (1.0 - weight) * partner
         return image
 
@@ -147,18 +173,26 @@ class CutMix(ImageAugmentation):
     centre anywhere in the image; what lies outside is cut off.
     """
 
+    mixes = True
     p: float = 0.6
     alpha: float = 1.0
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        partner = partner_of(image)
-        side = dmath.sqrt(fn.random.beta(alpha=self.alpha, beta=self.alpha))
-        height, width = dmath.floor(side * mel.n_mels), dmath.floor(side * mel.frames)
-        top = dmath.floor(uniform(0, mel.n_mels)) - dmath.floor(height / 2)
-        left = dmath.floor(uniform(0, mel.frames)) - dmath.floor(width / 2)
-        if coin(self.p):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_alpha(self.alpha, self)
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        """Draw partner, anchor [top, left], which may lie outside the image, and shape [height, width]."""
+        extent = types.Constant(np.array([mel.n_mels, mel.frames], dtype=np.float32))
+        shape = dmath.floor(dmath.sqrt(beta(self.alpha)) * extent)
+        centre = dmath.floor(fn.random.uniform(range=[0.0, 1.0], shape=[2]) * extent)
+        return {"partner": partners(), "anchor": centre - dmath.floor(shape / 2), "shape": shape}
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        partner = fn.permute_batch(image, indices=drawn["partner"])
+        anchor, shape = drawn["anchor"], drawn["shape"]
+        if drawn["on"]:
             # Exact: outside the rectangle the partner cancels itself, inside both minuends are zero.
-            anchor, shape = fn.stack(top, left), fn.stack(height, width)
             image = erase(image, anchor, shape) + (partner - erase(partner, anchor, shape))
         return image
 
@@ -175,15 +209,28 @@ class Mask(ImageAugmentation):
     most_mels: float = 27 / 80
     most_frames: float = 100 / 431
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_part("most_mels", self.most_mels, self)
+        check_part("most_frames", self.most_frames, self)
+
+    def parameters(self, mel: MelConfig) -> Draws:
         mels, first_mel = band(mel.n_mels, self.most_mels)
         frames, first_frame = band(mel.frames, self.most_frames)
-        over_mels = coin(0.5)
-        if coin(self.p):
-            if over_mels:
-                image = fn.erase(image, anchor=first_mel, shape=mels, axis_names="H", fill_value=0.0)
+        return {
+            "over_mels": coin(0.5),
+            "mels": mels,
+            "first_mel": first_mel,
+            "frames": frames,
+            "first_frame": first_frame,
+        }
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        if drawn["on"]:
+            if drawn["over_mels"]:
+                image = erase(image, drawn["first_mel"], drawn["mels"], axes="H")
             else:
-                image = fn.erase(image, anchor=first_frame, shape=frames, axis_names="W", fill_value=0.0)
+                image = erase(image, drawn["first_frame"], drawn["frames"], axes="W")
         return image
 
 
@@ -193,8 +240,8 @@ class HorizontalFlip(ImageAugmentation):
 
     p: float = 0.8
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        return fn.flip(image, horizontal=coin_number(self.p), vertical=0)
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        return fn.flip(image, horizontal=drawn["on"], vertical=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +250,8 @@ class VerticalFlip(ImageAugmentation):
 
     p: float = 0.8
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        return fn.flip(image, horizontal=0, vertical=coin_number(self.p))
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        return fn.flip(image, horizontal=0, vertical=drawn["on"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,10 +267,32 @@ class CutOut(ImageAugmentation):
     size: int = 16
     """Side of a hole, in mels and frames."""
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.holes < 1 or self.size < 1:
+            raise ConfigError(
+                f"holes = {self.holes} and size = {self.size} of CutOut must be at least 1: leave it out "
+                f"for none."
+            )
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        """Draw anchors [2 x holes]: top and left of each hole, which may lie outside the image."""
         extent = types.Constant(np.array([mel.n_mels, mel.frames] * self.holes, dtype=np.float32))
         centres = fn.random.uniform(range=[0.0, 1.0], shape=[2 * self.holes]) * extent
-        anchors = dmath.floor(centres) - self.size // 2
-        if coin(self.p):
-            image = erase(image, anchors, [float(self.size)] * (2 * self.holes))
+        return {"anchors": dmath.floor(centres) - self.size // 2}
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        if drawn["on"]:
+            image = erase(image, drawn["anchors"], [float(self.size)] * (2 * self.holes))
         return image
+
+
+def check_part(name: str, value: float, step: Augmentation) -> None:
+    """Raise `ConfigError` unless `value`, a parameter of `step`, is a part of a whole."""
+    if not 0 < value <= 1:
+        raise ConfigError(f"{name} = {value:g} of {type(step).__name__} must be above 0, at most 1.")
+
+
+def _check_alpha(alpha: float, step: Augmentation) -> None:
+    if not 0 < alpha < math.inf:
+        raise ConfigError(f"alpha = {alpha:g} of {type(step).__name__} must be a number above 0.")

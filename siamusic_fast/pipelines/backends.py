@@ -5,7 +5,8 @@ from typing import Unpack
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.loader import LoaderOptions, TwoViewLoader
+from siamusic_fast.pipelines.loader import TwoViewLoader
+from siamusic_fast.pipelines.options import LoaderOptions
 from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.shards.manifest import ShardSet

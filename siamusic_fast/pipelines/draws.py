@@ -5,6 +5,9 @@ They are CPU nodes, as DALI wants the parameters of its operators, except what i
 
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
 
+Draws = dict[str, DataNode]
+"""What a step of a recipe draws, by name: CPU nodes, one scalar or vector for every sample."""
+
 
 def partners() -> DataNode:
     """Return for every sample the index of another one of the batch: a permutation without fixed points."""
@@ -12,10 +15,7 @@ def partners() -> DataNode:
 
 
 def coin(p: float) -> DataNode:
-    return fn.random.coin_flip(probability=p, dtype=types.BOOL)
-
-
-def coin_number(p: float) -> DataNode:
+    """Draw 1 with probability `p`, else 0, int32: it serves as a condition and as a number."""
     return fn.random.coin_flip(probability=p)
 
 
@@ -24,9 +24,9 @@ def uniform(low: float, high: float) -> DataNode:
     return low + (high - low) * fn.random.uniform(range=[0.0, 1.0])
 
 
-def beta(alpha: float, data: DataNode) -> DataNode:
-    """Draw a weight for `data` from Beta(alpha, alpha)."""
-    return like(data, fn.random.beta(alpha=alpha, beta=alpha))
+def beta(alpha: float) -> DataNode:
+    """Draw a weight from Beta(alpha, alpha)."""
+    return fn.random.beta(alpha=alpha, beta=alpha)
 
 
 def like(data: DataNode, number: DataNode) -> DataNode:
@@ -40,11 +40,6 @@ def chosen(condition: DataNode, value: DataNode, otherwise: float) -> DataNode:
     return on * value + (1.0 - on) * otherwise
 
 
-def partner_of(image: DataNode) -> DataNode:
-    """Return `image` of another sample of the batch for every sample."""
-    return fn.permute_batch(image, indices=partners())
-
-
 def band(extent: int, most: float) -> tuple[DataNode, DataNode]:
     """Return the width, 1 to `most` of `extent`, and the start of a band that lies within `extent`."""
     width = dmath.floor(uniform(1, max(1, int(most * extent)) + 1))
@@ -52,5 +47,6 @@ def band(extent: int, most: float) -> tuple[DataNode, DataNode]:
     return width, start
 
 
-def erase(image: DataNode, anchor: DataNode, shape: DataNode | list[float]) -> DataNode:
-    return fn.erase(image, anchor=anchor, shape=shape, axis_names="HW", fill_value=0.0)
+def erase(image: DataNode, anchor: DataNode, shape: DataNode | list[float], axes: str = "HW") -> DataNode:
+    """Set the boxes of `shape` at `anchor` along `axes` to 0; the parts of them outside the image are cut."""
+    return fn.erase(image, anchor=anchor, shape=shape, axis_names=axes, fill_value=0.0)

@@ -3,11 +3,13 @@
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
+
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.augment import AudioAugmentation, ImageAugmentation
+from siamusic_fast.pipelines.augment import AudioAugmentation, ImageAugmentation, check_part
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
-from siamusic_fast.pipelines.draws import band, coin, like, uniform
+from siamusic_fast.pipelines.draws import Draws, band, erase, like, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +20,12 @@ class Gain(AudioAugmentation):
     decibels: float = 6.0
     """Largest change, up or down."""
 
-    def wave(self, wave: DataNode, partner: DataNode) -> DataNode:
-        factor = like(wave, dmath.pow(10.0, uniform(-self.decibels, self.decibels) / 20.0))
-        if coin(self.p):
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"decibels": uniform(-self.decibels, self.decibels)}
+
+    def wave(self, wave: DataNode, partner: DataNode, drawn: Draws) -> DataNode:
+        factor = like(wave, dmath.pow(10.0, drawn["decibels"] / 20.0))
+        if drawn["on"]:
             wave = wave * factor
         return wave
 
@@ -43,9 +48,12 @@ class Noise(AudioAugmentation):
                 f"highest_snr = {self.highest_snr:g}."
             )
 
-    def wave(self, wave: DataNode, partner: DataNode) -> DataNode:
-        factor = like(wave, dmath.pow(10.0, uniform(self.lowest_snr, self.highest_snr) / -20.0))
-        if coin(self.p):
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"snr": uniform(self.lowest_snr, self.highest_snr)}
+
+    def wave(self, wave: DataNode, partner: DataNode, drawn: Draws) -> DataNode:
+        factor = like(wave, dmath.pow(10.0, drawn["snr"] / -20.0))
+        if drawn["on"]:
             wave = wave + fn.random.normal(wave) * fn.reductions.rms(wave) * factor
         return wave
 
@@ -72,12 +80,14 @@ class GridDistortion(ImageAugmentation):
                 f"between 0 and 1."
             )
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        rows, columns = self._sizes(mel.n_mels), self._sizes(mel.frames)
-        drawn_rows, drawn_columns = self._drawn(rows), self._drawn(columns)
-        if coin(self.p):
-            image = _cells(image, drawn_rows, rows, axis=0)
-            image = _cells(image, drawn_columns, columns, axis=1)
+    def parameters(self, mel: MelConfig) -> Draws:
+        """Draw the sizes of the cells of the original, rows [steps] and columns [steps]."""
+        return {"rows": self._drawn(mel.n_mels), "columns": self._drawn(mel.frames)}
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        if drawn["on"]:
+            image = _cells(image, drawn["rows"], self._sizes(mel.n_mels), axis=0)
+            image = _cells(image, drawn["columns"], self._sizes(mel.frames), axis=1)
         return image
 
     def _sizes(self, extent: int) -> list[int]:
@@ -85,11 +95,11 @@ class GridDistortion(ImageAugmentation):
         edges = [round(extent * step / self.steps) for step in range(self.steps + 1)]
         return [end - start for start, end in itertools.pairwise(edges)]
 
-    def _drawn(self, sizes: list[int]) -> list[DataNode]:
-        """Return the sizes of the cells of the original, which have the same sum."""
-        drawn = [size * uniform(1 - self.limit, 1 + self.limit) for size in sizes]
-        scale = sum(sizes) / sum(drawn[1:], drawn[0])
-        return [size * scale for size in drawn]
+    def _drawn(self, extent: int) -> DataNode:
+        sizes = types.Constant(np.array(self._sizes(extent), dtype=np.float32))
+        change = fn.random.uniform(range=[-1.0, 1.0], shape=[self.steps]) * self.limit
+        drawn = sizes * (1.0 + change)
+        return drawn * (extent / fn.reductions.sum(drawn))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +117,19 @@ class RandomResizedCrop(ImageAugmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("fewest_mels", "fewest_frames"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name):g} of RandomResizedCrop must be above 0, at most 1."
-                )
+        check_part("fewest_mels", self.fewest_mels, self)
+        check_part("fewest_frames", self.fewest_frames, self)
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
+    def parameters(self, mel: MelConfig) -> Draws:
         height, width = uniform(self.fewest_mels, 1) * mel.n_mels, uniform(self.fewest_frames, 1) * mel.frames
         top, left = uniform(0, 1) * (mel.n_mels - height), uniform(0, 1) * (mel.frames - width)
-        if coin(self.p):
-            image = _resized(image, top, top + height, extent=mel.n_mels, axis=0)
-            image = _resized(image, left, left + width, extent=mel.frames, axis=1)
+        return {"top": top, "height": height, "left": left, "width": width}
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        top, left = drawn["top"], drawn["left"]
+        if drawn["on"]:
+            image = _resized(image, top, top + drawn["height"], extent=mel.n_mels, axis=0)
+            image = _resized(image, left, left + drawn["width"], extent=mel.frames, axis=1)
         return image
 
 
@@ -130,8 +141,17 @@ class FrequencyMask(ImageAugmentation):
     count: int = 2
     most: float = 27 / 80
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        return _masked(image, self.p, self.count, mel.n_mels, self.most, "H")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bands(self)
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        return _bands(self.count, mel.n_mels, self.most)
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        if drawn["on"]:
+            image = erase(image, drawn["starts"], drawn["widths"], axes="H")
+        return image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +162,20 @@ class TimeMask(ImageAugmentation):
     count: int = 2
     most: float = 100 / 431
 
-    def image(self, image: DataNode, mel: MelConfig) -> DataNode:
-        return _masked(image, self.p, self.count, mel.frames, self.most, "W")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bands(self)
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        return _bands(self.count, mel.frames, self.most)
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        if drawn["on"]:
+            image = erase(image, drawn["starts"], drawn["widths"], axes="W")
+        return image
 
 
-def _cells(image: DataNode, drawn: list[DataNode], sizes: list[int], *, axis: int) -> DataNode:
+def _cells(image: DataNode, drawn: DataNode, sizes: list[int], *, axis: int) -> DataNode:
     """Return `image` with consecutive cells of `drawn` pixels along `axis` fitted to `sizes` pixels."""
     cells, start = [], 0.0
     for cell in range(len(sizes)):
@@ -170,9 +199,13 @@ def _resized(
     return fn.resize(image, interp_type=types.INTERP_LINEAR, antialias=False, **box)
 
 
-def _masked(image: DataNode, p: float, count: int, extent: int, most: float, axis_name: str) -> DataNode:
+def _bands(count: int, extent: int, most: float) -> Draws:
+    """Draw starts [count] and widths [count] of bands that lie within `extent`."""
     bands = [band(extent, most) for _ in range(count)]
-    shape, anchor = fn.stack(*(width for width, _ in bands)), fn.stack(*(start for _, start in bands))
-    if coin(p):
-        image = fn.erase(image, anchor=anchor, shape=shape, axis_names=axis_name, fill_value=0.0)
-    return image
+    return {"starts": fn.stack(*(start for _, start in bands)), "widths": fn.stack(*(w for w, _ in bands))}
+
+
+def _check_bands(step: FrequencyMask | TimeMask) -> None:
+    check_part("most", step.most, step)
+    if step.count < 1:
+        raise ConfigError(f"count = {step.count} of {type(step).__name__} must be at least 1.")

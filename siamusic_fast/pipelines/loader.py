@@ -11,10 +11,11 @@ being used, the next ones are made in the background.
 import base64
 import math
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -22,45 +23,21 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from siamusic_fast.config import MelConfig
-from siamusic_fast.errors import ConfigError
+from siamusic_fast.config import CROPS
+from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines import graph
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.recipes import Recipe, parse_recipe
-from siamusic_fast.pipelines.source import Source, check_crops
+from siamusic_fast.pipelines.options import LoaderOptions, Pairing, covering, set_up
+from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, parse_recipe
+from siamusic_fast.pipelines.source import Source
 from siamusic_fast.pipelines.stats import estimate
-from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
 
 Batch = TypeVar("Batch")
+T = TypeVar("T")
 
-MOST_CROPS = 32
-"""Crops of a track in evaluation unless more are asked for: 160 s of the paper's features, evenly spaced."""
 _PREFETCH = 2
 """Batches that DALI makes ahead."""
-
-
-class LoaderOptions(TypedDict, total=False):
-    """Keyword arguments that all loaders take."""
-
-    splits: Sequence[str]
-    """Of the shard set; by default training."""
-    mel: MelConfig
-    """Features; by default the paper's, at the sample rate of the shards."""
-    normalisation: Normalisation
-    """Constants; by default estimated once and kept beside the shards."""
-    batch_size: int
-    """Of this process; 64 by default."""
-    device: torch.device | str
-    """Where the features are computed and the batches are: "cpu", the default, or "cuda:0"."""
-    threads: int
-    """CPU threads; by default this process's share of the cores."""
-    seed: int
-    """Of order, crops and augmentations; 0 by default."""
-    rank: int
-    """Which process this is, from 0; each gets tracks of its own."""
-    world_size: int
-    """How many processes there are; 1 by default."""
 
 
 class _Loader(ABC, Generic[Batch]):
@@ -75,40 +52,25 @@ class _Loader(ABC, Generic[Batch]):
 
     _shuffle = True
     _labelled_only = False
+    _smaller_batches = False
 
     def __init__(
-        self,
-        data: ShardSet | Path | str,
-        *,
-        splits: Sequence[str] = ("training",),
-        mel: MelConfig | None = None,
-        normalisation: Normalisation | None = None,
-        batch_size: int = 64,
-        device: torch.device | str = "cpu",
-        threads: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        self, data: ShardSet | Path | str, *, labels: float = 1.0, **options: Unpack[LoaderOptions]
     ) -> None:
-        shard_set = data if isinstance(data, ShardSet) else find_shards(data)
-        self.mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
-        self.device = _with_index(torch.device(device))
-        shards = shard_set.shards(splits, labelled_only=self._labelled_only)
-        self._source = Source(
-            shard_set=shard_set,
-            shards=shards,
+        self._setup = set_up(
+            data,
+            options,
             shuffle=self._shuffle,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
+            labelled_only=self._labelled_only,
+            smaller_batches=self._smaller_batches,
+            labels=labels,
         )
-        check_crops(self._source, self.mel)
-        self.batch_size = self._fitting(batch_size)
-        self.normalisation = normalisation or estimate(shard_set, self.mel)
+        self.mel, self.device = self._setup.mel, self._setup.device
+        self.batch_size = self._setup.batch_size
+        self.normalisation = self._setup.normalisation or estimate(self._source.shard_set, self.mel)
         self._features = graph.Features(
             self.mel, self.normalisation, "gpu" if self.device.type == "cuda" else "cpu"
         )
-        self._threads = threads or _share_of_cores()
         self._position = 0
         self._pipeline: Pipeline | None = self._build(checkpoint=None)
 
@@ -153,40 +115,32 @@ class _Loader(ABC, Generic[Batch]):
     def _batch(self, outputs: list[Tensor]) -> Batch:
         """Return the outputs of the pipeline as a batch."""
 
-    def _fitting(self, batch_size: int) -> int:
-        """Return `batch_size`, or raise `ConfigError` if the tracks do not fill a batch."""
-        if batch_size < 1:
-            raise ConfigError(f"batch_size = {batch_size} must be at least 1.")
-        processes = self._source.world_size
-        fewest = self._source.tracks // processes
-        if batch_size > fewest:
-            shared = f" that each of {processes} processes gets" if processes > 1 else ""
-            raise ConfigError(
-                f"A batch of {batch_size} does not fit the {fewest} tracks{shared}: "
-                f"use --batch-size {fewest} or less."
-            )
-        return batch_size
+    @property
+    def _source(self) -> Source:
+        return self._setup.source
 
     @property
     def _batches(self) -> int:
-        return self._source.tracks // self._source.world_size // self.batch_size
+        """Batches of an epoch that are given out."""
+        return self._setup.full_batches
 
     @property
     def _padded_batches(self) -> int:
+        """Batches of an epoch that the pipeline makes."""
         return math.ceil(math.ceil(self._source.tracks / self._source.world_size) / self.batch_size)
 
     def _build(self, checkpoint: bytes | None) -> Pipeline:
         random_state = np.random.SeedSequence([self._source.seed, self._source.rank])
         pipeline = self._graph(
             batch_size=self.batch_size,
-            num_threads=self._threads,
+            num_threads=self._setup.threads or _share_of_cores(),
             device_id=self.device.index,
             seed=int(random_state.generate_state(1)[0]),
             prefetch_queue_depth=_PREFETCH,
             enable_checkpointing=True,
             checkpoint=checkpoint,
         )
-        pipeline.build()
+        self._naming_shards(pipeline.build)
         return pipeline
 
     def _open_pipeline(self) -> Pipeline:
@@ -196,18 +150,37 @@ class _Loader(ABC, Generic[Batch]):
 
     def _run(self) -> Any:
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        return self._open_pipeline().run(stream)
+        pipeline = self._open_pipeline()
+        return self._naming_shards(lambda: pipeline.run(stream))
+
+    def _naming_shards(self, call: Callable[[], T]) -> T:
+        """Return `call()`; if it fails because of a shard, say which and what to do."""
+        try:
+            return call()
+        except RuntimeError as error:
+            folder = self._source.shard_set.folder
+            found = re.search(re.escape(str(folder)) + r"/([^/\s:\"]+\.(?:tar|idx))", str(error))
+            if found is None:
+                raise
+            raise DataError(
+                f"{folder / found[1]} is missing or damaged: `siamusic-fast verify {folder}` says what is "
+                f"wrong with it; packing again mends it."
+            ) from error
 
     def _tensor(self, output: Any) -> Tensor:
         """Return a batch as a tensor over DALI's own memory, which lives as long as the tensor."""
         return from_dlpack(output.as_tensor())
 
+    def _mels(self, output: Tensor) -> Tensor:
+        """Return spectrograms in the precision asked for: without a copy if that is float32."""
+        return output.to(self._setup.dtype)
+
 
 class TwoViewLoader(_Loader[tuple[Tensor, Tensor]]):
     """Two augmented views of every track, for pre-training.
 
-    Yields (view_1, view_2), each float32 [batch_size, 1, n_mels, frames]. All batches are full: up to
-    batch_size - 1 tracks per rank sit out an epoch, others in each, as the order changes.
+    Yields (view_1, view_2), each float32 or bfloat16 [batch_size, 1, n_mels, frames]. All batches are full:
+    up to batch_size - 1 tracks per rank sit out an epoch, others in each, as the order changes.
     """
 
     def __init__(
@@ -215,83 +188,93 @@ class TwoViewLoader(_Loader[tuple[Tensor, Tensor]]):
         data: ShardSet | Path | str,
         *,
         recipe: str | Recipe = "image",
+        crops: str = CROPS[0],
+        max_distance: float | None = None,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        """Apply `recipe`: text that `parse_recipe` reads, or a tuple of augmentations."""
+        """Apply `recipe`: text that `parse_recipe` reads, or a tuple of augmentations.
+
+        With `crops` "same" both views show the same seconds, with "independent" each its own, which start at
+        most `max_distance` seconds apart if that is given.
+        """
         self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+        self._pairing = Pairing(crops=crops, max_distance=max_distance)
         super().__init__(data, **options)
 
     def _graph(self, **options: Any) -> Pipeline:
-        return graph.two_views(self._source, self._recipe, self._features, **options)
+        return graph.two_views(self._source, self._recipe, self._features, self._pairing, **options)
 
     def _batch(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return outputs[0], outputs[1]
+        return self._mels(outputs[0]), self._mels(outputs[1])
 
 
 class LabelledLoader(_Loader[tuple[Tensor, Tensor]]):
     """A random crop of every labelled track, for training a classifier.
 
-    Yields (mels, labels): float32 [batch_size, 1, n_mels, frames] and int64 [batch_size]. All batches are
-    full; if there are fewer tracks than `batch_size`, they are one batch.
+    Yields (mels, labels): float32 or bfloat16 [batch_size, 1, n_mels, frames] and int64 [batch_size]. All
+    batches are full; if there are fewer tracks than `batch_size`, they are one batch.
     """
 
     _labelled_only = True
+    _smaller_batches = True
+
+    def __init__(
+        self,
+        data: ShardSet | Path | str,
+        *,
+        recipe: str | Recipe = "none",
+        labels: float = 1.0,
+        **options: Unpack[LoaderOptions],
+    ) -> None:
+        """Augment with `recipe`, and read the share `labels` of the tracks of each class only.
+
+        Raises `ConfigError` if `recipe` mixes tracks: the label would no longer be that of the crop.
+        """
+        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+        check_unmixed(self._recipe)
+        super().__init__(data, labels=labels, **options)
 
     def _graph(self, **options: Any) -> Pipeline:
-        return graph.labelled_crops(self._source, self._features, **options)
+        return graph.labelled_crops(self._source, self._recipe, self._features, **options)
 
     def _batch(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return outputs[0], outputs[1].long()
-
-    def _fitting(self, batch_size: int) -> int:
-        fewest = self._source.tracks // self._source.world_size
-        return super()._fitting(min(batch_size, fewest) if fewest else batch_size)
+        return self._mels(outputs[0]), outputs[1].long()
 
 
 class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
     """All of every labelled track, each track exactly once and in the order of the shards, for evaluation.
 
-    Yields (mels, labels): float32 [tracks, crops, 1, n_mels, frames] and int64 [tracks], where tracks is
-    `batch_size`, or less in the last batch. The crops are evenly spaced from the first to the last second.
+    Yields (mels, labels): float32 or bfloat16 [tracks, crops, 1, n_mels, frames] and int64 [tracks], where
+    tracks is `batch_size`, or less in the last batch. The crops are evenly spaced from the first to the last
+    second.
     """
 
     _shuffle = False
     _labelled_only = True
+    _smaller_batches = True
 
     def __init__(
         self, data: ShardSet | Path | str, *, crops: int | None = None, **options: Unpack[LoaderOptions]
     ) -> None:
-        """Take `crops` of each track; by default as many as cover the longest, up to `MOST_CROPS`."""
+        """Take `crops` of each track; by default as many as cover the longest, up to 32."""
         self._crops = crops
         super().__init__(data, **options)
 
     @property
     def crops(self) -> int:
         """Crops of each track."""
-        longest = max(shard.longest for shard in self._source.shards)
-        return self._crops or min(math.ceil(longest / self.mel.samples), MOST_CROPS)
+        return self._crops or covering(self._source, self.mel)
 
     def _graph(self, **options: Any) -> Pipeline:
         return graph.whole_tracks(self._source, self.crops, self._features, **options)
 
     def _batch(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         left = self._source.tracks_here - (self._position - 1) * self.batch_size
-        return outputs[0][:left], outputs[1][:left].long()
-
-    def _fitting(self, batch_size: int) -> int:
-        return super()._fitting(max(1, min(batch_size, self._source.tracks_here)))
+        return self._mels(outputs[0][:left]), outputs[1][:left].long()
 
     @property
     def _batches(self) -> int:
-        return math.ceil(self._source.tracks_here / self.batch_size)
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """Return `device` with a number if it is a GPU: DALI and torch must mean the same one."""
-    if device.type != "cuda":
-        return torch.device(device.type)
-    index: int | None = device.index
-    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
+        return self._setup.batches_here
 
 
 def _share_of_cores() -> int:

@@ -71,11 +71,11 @@ def log_mel(power: DataNode, mel: MelConfig) -> DataNode:
 
 def _spectrogram(wave: DataNode, mel: MelConfig, *, power: int) -> DataNode:
     # DALI's own default window is symmetric, which moves the result by 0.7 dB: a periodic one is given.
-    periodic_hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(mel.n_fft) / mel.n_fft)
+    periodic_hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(mel.window) / mel.window)
     return fn.spectrogram(
         wave,
         nfft=mel.n_fft,
-        window_length=mel.n_fft,
+        window_length=mel.window,
         window_step=mel.hop_length,
         window_fn=periodic_hann.tolist(),
         center_windows=True,

@@ -72,6 +72,20 @@ def parse_recipe(text: str) -> Recipe:
     return tuple(_augmentation(step) for step in _steps(text))
 
 
+def check_unmixed(recipe: Recipe) -> None:
+    """Raise `ConfigError` if `recipe` mixes tracks, whose labels are not mixed with them."""
+    if mixing := [step_name(step) for step in recipe if step.mixes]:
+        raise ConfigError(
+            f"{', '.join(mixing)} would add another track to a labelled one: leave it out of the recipe."
+        )
+
+
+def step_name(step: Augmentation) -> str:
+    """Return the name of `step` on the command line; of one that is not known there, its class's."""
+    names = {kind: name for name, kind in AUGMENTATIONS.items()}
+    return names.get(type(step), type(step).__name__.lower())
+
+
 def file_name(text: str) -> str:
     """Return the recipe `text` as a part of a file name: ``cutmix(p=0.3),hflip`` is cutmix-p-0.3-hflip."""
     return re.sub(r"[^0-9A-Za-z.]+", "-", text).strip("-")
@@ -95,12 +109,12 @@ def _augmentation(step: ast.expr) -> Augmentation:
     kind = _kind(ast.unparse(called))
     if not isinstance(step, ast.Call):
         return kind()  # type: ignore[call-arg]
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = {field.name: field.type for field in dataclasses.fields(kind)}
     values = {}
     for keyword in step.keywords:
         if keyword.arg not in known or step.args:
             break
-        values[keyword.arg] = _number(keyword)
+        values[keyword.arg] = _number(keyword, whole=known[keyword.arg] is int)
     if step.args or len(values) < len(step.keywords):
         raise ConfigError(f"{ast.unparse(step)} is no augmentation: its parameters are {', '.join(known)}.")
     return kind(**values)
@@ -119,11 +133,12 @@ def _kind(name: str) -> type[Augmentation]:
     )
 
 
-def _number(keyword: ast.keyword) -> float:
+def _number(keyword: ast.keyword, *, whole: bool) -> float:
     try:
         value = ast.literal_eval(keyword.value)
     except ValueError:
         value = None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{ast.unparse(keyword)} of an augmentation must be a number, such as p=0.5.")
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        kind, example = ("a whole number", "holes=2") if whole else ("a number", "p=0.5")
+        raise ConfigError(f"{ast.unparse(keyword)} of an augmentation must be {kind}, such as {example}.")
     return value

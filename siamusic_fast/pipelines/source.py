@@ -1,11 +1,15 @@
-"""DALI nodes that read shards: whole tracks as memory-mapped int16, and crops cut out of them."""
+"""DALI nodes that read shards: whole tracks as int16, and crops cut out of them.
+
+The tracks of wav shards are mapped into memory and only their crops are read; those of flac and ogg shards
+are decoded whole.
+"""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import SHORT_TRACKS, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
 from siamusic_fast.shards.manifest import Shard, ShardSet
@@ -13,7 +17,7 @@ from siamusic_fast.shards.manifest import Shard, ShardSet
 READER = "tracks"
 """Name of the reader in every graph."""
 
-HEADER = 22
+_WAV_HEADER = 22
 """int16 values before the first sample of a WAV file: its canonical header has 44 bytes."""
 _SHUFFLE_BUFFER = 1024
 """Tracks among which the reader draws the next. They are mapped, not read, so the buffer takes no memory."""
@@ -28,6 +32,8 @@ class Source:
     shard_set: ShardSet
     shards: tuple[Shard, ...]
     shuffle: bool
+    short_tracks: str = SHORT_TRACKS[0]
+    """What is done with tracks that are shorter than a crop, one of `SHORT_TRACKS`."""
     seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -41,6 +47,25 @@ class Source:
     def tracks_here(self) -> int:
         """Tracks of this rank in the first epoch; ranks differ by at most one."""
         return self.tracks * (self.rank + 1) // self.world_size - self.tracks * self.rank // self.world_size
+
+    @property
+    def rate(self) -> int:
+        """Samples per second of the shards."""
+        return self.shard_set.sample_rate
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the audio lies in the shards as samples, which need no decoding."""
+        return self.shard_set.codec == "wav"
+
+    @property
+    def header(self) -> int:
+        """int16 values before the first sample of what `read` returns."""
+        return _WAV_HEADER if self.mapped else 0
+
+    def span(self, mel: MelConfig) -> int:
+        """Return how many samples of the shards a crop takes: as many as it has, unless the rates differ."""
+        return -(-mel.samples * self.rate // mel.sample_rate)
 
     # These two are properties, not calls in `read`: DALI converts every call within a graph function, which
     # takes it a millisecond each, and a million tracks have 2,000 shards.
@@ -56,40 +81,29 @@ class Source:
 
 
 def check_crops(source: Source, mel: MelConfig) -> None:
-    """Raise `ConfigError` if the tracks cannot be read, or lack the rate or the length that `mel` needs."""
-    rate = source.shard_set.sample_rate
-    if source.shard_set.codec != "wav":
+    """Raise `ConfigError` if a crop of `mel` is longer than every track."""
+    longest = max(shard.longest for shard in source.shards)
+    seconds = longest / source.rate
+    if longest < source.span(mel):
         raise ConfigError(
-            f"The shards in {source.shard_set.folder} have codec {source.shard_set.codec}, and the loaders "
-            f"read wav: pack the audio again with --codec wav."
-        )
-    if mel.sample_rate != rate:
-        raise ConfigError(
-            f"The features ask for {mel.sample_rate} Hz and the shards in {source.shard_set.folder} "
-            f"have {rate} Hz: pack the audio again at that rate."
-        )
-    shortest = min(shard.shortest for shard in source.shards)
-    if shortest < mel.samples:
-        raise ConfigError(
-            f"A crop of {mel.seconds:g} s is longer than the shortest track in {source.shard_set.folder}, "
-            f"{shortest / rate:.1f} s: use --seconds {math.floor(10 * shortest / rate) / 10:g} or less, "
-            f"or pack again with --min-seconds {mel.seconds:g}."
+            f"A crop of {mel.seconds:g} s is longer than the longest track in {source.shard_set.folder}, "
+            f"{seconds:.1f} s: use --seconds {math.floor(10 * seconds) / 10:g} or less."
         )
 
 
-def read(source: Source) -> tuple[DataNode, DataNode]:
-    """Return (wav, label) nodes: whole files as int16, without a copy, and int32 scalars, -1 for no class.
+def read(source: Source, mel: MelConfig) -> tuple[DataNode, DataNode]:
+    """Return (audio, label) nodes: int16, `source.header` values before the samples, and int32, -1: no class.
 
     Each rank reads its own part of the shards. An epoch ends on a batch of its own: its tail repeats the
     last track (`pad_last_batch`), so that no track of the next epoch comes early. When shuffling, ranks
-    exchange their parts from epoch to epoch (`stick_to_shard`).
+    exchange their parts from epoch to epoch (`stick_to_shard`). Tracks are at least as long as a crop.
     """
-    wav, cls = fn.readers.webdataset(
+    audio, cls = fn.readers.webdataset(
         name=READER,
         paths=source.tars,
         index_paths=source.indices,
-        ext=["wav", "cls"],
-        dtypes=[types.INT16, types.UINT8],
+        ext=[source.shard_set.codec, "cls"],
+        dtypes=[types.INT16 if source.mapped else types.UINT8, types.UINT8],
         missing_component_behavior="error",
         random_shuffle=source.shuffle,
         initial_fill=min(_SHUFFLE_BUFFER, source.tracks),
@@ -99,7 +113,9 @@ def read(source: Source) -> tuple[DataNode, DataNode]:
         stick_to_shard=not source.shuffle,
         pad_last_batch=True,
     )
-    return wav, _label(cls)
+    if not source.mapped:
+        audio, _ = fn.decoders.audio(audio, dtype=types.INT16, downmix=True)
+    return _lengthened(audio, source, source.span(mel)), _label(cls)
 
 
 def length(audio: DataNode) -> DataNode:
@@ -119,6 +135,21 @@ def crop(audio: DataNode, samples: DataNode | int, position: DataNode | float, s
     spare = fn.cast(length(audio) - skip - samples, dtype=types.FLOAT)
     start = fn.cast(dmath.floor(position * spare + 0.5), dtype=types.INT32) + skip
     return fn.slice(audio, start=start, shape=samples, axes=[0])
+
+
+def _lengthened(audio: DataNode, source: Source, samples: int) -> DataNode:
+    """Return `audio` with at least `samples` behind its header: repeated, or with silence at its end."""
+    shortest, values = min(shard.shortest for shard in source.shards), source.header + samples
+    doublings = max(0, math.ceil(math.log2(samples / max(shortest, 1))))
+    if source.short_tracks == "pad" and doublings:
+        if length(audio) < values:
+            audio = fn.pad(audio, axes=[0], shape=[values])
+        doublings = 0
+    for _ in range(doublings):
+        if length(audio) < values:
+            again = fn.slice(audio, start=source.header, end=length(audio), axes=[0])
+            audio = fn.cat(audio, again)
+    return audio
 
 
 def _label(digits: DataNode) -> DataNode:

@@ -7,19 +7,21 @@ import json
 import math
 from typing import Any
 
-from torch.utils.dlpack import from_dlpack
+import numpy as np
+import torch
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source, check_crops
+from siamusic_fast.pipelines.torch_features import LogMel
+from siamusic_fast.pipelines.torch_source import Tracks
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import NORMALISATION, ShardSet
 
 _CROPS = 2048
-_BATCH = 32
+_BATCH = 16
 _LEAST_VARIANCE = 1e-4
 """In dB squared."""
 
@@ -48,20 +50,21 @@ def _measure(shard_set: ShardSet, mel: MelConfig, progress: Progress) -> Normali
     splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
     source = Source(shard_set=shard_set, shards=shard_set.shards(splits), shuffle=True)
     check_crops(source, mel)
-    features = graph.Features(mel, Normalisation(0.0, 1.0), "cpu")
-    batch_size = min(_BATCH, source.tracks)
-    pipeline = graph.two_views(
-        source, (), features, batch_size=batch_size, num_threads=2, device_id=None, seed=0
-    )
+    tracks = Tracks(source, source.span(mel))
+    log_mel = LogMel(mel, Normalisation(0.0, 1.0), source.rate, torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(source.tracks)[:_CROPS])
+    positions = rng.random(len(chosen))
     count, total, squares = 0, 0.0, 0.0
-    batches = math.ceil(min(_CROPS, source.tracks) / batch_size)
-    with progress.task("Estimating mean and deviation", batches, "batches") as task:
-        for _ in range(batches):
-            mels = from_dlpack(pipeline.run()[0].as_tensor()).double()
+    with progress.task("Estimating mean and deviation", len(chosen), "crops") as task:
+        for first in range(0, len(chosen), _BATCH):
+            part = slice(first, first + _BATCH)
+            pcm = tracks.crops(chosen[part], positions[part], source.span(mel)).pcm
+            mels = log_mel.plain(pcm).double()
             count += mels.numel()
             total += float(mels.sum())
             squares += float(mels.square().sum())
-            task.advance()
+            task.advance(len(pcm))
     mean = total / count
     variance = squares / count - mean**2
     if variance < _LEAST_VARIANCE:

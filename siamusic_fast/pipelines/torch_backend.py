@@ -11,33 +11,26 @@ stream of batches depends on the seed and the rank alone, not on workers, nor on
 
 import contextlib
 import itertools
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from siamusic_fast.config import MelConfig
-from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines import dali
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.recipes import Recipe, parse_recipe
-from siamusic_fast.pipelines.source import Source, check_crops
+from siamusic_fast.config import CROPS
+from siamusic_fast.pipelines.options import LoaderOptions, Pairing, covering, set_up
+from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, parse_recipe
+from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.pipelines.torch_batches import LabelledCrops, Maker, Outputs, TwoViews, WholeTracks
 from siamusic_fast.pipelines.torch_features import LogMel
 from siamusic_fast.pipelines.torch_source import Place, Plan, Tracks
-from siamusic_fast.shards.manifest import ShardSet, find_shards
-
-if TYPE_CHECKING:
-    from siamusic_fast.pipelines.loader import LoaderOptions
+from siamusic_fast.shards.manifest import ShardSet
 
 _PREFETCH = 2
 """Batches that each worker makes ahead."""
-_ESTIMATED_CROPS = 2048
 
 
 class _TorchLoader(ABC):
@@ -52,44 +45,34 @@ class _TorchLoader(ABC):
 
     _shuffle = True
     _labelled_only = False
+    _smaller_batches = False
 
     def __init__(
         self,
         data: ShardSet | Path | str,
         *,
-        splits: Sequence[str] = ("training",),
-        mel: MelConfig | None = None,
-        normalisation: Normalisation | None = None,
-        batch_size: int = 64,
-        device: torch.device | str = "cpu",
-        threads: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         workers: int = 0,
         per_batch: bool | None = None,
+        labels: float = 1.0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
-        shard_set = data if isinstance(data, ShardSet) else find_shards(data)
-        self.mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
-        self.device = torch.device(device)
-        self._source = Source(
-            shard_set=shard_set,
-            shards=shard_set.shards(splits, labelled_only=self._labelled_only),
+        setup = self._setup = set_up(
+            data,
+            options,
             shuffle=self._shuffle,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
+            labelled_only=self._labelled_only,
+            smaller_batches=self._smaller_batches,
+            labels=labels,
         )
-        check_crops(self._source, self.mel)
-        self.batch_size = self._fitting(batch_size)
-        self.normalisation = normalisation or _estimate(shard_set, self.mel)
-        self._threads = threads
+        self.mel, self.device, self.batch_size = setup.mel, setup.device, setup.batch_size
+        self.normalisation = setup.normalisation or estimate(setup.source.shard_set, self.mel)
         self._workers = workers
         self._per_batch = self.device.type != "cpu" if per_batch is None else per_batch
+        computes_on = self.device if self._per_batch else torch.device("cpu")
         self._maker = self._make(
-            Plan(self._source, self.batch_size, len(self)),
-            Tracks(self._source),
-            LogMel(self.mel, self.normalisation, self.device if self._per_batch else torch.device("cpu")),
+            Plan(setup.source, self.batch_size, len(self)),
+            Tracks(setup.source, setup.source.span(self.mel)),
+            LogMel(self.mel, self.normalisation, setup.source.rate, computes_on),
             per_batch=self._per_batch,
         )
         self._epoch = self._position = 0
@@ -98,7 +81,7 @@ class _TorchLoader(ABC):
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
-        return self._source.tracks // self._source.world_size // self.batch_size
+        return self._setup.full_batches
 
     def __iter__(self) -> Iterator[Outputs]:
         while self._position < len(self):
@@ -131,29 +114,17 @@ class _TorchLoader(ABC):
     def _make(self, plan: Plan, tracks: Tracks, features: LogMel, *, per_batch: bool) -> Maker:
         """Return what makes the batches."""
 
-    def _fitting(self, batch_size: int) -> int:
-        """Return `batch_size`, or raise `ConfigError` if the tracks do not fill a batch."""
-        if batch_size < 1:
-            raise ConfigError(f"batch_size = {batch_size} must be at least 1.")
-        fewest = self._source.tracks // self._source.world_size
-        if batch_size > fewest:
-            raise ConfigError(
-                f"A batch of {batch_size} does not fit the {fewest} tracks that each of "
-                f"{self._source.world_size} processes gets: use --batch-size {fewest} or less."
-            )
-        return batch_size
-
     def _next(self) -> Outputs:
         if self._closed:
             raise ValueError("This loader is closed.")
         if self._stream is None:
             self._stream = self._started()
-        with _torch_threads(self._threads):
+        with _torch_threads(self._setup.threads):
             made = next(self._stream)
             if self._per_batch:
                 crops = made._replace(pcm=self._moved(made.pcm), labels=self._moved(made.labels))
                 made = self._maker.compute(crops, (self._epoch, self._position))
-        return self._moved(made[0]), self._moved(made[1])
+        return self._output(made[0]), self._output(made[1])
 
     def _started(self) -> Iterator[Any]:
         """Return an endless stream of what the workers make, from the present place on."""
@@ -172,6 +143,11 @@ class _TorchLoader(ABC):
             )
         )
 
+    def _output(self, tensor: Tensor) -> Tensor:
+        """Return labels, or spectrograms in the precision asked for, on the device of the loader."""
+        moved = self._moved(tensor)
+        return moved.to(self._setup.dtype) if tensor.is_floating_point() else moved
+
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
@@ -184,29 +160,44 @@ class TorchTwoViewLoader(_TorchLoader):
         data: ShardSet | Path | str,
         *,
         recipe: str | Recipe = "image",
+        crops: str = CROPS[0],
+        max_distance: float | None = None,
         workers: int = 0,
         per_batch: bool | None = None,
-        **options: "Unpack[LoaderOptions]",
+        **options: Unpack[LoaderOptions],
     ) -> None:
-        """Apply `recipe`: what `parse_recipe` reads, or a tuple of augmentations."""
+        """Apply `recipe` to the views that `crops` and `max_distance` ask for, as `TwoViewLoader` does."""
         self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+        self._pairing = Pairing(crops=crops, max_distance=max_distance)
         super().__init__(data, workers=workers, per_batch=per_batch, **options)
 
     def _make(self, *parts: Any, **options: Any) -> Maker:
-        return TwoViews(self._recipe, *parts, **options)
+        return TwoViews(self._recipe, self._pairing, *parts, **options)
 
 
 class TorchLabelledLoader(_TorchLoader):
     """A random crop of every labelled track, for training a classifier; yields what `LabelledLoader` does."""
 
     _labelled_only = True
+    _smaller_batches = True
+
+    def __init__(
+        self,
+        data: ShardSet | Path | str,
+        *,
+        recipe: str | Recipe = "none",
+        labels: float = 1.0,
+        workers: int = 0,
+        per_batch: bool | None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> None:
+        """Apply `recipe` to the share `labels` of the tracks, as `LabelledLoader` does."""
+        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+        check_unmixed(self._recipe)
+        super().__init__(data, workers=workers, per_batch=per_batch, labels=labels, **options)
 
     def _make(self, *parts: Any, **options: Any) -> Maker:
-        return LabelledCrops(*parts, **options)
-
-    def _fitting(self, batch_size: int) -> int:
-        fewest = self._source.tracks // self._source.world_size
-        return super()._fitting(min(batch_size, fewest) if fewest else batch_size)
+        return LabelledCrops(self._recipe, *parts, **options)
 
 
 class TorchTrackLoader(_TorchLoader):
@@ -214,6 +205,7 @@ class TorchTrackLoader(_TorchLoader):
 
     _shuffle = False
     _labelled_only = True
+    _smaller_batches = True
 
     def __init__(
         self,
@@ -222,26 +214,22 @@ class TorchTrackLoader(_TorchLoader):
         crops: int | None = None,
         workers: int = 0,
         per_batch: bool | None = None,
-        **options: "Unpack[LoaderOptions]",
+        **options: Unpack[LoaderOptions],
     ) -> None:
-        """Take `crops` of each track; by default as many as cover the longest."""
+        """Take `crops` of each track; by default as many as cover the longest, up to 32."""
         self._crops = crops
         super().__init__(data, workers=workers, per_batch=per_batch, **options)
 
     def __len__(self) -> int:
-        return math.ceil(self._source.tracks_here / self.batch_size)
+        return self._setup.batches_here
 
     @property
     def crops(self) -> int:
         """Crops of each track."""
-        longest = max(shard.longest for shard in self._source.shards)
-        return self._crops or math.ceil(longest / self.mel.samples)
+        return self._crops or covering(self._setup.source, self.mel)
 
     def _make(self, *parts: Any, **options: Any) -> Maker:
         return WholeTracks(self.crops, *parts, **options)
-
-    def _fitting(self, batch_size: int) -> int:
-        return super()._fitting(max(1, min(batch_size, self._source.tracks_here)))
 
 
 class _Places(Sampler[Place]):
@@ -279,20 +267,3 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _estimate(shard_set: ShardSet, mel: MelConfig) -> Normalisation:
-    """Return the constants kept beside the shards; without DALI, which makes those, measure them again."""
-    if dali.fn is not None:
-        from siamusic_fast.pipelines.stats import estimate
-
-        return estimate(shard_set, mel)
-    splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
-    count = min(_ESTIMATED_CROPS, shard_set.tracks(splits))
-    decibels = Normalisation(0.0, 1.0)
-    batch_size = min(32, count)
-    loader = TorchTwoViewLoader(
-        shard_set, recipe=(), splits=splits, mel=mel, normalisation=decibels, batch_size=batch_size
-    )
-    views = torch.cat([view for view, _ in itertools.islice(loader, count // batch_size)]).double()
-    return Normalisation(float(views.mean()), float(views.std(correction=0)))

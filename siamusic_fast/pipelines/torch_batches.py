@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from siamusic_fast.pipelines.augment import AudioAugmentation
+from siamusic_fast.pipelines.options import Pairing
 from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.pipelines.torch_augment import Draws, Effect, Waves, change, check_known, effect
 from siamusic_fast.pipelines.torch_features import PITCH_GRID, LogMel, shifted, to_float
@@ -35,9 +36,14 @@ class Maker(ABC):
         self._per_batch = per_batch
 
     @property
+    def span(self) -> int:
+        """Samples of the shards that a crop takes."""
+        return self.plan.source.span(self._features.mel)
+
+    @property
     def samples(self) -> int:
         """Longest crop that is read of a track."""
-        return self._features.mel.samples
+        return self.span
 
     def read(self, place: Place) -> Crops:
         """Return a crop of every track of a batch, at random positions."""
@@ -62,13 +68,6 @@ class Maker(ABC):
         return images
 
 
-class LabelledCrops(Maker):
-    """One crop of every track, and its label."""
-
-    def compute(self, crops: Crops, place: Place) -> Outputs:
-        return self._plain(crops.pcm)[:, None], crops.labels
-
-
 class WholeTracks(Maker):
     """Evenly spaced crops of every track, and its label."""
 
@@ -87,8 +86,8 @@ class WholeTracks(Maker):
         return images.view(-1, len(self._positions), 1, *images.shape[1:]), crops.labels
 
 
-class TwoViews(Maker):
-    """Two differently augmented views of the same moment of every track."""
+class Augmented(Maker):
+    """What makes crops to which a recipe is applied."""
 
     def __init__(self, recipe: Recipe, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -98,19 +97,27 @@ class TwoViews(Maker):
 
     @property
     def samples(self) -> int:
-        return math.ceil(math.prod(step.reach for step in self._audio) * super().samples)
+        return math.ceil(math.prod(step.reach for step in self._audio) * self.span)
 
-    def compute(self, crops: Crops, place: Place) -> Outputs:
-        draws = self.plan.draws(place, AUGMENTATIONS, len(crops.pcm))
+    def _views(self, views: list[Crops], place: Place) -> list[Tensor]:
+        """Return the images, [batch, n_mels, frames], of crops that may be the same ones."""
+        draws = self.plan.draws(place, AUGMENTATIONS, len(views[0].pcm))
         if self._audio:
-            images = [self._from_audio(crops, draws) for _ in range(2)]
+            images = [self._from_audio(crops, draws) for crops in views]
         else:
-            image = self._plain(crops.pcm)  # computed once, augmented twice
-            images = [image, image.clone() if self._image else image]
+            first = self._plain(views[0].pcm)
+            rest = [
+                self._once_more(first) if crops is views[0] else self._plain(crops.pcm) for crops in views[1:]
+            ]
+            images = [first, *rest]
         for step in self._image:
             for image in images:
                 change(image, step, draws)
-        return images[0][:, None], images[1][:, None]
+        return images
+
+    def _once_more(self, image: Tensor) -> Tensor:
+        """Return `image`, computed once, to be augmented twice."""
+        return image.clone() if self._image else image
 
     def _from_audio(self, crops: Crops, draws: Draws) -> Tensor:
         """Return the spectrograms of the crops at a tempo, a pitch and with the changes that are drawn.
@@ -118,14 +125,14 @@ class TwoViews(Maker):
         With rate r and pitch k, r times as many samples are taken and resampled to 1 / k of their number: the
         pitch is right, and frame j of the result lies at frame j r / k of the spectrogram.
         """
-        mel, partners = self._features.mel, draws.partners()
+        span, partners = self.span, draws.partners()
         effects = [effect(step, draws) for step in self._audio]
         lengths, positions = crops.lengths.numpy(), crops.positions.numpy()
         # A track too short for the tempo drawn, its own or its partner's, is played as fast as it allows.
-        fastest = np.minimum(lengths, lengths[partners]) / mel.samples
+        fastest = np.minimum(lengths, lengths[partners]) / span
         rate = np.minimum(_product(effects, "rate", draws.count), fastest)
         grid_pitch = np.rint(PITCH_GRID * _product(effects, "pitch", draws.count)).astype(np.int64)
-        samples = np.floor(rate * mel.samples + 0.5).astype(np.int64)
+        samples = np.floor(rate * span + 0.5).astype(np.int64)
         starts = nearest(positions, lengths - samples)
         partner_starts = nearest(positions[partners], lengths[partners] - samples)
         step = rate * PITCH_GRID / grid_pitch
@@ -138,10 +145,49 @@ class TwoViews(Maker):
                 partner = _cut(_rows(crops.pcm, partners[rows]), partner_starts[rows], samples[rows])
                 for change_wave in changes:
                     wave = change_wave(Waves(wave, partner, ends, rows))
+            wave, ends = self._features.at_rate(wave), self._features.lengths_at_rate(ends)
             wave, ends = shifted(wave, ends, grid_pitch[rows].tolist())
             return self._features.stretched(wave, ends, _column(step[rows].astype(np.float32), wave))
 
         return self._images(draws.count, crops.pcm.device, make)
+
+
+class TwoViews(Augmented):
+    """Two differently augmented views of every track, of the same moment or of two."""
+
+    def __init__(self, recipe: Recipe, pairing: Pairing, *args: Any, **options: Any) -> None:
+        super().__init__(recipe, *args, **options)
+        self._pairing = pairing
+
+    def read(self, place: Place) -> Crops:
+        """Return a crop of every track; if the second views have moments of their own, theirs after them."""
+        tracks = self.plan.tracks(place)
+        draws = self.plan.draws(place, CROPS, len(tracks))
+        first = draws.uniform(0, 1)
+        if not self._pairing.independent:
+            return self._tracks.crops(tracks, first, self.samples)
+        low, high = np.zeros_like(first), np.ones_like(first)
+        if self._pairing.max_distance is not None:
+            spare = np.maximum(self._tracks.lengths(tracks) - self.span, 1)
+            reach = self._pairing.max_distance * self.plan.source.rate / spare
+            low, high = np.maximum(first - reach, 0), np.minimum(first + reach, 1)
+        second = low + (high - low) * draws.uniform(0, 1)
+        return self._tracks.crops(np.tile(tracks, 2), np.concatenate([first, second]), self.samples)
+
+    def compute(self, crops: Crops, place: Place) -> Outputs:
+        views = [crops, crops]
+        if self._pairing.independent:
+            views = [Crops(*half) for half in zip(*(part.chunk(2) for part in crops), strict=True)]
+        view_1, view_2 = self._views(views, place)
+        return view_1[:, None], view_2[:, None]
+
+
+class LabelledCrops(Augmented):
+    """One augmented crop of every track, and its label."""
+
+    def compute(self, crops: Crops, place: Place) -> Outputs:
+        (images,) = self._views([crops], place)
+        return images[:, None], crops.labels
 
 
 def _product(effects: list[Effect], name: str, count: int) -> Array:

@@ -6,6 +6,7 @@ that no filter uses.
 """
 
 import functools
+import warnings
 
 import torch
 import torchaudio
@@ -16,18 +17,32 @@ from siamusic_fast.pipelines.mel import Normalisation
 
 PITCH_GRID = 128
 """Pitches are multiples of 1/128, about 13 cents apart: the resampler wants ratios of integers."""
+_RATE_LOBES = 16
+"""Of the filter that converts sample rates, as in the DALI graph."""
 
 
 class LogMel:
-    """Normalised log-mels of int16 or float32 audio, float32 [samples, n_mels, frames]."""
+    """Normalised log-mels of int16 or float32 audio, float32 [samples, n_mels, frames].
 
-    def __init__(self, mel: MelConfig, normalisation: Normalisation, device: torch.device) -> None:
+    `rate` is that of the audio, in samples per second.
+    """
+
+    def __init__(self, mel: MelConfig, normalisation: Normalisation, rate: int, device: torch.device) -> None:
         self.mel = mel
-        self._normalisation = normalisation
-        self._window = torch.hann_window(mel.n_fft, device=device)
-        filters = torchaudio.functional.melscale_fbanks(
-            mel.n_fft // 2 + 1, 0.0, mel.f_max, mel.n_mels, mel.sample_rate
+        self._rate = rate
+        self._resample = torchaudio.transforms.Resample(
+            rate, mel.sample_rate, lowpass_filter_width=_RATE_LOBES
         ).to(device)
+        self._normalisation = normalisation
+        left = (mel.n_fft - mel.window) // 2
+        self._window = torch.zeros(mel.n_fft, device=device)
+        self._window[left : left + mel.window] = torch.hann_window(mel.window, device=device)
+        with warnings.catch_warnings():
+            # A band that is narrower than a bin stays empty, as it does in DALI.
+            warnings.filterwarnings("ignore", "At least one mel filterbank has all zero values")
+            filters = torchaudio.functional.melscale_fbanks(
+                mel.n_fft // 2 + 1, 0.0, mel.f_max, mel.n_mels, mel.sample_rate
+            ).to(device)
         self._bins = int(filters.sum(dim=1).nonzero().max()) + 1
         self._filters = filters[: self._bins].contiguous()
         # Real and imaginary parts lie next to each other: the product with these adds up their squares.
@@ -35,11 +50,19 @@ class LogMel:
 
     def plain(self, pcm: Tensor) -> Tensor:
         """Return the log-mels of `pcm`, int16 [samples, length]."""
-        wave = to_float(pcm)
+        wave = self.at_rate(to_float(pcm))[:, : self.mel.samples]
         half = self.mel.n_fft // 2
         spectrum = self._spectrum(_padded(wave, half))
         parts = torch.view_as_real(spectrum).flatten(-2)[..., : 2 * self._bins]
         return self._decibels((parts * parts) @ self._filters_of_parts)
+
+    def at_rate(self, wave: Tensor) -> Tensor:
+        """Return `wave`, [samples, any], at the sample rate of the features."""
+        return wave if self._rate == self.mel.sample_rate else self._resample(wave)
+
+    def lengths_at_rate(self, lengths: Tensor) -> Tensor:
+        """Return the lengths that `at_rate` makes of `lengths`, int64."""
+        return -(-lengths * self.mel.sample_rate // self._rate)
 
     def stretched(self, wave: Tensor, lengths: Tensor, step: Tensor) -> Tensor:
         """Return the log-mels of the frames 0, step, 2 step... of each wave.

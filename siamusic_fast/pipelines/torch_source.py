@@ -1,15 +1,17 @@
 """Reading shards without DALI: any crop of any track at once, from memory-mapped tars by their indexes."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines.source import HEADER, Source
+from siamusic_fast.pipelines.source import Source
 from siamusic_fast.pipelines.torch_augment import Draws
 
 Array = NDArray[Any]
@@ -34,26 +36,39 @@ class Crops(NamedTuple):
 
 
 class Tracks:
-    """Random access to the audio and the labels of all tracks of a source."""
+    """Random access to the audio and the labels of all tracks of a source.
 
-    def __init__(self, source: Source) -> None:
+    A track shorter than `span` samples is lengthened as `source.short_tracks` says, in the same way as in the
+    DALI graph: repeated, doubling its length until it suffices, or with silence at its end.
+    """
+
+    def __init__(self, source: Source, span: int) -> None:
         shard_set = source.shard_set
+        self._source = source
+        self._span = span
         self._paths = [shard_set.path(shard.file) for shard in source.shards]
-        entries = [_index(shard_set.path(shard.index)) for shard in source.shards]
+        entries = [_index(shard_set.path(shard.index), shard_set.codec) for shard in source.shards]
         self._shard = np.repeat(np.arange(len(entries)), [len(entry) for entry in entries])
-        self._wav, size, self._cls, self._cls_size = np.concatenate(entries).T
-        self.lengths = size // 2 - HEADER
-        """Samples of each track."""
+        self._audio, self._size, self._cls, self._cls_size = np.concatenate(entries).T
         self._maps: dict[int, Array] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out, which would be copied: each process makes its own."""
         return {**self.__dict__, "_maps": {}}
 
+    def lengths(self, tracks: Array) -> Array:
+        """Return the samples of each of the `tracks`, lengthened if need be."""
+        own = self._own_lengths(tracks)
+        if self._source.short_tracks == "pad":
+            return np.maximum(own, self._span)
+        doublings = np.ceil(np.log2(self._span / own)).clip(min=0).astype(np.int64)
+        return np.asarray(own << doublings)
+
     def crops(self, tracks: Array, positions: Array, samples: int) -> Crops:
         """Return `samples`, or all if there are fewer, at one of the `positions` of each of the `tracks`."""
-        lengths = np.minimum(self.lengths[tracks], samples)
-        starts = nearest(positions, self.lengths[tracks] - lengths)
+        all_samples = self.lengths(tracks)
+        lengths = np.minimum(all_samples, samples)
+        starts = nearest(positions, all_samples - lengths)
         pcm = torch.empty(len(tracks), int(lengths.max()), dtype=torch.int16)
         rows = pcm.numpy()
         for row, track in enumerate(tracks.tolist()):
@@ -62,19 +77,48 @@ class Tracks:
         labels = torch.tensor([self._label(track) for track in tracks.tolist()])
         return Crops(pcm, torch.from_numpy(lengths), torch.from_numpy(positions), labels)
 
+    def _own_lengths(self, tracks: Array) -> Array:
+        if self._source.mapped:
+            return np.asarray(self._size[tracks] // 2 - self._source.header)
+        return np.array([self._opened(track).frames for track in tracks.tolist()], dtype=np.int64)
+
     def _pcm(self, track: int, start: int, samples: int) -> Array:
-        first = int(self._wav[track]) + 2 * (HEADER + start)
-        return self._bytes(track)[first : first + 2 * samples].view("<i2")
+        found = self._read(track, start, samples)
+        if len(found) == samples:
+            return found
+        if self._source.short_tracks == "pad":
+            return np.pad(found, (0, samples - len(found)))
+        whole = self._read(track, 0, samples)
+        return np.asarray(whole[np.arange(start, start + samples) % len(whole)])
+
+    def _read(self, track: int, start: int, samples: int) -> Array:
+        """Return `samples` of the track itself, or as many as there are from `start` on."""
+        if self._source.mapped:
+            audio = self._bytes(track, self._audio, self._size).view("<i2")[self._source.header :]
+            return np.asarray(audio[start : start + samples])
+        with self._opened(track) as file:
+            file.seek(min(start, file.frames))
+            return np.asarray(file.read(samples, dtype="int16"))
+
+    def _opened(self, track: int) -> soundfile.SoundFile:
+        try:
+            return soundfile.SoundFile(io.BytesIO(self._bytes(track, self._audio, self._size).tobytes()))
+        except soundfile.LibsndfileError as error:
+            path = self._paths[int(self._shard[track])]
+            raise DataError(
+                f"{path} is damaged ({error}): `siamusic-fast verify {path.parent}` says what is wrong with "
+                f"it; packing again mends it."
+            ) from error
 
     def _label(self, track: int) -> int:
-        first = int(self._cls[track])
-        return int(self._bytes(track)[first : first + int(self._cls_size[track])].tobytes())
+        return int(self._bytes(track, self._cls, self._cls_size).tobytes())
 
-    def _bytes(self, track: int) -> Array:
+    def _bytes(self, track: int, offsets: Array, sizes: Array) -> Array:
         shard = int(self._shard[track])
         if shard not in self._maps:
             self._maps[shard] = np.asarray(np.memmap(self._paths[shard], mode="r"))
-        return self._maps[shard]
+        first = int(offsets[track])
+        return np.asarray(self._maps[shard][first : first + int(sizes[track])])
 
 
 class Plan:
@@ -83,7 +127,7 @@ class Plan:
     def __init__(self, source: Source, batch_size: int, batches: int) -> None:
         self.batches = batches
         """Of an epoch."""
-        self._source = source
+        self.source = source
         self._batch_size = batch_size
         self._epoch = -1
         self._order = np.arange(0)
@@ -97,11 +141,11 @@ class Plan:
 
     def draws(self, place: Place, purpose: int, count: int) -> Draws:
         """Return random numbers for one `purpose` in one batch."""
-        return Draws([self._source.seed, *place, self._source.rank, purpose], count)
+        return Draws([self.source.seed, *place, self.source.rank, purpose], count)
 
     def _order_of(self, epoch: int) -> Array:
         """Return this rank's tracks: when shuffling, its share of a permutation of all."""
-        source = self._source
+        source = self.source
         if source.shuffle:
             order: Array = np.random.default_rng([source.seed, epoch, ORDER]).permutation(source.tracks)
             return order[source.rank :: source.world_size][: self.batches * self._batch_size]
@@ -115,11 +159,11 @@ def nearest(positions: Array, spare: Array) -> Array:
     return np.asarray(starts, dtype=np.int64)
 
 
-def _index(path: Path) -> Array:
-    """Return offset and size of the wav, offset and size of the cls, of every track: int64 [tracks, 4]."""
+def _index(path: Path, codec: str) -> Array:
+    """Return offset and size of the audio, offset and size of the cls, of every track: int64 [tracks, 4]."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        entries = [_entry(line.split()) for line in lines[1:]]
+        entries = [_entry(line.split(), codec) for line in lines[1:]]
         if lines[0].split() != ["v1.2", str(len(entries))]:
             raise ValueError(f"{lines[0]!r} before {len(entries)} tracks")
     except (OSError, ValueError, IndexError, KeyError) as error:
@@ -130,6 +174,6 @@ def _index(path: Path) -> Array:
     return np.array(entries, dtype=np.int64)
 
 
-def _entry(words: list[str]) -> list[int]:
+def _entry(words: list[str], codec: str) -> list[int]:
     files = {words[at]: (int(words[at + 1]), int(words[at + 2])) for at in range(0, len(words), 4)}
-    return [*files["wav"], *files["cls"]]
+    return [*files[codec], *files["cls"]]

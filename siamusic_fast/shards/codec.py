@@ -12,8 +12,8 @@ from siamusic_fast.errors import ConfigError
 
 CODECS = {
     "wav": "16-bit samples behind 44 bytes of header: crops are read without decoding",
-    "flac": "lossless, about half the size; every reader decodes whole tracks",
-    "ogg": "Vorbis, lossy, about a tenth of the size; every reader decodes whole tracks",
+    "flac": "lossless, about half the size; a crop costs decoding its whole track",
+    "ogg": "Vorbis, lossy, about a tenth of the size; a crop costs decoding its whole track",
 }
 """Codec, which is also the ending of the file in the shard, and what it is."""
 

@@ -20,16 +20,16 @@ def test_examples_are_the_first_tracks_of_the_split_with_views_of_their_own(shar
     tracks = [track for track in read_tracks(shard_set.folder) if track.split == "training"]
     assert [example.track for example in found] == tracks[:3]
     for example in found:
-        pictures = (example.original, example.view_1, example.view_2)
+        pictures = (example.original, example.views[0].decibels, example.views[1].decibels)
         assert all(picture.shape == (48, 431) for picture in pictures)
-        assert not np.array_equal(example.view_1, example.view_2)
+        assert not np.array_equal(example.views[0].decibels, example.views[1].decibels)
         assert -100 <= example.original.min() < example.original.max() < 60
 
 
 def test_without_augmentation_the_views_are_the_original(shard_set: ShardSet) -> None:
     for example in examples(shard_set, recipe=(), mel=MEL, count=2, split="test"):
-        np.testing.assert_array_equal(example.view_1, example.original)
-        np.testing.assert_array_equal(example.view_2, example.original)
+        np.testing.assert_array_equal(example.views[0].decibels, example.original)
+        np.testing.assert_array_equal(example.views[1].decibels, example.original)
 
 
 def test_the_picture_is_a_png_with_a_row_per_track(shard_set: ShardSet, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_each_augmentation_alone_always_happens_to_the_same_crop(shard_set: Shar
     assert [example.label for example in found] == ["stretch", "mask", "cutout"]
     np.testing.assert_array_equal(found[1].original, found[2].original)
     for example in found:
-        assert not np.array_equal(example.view_1, example.original)
-        assert not np.array_equal(example.view_2, example.original)
+        assert not np.array_equal(example.views[0].decibels, example.original)
+        assert not np.array_equal(example.views[1].decibels, example.original)
     with pytest.raises(ConfigError, match="no augmentation to show"):
         each_alone(shard_set, recipe=(), mel=MEL)

@@ -73,7 +73,7 @@ def test_preview_names_what_makes_missing_shards(tmp_path: Path) -> None:
 
 def test_preview_refuses_a_crop_longer_than_the_tracks(shard_set: ShardSet, tmp_path: Path) -> None:
     words = ("preview", "--data", shard_set.folder, "--seconds", 60, "--out", tmp_path / "x.png")
-    assert "longer than the shortest track" in error_line(run(*words))
+    assert "longer than the longest track" in error_line(run(*words))
 
 
 def test_bench_loader_ends_with_one_line_of_json(shard_set: ShardSet) -> None:

@@ -28,7 +28,7 @@ def images(count: int) -> list[Array]:
 
 def augmented(step: ImageAugmentation, batch: list[Array], seed: int = 0) -> list[Array]:
     """Return what `step` makes of each image of `batch`, [n_mels, frames]."""
-    found = run(lambda image: step.image(image, MEL), batch, layout="HWC", seed=seed)
+    found = run(lambda image: step.image(image, step.draw(MEL), MEL), batch, layout="HWC", seed=seed)
     return [image[..., 0] for image in found]
 
 

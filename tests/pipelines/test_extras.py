@@ -5,6 +5,8 @@ import pytest
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.augment import ImageAugmentation
+from siamusic_fast.pipelines.dali import DataNode
 from siamusic_fast.pipelines.extras import (
     FrequencyMask,
     Gain,
@@ -14,7 +16,7 @@ from siamusic_fast.pipelines.extras import (
     TimeMask,
 )
 from tests.pipelines.graphs import Array, run
-from tests.pipelines.test_augment import SHAPE, augmented, images
+from tests.pipelines.test_augment import MEL, SHAPE, augmented, images
 
 
 def waves(count: int) -> list[Array]:
@@ -31,9 +33,11 @@ def ramp() -> list[Array]:
 
 
 def test_gain_scales_by_up_to_the_decibels_given() -> None:
-    batch = waves(50)
+    step, batch = Gain(p=1), waves(50)
     decibels = []
-    for before, after in zip(batch, run(lambda wave: Gain(p=1).wave(wave, wave), batch), strict=True):
+    for before, after in zip(
+        batch, run(lambda wave: step.wave(wave, wave, step.draw(MEL)), batch), strict=True
+    ):
         factor = float(after[0] / before[0])
         np.testing.assert_allclose(after, factor * before, rtol=1e-5)
         decibels.append(20 * np.log10(factor))
@@ -45,7 +49,9 @@ def test_noise_has_the_signal_to_noise_ratio_asked_for() -> None:
     step = Noise(p=1, lowest_snr=20, highest_snr=20)
     batch = waves(10)
     noises = []
-    for before, after in zip(batch, run(lambda wave: step.wave(wave, wave), batch), strict=True):
+    for before, after in zip(
+        batch, run(lambda wave: step.wave(wave, wave, step.draw(MEL)), batch), strict=True
+    ):
         noise = after - before
         noises.append(noise)
         assert 20 * np.log10(before.std() / noise.std()) == pytest.approx(20, abs=0.2)
@@ -130,5 +136,9 @@ def test_features_of_any_size_can_be_distorted() -> None:
     mel = MelConfig(seconds=0.5, n_mels=13)
     batch = [np.ones((13, mel.frames, 1), dtype=np.float32)] * 2
     for step in (GridDistortion(p=1, steps=7), RandomResizedCrop(p=1)):
-        for after in run(functools.partial(step.image, mel=mel), batch, layout="HWC"):
+        for after in run(functools.partial(_whole_step, step, mel), batch, layout="HWC"):
             np.testing.assert_allclose(after, batch[0], rtol=1e-5)
+
+
+def _whole_step(step: ImageAugmentation, mel: MelConfig, image: DataNode) -> DataNode:
+    return step.image(image, step.draw(mel), mel)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from nvidia.dali import pipeline_def
 
-from siamusic_fast.pipelines import source
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.source import Source, read
 from siamusic_fast.shards.decode import REASONS
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -37,16 +38,15 @@ def test_damaged_inputs_are_all_accounted_for_and_what_is_packed_decodes_in_dali
     assert read_with_dali(shard_set, len(packed)) == [row.sha256 for row in packed]
 
 
-def read_with_dali(shard_set: ShardSet, tracks: int) -> list[str]:
+def read_with_dali(shard_set: ShardSet, count: int) -> list[str]:
     """Return the checksums of the samples, as DALI gives them, in the order of the shards."""
     shards = shard_set.shards(list(shard_set.splits))
+    tracks = Source(shard_set=shard_set, shards=shards, shuffle=False)
 
-    @pipeline_def(batch_size=tracks, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    @pipeline_def(batch_size=count, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
     def whole_files() -> Any:
-        wav, _ = source.read(source.Source(shard_set=shard_set, shards=shards, shuffle=False))
-        return wav
+        audio, _ = read(tracks, MelConfig(seconds=0.1))
+        return audio
 
-    pipeline = whole_files()
-    pipeline.build()
-    (batch,) = pipeline.run()
-    return [hashlib.sha256(batch.at(n)[source.HEADER :].tobytes()).hexdigest() for n in range(tracks)]
+    (batch,) = whole_files().run()
+    return [hashlib.sha256(batch.at(n)[tracks.header :].tobytes()).hexdigest() for n in range(count)]
