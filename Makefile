@@ -1,10 +1,10 @@
-# Two commands on a machine with Python 3.11 or later: `make demo` and `make test`. Each sets up .venv first.
+# On a machine with Python 3.11 or later: `make demo`, `make test` and `make bench`. Each sets up .venv first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install constraints clean
+.PHONY: demo test check bench install constraints clean
 
 demo: install  ## Run the whole way on a small synthetic corpus (about four minutes on two cores).
 	$(BIN)/siamusic-fast demo
@@ -14,6 +14,9 @@ test: install  ## Run the tests.
 
 check: install  ## Check format, lint and types.
 	scripts/check
+
+bench: install  ## Measure this machine on data made for it (under ten minutes on two cores).
+	$(BIN)/siamusic-fast bench all --out benchmarks/here
 
 install: $(VENV)/.installed  ## Make .venv with everything in it.
 

@@ -15,30 +15,29 @@ from siamusic_fast.shards.plan import Track
 from siamusic_fast.shards.tables import write_rejects, write_tracks
 from siamusic_fast.shards.writer import Sample, Storage, write_shard
 
-_TRACKS_PER_SHARD = 512
 _RATE = 22_050
 _SAMPLES = _RATE // 10
 """Of each track: a tenth of a second, since opening reads no audio."""
 
 
-def opening_seconds(folder: Path, tracks: int) -> float:
+def opening_seconds(folder: Path, tracks: int, tracks_per_shard: int = 512) -> float:
     """Return how long reading the manifest of about `tracks` tracks and building a loader takes.
 
-    The shards, of 512 tracks each, are one file under many names in the new folder `folder`.
+    The shards are one file under many names in the new folder `folder`.
     """
-    shard_set = _repeated_shards(folder, max(1, round(tracks / _TRACKS_PER_SHARD)))
+    shard_set = _repeated_shards(folder, max(1, round(tracks / tracks_per_shard)), tracks_per_shard)
     mel = MelConfig(seconds=_SAMPLES / shard_set.sample_rate)
     started = time.perf_counter()
     with TwoViewLoader(read_manifest(folder), mel=mel, normalisation=Normalisation(0.0, 1.0)):
         return time.perf_counter() - started
 
 
-def _repeated_shards(folder: Path, count: int) -> ShardSet:
+def _repeated_shards(folder: Path, count: int, tracks_per_shard: int) -> ShardSet:
     folder.mkdir()
     pcm = np.random.default_rng(0).integers(-1000, 1000, _SAMPLES).astype(np.int16)
     samples = [
         Sample(f"{n:06d}", Track(f"{n:06d}", f"{n:06d}.mp3", "training", "Folk"), 0, pcm)
-        for n in range(_TRACKS_PER_SHARD)
+        for n in range(tracks_per_shard)
     ]
     first = write_shard(folder, "training-000000", samples, storage=Storage(sample_rate=_RATE), labelled=True)
     shards = [first, *(_link(folder, first, number) for number in range(1, count))]

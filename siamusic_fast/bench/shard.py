@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import soundfile
 import soxr
 
 from siamusic_fast.bench.opening import opening_seconds
-from siamusic_fast.bench.report import Measurement
+from siamusic_fast.bench.report import Measurement, Ratio, Report
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.decode import AudioError, decode
@@ -54,19 +53,6 @@ print(seconds, int(status[status.index("VmHWM:") + 1]) / 1024)
 """Plans in a process of its own, whose peak memory is that of the tracks and the plan."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardBench:
-    """What was measured, and what it says."""
-
-    measurements: tuple[Measurement, ...]
-    ratios: dict[str, float]
-    """Of medians: what over what."""
-    script: str
-    """What the obvious script calls."""
-    tracks: int
-    """That were packed in each window."""
-
-
 def measure(
     corpus: Corpus | None = None,
     *,
@@ -75,7 +61,7 @@ def measure(
     windows: int = 3,
     planned: int = 1_000_000,
     progress: Progress = SILENT,
-) -> ShardBench:
+) -> Report:
     """Pack `corpus`, or `tracks` MP3s of 30 s that are made for it, `windows` times, and all else beside it.
 
     Rates that are compared are measured in turns, in each window: the limit is `workers` over the CPU seconds
@@ -110,23 +96,27 @@ def measure(
         opening = opening_seconds(scratch / "many", planned)
     plan_seconds, plan_memory = _plan(planned)
     found = [Measurement(name=name, unit="tracks/s", windows=tuple(of)) for name, of in rates.items()]
-    limit, packer, running, by_cpu, script = (one.median for one in found)
+    limit, packer, running, by_cpu, script = found
+    ratios = [
+        Ratio.of(running, limit, target=0.85),
+        Ratio.of(packer, limit),
+        Ratio.of(by_cpu, limit),
+        Ratio.of(packer, script, target=3.0),
+    ]
     found += [verified, summed] if summed else [verified]
+    if summed:
+        ratios.append(Ratio.of(verified, summed, target=1.0))
     found += [
         Measurement(name=f"plan of {planned:,} tracks, time", unit="s", windows=(plan_seconds,)),
         Measurement(name=f"plan of {planned:,} tracks, memory", unit="MiB", windows=(plan_memory,)),
         Measurement(name=f"opening {planned:,} tracks", unit="s", windows=(opening,)),
     ]
-    ratios = {
-        "packer, workers running / limit": running / limit,
-        "packer / limit": packer / limit,
-        "packer, by its CPU time / limit": by_cpu / limit,
-        "packer / script": packer / script,
-    }
-    if summed:
-        ratios["verify / sha256sum"] = verified.median / summed.median
-    return ShardBench(
-        measurements=tuple(found), ratios=ratios, script=_script_name(), tracks=len(corpus.tracks)
+    return Report(
+        title=f"Packing {len(corpus.tracks):,} tracks to wav",
+        settings={"source": corpus.name, "tracks": len(corpus.tracks), "workers": workers},
+        measurements=tuple(found),
+        ratios=tuple(ratios),
+        notes=(f"obvious script: {_script_name()}",),
     )
 
 

@@ -11,7 +11,15 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.augment import AudioAugmentation, Augmentation, ImageAugmentation
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, pipeline_def, types
 from siamusic_fast.pipelines.draws import Draws, partners
-from siamusic_fast.pipelines.mel import Normalisation, at_frames, log_mel, magnitudes, powers, to_float
+from siamusic_fast.pipelines.mel import (
+    Normalisation,
+    at_frames,
+    log_mel,
+    low_pass,
+    magnitudes,
+    powers,
+    to_float,
+)
 from siamusic_fast.pipelines.options import Pairing
 from siamusic_fast.pipelines.recipes import Recipe, step_name
 from siamusic_fast.pipelines.source import Source, crop, length, read
@@ -97,6 +105,22 @@ def whole_tracks(source: Source, crops: int, features: Features) -> tuple[DataNo
         _channel_first(_plain(audio, position, source, features).image, features) for position in positions
     ]
     return fn.stack(*images), _to_device(label, features)
+
+
+@pipeline_def(enable_conditionals=True)
+def labels_only(source: Source, features: Features) -> DataNode:
+    """Return the label of every track, whose audio is found and not touched: the first stage by itself."""
+    _, label = read(source, features.mel)
+    return _to_device(label, features)
+
+
+@pipeline_def(enable_conditionals=True)
+def crops_only(source: Source, features: Features, crops: int) -> tuple[DataNode, ...]:
+    """Return `crops` random int16 crops of every track: reading and moving, without features."""
+    audio, _ = read(source, features.mel)
+    span = source.span(features.mel)
+    cut = [crop(audio, span, fn.random.uniform(range=[0.0, 1.0]), skip=source.header) for _ in range(crops)]
+    return tuple(_to_device(pcm, features) for pcm in cut)
 
 
 def _positions(audio: DataNode, source: Source, mel: MelConfig, pairing: Pairing) -> list[DataNode]:
@@ -194,7 +218,7 @@ def _from_audio(
             wave = fn.audio_resample(wave, scale=1.0 / pitch, quality=_PITCH_QUALITY)
     else:
         scale = mel.sample_rate / source.rate / pitch
-        wave = fn.audio_resample(wave, scale=scale, quality=_RATE_QUALITY)
+        wave = fn.audio_resample(_band_limited(wave, source, mel), scale=scale, quality=_RATE_QUALITY)
     spectrum = magnitudes(wave, mel)
     if rate != pitch:
         spectrum = at_frames(spectrum, rate / pitch, mel)
@@ -205,8 +229,18 @@ def _of_crop_length(wave: DataNode, source: Source, mel: MelConfig) -> DataNode:
     """Return `wave`, `source.span` samples of the shards, as the `mel.samples` of a crop."""
     if source.rate == mel.sample_rate:
         return wave
-    wave = fn.audio_resample(wave, scale=mel.sample_rate / source.rate, quality=_RATE_QUALITY)
+    scale = mel.sample_rate / source.rate
+    wave = fn.audio_resample(_band_limited(wave, source, mel), scale=scale, quality=_RATE_QUALITY)
     return fn.slice(wave, start=0, shape=mel.samples, axes=[0], out_of_bounds_policy="pad")
+
+
+def _band_limited(wave: DataNode, source: Source, mel: MelConfig) -> DataNode:
+    """Return `wave` without what the rate of the features cannot hold, which DALI would fold back."""
+    if mel.sample_rate >= source.rate:
+        return wave
+    taps = types.Constant(low_pass(mel.sample_rate / source.rate), device=wave.device)
+    row = fn.reshape(wave, shape=[1, -1], layout="HW")
+    return fn.reshape(fn.filter(row, taps, border="constant"), shape=[-1])
 
 
 def _image(power: DataNode, features: Features) -> DataNode:

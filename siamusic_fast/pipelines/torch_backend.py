@@ -102,6 +102,7 @@ class _TorchLoader(ABC):
     def close(self) -> None:
         """Stop the workers; the loader is of no use afterwards."""
         self._stream = None
+        self._maker.close()
         self._closed = True
 
     def __enter__(self) -> Self:

@@ -35,6 +35,10 @@ class Maker(ABC):
         self._features = features
         self._per_batch = per_batch
 
+    def close(self) -> None:
+        """Let go of the files that were read."""
+        self._tracks.close()
+
     @property
     def span(self) -> int:
         """Samples of the shards that a crop takes."""

@@ -18,6 +18,9 @@ Array = NDArray[Any]
 Place = tuple[int, int]
 """An epoch and a batch in it."""
 
+_MOST_MAPS = 256
+"""Tars that are mapped at a time: each holds a file open, and a process may have 1,024 of them."""
+
 ORDER, CROPS, AUGMENTATIONS = range(3)
 """What random numbers are for: the last of their seeds."""
 
@@ -91,24 +94,43 @@ class Tracks:
         whole = self._read(track, 0, samples)
         return np.asarray(whole[np.arange(start, start + samples) % len(whole)])
 
+    def close(self) -> None:
+        """Unmap the tars; they are mapped again when they are read again."""
+        self._maps.clear()
+
+    def check(self) -> None:
+        """Raise `DataError` for the first track whose audio cannot be opened."""
+        for track in range(len(self._shard)):
+            self._opened(track).close()
+
     def _read(self, track: int, start: int, samples: int) -> Array:
         """Return `samples` of the track itself, or as many as there are from `start` on."""
         if self._source.mapped:
             audio = self._bytes(track, self._audio, self._size).view("<i2")[self._source.header :]
             return np.asarray(audio[start : start + samples])
         with self._opened(track) as file:
-            file.seek(min(start, file.frames))
-            return np.asarray(file.read(samples, dtype="int16"))
+            wanted = min(samples, max(0, file.frames - start))
+            try:
+                file.seek(min(start, file.frames))
+                found = np.asarray(file.read(samples, dtype="int16"))
+            except soundfile.LibsndfileError as error:
+                raise self._damaged(track, error) from error
+        if len(found) < wanted:
+            raise self._damaged(track, f"{len(found)} of {wanted} samples can be decoded")
+        return found
 
     def _opened(self, track: int) -> soundfile.SoundFile:
         try:
             return soundfile.SoundFile(io.BytesIO(self._bytes(track, self._audio, self._size).tobytes()))
         except soundfile.LibsndfileError as error:
-            path = self._paths[int(self._shard[track])]
-            raise DataError(
-                f"{path} is damaged ({error}): `siamusic-fast verify {path.parent}` says what is wrong with "
-                f"it; packing again mends it."
-            ) from error
+            raise self._damaged(track, error) from error
+
+    def _damaged(self, track: int, reason: object) -> DataError:
+        path = self._paths[int(self._shard[track])]
+        return DataError(
+            f"{path} is missing or damaged ({reason}): `siamusic-fast verify {path.parent}` says what is "
+            f"wrong with it; packing again mends it."
+        )
 
     def _label(self, track: int) -> int:
         return int(self._bytes(track, self._cls, self._cls_size).tobytes())
@@ -116,9 +138,16 @@ class Tracks:
     def _bytes(self, track: int, offsets: Array, sizes: Array) -> Array:
         shard = int(self._shard[track])
         if shard not in self._maps:
-            self._maps[shard] = np.asarray(np.memmap(self._paths[shard], mode="r"))
-        first = int(offsets[track])
-        return np.asarray(self._maps[shard][first : first + int(sizes[track])])
+            if len(self._maps) == _MOST_MAPS:
+                del self._maps[next(iter(self._maps))]
+            try:
+                self._maps[shard] = np.asarray(np.memmap(self._paths[shard], mode="r"))
+            except (OSError, ValueError) as error:
+                raise self._damaged(track, type(error).__name__) from error
+        first, last = int(offsets[track]), int(offsets[track] + sizes[track])
+        if last > len(self._maps[shard]):
+            raise self._damaged(track, f"{len(self._maps[shard])} bytes, its index goes on to {last}")
+        return np.asarray(self._maps[shard][first:last])
 
 
 class Plan:

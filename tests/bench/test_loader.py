@@ -1,70 +1,74 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from siamusic_fast.bench.loader import measure
-from siamusic_fast.bench.report import Measurement, machine
+from siamusic_fast.bench import limits
+from siamusic_fast.bench.data import make_shards
+from siamusic_fast.bench.loader import _check_alike, measure
+from siamusic_fast.bench.stages import dali_loader
+from siamusic_fast.bench.timing import Contender, Timing
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.backends import two_view_loader
+from siamusic_fast.pipelines.loader import TrackLoader
+from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.shards.manifest import ShardSet
 
-
-def test_the_median_and_spread_of_windows_are_those_worked_by_hand() -> None:
-    found = Measurement(name="loader", unit="pairs/s", windows=(90.0, 130.0, 100.0))
-    assert found.median == 100
-    assert found.spread == pytest.approx(0.2)
-    assert found.as_json()["windows"] == [90.0, 130.0, 100.0]
+MEL = MelConfig(seconds=1.0)
+QUICK = Timing(windows=1, seconds=0.05)
 
 
-def test_the_loader_is_measured_in_as_many_windows_as_asked_for(shard_set: ShardSet) -> None:
-    found = measure(
-        shard_set,
-        recipe="none",
-        mel=MelConfig(),
-        batch_size=4,
-        device=torch.device("cpu"),
-        windows=2,
-        seconds=0.1,
+def test_every_stage_and_every_peer_is_measured(shard_set: ShardSet) -> None:
+    found = measure(shard_set, recipes=["image"], mel=MEL, batch_size=4, threads=1, timing=QUICK)
+    names = [one.name for one in found.measurements]
+    assert names[:4] == ["DALI: read", "DALI: read and crop", "DALI: features alone", "DALI: recipe image"]
+    assert [name.split(":")[0] for name in names[4:]] == ["torch", "paper's way"]
+    assert all(one.median > 0 and one.cpu_ms is not None for one in found.measurements)
+    assert [(one.name.split(" / ")[1].split(":")[0], one.target) for one in found.ratios] == [
+        ("DALI", 0.6),
+        ("torch", 1.3),
+        ("paper's way", None),
+    ]
+    assert found.limits["DALI: read and crop"] > 0
+
+
+def test_a_recipe_without_a_peer_is_measured_alone(shard_set: ShardSet) -> None:
+    found = measure(shard_set, recipes=["mask,hflip"], peers=["paper"], mel=MEL, batch_size=4, timing=QUICK)
+    assert found.measurements[-1].name == "DALI: recipe mask,hflip"
+
+
+def test_a_peer_that_makes_something_else_is_our_mistake(shard_set: ShardSet) -> None:
+    options: Any = {"mel": MEL, "batch_size": 4, "normalisation": Normalisation(0.0, 1.0)}
+    ours = dali_loader(shard_set, options, "none")
+    louder = Contender(
+        name="louder",
+        items=4,
+        open=lambda: two_view_loader(
+            "torch", shard_set, recipe="none", **{**options, "normalisation": Normalisation(-20.0, 1.0)}
+        ),
     )
-    assert len(found.windows) == 2
-    assert min(found.windows) > 0
+    _check_alike(ours, ours, "none")
+    with pytest.raises(RuntimeError, match=r"louder makes .* it is no peer for recipe none"):
+        _check_alike(ours, louder, "none")
 
 
-@pytest.mark.parametrize(("windows", "seconds"), [(0, 1.0), (1, 0.0)])
-def test_nothing_is_measured_in_no_time(shard_set: ShardSet, windows: int, seconds: float) -> None:
-    with pytest.raises(ConfigError, match="must be at least 1"):
-        measure(
-            shard_set,
-            recipe="none",
-            mel=MelConfig(),
-            batch_size=4,
-            device=torch.device("cpu"),
-            windows=windows,
-            seconds=seconds,
-        )
+def test_shards_made_to_measure_with_are_read_like_any_others(tmp_path: Path) -> None:
+    made = make_shards(tmp_path / "shards", tracks=3)
+    with TrackLoader(made, crops=2) as loader:
+        ((mels, labels),) = list(loader)
+    assert mels.shape == (3, 2, 1, 48, 431)
+    assert labels.tolist() == [0, 1, 0]
 
 
-def test_a_report_names_the_versions_that_the_figures_depend_on() -> None:
-    found = machine()
-    assert found["torch"] == torch.__version__
-    assert found["cores"] >= 1
-
-
-def test_both_backends_are_measured_and_named(shard_set: ShardSet) -> None:
-    for backend in ("dali", "torch"):
-        found = measure(
-            shard_set,
-            recipe="none",
-            backend=backend,
-            mel=MelConfig(),
-            batch_size=4,
-            device=torch.device("cpu"),
-            threads=1,
-            windows=1,
-            seconds=0.1,
-        )
-        assert found.name == f"{backend} loader, recipe none"
-        assert found.median > 0
+def test_limits_are_of_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4 * 2**20))
+    assert limits.memory_copy() > 1e8
+    assert limits.crop_copy([path], 1000, count=50) > 0
+    assert limits.disk_read([path]).bytes_per_second > 1e6
+    assert limits.matmul(torch.device("cpu"), torch.float32) > 1e8
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are(shard_set: ShardSet) -> None:

@@ -26,9 +26,10 @@ def test_rates_ratios_and_the_peer_are_reported(tmp_path: Path) -> None:
     assert all(one.median > 0 for one in of.values())
     assert {"plan of 1,000 tracks, time", "opening 1,000 tracks"} <= set(of)
     script, packer = of["obvious script"], of["packer, from start to end"]
-    assert found.ratios["packer / script"] == packer.median / script.median
-    assert "numpy.save" in found.script
-    assert found.tracks == 2
+    ratios = {one.name: one.median for one in found.ratios}
+    assert ratios[f"{packer.name} / {script.name}"] == packer.median / script.median
+    assert "numpy.save" in found.notes[0]
+    assert found.settings["tracks"] == 2
 
 
 def test_no_window_is_refused() -> None:

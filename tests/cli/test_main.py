@@ -76,16 +76,36 @@ def test_preview_refuses_a_crop_longer_than_the_tracks(shard_set: ShardSet, tmp_
     assert "longer than the longest track" in error_line(run(*words))
 
 
-def test_bench_loader_ends_with_one_line_of_json(shard_set: ShardSet) -> None:
-    words = ("--data", shard_set.folder, "--aug", "image", "--batch-size", 8, "--gpus", 0)
-    result = run("bench", "loader", *words, "--windows", 2, "--window-seconds", 0.2)
+def test_bench_loader_ends_with_one_line_of_json_and_keeps_it_with_a_chart(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    words = ("--data", shard_set.folder, "--aug", "image", "--peer", "none", "--batch-size", 8, "--gpus", 0)
+    result = run(
+        "bench", "loader", *words, "--windows", 2, "--window-seconds", 0.2, "--out", tmp_path / "kept"
+    )
     assert result.exit_code == 0
     (line,) = result.stdout.splitlines()
     document = json.loads(line)
     assert document["settings"]["shards"] == "fma_medium"
-    assert [one["name"] for one in document["results"]] == ["dali loader, recipe image"]
-    assert len(document["results"][0]["windows"]) == 2
+    assert document["results"][-1]["name"] == "DALI: recipe image"
+    assert len(document["results"][-1]["windows"]) == 2
     assert "pairs/s" in result.stderr
+    assert json.loads((tmp_path / "kept" / "loader.json").read_text()) == document
+    assert (tmp_path / "kept" / "loader.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_compare_shows_what_two_results_have_in_common(shard_set: ShardSet, tmp_path: Path) -> None:
+    words = ("--data", shard_set.folder, "--aug", "none", "--peer", "none", "--batch-size", 8, "--gpus", 0)
+    kept = run("bench", "loader", *words, "--quick", "--quiet", "--out", tmp_path)
+    assert kept.exit_code == 0
+    file = tmp_path / "loader.json"
+    result = run("bench", "compare", file, file, "--json")
+    assert result.exit_code == 0
+    assert {(one["ratio"], one["verdict"]) for one in json.loads(result.stdout)} == {
+        (1.0, "no difference within the spread")
+    }
+    file.write_text("{}")
+    assert "is no result of a benchmark" in error_line(run("bench", "compare", file, file))
 
 
 def test_bench_refuses_a_gpu_where_there_is_none(
@@ -98,7 +118,7 @@ def test_bench_refuses_a_gpu_where_there_is_none(
 
 
 def test_bench_refuses_a_batch_larger_than_the_split(shard_set: ShardSet) -> None:
-    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 0))
+    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 0, "--quiet"))
     assert "A batch of 64 does not fit the 24 tracks" in line
     assert "--batch-size 24" in line
 

@@ -1,0 +1,135 @@
+"""What this machine allows, measured in the same run as what is compared with it."""
+
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from siamusic_fast.shards.pool import cores
+
+_COPIED = 64 * 2**20
+"""Bytes that a thread copies at once: more than a cache holds."""
+_REPEATS = 5
+_MOST_READ = 2 * 2**30
+_MATRIX = {"cuda": 8192, "cpu": 1024}
+"""Rows and columns of the matrices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskRead:
+    """How fast files came from the disk, or from memory if they could not be dropped from it before."""
+
+    bytes_per_second: float
+    cold: bool
+
+
+def memory_copy() -> float:
+    """Return the bytes per second that all cores copy together, each between buffers of its own."""
+    buffers = [(np.ones(_COPIED, np.uint8), np.empty(_COPIED, np.uint8)) for _ in range(cores())]
+
+    def copy_all() -> None:
+        with ThreadPoolExecutor(len(buffers)) as threads:
+            list(threads.map(lambda pair: np.copyto(pair[1], pair[0]), buffers))
+
+    return len(buffers) * _COPIED / _fastest(copy_all)
+
+
+def crop_copy(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> float:
+    """Return the crops per second that all cores copy out of the mapped `tars`, at random places."""
+    maps = [np.memmap(path, mode="r") for path in tars]
+    large = [tar for tar in maps if len(tar) > crop_bytes]
+    rng = np.random.default_rng(0)
+    places = [(rng.integers(len(large)), rng.random()) for _ in range(count)]
+    workers = cores()
+
+    def copy_some(worker: int) -> None:
+        buffer = np.empty(crop_bytes, np.uint8)
+        for tar, position in places[worker::workers]:
+            start = int(position * (len(large[tar]) - crop_bytes))
+            np.copyto(buffer, large[tar][start : start + crop_bytes])
+
+    def copy_all() -> None:
+        with ThreadPoolExecutor(workers) as threads:
+            list(threads.map(copy_some, range(workers)))
+
+    return count / _fastest(copy_all)
+
+
+def disk_read(paths: Sequence[Path]) -> DiskRead:
+    """Read up to 2 GiB of `paths` from start to end, after asking the kernel to drop them from memory."""
+    cold, total, seconds = True, 0, 0.0
+    for path in paths:
+        if total >= _MOST_READ:
+            break
+        with path.open("rb", buffering=0) as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            cold = cold and _resident_share(path) < 0.01
+            start = time.perf_counter()
+            while block := file.read(8 * 2**20):
+                total += len(block)
+            seconds += time.perf_counter() - start
+    return DiskRead(bytes_per_second=total / seconds, cold=cold)
+
+
+def device_copy(device: torch.device) -> float:
+    """Return the bytes per second from page-locked memory to a GPU."""
+    source = torch.empty(4 * _COPIED, dtype=torch.uint8, pin_memory=True)
+
+    def copy() -> None:
+        source.to(device, non_blocking=True)
+        torch.cuda.synchronize(device)
+
+    return 4 * _COPIED / _fastest(copy)
+
+
+def matmul(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of a large product of square matrices."""
+    size = _MATRIX[device.type]
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = 10 if device.type == "cuda" else 2
+
+    def multiply() -> None:
+        for _ in range(times):
+            torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return times * 2 * size**3 / _fastest(multiply)
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of several calls, after one to warm up."""
+    call()
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _resident_share(path: Path) -> float:
+    """Return the share of a file that is in the page cache, 0 to 1."""
+    size = path.stat().st_size
+    if size == 0:
+        return 0.0
+    pages = -(-size // mmap.PAGESIZE)
+    resident = (ctypes.c_ubyte * pages)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+    with path.open("rb") as file:
+        address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    try:
+        libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), resident)
+    finally:
+        libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+    return sum(page & 1 for page in resident) / pages

@@ -1,0 +1,169 @@
+"""A peer of the loaders: how the code behind the paper feeds its network, written anew from its description.
+
+Every track is a .npy file of float32 samples, read whole; a crop is cut in Python; torchaudio computes the
+spectrograms of a batch; and every augmentation is drawn once for a batch and computed on the CPU. The
+probabilities and the ranges are those of our recipes, so that the same work is done.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import horizontal_flip, vertical_flip
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.source import Source
+from siamusic_fast.pipelines.torch_features import to_float
+from siamusic_fast.pipelines.torch_source import Tracks
+
+RECIPES_OF_PAPER = ("none", "image", "audio")
+"""What this peer can make."""
+
+_P_AUDIO, _P_IMAGE, _P_MASK, _P_TURN = 0.6, 0.6, 0.4, 0.8
+
+
+def write_arrays(source: Source, folder: Path, count: int) -> list[Path]:
+    """Write up to `count` tracks of `source` to `folder` as .npy files of float32 samples, as they are."""
+    tracks = Tracks(source, span=1)
+    paths = []
+    for track in range(min(count, source.tracks)):
+        (length,) = tracks.lengths(np.array([track]))
+        pcm = tracks.crops(np.array([track]), np.zeros(1), int(length)).pcm
+        paths.append(folder / f"{track:06d}.npy")
+        np.save(paths[-1], to_float(pcm)[0].numpy())
+    return paths
+
+
+@contextmanager
+def paper_loader(
+    paths: list[Path],
+    mel: MelConfig,
+    normalisation: Normalisation,
+    *,
+    recipe: str,
+    batch_size: int,
+    workers: int,
+) -> Iterator["_PaperLoader"]:
+    """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `recipe` is none, image or audio."""
+    crops = DataLoader(
+        _Crops(paths, mel.samples),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    yield _PaperLoader(crops, mel, normalisation, recipe)
+
+
+class _Crops(Dataset[Tensor]):
+    def __init__(self, paths: list[Path], samples: int) -> None:
+        self._paths = paths
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        audio = np.load(self._paths[index])
+        start = random.randint(0, len(audio) - self._samples)
+        return torch.from_numpy(audio[start : start + self._samples])
+
+
+@dataclass(frozen=True)
+class _PaperLoader:
+    crops: DataLoader[Tensor]
+    mel: MelConfig
+    normalisation: Normalisation
+    recipe: str
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        log_mel = torch.nn.Sequential(
+            torchaudio.transforms.MelSpectrogram(
+                sample_rate=self.mel.sample_rate,
+                n_fft=self.mel.n_fft,
+                hop_length=self.mel.hop_length,
+                n_mels=self.mel.n_mels,
+                f_max=self.mel.f_max,
+            ),
+            torchaudio.transforms.AmplitudeToDB("power"),
+        )
+        for wave in self.crops:
+            yield self._view(wave, log_mel), self._view(wave, log_mel)
+
+    def _view(self, wave: Tensor, log_mel: torch.nn.Module) -> Tensor:
+        if self.recipe == "audio":
+            wave = _augmented_wave(wave, self.mel)
+        image: Tensor = (log_mel(wave) - self.normalisation.mean) / self.normalisation.deviation
+        if self.recipe == "image":
+            image = _augmented_image(image)
+        return image[:, None]
+
+
+def _augmented_wave(wave: Tensor, mel: MelConfig) -> Tensor:
+    """Mix, shift the pitch of, and stretch a batch of waves, each or not, with torchaudio's functions."""
+    if random.random() < _P_AUDIO:
+        weight = random.betavariate(1, 1)
+        wave = weight * wave + (1 - weight) * wave[torch.randperm(len(wave))]
+    if random.random() < _P_AUDIO:
+        wave = torchaudio.functional.pitch_shift(wave, mel.sample_rate, random.randint(-4, 4))
+    if random.random() < _P_AUDIO:
+        wave = _stretched(wave, random.uniform(0.6, 1.5), mel)
+    return wave
+
+
+def _stretched(wave: Tensor, rate: float, mel: MelConfig) -> Tensor:
+    """Stretch with a phase vocoder; what is missing at the end of a faster crop is silence."""
+    window = torch.hann_window(mel.n_fft)
+    spectrum = torch.stft(wave, mel.n_fft, mel.hop_length, window=window, return_complex=True)
+    stretch = torchaudio.transforms.TimeStretch(mel.hop_length, mel.n_fft // 2 + 1, fixed_rate=rate)
+    audio = torch.istft(stretch(spectrum), mel.n_fft, mel.hop_length, window=window)[:, : mel.samples]
+    padded: Tensor = torch.nn.functional.pad(audio, (0, mel.samples - audio.shape[1]))
+    return padded
+
+
+def _augmented_image(image: Tensor) -> Tensor:
+    """Apply each step of the image recipe, or not, to a batch [batch, n_mels, frames]."""
+    _, n_mels, frames = image.shape
+    if random.random() < _P_IMAGE:
+        side = random.betavariate(1, 1) ** 0.5
+        box = _box(image, int(side * n_mels), int(side * frames))
+        image = image.clone()
+        image[box] = image[torch.randperm(len(image))][box]
+    if random.random() < _P_IMAGE:
+        weight = random.betavariate(1, 1)
+        image = weight * image + (1 - weight) * image[torch.randperm(len(image))]
+    if random.random() < _P_MASK:
+        mels = random.random() < 0.5
+        image = image.clone()
+        image[
+            _box(image, random.randint(1, 16), 2 * frames)
+            if mels
+            else _box(image, 2 * n_mels, random.randint(1, 100))
+        ] = 0
+    if random.random() < _P_TURN:
+        image = horizontal_flip(image)
+    if random.random() < _P_TURN:
+        image = vertical_flip(image)
+    if random.random() < _P_TURN:
+        image = image.clone()
+        for _ in range(4):
+            image[_box(image, 16, 16)] = 0
+    return image
+
+
+def _box(image: Tensor, height: int, width: int) -> tuple[slice, slice, slice]:
+    """Return a box around a random centre, cut off at the borders."""
+    _, n_mels, frames = image.shape
+    top = random.randrange(n_mels) - height // 2
+    left = random.randrange(frames) - width // 2
+    rows, columns = slice(max(top, 0), max(top + height, 0)), slice(max(left, 0), max(left + width, 0))
+    return slice(None), rows, columns

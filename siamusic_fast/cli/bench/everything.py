@@ -1,0 +1,41 @@
+"""`siamusic-fast bench all`: every benchmark, into one folder."""
+
+from pathlib import Path
+
+import click
+
+from siamusic_fast.cli import options
+from siamusic_fast.cli.bench.loader import loader
+from siamusic_fast.cli.bench.shard import shard
+from siamusic_fast.cli.bench.train import train
+
+
+@click.command(name="all")
+@options.gpus
+@click.option(
+    "--quick/--thorough", default=True, show_default=True, help="Ten minutes on two cores, or an hour."
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("benchmarks/here"),
+    show_default=True,
+    help="Folder for the results: JSON and a chart of each.",
+)
+@options.quiet
+@click.pass_context
+def everything(context: click.Context, gpus: int | None, quick: bool, out: Path, quiet: bool) -> None:
+    """Run all benchmarks on data made for them and keep the results.
+
+    \b
+    siamusic-fast bench all --out benchmarks/here
+    """
+    on_cpu = gpus == 0
+    shared = {"gpus": gpus, "out": out, "quiet": quiet}
+    timing = {"windows": 3, "window_seconds": 1.0} if quick else {}
+    context.invoke(loader, **shared, **timing)
+    small = {"backbone": "resnet18", "batch_size": 16} if on_cpu or quick else {}
+    context.invoke(train, **shared, **timing, **small)
+    packed = {"tracks": 120, "windows": 2, "planned": 100_000} if quick else {}
+    context.invoke(shard, out=out, quiet=quiet, **packed)

@@ -1,0 +1,123 @@
+"""`siamusic-fast bench loader`: pairs per second, stage by stage and beside peers."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from siamusic_fast.bench import loader as loader_bench
+from siamusic_fast.bench import scaling as scaling_bench
+from siamusic_fast.bench.data import make_shards
+from siamusic_fast.cli import options
+from siamusic_fast.cli.bench import settings
+from siamusic_fast.cli.bench.rendering import show
+from siamusic_fast.cli.console import progress
+from siamusic_fast.pipelines.recipes import parse_recipe
+from siamusic_fast.progress import Progress
+from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.training.distributed import device_for
+
+
+@click.command()
+@click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
+@options.data_dir
+@click.option(
+    "--aug",
+    "recipes",
+    metavar="RECIPE",
+    multiple=True,
+    default=("image", "audio"),
+    show_default=True,
+    help="Recipe to measure; may be given more than once.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    type=click.Choice([*loader_bench.PEERS, "none"]),
+    multiple=True,
+    default=loader_bench.PEERS,
+    show_default=True,
+    help="What to compare with: the torch backend at its best, the way of the paper's code.",
+)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
+@options.gpus
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads of DALI.  [default: one a core]"
+)
+@click.option(
+    "--scaling",
+    is_flag=True,
+    help="Instead: the first --aug with 1 to all threads, several batch sizes, up to 1,000,000 tracks.",
+)
+@settings.windows
+@settings.window_seconds
+@settings.quick
+@settings.out
+@options.quiet
+@options.as_json
+def loader(
+    data: str | None,
+    data_dir: Path,
+    recipes: tuple[str, ...],
+    peers: tuple[str, ...],
+    batch_size: int,
+    gpus: int | None,
+    threads: int | None,
+    scaling: bool,
+    windows: int,
+    window_seconds: float,
+    quick: bool,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure pairs per second of the two-view loader.
+
+    First the stages of the DALI graph, switched on one by one, then each recipe in turns with its peers on
+    the same tracks, after a check that they make the same. A ratio is of windows measured one after the
+    other; one that lies on both sides of its target is not certain.
+
+    \b
+    siamusic-fast bench loader
+    siamusic-fast bench loader --data fma_small --aug image --peer none
+    siamusic-fast bench loader --scaling
+    """
+    for recipe in recipes:
+        parse_recipe(recipe)
+    device = device_for(gpus)
+    timing = settings.timing(windows, window_seconds, quick)
+    with shards(data, data_dir, progress(quiet)) as shard_set:
+        if scaling:
+            report = scaling_bench.measure(
+                shard_set,
+                recipe=recipes[0],
+                batch_size=batch_size,
+                device=device,
+                timing=timing,
+                progress=progress(quiet),
+            )
+            show(report, "scaling", out=out, quiet=quiet, as_json=as_json)
+            return
+        report = loader_bench.measure(
+            shard_set,
+            recipes=recipes,
+            peers=[peer for peer in peers if peer != "none"],
+            batch_size=batch_size,
+            device=device,
+            threads=threads,
+            timing=timing,
+            progress=progress(quiet),
+        )
+    show(report, "loader", out=out, quiet=quiet, as_json=as_json)
+
+
+@contextmanager
+def shards(data: str | None, data_dir: Path, progress: Progress) -> Iterator[ShardSet]:
+    """Give the shards that `data` means, or some that are made for the purpose and removed afterwards."""
+    if data is not None:
+        yield find_shards(data, data_dir)
+        return
+    with tempfile.TemporaryDirectory(prefix="siamusic-fast-") as folder:
+        yield make_shards(Path(folder) / "shards", progress=progress)

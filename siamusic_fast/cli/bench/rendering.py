@@ -1,0 +1,68 @@
+"""How benchmarks are shown: tables, one line of JSON, and a folder with both and a chart."""
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from siamusic_fast.bench import chart
+from siamusic_fast.bench.report import Report
+from siamusic_fast.cli.console import console, note, output
+from siamusic_fast.shards.files import atomic_write
+
+
+def show(report: Report, name: str, *, out: Path | None, quiet: bool, as_json: bool) -> None:
+    """Print `report`, and write `out`/`name`.json and .png if there is such a folder."""
+    if not (as_json or quiet):
+        console.print(_measurements(report))
+        if report.ratios:
+            console.print(_ratios(report))
+        for line in report.notes:
+            note(line)
+    document = json.dumps(report.as_json())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out / f"{name}.json") as file:
+            file.write(document.encode() + b"\n")
+        chart.draw(report, out / f"{name}.png")
+        if not quiet:
+            note(f"Kept: {out / name}.json and {name}.png")
+    output.print_json(document, indent=None)
+
+
+def _measurements(report: Report) -> Table:
+    table = Table(title=report.title, title_justify="left")
+    table.add_column("what")
+    for heading in ("median", "spread"):
+        table.add_column(heading, justify="right")
+    table.add_column("unit")
+    for heading in ("CPU ms each", "limit"):
+        table.add_column(heading, justify="right")
+    for one in report.measurements:
+        limit = report.limits.get(one.name)
+        table.add_row(
+            one.name,
+            number(one.median),
+            f"± {one.spread:.0%}",
+            one.unit,
+            "" if one.cpu_ms is None else f"{one.cpu_ms:.2f}",
+            "" if limit is None else number(limit),
+        )
+    return table
+
+
+def _ratios(report: Report) -> Table:
+    table = Table(title="In turns", title_justify="left")
+    table.add_column("ratio")
+    for heading in ("median", "spread", "target"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for one in report.ratios:
+        target = "" if one.target is None else f"{one.target:g}"
+        table.add_row(one.name, f"{one.median:.2f}", f"± {one.spread:.0%}", target, one.verdict)
+    return table
+
+
+def number(value: float) -> str:
+    """Return `value` with about three digits."""
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"

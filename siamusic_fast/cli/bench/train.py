@@ -1,0 +1,71 @@
+"""`siamusic-fast bench train`: the training step, and how well each loader feeds it."""
+
+from pathlib import Path
+
+import click
+
+from siamusic_fast.bench import train as train_bench
+from siamusic_fast.cli import options
+from siamusic_fast.cli.bench import settings
+from siamusic_fast.cli.bench.loader import shards
+from siamusic_fast.cli.bench.rendering import show
+from siamusic_fast.cli.console import progress
+from siamusic_fast.config import BACKBONES, PretrainConfig
+from siamusic_fast.pipelines.recipes import parse_recipe
+from siamusic_fast.training.distributed import device_for
+
+
+@click.command()
+@click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
+@options.data_dir
+@options.aug
+@click.option(
+    "--backbone",
+    type=click.Choice(BACKBONES),
+    metavar="NAME",
+    default=PretrainConfig.backbone,
+    show_default=True,
+    help="Encoder that trains.",
+)
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
+@options.gpus
+@settings.windows
+@settings.window_seconds
+@settings.quick
+@settings.out
+@options.quiet
+@options.as_json
+def train(
+    data: str | None,
+    data_dir: Path,
+    aug: str,
+    backbone: str,
+    batch_size: int,
+    gpus: int | None,
+    windows: int,
+    window_seconds: float,
+    quick: bool,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure pairs per second of pre-training.
+
+    In turns: on one batch that stays on the device, which is the most that a loader could feed, with the DALI
+    loader, with the torch loader, and the step of the paper's code on a resident batch.
+
+    \b
+    siamusic-fast bench train --backbone resnet18 --batch-size 16
+    """
+    parse_recipe(aug)
+    with shards(data, data_dir, progress(quiet)) as shard_set:
+        report = train_bench.measure(
+            shard_set,
+            recipe=aug,
+            backbone=backbone,
+            batch_size=batch_size,
+            device=device_for(gpus),
+            timing=settings.timing(windows, window_seconds, quick),
+            progress=progress(quiet),
+        )
+    show(report, "train", out=out, quiet=quiet, as_json=as_json)
