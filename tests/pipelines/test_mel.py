@@ -14,6 +14,18 @@ CONFIGS = [
     MelConfig(n_fft=2048, hop_length=500, n_mels=96, f_max=11_025),
     MelConfig(sample_rate=16_000, n_fft=400, hop_length=160, n_mels=40, f_max=8_000),
     MelConfig(sample_rate=44_100, seconds=1.0, n_fft=2048, hop_length=441, n_mels=80, f_max=20_000),
+    MelConfig(n_fft=1024, win_length=512),
+    MelConfig(sample_rate=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=64, f_max=7_600),
+    MelConfig(
+        sample_rate=48_000,
+        seconds=1.0,
+        n_fft=2048,
+        win_length=1201,
+        hop_length=480,
+        n_mels=128,
+        f_max=24_000,
+    ),
+    MelConfig(sample_rate=8_000, seconds=2.0, n_fft=256, hop_length=64, n_mels=20, f_max=4_000),
 ]
 
 
@@ -29,6 +41,7 @@ def torchaudio_log_mel(audio: Array, mel: MelConfig) -> torch.Tensor:
     power = torchaudio.transforms.MelSpectrogram(
         sample_rate=mel.sample_rate,
         n_fft=mel.n_fft,
+        win_length=mel.window,
         hop_length=mel.hop_length,
         n_mels=mel.n_mels,
         f_max=mel.f_max,
@@ -37,7 +50,9 @@ def torchaudio_log_mel(audio: Array, mel: MelConfig) -> torch.Tensor:
     return decibels
 
 
-@pytest.mark.parametrize("mel", CONFIGS, ids=lambda mel: f"{mel.sample_rate}-{mel.n_fft}-{mel.n_mels}")
+@pytest.mark.parametrize(
+    "mel", CONFIGS, ids=lambda mel: f"{mel.sample_rate}-{mel.n_fft}-{mel.window}-{mel.n_mels}"
+)
 def test_log_mels_equal_those_of_torchaudio_to_a_thousandth_of_a_decibel(mel: MelConfig) -> None:
     batch = [noisy_chord(mel, seed) for seed in range(3)]
     for audio, found in zip(batch, run(lambda x: log_mel(powers(to_float(x), mel), mel), batch), strict=True):
@@ -70,6 +85,12 @@ def test_five_seconds_of_the_paper_make_48_by_431() -> None:
         ({"seconds": 0.01}, "seconds = 0.01"),
         ({"seconds": float("nan")}, "seconds = nan"),
         ({"hop_length": -1}, "hop_length = -1"),
+        ({"hop_length": 0}, "hop_length = 0"),
+        ({"n_fft": 256, "win_length": 512}, "n_fft = 256 is shorter than the window of 512 samples"),
+        ({"win_length": 0}, "window = 0"),
+        ({"f_max": 0.0}, "f_max = 0 Hz must be above 0 and at most 11025 Hz"),
+        ({"f_max": 11_025.5}, r"f_max = 11025.5 Hz must be above 0 and at most 11025 Hz, half of the"),
+        ({"sample_rate": 0}, "sample_rate = 0"),
     ],
 )
 def test_impossible_features_are_refused_with_the_value(settings: dict[str, float], words: str) -> None:

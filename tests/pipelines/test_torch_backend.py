@@ -109,7 +109,9 @@ def test_evenly_spaced_crops_equal_those_of_dali(numbered: ShardSet, crops: int)
         torch.testing.assert_close(mels, dali_mels, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("mel", CONFIGS, ids=lambda mel: f"{mel.sample_rate}-{mel.n_fft}-{mel.n_mels}")
+@pytest.mark.parametrize(
+    "mel", CONFIGS, ids=lambda mel: f"{mel.sample_rate}-{mel.n_fft}-{mel.window}-{mel.n_mels}"
+)
 def test_log_mels_equal_those_of_torchaudio(mel: MelConfig) -> None:
     audio = np.stack([noisy_chord(mel, seed) for seed in range(2)])
     found = LogMel(mel, IN_DECIBELS, mel.sample_rate, CPU).plain(torch.from_numpy(audio))
@@ -303,7 +305,9 @@ def test_a_resized_ramp_stays_a_ramp_between_its_ends(step: Augmentation) -> Non
 
 @pytest.mark.parametrize(("step", "name"), [(TimeStretch(), "rate"), (PitchShift(), "pitch")])
 def test_tempo_and_pitch_are_distributed_as_in_dali(step: AudioAugmentation, name: str) -> None:
-    theirs = np.array(run(lambda _: getattr(step, name)(step.draw(MEL)), [np.zeros(1, dtype=np.float32)] * 2000)).ravel()
+    theirs = np.array(
+        run(lambda _: getattr(step, name)(step.draw(MEL)), [np.zeros(1, dtype=np.float32)] * 2000)
+    ).ravel()
     ours = getattr(effect(step, Draws([0], 2000)), name)
     gap = abs(
         np.mean(ours[:, None] <= np.sort(ours), axis=0) - np.mean(theirs[:, None] <= np.sort(ours), axis=0)
