@@ -2,17 +2,22 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from siamusic_fast.errors import ConfigError
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
 BACKENDS = ("dali", "torch")
 CROPS = ("same", "independent")
 """Which moments of a track the two views show: the same one, as in the paper, or one each."""
 SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("constant", "cosine")
+RECIPES = ("paper", "simsiam")
+"""Ways to pre-train, see `recipe_defaults`."""
 MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
 
@@ -90,10 +95,10 @@ class MelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """One SimSiam pre-training run. Defaults: Kim, Hong, Lee 2022, section 4."""
+    """One SimSiam pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, recipe `paper`."""
 
     mel: MelConfig = MelConfig()
-    recipe: str = "image"
+    aug: str = "image"
     """Augmentations of the two views: text that `pipelines.recipes.parse_recipe` reads."""
     backend: str = "dali"
     """What makes the views: one of `BACKENDS`."""
@@ -103,15 +108,47 @@ class PretrainConfig:
     """What the encoder learns from. By default it never meets a track that a classifier is scored by."""
     epochs: int = 100
     batch_size: int = 64
-    """Pairs per step and process."""
+    """Pairs per process that go through the network together, and that batch norm sees."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged for one step of the optimizer."""
+    optimizer: str = "adam"
+    """One of `OPTIMIZERS`."""
+    momentum: float = 0.9
+    """Of SGD; Adam has none."""
     lr: float = 1e-3
-    """Learning rate of Adam."""
+    """Highest learning rate."""
     weight_decay: float = 1e-5
+    schedule: str = "constant"
+    """What the learning rate does after warming up: one of `SCHEDULES`."""
+    warmup_epochs: float = 0.0
+    """Time in which the learning rate rises linearly."""
+    fixed_predictor_lr: bool = False
+    """Whether the predictor always learns with `lr` (Chen & He 2021, section 4.2)."""
+    sync_batchnorm: bool | None = None
+    """Whether batch norm sees the batches of all processes; None: if they are several and below 64 pairs."""
+    compile: bool | None = None
+    """Whether torch.compile is used; None: on GPUs."""
+    knn_every: int = 5
+    """Epochs between two looks at the kNN accuracy on validation tracks, if there are labels; 0: never."""
+    checkpoint_minutes: float = 15.0
+    """Longest time between two checkpoints, of which there is one at the end of each epoch too."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check_choice("backbone", self.backbone, BACKBONES)
         _check_choice("backend", self.backend, BACKENDS)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_positive("accumulate", self.accumulate)
+        _check_positive("checkpoint_minutes", self.checkpoint_minutes)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum = {self.momentum:g} must be at least 0 and below 1.")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ConfigError(
+                f"warmup_epochs = {self.warmup_epochs:g} must lie between 0 and epochs = {self.epochs}."
+            )
+        if self.knn_every < 0:
+            raise ConfigError(f"knn_every = {self.knn_every} must not be negative; 0 is never.")
         if not self.splits:
             raise ConfigError("splits is empty: name at least one, such as training.")
         _check_positive("epochs", self.epochs)
@@ -125,25 +162,65 @@ class PretrainConfig:
             raise ConfigError(f"weight_decay = {self.weight_decay:g} must not be negative.")
 
 
+PROTOCOLS = ("clean", "paper")
+HEADS = ("linear", "mlp")
+FEATURES = ("encoder", "projector")
+CHECKPOINTS = ("last", "best")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """One classifier trained on a pre-trained backbone. Defaults: Kim, Hong, Lee 2022, section 4."""
 
+    protocol: str = "clean"
+    """Whose classifier is kept: `clean`, that of the best epoch on validation; `paper`, that of the last."""
+    checkpoint: str = "last"
+    """Which encoder of the run to start from: its `last`, or the `best` by kNN accuracy."""
+    from_scratch: bool = False
+    """Start from random weights instead: the supervised baseline."""
+    freeze: bool = False
+    """Leave what was pre-trained as it is, batch norm statistics included, and train the head alone."""
+    head: str = "linear"
+    """One of `HEADS`; `mlp` has one hidden layer."""
+    features: str = "encoder"
+    """What the head reads: the outputs of the `encoder`, or those of the `projector` behind it."""
+    labels: float = 1.0
+    """Share of the labelled training tracks that are used, of each class alike; drawn with `seed`."""
+    aug: str = "none"
+    """Augmentations of the training crops: text that `pipelines.recipes.parse_recipe` reads."""
     epochs: int = 50
     batch_size: int = 64
     """Crops per step and process."""
     lr: float = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate of Adam, of the head."""
+    encoder_lr: float | None = None
+    """That of the encoder; by default the same."""
+    layer_decay: float = 1.0
+    """Each stage of the encoder learns at this factor of the rate of the stage after it."""
     weight_decay: float = 1e-5
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_choice("protocol", self.protocol, PROTOCOLS)
+        _check_choice("checkpoint", self.checkpoint, CHECKPOINTS)
+        _check_choice("head", self.head, HEADS)
+        _check_choice("features", self.features, FEATURES)
         _check_positive("epochs", self.epochs)
         _check_positive("batch_size", self.batch_size)
         _check_positive("lr", self.lr)
         _check_seed(self.seed)
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay = {self.weight_decay:g} must not be negative.")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay = {self.layer_decay:g} must be above 0 and at most 1.")
+        if not 0 < self.labels <= 1:
+            raise ConfigError(f"labels = {self.labels:g} is a share: it must be above 0 and at most 1.")
+        if self.encoder_lr is not None:
+            _check_positive("encoder_lr", self.encoder_lr)
+        if self.freeze and (self.encoder_lr is not None or self.layer_decay != 1):
+            raise ConfigError(
+                "A frozen encoder does not learn: leave out encoder_lr and layer_decay, or freeze."
+            )
 
 
 def dump(config: MelConfig | PretrainConfig | FinetuneConfig) -> dict[str, Any]:
@@ -151,6 +228,33 @@ def dump(config: MelConfig | PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def load_pretrain(values: dict[str, Any]) -> PretrainConfig:
+def load_pretrain(values: Mapping[str, Any]) -> PretrainConfig:
     """Return the configuration that `dump` made `values` of."""
     return PretrainConfig(**{**values, "mel": MelConfig(**values["mel"]), "splits": tuple(values["splits"])})
+
+
+def recipe_defaults(recipe: str, total_batch: int) -> dict[str, Any]:
+    """Return what `recipe` says about a `PretrainConfig` with `total_batch` pairs per step of the optimizer.
+
+    `paper` is Kim, Hong, Lee 2022, section 4; `simsiam` is Chen & He 2021, section 3 and 4.2. Raises
+    ConfigError for another name.
+    """
+    _check_choice("recipe", recipe, RECIPES)
+    if recipe == "paper":
+        return {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "schedule": "constant"}
+    return {
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "lr": 0.05 * total_batch / 256,
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "fixed_predictor_lr": True,
+    }
+
+
+def from_recipe(recipe: str, processes: int, **given: Any) -> PretrainConfig:
+    """Return the configuration of `recipe` on so many processes; fields that are `given` come first."""
+    defaults = PretrainConfig()
+    batch_size = given.get("batch_size", defaults.batch_size)
+    total_batch = batch_size * given.get("accumulate", defaults.accumulate) * processes
+    return PretrainConfig(**{**recipe_defaults(recipe, total_batch), **given})

@@ -1,6 +1,6 @@
 """How long work reports its progress without knowing who is looking: a terminal, a log file or nobody."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -8,8 +8,11 @@ from typing import Protocol
 class Task(Protocol):
     """One running job with a known number of steps."""
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Move on by `steps`; `note` is a few words on the latest state, such as ``loss -0.81``."""
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
+        """Move on by `steps`; `note` is a few words on the latest state, such as ``loss -0.81``.
+
+        `values` are figures by name, if they are new, for a display that knows what to do with them.
+        """
 
 
 class Progress(Protocol):
@@ -20,7 +23,7 @@ class Progress(Protocol):
 
 
 class _SilentTask:
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
         pass
 
 

@@ -33,7 +33,9 @@ class DemoConfig:
 
 DEFAULT = DemoConfig(
     corpus=Corpus(),
-    pretrain=PretrainConfig(mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32),
+    pretrain=PretrainConfig(
+        mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32, knn_every=0
+    ),
     finetune=FinetuneConfig(epochs=8, batch_size=32),
 )
 """Shorter crops, a smaller backbone and fewer epochs than the paper's: minutes on two CPU cores."""
@@ -75,9 +77,9 @@ def demo(
     evaluated = evaluate(run, shard_set, job=job, progress=progress)
 
     with progress.task("Drawing", 4, "pictures") as task:
-        recipe, mel = parse_recipe(config.pretrain.recipe), MelConfig()
+        recipe, mel = parse_recipe(config.pretrain.aug), MelConfig()
         found = preview.examples(shard_set, recipe=recipe, mel=mel, count=PREVIEW_TRACKS, seed=seed)
-        preview.draw(found, mel, f"Recipe {config.pretrain.recipe}", run / "plots" / "preview.png")
+        preview.draw(found, mel, f"Recipe {config.pretrain.aug}", run / "plots" / "preview.png")
         task.advance()
         plots.pretraining(run)
         task.advance()

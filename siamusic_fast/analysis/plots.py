@@ -12,7 +12,7 @@ from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
 
 
 def pretraining(run: Path) -> None:
-    """Draw the loss and the collapse measure of the pre-training run `run` into its folder plots."""
+    """Draw loss, collapse measure and, if it was looked at, kNN accuracy of `run` into its folder plots."""
     lines = read_log(run)
     training_curves(lines, {"loss": "loss"}, run / "plots" / "loss.png")
     training_curves(
@@ -21,6 +21,8 @@ def pretraining(run: Path) -> None:
         run / "plots" / "collapse.png",
         references={"collapse": (HEALTHY_COLLAPSE, "healthy: 1/√d")},
     )
+    if any("knn" in line for line in lines):
+        training_curves(lines, {"knn": "kNN accuracy on validation"}, run / "plots" / "knn.png")
 
 
 def finetuning(folder: Path) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "pretrain": "Pre-train an encoder with SimSiam.",
     "finetune": "Train a genre classifier on a pre-trained encoder.",
     "evaluate": "Score a classifier on the test tracks.",
+    "probe": "Measure what pre-training added to an encoder.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }

@@ -1,6 +1,6 @@
 """The terminal: one console for progress and errors on standard error, one for results on standard output."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -42,7 +42,7 @@ class _LiveTask:
         self._bars = bars
         self._id = bars.add_task(description, total=total, unit=unit, note="")
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
         if note:
             self._bars.update(self._id, advance=steps, note=note)
         else:
@@ -75,7 +75,7 @@ class _LineTask:
         self._unit = unit
         self._done = 0
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
         tenths_before = 10 * self._done // max(self._total, 1)
         self._done += steps
         if 10 * self._done // max(self._total, 1) > tenths_before:

@@ -1,6 +1,7 @@
 """`siamusic-fast evaluate`: how good a classifier is on the test tracks."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from siamusic_fast.analysis import plots
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output, progress
 from siamusic_fast.shards.manifest import find_shards
+from siamusic_fast.training import distributed
 from siamusic_fast.training import evaluate as training
-from siamusic_fast.training.distributed import Job, device_for
 
 
 @click.command()
@@ -20,6 +21,8 @@ from siamusic_fast.training.distributed import Job, device_for
 @options.labelled_data
 @options.data_dir
 @options.gpus
+@options.workers
+@options.seed
 @click.option(
     "--out",
     "-o",
@@ -34,6 +37,8 @@ def evaluate(
     data: str,
     data_dir: Path,
     gpus: int | None,
+    workers: int | None,
+    seed: int,
     out: Path | None,
     quiet: bool,
     as_json: bool,
@@ -41,14 +46,20 @@ def evaluate(
     """Score the classifier of RUN on every test track once.
 
     RUN is a pre-training run that was fine-tuned, or the folder of a classifier. Probabilities are averaged
-    over crops that cover a track. Writes results.json, predictions.csv and confusion.png.
+    over crops that cover a track. Intervals are those of 95% over 1,000 bootstrap samples of the tracks.
+    Writes results.json, predictions.csv and confusion.png.
 
     \b
     siamusic-fast evaluate runs/20260102-030405-image-resnet50 --data fma_small
     """
     shard_set = find_shards(data, data_dir)
-    job = Job(device=device_for(gpus))
-    result = training.evaluate(run, shard_set, out, job=job, progress=progress(quiet))
+    result = distributed.launch(
+        functools.partial(training.evaluate, run, shard_set, out, seed=seed, progress=progress(quiet)),
+        gpus=gpus,
+        workers=workers,
+    )
+    if not distributed.is_leader():
+        return
     plots.evaluation(result)
     if as_json:
         values = {
@@ -67,8 +78,8 @@ def render(result: training.EvaluateResult) -> None:
     """Print the scores, by class and overall, and the folder of the results last."""
     scores = result.scores
     table = Table(
-        title=f"{scores.tracks} test tracks of {result.data}; accuracy {scores.accuracy:.1%}, "
-        f"chance {scores.chance:.1%}",
+        title=f"{scores.tracks} test tracks of {result.data}; accuracy {scores.accuracy:.1%} "
+        f"({_range(scores.intervals['accuracy'])}), chance {scores.chance:.1%}",
         title_justify="left",
     )
     table.add_column("class")
@@ -84,5 +95,13 @@ def render(result: training.EvaluateResult) -> None:
         f"{scores.precision:.1%}",
         f"{scores.f1:.1%}",
     )
+    table.add_row(
+        "95% interval", "", *(_range(scores.intervals[name]) for name in ("recall", "precision", "f1"))
+    )
     output.print(table)
     output.print(f"Results: {result.folder}", markup=False)
+
+
+def _range(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{low:.1%} to {high:.1%}"

@@ -1,36 +1,96 @@
 """`siamusic-fast finetune`: a genre classifier on a pre-trained encoder."""
 
 import dataclasses
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from siamusic_fast.analysis import plots
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
-from siamusic_fast.config import FinetuneConfig
+from siamusic_fast.config import CHECKPOINTS, FEATURES, HEADS, PROTOCOLS, FinetuneConfig
 from siamusic_fast.shards.manifest import find_shards
+from siamusic_fast.training import distributed
 from siamusic_fast.training import finetune as training
-from siamusic_fast.training.distributed import Job, device_for
 
 DEFAULTS = FinetuneConfig()
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _choice(flag: str, choices: tuple[str, ...], default: str, words: str) -> Callable[[F], F]:
+    """Return an option that the configuration checks."""
+    return click.option(flag, metavar="|".join(choices), default=default, show_default=True, help=words)
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @options.labelled_data
 @options.data_dir
+@_choice(
+    "--protocol",
+    PROTOCOLS,
+    DEFAULTS.protocol,
+    "What is kept: clean, the epoch that is best on validation; paper, the last of them all.",
+)
+@_choice(
+    "--checkpoint",
+    CHECKPOINTS,
+    DEFAULTS.checkpoint,
+    "Which encoder of the run: the last, or the best by kNN accuracy.",
+)
+@click.option(
+    "--from-scratch", is_flag=True, help="Random weights instead of the run's: the supervised baseline."
+)
+@click.option(
+    "--freeze/--no-freeze",
+    default=DEFAULTS.freeze,
+    show_default=True,
+    help="Leave the encoder as it is, and train the head alone.",
+)
+@_choice("--head", HEADS, DEFAULTS.head, "One layer, or two.")
+@_choice("--features", FEATURES, DEFAULTS.features, "What the head reads.")
+@click.option(
+    "--labels",
+    type=float,
+    default=DEFAULTS.labels,
+    show_default=True,
+    help="Share of the labelled training tracks to use, of each class alike, such as 0.1.",
+)
+@click.option(
+    "--aug",
+    metavar="RECIPE",
+    default=DEFAULTS.aug,
+    show_default=True,
+    help='Augmentations of the training crops that mix no tracks, such as "mask,hflip,cutout".',
+)
 @click.option(
     "--epochs", type=int, default=DEFAULTS.epochs, show_default=True, help="Passes over the tracks."
 )
 @click.option(
-    "--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True, help="Crops per step."
+    "--batch-size",
+    type=int,
+    default=DEFAULTS.batch_size,
+    show_default=True,
+    help="Crops per step and process.",
 )
 @click.option("--lr", type=float, default=DEFAULTS.lr, show_default=True, help="Learning rate of Adam.")
-@click.option("--freeze/--no-freeze", default=False, show_default=True, help="Leave the encoder as it is.")
+@click.option(
+    "--encoder-lr", type=float, default=None, help="Learning rate of the encoder.  [default: that of --lr]"
+)
+@click.option(
+    "--layer-decay",
+    type=float,
+    default=DEFAULTS.layer_decay,
+    show_default=True,
+    help="Rate of each stage of the encoder, as a share of the rate of the stage after it.",
+)
 @options.gpus
+@options.workers
 @options.seed
 @click.option(
     "--out",
@@ -46,34 +106,38 @@ def finetune(
     run: Path,
     data: str,
     data_dir: Path,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    freeze: bool,
     gpus: int | None,
-    seed: int,
+    workers: int | None,
     out: Path | None,
     force: bool,
     quiet: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Train a genre classifier on the encoder of RUN.
 
-    Learns from the training split and keeps the epoch with the best accuracy on the validation split.
+    Learns from the training split. The protocol `clean` keeps the epoch with the best accuracy on the
+    validation split, `paper` the last.
 
     \b
     siamusic-fast finetune runs/20260102-030405-image-resnet50 --data fma_small
+    siamusic-fast finetune runs/first --labels 0.1 --encoder-lr 1e-4 --out runs/tenth
     """
     shard_set = find_shards(data, data_dir)
-    config = FinetuneConfig(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-    job = Job(device=device_for(gpus))
+    config = FinetuneConfig(**settings)
     try:
-        result = training.finetune(
-            config, run, shard_set, out, freeze=freeze, force=force, job=job, progress=progress(quiet)
+        result = distributed.launch(
+            functools.partial(
+                training.finetune, config, run, shard_set, out, force=force, progress=progress(quiet)
+            ),
+            gpus=gpus,
+            workers=workers,
         )
     except KeyboardInterrupt:
-        note(f"Stopped. {out or run / 'finetune'} has the best classifier so far, if an epoch ended.")
+        note(f"Stopped. {out or run / 'finetune'} has the classifier so far, if an epoch ended.")
         sys.exit(130)
+    if not distributed.is_leader():
+        return
     plots.finetuning(result.folder)
     if as_json:
         values = {**dataclasses.asdict(result), "folder": str(result.folder)}
@@ -86,8 +150,9 @@ def finetune(
 
 def render(result: training.FinetuneResult) -> None:
     """Print what fine-tuning came to, its folder last."""
+    kept = "best on validation" if result.protocol == "clean" else "last"
     output.print(
-        f"{result.epochs} epochs in {result.seconds:.0f} s; best on validation: epoch {result.best_epoch}, "
-        f"accuracy {result.accuracy:.1%} over {result.tracks} tracks"
+        f"{result.epochs} epochs in {result.seconds:.0f} s; {kept}: epoch {result.kept_epoch}, "
+        f"accuracy {result.accuracy:.1%} over {result.tracks} validation tracks"
     )
     output.print(f"Classifier: {result.folder}", markup=False)

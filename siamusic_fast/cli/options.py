@@ -40,6 +40,12 @@ gpus = click.option(
     default=None,
     help="GPUs to use; 0 is the CPU.  [default: one if there is one]",
 )
+workers = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Processes that share the work on the CPU; each GPU has one anyway.  [default: 1]",
+)
 force = click.option("--force", is_flag=True, help="Replace the earlier run in the folder.")
 data_dir = click.option(
     "--data-dir",

@@ -1,6 +1,6 @@
 """The live table of `siamusic-fast shard` on a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -33,7 +33,7 @@ class PackingTable:
             self._live = live
             yield self
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
         self._done += steps
 
     def watch(self, status: PackStatus) -> None:

@@ -4,66 +4,116 @@ import dataclasses
 import functools
 import json
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
+from siamusic_fast import config as settings
 from siamusic_fast.analysis import plots
-from siamusic_fast.cli import options
-from siamusic_fast.cli.console import note, output, progress
-from siamusic_fast.config import BACKBONES, MelConfig, PretrainConfig
+from siamusic_fast.cli import config_file, options
+from siamusic_fast.cli.console import note, output, show_error
+from siamusic_fast.cli.panel import training_progress
+from siamusic_fast.config import (
+    BACKBONES,
+    BACKENDS,
+    OPTIMIZERS,
+    RECIPES,
+    SCHEDULES,
+    MelConfig,
+    PretrainConfig,
+)
 from siamusic_fast.pipelines.recipes import file_name, parse_recipe
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import distributed
 from siamusic_fast.training import pretrain as training
+from siamusic_fast.training import run as runs
+from siamusic_fast.training.signals import Stopped
 
+RUNS = Path("runs")
+_DATA = "fma_medium"
 DEFAULTS = PretrainConfig()
-_FREE_ON_RESUME = {"resume", "data", "data_dir", "gpus", "workers", "quiet", "as_json"}
+_MEL = [field.name for field in dataclasses.fields(MelConfig)]
+
+
+def _setting(name: str, kind: Any, words: str, default: str | None = None, **more: Any) -> Any:
+    """Return an option that sets a field of the configuration; not given, its value is None."""
+    field = name.removeprefix("--").split("/")[0].replace("-", "_")
+    if default is None:
+        value = getattr(DEFAULTS if hasattr(DEFAULTS, field) else DEFAULTS.mel, field)
+        default = f"{value:g}" if isinstance(value, float) else str(value)
+    return click.option(name, type=kind, default=None, help=f"{words}  [default: {default}]", **more)
+
+
+_RECIPE = "as the recipe"
+_SETTINGS = (
+    _setting(
+        "--aug",
+        str,
+        "Augmentations of the two views: image, audio, both, none, or a list such as "
+        '"mask,cutout" or "cutmix(p=0.3),hflip".',
+        metavar="RECIPE",
+    ),
+    _setting("--backend", str, "What makes the views; torch is faster on a CPU.", metavar="|".join(BACKENDS)),
+    _setting("--backbone", str, "Encoder.", metavar="|".join(BACKBONES)),
+    _setting("--epochs", int, "Passes over the tracks."),
+    _setting("--batch-size", int, "Pairs per process that go through the network together."),
+    _setting("--accumulate", int, "Batches whose gradients are averaged for a step."),
+    _setting("--optimizer", str, "What takes the steps.", _RECIPE, metavar="|".join(OPTIMIZERS)),
+    _setting("--momentum", float, "Of SGD."),
+    _setting("--lr", float, "Highest learning rate.", _RECIPE),
+    _setting("--weight-decay", float, "L2 penalty.", _RECIPE),
+    _setting("--schedule", str, "Of the learning rate.", _RECIPE, metavar="|".join(SCHEDULES)),
+    _setting("--warmup-epochs", float, "Time in which the learning rate rises from 0."),
+    _setting(
+        "--fixed-predictor-lr/--no-fixed-predictor-lr",
+        bool,
+        "Leave the predictor's learning rate out of the schedule.",
+        _RECIPE,
+    ),
+    _setting(
+        "--sync-batchnorm/--no-sync-batchnorm",
+        bool,
+        "Let batch norm see the batches of all processes.",
+        "if they are several, below 64 pairs each",
+    ),
+    _setting("--compile/--no-compile", bool, "Use torch.compile.", "on GPUs"),
+    _setting("--knn-every", int, "Epochs between two looks at the kNN accuracy; 0: never."),
+    _setting("--checkpoint-minutes", float, "Longest time between two checkpoints."),
+    _setting("--splits", str, "What to learn from, such as training,validation.", "training"),
+    _setting("--seconds", float, "Length of a crop."),
+    _setting("--n-fft", int, "Samples in a window."),
+    _setting("--hop-length", int, "Samples between two frames."),
+    _setting("--n-mels", int, "Mel bands."),
+    _setting("--f-max", float, "Upper edge of the bands, in Hz."),
+    _setting("--floor-db", float, "Lowest value of the decibel scale."),
+    _setting("--sample-rate", int, "Of the shards, in Hz.", hidden=True),
+    _setting("--seed", click.IntRange(0, settings.MAX_SEED), "Seed of everything random."),
+)
+
+
+def _all_settings(command: Callable[..., None]) -> Callable[..., None]:
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_SETTINGS), command)
 
 
 @click.command()
-@options.data
+@click.option("--data", help=f"Shards: a folder, or a name.  [default: {_DATA}]")
 @options.data_dir
-@options.aug
-@options.backend
-@click.option(
-    "--backbone",
-    metavar="|".join(BACKBONES),
-    default=DEFAULTS.backbone,
-    show_default=True,
-    help="Encoder.",
-)
-@click.option(
-    "--epochs", type=int, default=DEFAULTS.epochs, show_default=True, help="Passes over the tracks."
-)
-@click.option(
-    "--batch-size",
-    type=int,
-    default=DEFAULTS.batch_size,
-    show_default=True,
-    help="Pairs per step and process.",
-)
-@click.option("--lr", type=float, default=DEFAULTS.lr, show_default=True, help="Learning rate of Adam.")
-@click.option(
-    "--seconds", type=float, default=DEFAULTS.mel.seconds, show_default=True, help="Length of a crop."
-)
-@click.option(
-    "--splits",
-    default=",".join(DEFAULTS.splits),
-    show_default=True,
-    help="What to learn from, such as training,validation.",
-)
+@click.option("--recipe", metavar="|".join(RECIPES), help="Whose way to train.  [default: paper]")
+@config_file.option
+@_all_settings
 @click.option("--all-splits", is_flag=True, help="Learn from every track, those of the test split included.")
 @options.gpus
+@options.workers
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Processes that train together on the CPU; each GPU has one anyway.  [default: 1]",
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How often all processes start again from the last checkpoint after one has died.",
 )
-@options.seed
 @click.option(
     "--out",
     "-o",
@@ -73,67 +123,51 @@ _FREE_ON_RESUME = {"resume", "data", "data_dir", "gpus", "workers", "quiet", "as
 )
 @click.option(
     "--resume",
-    metavar="RUN",
-    type=click.Path(path_type=Path),
+    metavar="RUN|auto",
     default=None,
-    help="Go on with a run that was stopped, after its last whole epoch, as it was configured.",
+    help="Go on where RUN was stopped, as it was configured; auto: the run in --out or the newest unfinished "
+    "one in runs, or a new one if there is none.",
 )
 @options.force
 @options.quiet
 @options.as_json
-@click.pass_context
 def pretrain(
-    context: click.Context,
-    data: str,
+    data: str | None,
     data_dir: Path,
-    aug: str,
-    backend: str,
-    backbone: str,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    seconds: float,
-    splits: str,
+    recipe: str | None,
     all_splits: bool,
     gpus: int | None,
     workers: int | None,
-    seed: int,
+    max_restarts: int,
     out: Path | None,
-    resume: Path | None,
+    resume: str | None,
     force: bool,
     quiet: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Pre-train an encoder with SimSiam.
 
-    The folder of the run gets config.json, checkpoint.pt after each epoch, metrics.jsonl with TensorBoard's
-    event file, and plots.
+    The folder of the run gets config.json, checkpoint.pt, best.pt where there are labels to judge it by,
+    metrics.jsonl with TensorBoard's event file, and plots. Ctrl-C saves and stops.
 
     \b
     siamusic-fast pretrain --gpus 2 --aug image
     siamusic-fast pretrain --data fma_small --gpus 0 --backbone resnet18 --epochs 5
     siamusic-fast pretrain --resume runs/20260102-030405-image-resnet50
     """
-    if resume is not None:
-        _refuse_settings(context)
-        config, packed = training.load_run(resume)
-        given = context.get_parameter_source("data") is ParameterSource.COMMANDLINE
-        shard_set = find_shards(data if given else packed, data_dir)
-    else:
-        shard_set = find_shards(data, data_dir)
-        parse_recipe(aug)
-        config = PretrainConfig(
-            mel=MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds),
-            recipe=aug,
-            backend=backend,
-            backbone=backbone,
-            splits=tuple(shard_set.splits) if all_splits else tuple(splits.split(",")),
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-        )
-    run = resume or out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(aug)}-{backbone}"
+    given = {name: value for name, value in given.items() if value is not None}
+    if resume not in (None, "auto"):
+        _refuse_settings(given, recipe=recipe, out=out, all_splits=all_splits, force=force)
+    earlier = _run_to_resume(resume, out)
+    old_config, old_data = runs.load_run(earlier) if earlier else (None, None)
+    shard_set = find_shards(data or old_data or _DATA, data_dir)
+    if all_splits:
+        given["splits"] = ",".join(shard_set.splits)
+    processes = distributed.processes_wanted(gpus, workers)
+    config = _configured(given, recipe, processes, shard_set.sample_rate, old_config)
+    parse_recipe(config.aug)
+    run = earlier or out or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(config.aug)}-{config.backbone}"
     if not quiet and distributed.is_leader():
         note(f"Run: {run}")
     try:
@@ -143,55 +177,85 @@ def pretrain(
                 config,
                 shard_set,
                 run,
-                resume=resume is not None,
-                force=force,
-                progress=progress(quiet),
+                resume=earlier is not None,
+                force=force or (resume == "auto" and runs.is_abandoned(run)),
+                progress=training_progress(quiet, config.epochs),
             ),
             gpus=gpus,
             workers=workers,
+            max_restarts=max_restarts,
         )
-    except KeyboardInterrupt:
-        _say_how_to_go_on(run)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        _say_how_to_go_on(run, gpus, workers)
+        sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
+    except distributed.WorkerError as error:
+        show_error("a process failed, and with it the job.")
+        note(str(error))
+        sys.exit(1)
     if not distributed.is_leader():
         return
-    plots.pretraining(run)
+    plots.pretraining(result.run)
     if as_json:
-        values = {**dataclasses.asdict(result), "run": str(run)}
+        values = {**dataclasses.asdict(result), "run": str(result.run)}
         output.print_json(json.dumps(values), indent=None)
     elif quiet:
-        output.print(str(run))
+        output.print(str(result.run))
     else:
         render(result)
 
 
 def render(result: training.PretrainResult) -> None:
     """Print what a run came to, its folder last."""
+    knn = "" if result.knn is None else f", kNN accuracy {result.knn:.1%}, at best {result.best_knn:.1%}"
     output.print(
         f"{result.epochs} epochs, {result.steps} steps in {result.seconds:.0f} s: loss {result.loss:.3f}, "
-        f"collapse measure {result.collapse:.4f} (healthy: {training.HEALTHY_COLLAPSE:.4f}, collapsed: 0), "
-        f"{result.pairs_per_second:.1f} pairs/s, {result.waiting:.0%} of the time waiting for data"
+        f"collapse measure {result.collapse:.4f} (healthy: {training.HEALTHY_COLLAPSE:.4f}, collapsed: 0)"
+        f"{knn}, {result.pairs_per_second:.1f} pairs/s, {result.waiting:.0%} of the time waiting for data, "
+        f"peak memory {result.peak_memory / 2**30:.2f} GiB"
     )
     output.print(f"Run: {result.run}", markup=False)
 
 
-def _refuse_settings(context: click.Context) -> None:
-    """Raise UsageError if a setting is given beside --resume, which takes them all from the run."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in context.params
-        if name not in _FREE_ON_RESUME and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(
-            f"--resume goes on with the settings of the run: leave out {', '.join(given)}."
-        )
+def _configured(
+    given: dict[str, Any], recipe: str | None, processes: int, sample_rate: int, old: PretrainConfig | None
+) -> PretrainConfig:
+    """Return the settings `given`; the rest is that of the run `old`, or else of `recipe`."""
+    mel = {name: value for name, value in given.items() if name in _MEL}
+    fields = {name: value for name, value in given.items() if name not in _MEL}
+    if "splits" in fields:
+        fields["splits"] = tuple(fields["splits"].split(","))
+    if old is None:
+        fields["mel"] = MelConfig(**{"sample_rate": sample_rate, **mel})
+        return settings.from_recipe(recipe or RECIPES[0], processes, **fields)
+    if recipe is not None:
+        total_batch = old.batch_size * old.accumulate * processes
+        fields = {**settings.recipe_defaults(recipe, total_batch), **fields}
+    return dataclasses.replace(old, mel=dataclasses.replace(old.mel, **mel), **fields)
 
 
-def _say_how_to_go_on(run: Path) -> None:
+def _run_to_resume(resume: str | None, out: Path | None) -> Path | None:
+    """Return the run that --resume means; None to start one."""
+    if resume != "auto":
+        return Path(resume) if resume else None
+    if out is None:
+        return runs.newest_unfinished(RUNS)
+    return out if (out / runs.CHECKPOINT).is_file() else None
+
+
+def _refuse_settings(given: dict[str, Any], **others: object) -> None:
+    """Raise UsageError if a setting is given beside --resume RUN, which takes them all from the run."""
+    names = [*given, *(name for name, value in others.items() if value)]
+    if names:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise click.UsageError(f"--resume goes on with the settings of the run: leave out {words}.")
+
+
+def _say_how_to_go_on(run: Path, gpus: int | None, workers: int | None) -> None:
     if not distributed.is_leader():
         return
-    if (run / training.CHECKPOINT).is_file():
-        note(f"Stopped. {run} has its last whole epoch; go on with: siamusic-fast pretrain --resume {run}")
+    if (run / runs.CHECKPOINT).is_file():
+        where = {"--gpus": gpus, "--workers": workers}
+        words = "".join(f" {name} {value}" for name, value in where.items() if value is not None)
+        note(f"Stopped. {run} has a checkpoint; go on with: siamusic-fast pretrain --resume {run}{words}")
     else:
-        note(f"Stopped before the first epoch ended: {run} has no checkpoint yet.")
+        note(f"Stopped before the first checkpoint: {run} cannot be resumed.")

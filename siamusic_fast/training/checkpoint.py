@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.shards.files import atomic_write, temporary_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG = "config.json"
 _OWN = re.compile(
-    r"config\.json|checkpoint\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*|plots|finetune|evaluate"
+    r"config\.json|checkpoint\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
+    r"|plots|finetune|evaluate|probe|\.job|\.\w+\.\w+\.tmp"
 )
 """What there is in a run's folder."""
 
@@ -60,6 +61,17 @@ def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
     if missing := [name for name in expected if name not in content]:
         raise DataError(f"{path} is incomplete, it has no {', '.join(missing)}: use the file of another run.")
     return {name: value for name, value in content.items() if not name.startswith("format")}
+
+
+def duplicate(path: Path, name: str) -> None:
+    """Give the checkpoint `path` a second `name` in its folder, which stays when `path` is written anew."""
+    temporary = path.with_name(temporary_name(name))
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(path, temporary)
+    temporary.replace(path.with_name(name))
 
 
 def save_json(path: Path, values: dict[str, Any]) -> None:

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -15,13 +18,22 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
 from siamusic_fast.shards.pool import cores
+from siamusic_fast.training import slurm
+from siamusic_fast.training.batchnorm import synchronised
+from siamusic_fast.training.signals import STOPPING, Stopped
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
+
+_HANDLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_BLAME_AFTER = 5.0
+"""Seconds that a process whose partner went away waits to be ended, so that the partner's error is shown."""
+_ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +45,28 @@ class Job:
     world_size: int = 1
     """Number of all processes."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    id: str = ""
+    """Of the job, the same after it was started again; empty for a process that nothing starts again."""
+    restarts: int = 0
+    """How often the job was started again after one of its processes died."""
+    cpu_group: dist.ProcessGroup | None = None
+    """Joins the processes on the CPU, for words that the GPUs need not wait for."""
 
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes files and shows progress."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return `model`, with gradients averaged over the processes if there are several."""
+    def wrap(self, model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
+        """Return `model`, with gradients averaged over the processes if there are several.
+
+        With `sync_batchnorm`, batch norms take the statistics of all batches; state dicts stay as they are.
+        """
         if self.world_size == 1:
             return model
         return DistributedDataParallel(
-            model, device_ids=[self.device] if self.device.type == "cuda" else None
+            synchronised(model, self.device) if sync_batchnorm else model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
         )
 
     def once(self, function: Callable[[], T]) -> T:
@@ -64,6 +86,15 @@ class Job:
         dist.all_gather_object(values, value)
         return values
 
+    def highest(self, *values: int) -> list[int]:
+        """Return the highest that any process has of each of `values`, which are on the CPU: cheap."""
+        if self.world_size == 1:
+            return list(values)
+        found = torch.tensor(values)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.cpu_group)
+        highest: list[int] = found.tolist()
+        return highest
+
     def mean(self, values: Tensor) -> Tensor:
         """Return `values` averaged over the processes."""
         if self.world_size > 1:
@@ -78,26 +109,44 @@ class JobFunction(Protocol[R_co]):
     def __call__(self, *, job: Job) -> R_co: ...
 
 
-def launch(function: JobFunction[T], *, gpus: int | None = None, workers: int | None = None) -> T:
+class WorkerError(Exception):
+    """A process of a job failed by a mistake that is not the user's: its rank and its traceback."""
+
+
+def launch(
+    function: JobFunction[T], *, gpus: int | None = None, workers: int | None = None, max_restarts: int = 0
+) -> T:
     """Call `function(job=...)` in every process of a job and return the leading one's result.
 
     `gpus` GPUs have one process each; `None` is one GPU if there is one, else the CPU. On the CPU (`gpus=0`)
     there are `workers` processes. A single one is this process; several are started on this machine by
-    torch's elastic launcher, and import the main module of the calling program. Under `torchrun` this process
-    is a member already and joins the others. Raises what any process raises that is a SiamusicError, and
-    KeyboardInterrupt if the job was interrupted.
+    torch's elastic launcher, and import the main module of the calling program. Under `torchrun` and in a
+    step of SLURM's `srun` this process is a member already and joins the others.
+
+    Raises what any process raises that is a SiamusicError; SiamusicError as well if one was killed;
+    WorkerError if one failed otherwise, after it started all of them `max_restarts` times again; Stopped
+    if the job was interrupted. No process is left behind.
     """
+    processes, on_gpu = processes_wanted(gpus, workers), _uses_gpus(gpus)
+    if place := _place():
+        os.environ.update(place)
+        return _join(function, on_gpu)
+    if processes == 1 and max_restarts == 0:
+        return function(job=Job(device=_device(0, on_gpu)))
+    return _start(function, processes, on_gpu, max_restarts)
+
+
+def processes_wanted(gpus: int | None = None, workers: int | None = None) -> int:
+    """Return how many processes `launch` would have in its job, or raise its errors."""
+    if place := _place():
+        _check_gpus(gpus and 1)
+        return int(place["WORLD_SIZE"])
     gpus = _check_gpus(gpus)
     if gpus and workers not in (None, gpus):
         raise ConfigError(
             f"--workers {workers} does not fit --gpus {gpus}: each GPU has one process; leave it out."
         )
-    processes = gpus or workers or 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return _join(function, on_gpu=gpus > 0)
-    if processes == 1:
-        return function(job=Job(device=_device(0, on_gpu=gpus > 0)))
-    return _start(function, processes, on_gpu=gpus > 0)
+    return gpus or workers or 1
 
 
 def device_for(gpus: int | None) -> torch.device:
@@ -109,17 +158,32 @@ def device_for(gpus: int | None) -> torch.device:
 
 
 def is_leader() -> bool:
-    """Whether this process is alone or the first of a `torchrun` job: the one to print."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is alone or the first of a job of `torchrun` or SLURM: the one to print."""
+    return _place().get("RANK", "0") == "0"
 
 
-def _start(function: JobFunction[T], processes: int, on_gpu: bool) -> T:
+def gradients_kept_apart(model: nn.Module, apart: bool) -> AbstractContextManager[None]:
+    """Return a context in which `backward` leaves each process's gradients to itself, if `apart`."""
+    if apart and isinstance(model, DistributedDataParallel):
+        context: AbstractContextManager[None] = model.no_sync()
+        return context
+    return nullcontext()
+
+
+def _place() -> dict[str, str]:
+    """Return RANK and so on of a process that torch's launcher or SLURM started; empty for another."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return dict(os.environ)
+    return slurm.torch_environment(os.environ)
+
+
+def _start(function: JobFunction[T], processes: int, on_gpu: bool, max_restarts: int) -> T:
     # The launcher logs a failure in a dozen lines of its own; what is raised below says it all.
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         log = logging.getLogger(name)
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    with tempfile.TemporaryDirectory(prefix="siamusic-fast-") as folder:
+    with tempfile.TemporaryDirectory(prefix="siamusic-fast-") as folder, _own_handlers():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -128,30 +192,71 @@ def _start(function: JobFunction[T], processes: int, on_gpu: bool) -> T:
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
-            max_restarts=0,
+            max_restarts=max_restarts,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            results: dict[int, T] = elastic_launch(config, _join)(function, on_gpu)
+            results: dict[int, T] = elastic_launch(config, _spawned)(function, on_gpu)
         except SignalException as error:
-            raise KeyboardInterrupt from error
+            raise Stopped(error.sigval) from None
         except ChildFailedError as error:
-            raise _mistake(error) or error from None
+            raise _failure(error) from None
     return results[0]
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Give back the signal handlers that the launcher replaces."""
+    before = {number: signal.getsignal(number) for number in _HANDLED_BY_LAUNCHER}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _spawned(function: JobFunction[T], on_gpu: bool) -> T:
+    """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
+    try:
+        return _join(function, on_gpu)
+    except KeyboardInterrupt as stop:
+        raise SystemExit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT) from None
 
 
 def _join(function: JobFunction[T], on_gpu: bool) -> T:
     """Be the process of a job that the environment says, as torchrun and the elastic launcher set it."""
-    with _process_group(on_gpu) as job:
-        return function(job=job)
+    try:
+        with _process_group(on_gpu) as job:
+            return function(job=job)
+    except RuntimeError as error:
+        if any(words in str(error) for words in _ENDED_CONNECTION):
+            time.sleep(_BLAME_AFTER)
+        raise
 
 
 @contextmanager
 def _process_group(on_gpu: bool) -> Iterator[Job]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
     torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
-    yield Job(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, world_size = next(rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        # The launcher keeps the store when it starts processes again, with the addresses of the dead in it.
+        store=dist.PrefixStore(f"start-{restarts}", store),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=world_size,
+        device_id=device if on_gpu else None,
+    )
+    yield Job(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        device=device,
+        id=os.environ.get("TORCHELASTIC_RUN_ID", ""),
+        restarts=int(restarts),
+        cpu_group=dist.new_group(backend="gloo") if on_gpu else None,
+    )
     # Not after an error: the others would have to take part, and the launcher ends them anyway.
     dist.destroy_process_group()
 
@@ -159,10 +264,15 @@ def _process_group(on_gpu: bool) -> Iterator[Job]:
 def _device(index: int, on_gpu: bool) -> torch.device:
     if not on_gpu:
         return torch.device("cpu")
-    device = torch.device("cuda", index)
+    # SLURM may show each task its own GPU only, which then is the first for all of them.
+    device = torch.device("cuda", index % torch.cuda.device_count())
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     return device
+
+
+def _uses_gpus(gpus: int | None) -> bool:
+    return gpus != 0 and torch.cuda.device_count() > 0
 
 
 def _check_gpus(gpus: int | None) -> int:
@@ -176,13 +286,21 @@ def _check_gpus(gpus: int | None) -> int:
     return gpus
 
 
-def _mistake(error: ChildFailedError) -> SiamusicError | None:
-    """Return the user's mistake that ended a process, if it was one: the launcher keeps only its text."""
-    for failure in error.failures.values():
-        report: Any = failure.message
-        if isinstance(report, dict):
-            name, _, text = report["message"].partition(": ")
-            for kind in (ConfigError, DataError, DeviceError):
-                if name == kind.__name__:
-                    return kind(text)
-    return None
+def _failure(error: ChildFailedError) -> BaseException:
+    """Return what ended a job: a request to stop, the user's mistake, a kill, or a traceback of ours."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode - 128 in STOPPING:
+        return Stopped(failure.exitcode - 128)
+    report: Any = failure.message
+    if isinstance(report, dict):
+        name, _, text = report["message"].partition(": ")
+        for kind in (ConfigError, DataError, DeviceError):
+            if name == kind.__name__:
+                return kind(text)
+        return WorkerError(f"rank {rank} failed:\n{report['extraInfo']['py_callstack'].rstrip()}")
+    if failure.exitcode < 0:
+        return SiamusicError(
+            f"rank {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}) from outside: "
+            f"see whether the memory sufficed. --resume goes on; --max-restarts does so by itself."
+        )
+    return WorkerError(f"rank {rank} ended with exit code {failure.exitcode} and no traceback.")

@@ -5,30 +5,28 @@ import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines.loader import TrackLoader
 from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.progress import SILENT, Progress, Task
+from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.models import Classifier, place
 from siamusic_fast.training.scores import Scores, scores
 
 CLASSIFIER = "classifier.pt"
-CLASSIFIER_PARTS = ("backbone", "classes", "mel", "normalisation", "model", "epoch")
+CLASSIFIER_PARTS = ("backbone", "head", "features", "classes", "mel", "normalisation", "model", "epoch")
 PREDICTIONS = "predictions.csv"
 RESULTS = "results.json"
-TRACKS_PER_BATCH = 8
-CROPS_PER_PASS = 64
-"""Bounds the memory of a forward pass, however long the tracks are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +44,17 @@ def evaluate(
     shard_set: ShardSet,
     out: Path | None = None,
     *,
+    seed: int = 0,
     job: Job | None = None,
     progress: Progress = SILENT,
 ) -> EvaluateResult:
     """Score the classifier of `run` on every labelled track of the test split.
 
-    `run` is a fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the
-    highest probability, averaged over crops that cover the track. Results go to `out`; by default to the
-    folder evaluate beside the classifier, where they replace earlier ones.
+    Called in every process of `job`, which share the tracks; default: one process on the CPU. `run` is a
+    fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the highest
+    probability, averaged over crops that cover the track, and over its segments if it was packed in several.
+    `seed` is that of the bootstrap. Results go to `out`; by default to the folder evaluate beside the
+    classifier, where they replace earlier ones.
 
     Raises DataError if there is no classifier, or if the shards have other classes or no test tracks.
     """
@@ -61,50 +62,58 @@ def evaluate(
     path = find_classifier(run)
     saved = checkpoint.load(path, "classifier", CLASSIFIER_PARTS)
     classes = tuple(saved["classes"])
-    mel = MelConfig(**saved["mel"])
     check_classes(shard_set, classes)
-
-    model = place(Classifier(saved["backbone"], len(classes)), job.device)
-    model.load_state_dict(saved["model"])
-    loader = TrackLoader(
+    model = place(load_classifier(saved), job.device).eval()
+    probabilities, labels = track_outputs(
+        lambda mels: model(mels).softmax(dim=1),
         shard_set,
-        splits=["test"],
-        mel=mel,
-        normalisation=Normalisation(**saved["normalisation"]),
-        batch_size=TRACKS_PER_BATCH,
-        device=job.device,
+        "test",
+        MelConfig(**saved["mel"]),
+        Normalisation(**saved["normalisation"]),
+        job=job,
+        progress=progress,
     )
-    tracks = shard_set.tracks(["test"], labelled_only=True)
-    folder = path.parent / "evaluate" if out is None else checkpoint.new_folder(out)
-    folder.mkdir(exist_ok=True)
-    with loader, progress.task("Evaluating", tracks, "tracks") as task:
-        probabilities, labels = classify(model, loader, task)
+    names, probabilities, labels = join_segments(shard_set, "test", probabilities, labels)
     result = EvaluateResult(
-        folder=folder,
+        folder=path.parent / "evaluate" if out is None else out,
         data=shard_set.source,
-        scores=scores(probabilities.argmax(dim=1), labels, classes),
+        scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
     )
-    _write_predictions(folder / PREDICTIONS, shard_set, classes, probabilities, labels)
-    checkpoint.save_json(folder / RESULTS, {"data": result.data, **dataclasses.asdict(result.scores)})
+    if job.leads:
+        result.folder.mkdir(exist_ok=True) if out is None else checkpoint.new_folder(out)
+        _write_predictions(result.folder / PREDICTIONS, names, classes, probabilities, labels)
+        values = {"data": result.data, **dataclasses.asdict(result.scores)}
+        checkpoint.save_json(result.folder / RESULTS, values)
     return result
 
 
-@torch.inference_mode()
-def classify(model: Classifier, loader: TrackLoader, task: Task) -> tuple[Tensor, Tensor]:
-    """Return class probabilities [tracks, classes], averaged over each track's crops, and labels [tracks].
+def load_classifier(saved: dict[str, Any]) -> Classifier:
+    """Return the network of the checkpoint `saved`, which has `CLASSIFIER_PARTS`."""
+    classifier = Classifier(
+        saved["backbone"], len(saved["classes"]), head=saved["head"], features=saved["features"]
+    )
+    classifier.load_state_dict(saved["model"])
+    return classifier
 
-    Both are on the CPU, in the order of the loader. The model is left in evaluation mode.
+
+def join_segments(
+    shard_set: ShardSet, split: str, outputs: Tensor, labels: Tensor
+) -> tuple[list[str], Tensor, Tensor]:
+    """Return the names of the tracks of `split`, and outputs and labels with one row for each of them.
+
+    `outputs` [n, d] and `labels` [n] have a row for each sample in the labelled shards, in their order. The
+    samples may be segments of tracks: the outputs of those of one track are averaged.
     """
-    model.eval()
-    probabilities, labels = [], []
-    for mels, batch_labels in loader:
-        tracks, crops = mels.shape[:2]
-        passes = torch.split(mels.flatten(0, 1), CROPS_PER_PASS)
-        by_crop = torch.cat([model(crops_of_a_pass).softmax(dim=1) for crops_of_a_pass in passes])
-        probabilities.append(by_crop.view(tracks, crops, -1).mean(dim=1).cpu())
-        labels.append(batch_labels.cpu())
-        task.advance(tracks)
-    return torch.cat(probabilities), torch.cat(labels)
+    by_shard: dict[str, list[str]] = {}
+    for track in read_tracks(shard_set.folder):
+        by_shard.setdefault(track.shard, []).append(track.track_id)
+    shards = shard_set.shards([split], labelled_only=True)
+    samples = [name for shard in shards for name in by_shard[shard.file]]
+    places = {name: place for place, name in enumerate(dict.fromkeys(samples))}
+    place_of = torch.tensor([places[name] for name in samples])
+    sums = outputs.new_zeros(len(places), outputs.shape[1]).index_add(0, place_of, outputs)
+    joined_labels = labels.new_zeros(len(places)).scatter(0, place_of, labels)
+    return list(places), sums / place_of.bincount().unsqueeze(1), joined_labels
 
 
 def find_classifier(run: Path) -> Path:
@@ -127,22 +136,16 @@ def check_classes(shard_set: ShardSet, classes: tuple[str, ...]) -> None:
 
 
 def _write_predictions(
-    path: Path, shard_set: ShardSet, classes: tuple[str, ...], probabilities: Tensor, labels: Tensor
+    path: Path, names: list[str], classes: tuple[str, ...], probabilities: Tensor, labels: Tensor
 ) -> None:
     """Write one row per track, in the order of the shards."""
-    keys: dict[str, list[str]] = {}
-    for track in read_tracks(shard_set.folder):
-        keys.setdefault(track.shard, []).append(track.key)
-    shards = shard_set.shards(["test"], labelled_only=True)
-    in_order = [key for shard in shards for key in keys[shard.file]]
-
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("key", "truth", "prediction", "probability"))
     best = probabilities.max(dim=1)
-    for key, label, prediction, probability in zip(
-        in_order, labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+    for name, label, prediction, probability in zip(
+        names, labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
     ):
-        writer.writerow((key, classes[label], classes[prediction], f"{probability:.4f}"))
+        writer.writerow((name, classes[label], classes[prediction], f"{probability:.4f}"))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode(errors="surrogateescape"))

@@ -2,7 +2,9 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,30 +12,31 @@ import torch.nn.functional as F
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines.loader import LabelledLoader, TrackLoader
-from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.loader import LabelledLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.distributed import Job
-from siamusic_fast.training.evaluate import CLASSIFIER, TRACKS_PER_BATCH, classify
+from siamusic_fast.training.evaluate import CLASSIFIER
+from siamusic_fast.training.features import TrackReader
 from siamusic_fast.training.metrics import RunLog, check_finite
-from siamusic_fast.training.models import Classifier, place
-from siamusic_fast.training.pretrain import CHECKPOINT, CHECKPOINT_PARTS
+from siamusic_fast.training.models import STAGES, Classifier, place, stage
+from siamusic_fast.training.pretrained import load_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """What fine-tuning came to: the classifier of the best epoch, judged on the validation split."""
+    """What fine-tuning came to: the classifier that the protocol keeps, as the validation split sees it."""
 
     folder: Path
+    protocol: str
     epochs: int
-    best_epoch: int
-    """Counted from 1."""
+    kept_epoch: int
+    """Whose classifier is kept, counted from 1: the best on validation, or the last."""
     accuracy: float
-    """On the validation tracks, 0 to 1, of the best epoch."""
+    """On the validation tracks, 0 to 1, of that epoch."""
     loss: float
-    """Cross-entropy on the validation tracks, of the best epoch."""
+    """Cross-entropy on the validation tracks, of that epoch."""
     tracks: int
     """Validation tracks."""
     seconds: float
@@ -45,74 +48,82 @@ def finetune(
     shard_set: ShardSet,
     out: Path | None = None,
     *,
-    freeze: bool = False,
-    force: bool = False,
     job: Job | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> FinetuneResult:
-    """Train a classifier on the encoder of the pre-training run `run` and keep the one of the best epoch.
+    """Train a classifier on the encoder of the pre-training run `run`.
 
-    Learns from random crops of the labelled training tracks and is judged on whole validation tracks. With
-    `freeze` only the linear layer learns, and the encoder's batch norms keep their statistics too. Results go
-    to `out`, by default the folder finetune in `run`; with `force`, in the place of earlier ones.
+    Called in every process of `job`; default: one process on the CPU. Learns from random crops of the
+    labelled training tracks and is scored on whole validation tracks after each epoch. What is kept is for
+    `config.protocol` to say:
+
+    - `clean`: the epoch that is best on validation. The test split is left for `evaluate`.
+    - `paper`: the last of a fixed number of epochs, 50 unless told otherwise; nothing is chosen. The paper's
+      text names no way to choose. Its public code trains on the validation split and chooses by the loss on
+      the test split, which this does not repeat; nor does `evaluate` leave out tracks, as that code does.
+
+    Results go to `out`, by default the folder finetune in `run`; with `force`, in the place of earlier ones.
     Seeds torch's global random generator.
 
     Raises DataError if `run` holds no pre-training checkpoint, `out` is not empty, the shards have fewer than
-    two classes or a split without labelled tracks, or the loss becomes infinite or NaN.
+    two classes or a split without labelled tracks, or the loss becomes infinite or NaN; ConfigError if the
+    configuration does not fit the shards.
     """
     job = job or Job()
     if len(shard_set.classes) < 2:
         found = ", ".join(shard_set.classes) or "none"
         raise DataError(f"{shard_set.folder} has too few classes ({found}): a classifier needs at least 2.")
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
-    pretrained = settings.load_pretrain(saved["config"])
+    pretrained = load_pretrained(run, config.checkpoint)
     torch.manual_seed(config.seed)
 
-    mel, normalisation = pretrained.mel, Normalisation(**saved["normalisation"])
     training = LabelledLoader(
         shard_set,
+        recipe=config.aug,
+        labels=config.labels,
         splits=["training"],
-        mel=mel,
-        normalisation=normalisation,
+        mel=pretrained.mel,
+        normalisation=pretrained.normalisation,
         batch_size=config.batch_size,
         device=job.device,
         seed=config.seed,
+        rank=job.rank,
+        world_size=job.world_size,
     )
-    validation = TrackLoader(
-        shard_set,
-        splits=["validation"],
-        mel=mel,
-        normalisation=normalisation,
-        batch_size=TRACKS_PER_BATCH,
-        device=job.device,
+    validation = TrackReader(shard_set, "validation", pretrained.mel, pretrained.normalisation, job=job)
+    classifier = Classifier(
+        pretrained.backbone, len(shard_set.classes), head=config.head, features=config.features
     )
-    model = Classifier(pretrained.backbone, len(shard_set.classes))
-    model.encoder.load_state_dict(saved["encoder"])
-    model.encoder.requires_grad_(not freeze)
-    place(model, job.device)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(learning, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    folder = checkpoint.new_folder(out or run / "finetune", force=force)
-    checkpoint.save_json(
-        folder / checkpoint.CONFIG,
-        {**settings.dump(config), "freeze": freeze, "run": str(run), "data": str(shard_set.folder)},
+    if not config.from_scratch:
+        classifier.encoder.load_state_dict(pretrained.encoder)
+        if config.features == "projector":
+            classifier.projector.load_state_dict(pretrained.projector)
+    for part in classifier.body:
+        part.requires_grad_(not config.freeze)
+    place(classifier, job.device)
+    optimizer = torch.optim.Adam(
+        learning_rates(classifier, config), weight_decay=config.weight_decay, fused=True
     )
+    folder = job.once(lambda: _start(out or run / "finetune", config, run, shard_set, job, force=force))
+    model = job.wrap(classifier)
 
     started = time.perf_counter()
-    best_epoch, best_accuracy, best_loss = 0, -1.0, 0.0
+    kept_epoch, kept_accuracy, kept_loss = 0, -1.0, 0.0
     step, note = 0, ""
-    n_validation = shard_set.tracks(["validation"], labelled_only=True)
-    tracks_per_epoch = len(training) * training.batch_size + n_validation
+    tracks_per_epoch = len(training) * training.batch_size * job.world_size + validation.tracks
     with (
         training,
         validation,
-        RunLog(folder) as log,
-        progress.task("Fine-tuning", config.epochs * tracks_per_epoch, "tracks") as task,
+        RunLog(folder, active=job.leads) as log,
+        (progress if job.leads else SILENT).task(
+            "Fine-tuning", config.epochs * tracks_per_epoch, "tracks"
+        ) as task,
     ):
         for epoch in range(1, config.epochs + 1):
             model.train()
-            if freeze:
-                model.encoder.eval()
+            if config.freeze:
+                for part in classifier.body:
+                    part.eval()
             losses = []
             for mels, labels in training:
                 with torch.autocast(job.device.type, torch.bfloat16, enabled=job.device.type == "cuda"):
@@ -122,11 +133,12 @@ def finetune(
                 optimizer.step()
                 step += 1
                 losses.append(loss.detach())
-                task.advance(len(labels), note=note)
+                task.advance(len(labels) * job.world_size, note=note)
 
-            step_losses = torch.stack(losses).tolist()
+            step_losses = job.mean(torch.stack(losses)).tolist()
             check_finite(step_losses, step, remedy=f"try --lr {config.lr / 10:g}")
-            probabilities, truths = classify(model, validation, task)
+            classifier.eval()
+            probabilities, truths = validation.averages(lambda mels: classifier(mels).softmax(dim=1), task)
             accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())
             validation_loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), truths))
             log.write(
@@ -139,30 +151,60 @@ def finetune(
             )
             note = f"epoch {epoch}: loss {validation_loss:.3f}, accuracy {accuracy:.1%} on validation"
 
-            if (accuracy, -validation_loss) > (best_accuracy, -best_loss):
-                best_epoch, best_accuracy, best_loss = epoch, accuracy, validation_loss
-                checkpoint.save(
-                    folder / CLASSIFIER,
-                    "classifier",
-                    {
-                        "backbone": pretrained.backbone,
-                        "classes": list(shard_set.classes),
-                        "mel": settings.dump(mel),
-                        "normalisation": saved["normalisation"],
-                        "model": model.state_dict(),
-                        "config": settings.dump(config),
-                        "epoch": epoch,
-                        "validation_accuracy": accuracy,
-                        "validation_loss": validation_loss,
-                    },
-                )
+            best = (accuracy, -validation_loss) > (kept_accuracy, -kept_loss)
+            if best or config.protocol == "paper":
+                kept_epoch, kept_accuracy, kept_loss = epoch, accuracy, validation_loss
+                values = {
+                    "backbone": pretrained.backbone,
+                    "head": config.head,
+                    "features": config.features,
+                    "classes": list(shard_set.classes),
+                    "mel": settings.dump(pretrained.mel),
+                    "normalisation": pretrained.normalisation._asdict(),
+                    "model": classifier.state_dict(),
+                    "config": settings.dump(config),
+                    "epoch": epoch,
+                    "validation_accuracy": accuracy,
+                    "validation_loss": validation_loss,
+                }
+                job.once(partial(checkpoint.save, folder / CLASSIFIER, "classifier", values))
 
     return FinetuneResult(
         folder=folder,
+        protocol=config.protocol,
         epochs=config.epochs,
-        best_epoch=best_epoch,
-        accuracy=best_accuracy,
-        loss=best_loss,
-        tracks=n_validation,
+        kept_epoch=kept_epoch,
+        accuracy=kept_accuracy,
+        loss=kept_loss,
+        tracks=validation.tracks,
         seconds=time.perf_counter() - started,
     )
+
+
+def learning_rates(classifier: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Return the parameters that learn and their rates, one group per rate, as optimizers take them.
+
+    The head learns at `lr`. The projector, if it is there, and the encoder's last stage learn at
+    `encoder_lr`, and each stage before at `layer_decay` of the rate of the stage after it (Clark et al. 2020,
+    there for each layer).
+    """
+    of_encoder = config.lr if config.encoder_lr is None else config.encoder_lr
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in classifier.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, _, rest = name.partition(".")
+        rate = config.lr if part == "head" else of_encoder
+        if part == "encoder":
+            rate *= config.layer_decay ** (STAGES - 1 - stage(rest))
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def _start(
+    folder: Path, config: FinetuneConfig, run: Path, shard_set: ShardSet, job: Job, *, force: bool
+) -> Path:
+    checkpoint.new_folder(folder, force=force)
+    values = {**settings.dump(config), "run": str(run), "data": str(shard_set.folder)}
+    checkpoint.save_json(folder / checkpoint.CONFIG, {**values, "processes": job.world_size})
+    return folder

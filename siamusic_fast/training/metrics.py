@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,17 +40,26 @@ def check_finite(losses: Sequence[float], last_step: int, remedy: str) -> None:
             )
 
 
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use at once: of the GPU by torch, or of the CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class Stopwatch:
     """Measures how long a loop ran since the last reading and how much of that it waited for batches.
 
     On a GPU the loop itself hardly waits: it queues work, and the GPU waits until a batch is there. So it is
     asked: two events are queued around each batch, and what lies between them is waiting.
+
+    `seconds` and `waited` are what a stopwatch that this one goes on for had measured since its last reading.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seconds: float = 0.0, waited: float = 0.0) -> None:
         self._device = device
-        self._started = time.perf_counter()
-        self._waited = 0.0
+        self._started = time.perf_counter() - seconds
+        self._waited = waited
         self._events: list[tuple[torch.Event, torch.Event]] = []
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
@@ -79,17 +89,28 @@ class Stopwatch:
         given_event.record()
         self._events.append((asked_event, given_event))
 
-    def read(self) -> tuple[float, float]:
-        """Return the seconds since the last reading and the seconds of them spent waiting; start again.
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Return a context whose time does not count; what the device was asked for before it does."""
+        paused = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused
+
+    def look(self) -> tuple[float, float]:
+        """Return the seconds since the last reading and the seconds of them spent waiting.
 
         To be called when the device has done what was asked of it.
         """
         self._waited += sum(asked.elapsed_time(given) for asked, given in self._events) / 1000
         self._events.clear()
-        now = time.perf_counter()
-        reading = now - self._started, self._waited
-        self._started, self._waited = now, 0.0
-        return reading
+        return time.perf_counter() - self._started, self._waited
+
+    def read(self) -> tuple[float, float]:
+        """Return what `look` does, and start again."""
+        seconds, waited = self.look()
+        self._started += seconds
+        self._waited = 0.0
+        return seconds, waited
 
 
 class RunLog:
@@ -126,13 +147,13 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return what a run logged, one entry per step, in order; of a step that was repeated, the last.
+    """Return what a run logged, one entry per step, in order, of all lines of that step.
 
-    A line that a crash cut off is left out.
+    Of a value that was repeated, the last counts. A line that a crash cut off is left out.
     """
-    by_step = {}
+    by_step: dict[int, dict[str, Any]] = {}
     for text in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             line = json.loads(text)
-            by_step[line["step"]] = line
+            by_step.setdefault(line["step"], {}).update(line)
     return [by_step[step] for step in sorted(by_step)]

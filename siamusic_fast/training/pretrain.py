@@ -4,34 +4,36 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from siamusic_fast import config as settings
 from siamusic_fast.config import PretrainConfig
-from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.pipelines.backends import two_view_loader
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import checkpoint
-from siamusic_fast.training.distributed import Job
+from siamusic_fast.training import run as runs
+from siamusic_fast.training.compiling import compiled
+from siamusic_fast.training.distributed import Job, gradients_kept_apart
+from siamusic_fast.training.knn import knn_accuracy, knn_possible
 from siamusic_fast.training.losses import simsiam_loss
-from siamusic_fast.training.metrics import RunLog, Stopwatch, check_finite, collapse_measure
+from siamusic_fast.training.metrics import RunLog, Stopwatch, collapse_measure, peak_memory
 from siamusic_fast.training.models import PROJECTION_DIM, SimSiam, place
+from siamusic_fast.training.run import CHECKPOINT, Training
+from siamusic_fast.training.schedules import SCHEDULES
+from siamusic_fast.training.signals import Stopped, StopSignals
 
-CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_PARTS = (
-    *("config", "normalisation", "encoder", "projector", "predictor", "optimizer"),
-    *("epoch", "step", "ranks", "data", "shards"),
-)
-"""What a checkpoint holds."""
 LOG_EVERY = 10
 """Steps in a log line, or fewer at the end of an epoch: only then are values fetched from the device."""
 HEALTHY_COLLAPSE = 1 / math.sqrt(PROJECTION_DIM)
 """Collapse measure of outputs that spread over the whole sphere."""
+NEAR_COLLAPSE = HEALTHY_COLLAPSE / 5
+"""Below this, a person should be warned."""
+TASK = "Pre-training"
+"""What `pretrain` calls its work before a `Progress`, which gets the figures of the log as `values`."""
+SYNC_BATCHNORM_BELOW = 64
+"""Pairs per process that are too few for batch norm to see its own process's alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +47,17 @@ class PretrainResult:
     """Mean of the last steps; -1 is the lowest."""
     collapse: float
     """`collapse_measure` of the last batch: healthy near `HEALTHY_COLLAPSE`, collapsed near 0."""
+    knn: float | None
+    """kNN accuracy on the validation tracks when it was last looked at, 0 to 1; None without labels."""
+    best_knn: float | None
+    """The highest, that of the checkpoint best.pt."""
     pairs_per_second: float
     """Over all processes and the whole time since the start or since the resumption."""
     waiting: float
     """Share of that time spent waiting for data, 0 to 1."""
     seconds: float
+    peak_memory: int
+    """Bytes: of the first GPU, or on the CPU of the first process."""
 
 
 def pretrain(
@@ -64,16 +72,19 @@ def pretrain(
 ) -> PretrainResult:
     """Train a SimSiam encoder on `config.splits` of `shard_set`; `out` becomes the run's folder.
 
-    Called in every process of `job`; default: one process on the CPU. With `resume`, goes on after the last
-    whole epoch of the run in `out`, whose configuration must be `config`; on a CPU it ends with the very
-    weights of a run that was never stopped. With `force`, an earlier run in `out` is replaced. Seeds
+    Called in every process of `job`; default: one process on the CPU. With `resume`, goes on where the last
+    checkpoint of the run in `out` was written, whose configuration must be `config`; on a CPU it ends with
+    the very weights of a run that was never stopped. With `force`, an earlier run in `out` is replaced. Seeds
     torch's global random generator.
 
     Raises DataError if `out` is not empty (or, with `resume`, holds no run that can go on), or if the loss
-    becomes infinite or NaN; ConfigError if the configuration does not fit the shards.
+    becomes infinite or NaN; ConfigError if the configuration does not fit the shards; Stopped after Ctrl-C
+    or SIGTERM, when a checkpoint has been written.
     """
     job = job or Job()
-    saved = _load_resumable(out, config, shard_set, job) if resume else None
+    if job.restarts and job.once(lambda: runs.is_of(job, out)):
+        resume, force = job.once(lambda: (out / CHECKPOINT).is_file()), True
+    saved = runs.load_resumable(out, config, shard_set, job) if resume else None
     torch.manual_seed(config.seed)
 
     if saved:
@@ -83,7 +94,7 @@ def pretrain(
     loader = two_view_loader(
         config.backend,
         shard_set,
-        recipe=config.recipe,
+        recipe=config.aug,
         splits=config.splits,
         mel=config.mel,
         normalisation=normalisation,
@@ -94,135 +105,136 @@ def pretrain(
         world_size=job.world_size,
     )
     simsiam = place(SimSiam(config.backbone), job.device)
-    optimizer = torch.optim.Adam(
-        simsiam.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    body = [*simsiam.encoder.parameters(), *simsiam.projector.parameters()]
+    groups = [
+        {"params": body, "scheduled": True},
+        {"params": simsiam.predictor.parameters(), "scheduled": not config.fixed_predictor_lr},
+    ]
+    optimizer = (
+        torch.optim.SGD(
+            groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+        if config.optimizer == "sgd"
+        else torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay, fused=True)
     )
-    first_epoch = step = 0
+    training = Training(
+        run=out,
+        about=runs.about(config, shard_set, normalisation),
+        job=job,
+        simsiam=simsiam,
+        optimizer=optimizer,
+        loader=loader,
+        stopwatch=Stopwatch(job.device),
+    )
+    few = config.batch_size < SYNC_BATCHNORM_BELOW
+    ddp = job.wrap(simsiam, sync_batchnorm=few if config.sync_batchnorm is None else config.sync_batchnorm)
+    on_gpu = job.device.type == "cuda"
+    model = ddp
+    if on_gpu if config.compile is None else config.compile:
+        shape = (config.batch_size, 1, config.mel.n_mels, config.mel.frames)
+        model = compiled(ddp, torch.zeros(shape, device=job.device))
     if saved:
-        first_epoch, step = saved["epoch"], saved["step"]
-        simsiam.encoder.load_state_dict(saved["encoder"])
-        simsiam.projector.load_state_dict(saved["projector"])
-        simsiam.predictor.load_state_dict(saved["predictor"])
-        optimizer.load_state_dict(saved["optimizer"])
-        loader.load_state_dict(saved["ranks"][job.rank]["loader"])
-        checkpoint.restore_random_states(saved["ranks"][job.rank]["random"], job.device)
+        training.restore(saved)
+        job.once(lambda: runs.claim(out, job))
     else:
-        out = job.once(lambda: _start_run(out, config, shard_set, job, force=force))
-    model = job.wrap(simsiam)
+        training.run = out = job.once(lambda: runs.start(out, config, shard_set, job, force=force))
 
-    first_step, last_step = step, config.epochs * len(loader)
-    losses: list[torch.Tensor] = []
-    note = ""
-    stopwatch, started, waited = Stopwatch(job.device), time.perf_counter(), 0.0
+    steps_per_epoch = math.ceil(len(loader) / config.accumulate)
+    whole_steps = len(loader) // config.accumulate * config.accumulate
+    last_step = config.epochs * steps_per_epoch
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    pairs_per_batch = config.batch_size * job.world_size
+    evaluates = config.knn_every > 0 and knn_possible(shard_set)
+    first_step, note, pairs, waited = training.step, "", 0, 0.0
+    started = saved_at = time.perf_counter()
     with (
         loader,
-        RunLog(out, active=job.leads, resume_at=step if saved else None) as log,
-        (progress if job.leads else SILENT).task("Pre-training", last_step - step, "steps") as task,
+        StopSignals() as signals,
+        RunLog(out, active=job.leads, resume_at=first_step if saved else None) as log,
+        (progress if job.leads else SILENT).task(TASK, last_step - first_step, "steps") as task,
     ):
-        for epoch in range(first_epoch + 1, config.epochs + 1):
-            for view1, view2 in stopwatch.timed(loader):
-                with torch.autocast(job.device.type, torch.bfloat16, enabled=job.device.type == "cuda"):
-                    p1, p2, z1, z2 = model(view1, view2)
-                    loss = simsiam_loss(p1, p2, z1, z2)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+        for epoch in range(training.epoch + 1, config.epochs + 1):
+            knn_due = evaluates and (epoch % config.knn_every == 0 or epoch == config.epochs)
+            done = min((training.step - (epoch - 1) * steps_per_epoch) * config.accumulate, len(loader))
+            for batch, (view1, view2) in enumerate(training.batches(), start=done + 1):
+                # Gradients of `accumulate` batches are averaged; at the end of an epoch, of those left.
+                step_ends = batch % config.accumulate == 0 or batch == len(loader)
+                in_step = config.accumulate if batch <= whole_steps else len(loader) - whole_steps
+                with gradients_kept_apart(ddp, not step_ends):
+                    with torch.autocast(job.device.type, torch.bfloat16, enabled=on_gpu):
+                        p1, p2, z1, z2 = model(view1, view2)
+                        loss = simsiam_loss(p1, p2, z1, z2)
+                    (loss / in_step).backward()  # type: ignore[no-untyped-call]
+                training.losses.append(loss.detach())
+                pairs += pairs_per_batch
+                if not step_ends:
+                    continue
+                lr = config.lr * SCHEDULES[config.schedule](training.step, last_step, warmup_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr if group["scheduled"] else config.lr
                 optimizer.step()
+                optimizer.zero_grad()
+                training.step += 1
 
-                step += 1
-                losses.append(loss.detach())
-                if len(losses) == LOG_EVERY or step % len(loader) == 0:
-                    means = job.mean(torch.stack([*losses, collapse_measure(z1)]))
-                    *step_losses, collapse = means.tolist()  # the one place that waits for the device
-                    check_finite(step_losses, step, remedy=f"try --lr {config.lr / 10:g}")
-                    seconds, waiting = stopwatch.read()
-                    mean_loss = sum(step_losses) / len(step_losses)
-                    speed = len(step_losses) * config.batch_size * job.world_size / seconds
-                    log.write(
-                        step,
-                        epoch=epoch,
-                        loss=mean_loss,
-                        collapse=collapse,
-                        lr=config.lr,
-                        pairs_per_second=speed,
-                        waiting=waiting / seconds,
-                    )
-                    note = f"loss {mean_loss:.3f}, collapse {collapse:.4f}, {speed:.0f} pairs/s"
-                    waited += waiting
-                    losses.clear()
-                task.advance(note=note)
-
-            ranks = job.gather(
-                {"loader": loader.state_dict(), "random": checkpoint.random_states(job.device)}
-            )
-            if job.leads:
-                checkpoint.save(
-                    out / CHECKPOINT,
-                    "pretraining",
-                    {
-                        "config": settings.dump(config),
-                        "normalisation": {
-                            "mean": normalisation.mean,
-                            "deviation": normalisation.deviation,
-                        },
-                        "encoder": simsiam.encoder.state_dict(),
-                        "projector": simsiam.projector.state_dict(),
-                        "predictor": simsiam.predictor.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                values = None
+                if training.step % steps_per_epoch % LOG_EVERY == 0:
+                    # The one place that waits for the device.
+                    *losses, collapse = training.losses_over_processes(collapse_measure(z1))
+                    seconds, waiting = training.stopwatch.read()
+                    values = {
                         "epoch": epoch,
-                        "step": step,
-                        "ranks": ranks,
-                        "data": str(shard_set.folder),
-                        "shards": _checksums(shard_set, config),
-                    },
+                        "loss": sum(losses) / len(losses),
+                        "collapse": collapse,
+                        "lr": lr,
+                        "pairs_per_second": len(losses) * pairs_per_batch / seconds,
+                        "waiting": waiting / seconds,
+                        "peak_memory": peak_memory(job.device),
+                    }
+                    log.write(training.step, **values)
+                    training.figures |= {name: values[name] for name in ("loss", "collapse")}
+                    speed = values["pairs_per_second"]
+                    note = f"loss {values['loss']:.3f}, collapse {collapse:.4f}, {speed:.0f} pairs/s"
+                    waited += waiting
+                    training.losses.clear()
+                    values |= {"step": training.step, "steps": last_step}
+                task.advance(note=note, values=values)
+
+                minutes = (time.perf_counter() - saved_at) / 60
+                late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
+                stop, save = job.highest(signals.received, late)
+                if stop or save:
+                    with training.stopwatch.paused():
+                        training.save()
+                    saved_at = time.perf_counter()
+                if stop:
+                    raise Stopped(stop)
+
+            best = False
+            if knn_due:
+                with signals.at_once(), training.stopwatch.paused():
+                    knn = knn_accuracy(simsiam.encoder, shard_set, config.mel, normalisation, job=job)
+                best = knn > training.figures.get("best_knn", -1.0)
+                training.figures |= {"knn": knn, **({"best_knn": knn} if best else {})}
+                log.write(training.step, epoch=epoch, knn=knn)
+                task.advance(
+                    0, values={"epoch": epoch, "knn": knn, "step": training.step, "steps": last_step}
                 )
+            training.epoch = epoch
+            with training.stopwatch.paused():
+                training.save(best=best)
+            saved_at = time.perf_counter()
 
     seconds = time.perf_counter() - started
     return PretrainResult(
         run=out,
         epochs=config.epochs,
-        steps=step,
-        loss=mean_loss,
-        collapse=collapse,
-        pairs_per_second=(step - first_step) * config.batch_size * job.world_size / seconds,
-        waiting=waited / seconds,
+        steps=training.step,
+        loss=training.figures["loss"],
+        collapse=training.figures["collapse"],
+        knn=training.figures.get("knn"),
+        best_knn=training.figures.get("best_knn"),
+        pairs_per_second=pairs / seconds,
+        waiting=min(waited / seconds, 1.0),
         seconds=seconds,
+        peak_memory=peak_memory(job.device),
     )
-
-
-def load_run(run: Path) -> tuple[PretrainConfig, str]:
-    """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
-    return settings.load_pretrain(saved["config"]), saved["data"]
-
-
-def _load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job) -> dict[str, Any]:
-    """Return the checkpoint of `run` if this job can continue it exactly."""
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
-    wanted = settings.dump(config)
-    differing = [name for name, value in saved["config"].items() if value != wanted[name]]
-    if differing:
-        raise ConfigError(
-            f"{run} was started with another {', '.join(differing)}: "
-            f"resume it with what its {checkpoint.CONFIG} says."
-        )
-    if saved["epoch"] >= config.epochs:
-        raise DataError(f"{run} has all of its {config.epochs} epochs: there is nothing to resume.")
-    if len(saved["ranks"]) != job.world_size:
-        raise ConfigError(
-            f"{run} was started with {len(saved['ranks'])} processes, not {job.world_size}: give as many "
-            f"with --gpus, or with --workers on the CPU."
-        )
-    if saved["shards"] != _checksums(shard_set, config):
-        raise DataError(f"{run} was started with other shards than those in {shard_set.folder}: use --data.")
-    return saved
-
-
-def _checksums(shard_set: ShardSet, config: PretrainConfig) -> list[str]:
-    return [shard.sha256 for shard in shard_set.shards(config.splits)]
-
-
-def _start_run(out: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, *, force: bool) -> Path:
-    checkpoint.new_folder(out, force=force)
-    values = {**settings.dump(config), "data": str(shard_set.folder), "processes": job.world_size}
-    checkpoint.save_json(out / checkpoint.CONFIG, values)
-    return out

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +72,7 @@ class StopAfter:
         self.packing = description == "Packing"
         yield self
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
         self.left -= steps * self.packing
         if self.left <= 0:
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,7 +131,7 @@ class Interruption:
     def task(self, description: str, total: int, unit: str = "") -> Iterator["Interruption"]:
         yield self
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
         raise KeyboardInterrupt
 
 

@@ -58,7 +58,7 @@ def test_a_file_of_another_program_or_kind_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"format": "siamusic-fast pretraining", "format_version": 99}, path)
-    with pytest.raises(DataError, match="version 99, this siamusic-fast reads 1"):
+    with pytest.raises(DataError, match="version 99, this siamusic-fast reads 2"):
         checkpoint.load(path, "pretraining", ())
 
 

@@ -1,12 +1,25 @@
 import functools
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from siamusic_fast.errors import ConfigError, DataError, DeviceError
-from siamusic_fast.training.distributed import Job, device_for, launch
+from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
+from siamusic_fast.training.distributed import (
+    Job,
+    WorkerError,
+    device_for,
+    gradients_kept_apart,
+    launch,
+)
+from siamusic_fast.training.losses import simsiam_loss
+from siamusic_fast.training.models import predictor, projector
 
 STEPS, BATCH, FEATURES = 5, 8, 4
 
@@ -38,6 +51,155 @@ def fail_on_the_second(*, job: Job) -> None:
     if job.rank == 1:
         raise DataError(f"rank {job.rank}: the shard is gone, pack it again")
     job.gather(None)
+
+
+class SmallSimSiam(nn.Module):
+    """The real heads behind a small convolutional encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(1, 8, 3, stride=2, bias=False)
+        self.encoder = nn.Sequential(
+            convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+        )
+        self.projector = projector(128, 32)
+        self.predictor = predictor(32, 8)
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z1, z2 = (self.projector(self.encoder(view)) for view in (view1, view2))
+        return self.predictor(z1), self.predictor(z2), z1, z2
+
+
+class Learnt(NamedTuple):
+    """What a rank has after some steps."""
+
+    gradients: dict[str, Tensor]
+    """Of the first step."""
+    weights: dict[str, Tensor]
+    """After the last one, with batch norm's statistics."""
+
+
+def train_simsiam(*, job: Job, steps: int, accumulate: int = 1) -> list[Learnt]:
+    """Train with SyncBatchNorm on this rank's share of each batch and return what every rank learnt."""
+    torch.manual_seed(0)
+    small = SmallSimSiam().double()  # so that a difference is one of kind and not of rounding
+    model = job.wrap(small, sync_batchnorm=True)
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.05, momentum=0.9)
+    share = 8 // job.world_size
+    gradients: dict[str, Tensor] = {}
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        views = torch.randn(2, accumulate, 8, 1, 16, 32, generator=generator, dtype=torch.float64)
+        for part in range(accumulate):
+            view1, view2 = views[:, part, job.rank * share : (job.rank + 1) * share]
+            with gradients_kept_apart(model, part < accumulate - 1):
+                (simsiam_loss(*model(view1, view2)) / accumulate).backward()  # type: ignore[no-untyped-call]
+        if step == 0:
+            gradients = {
+                name: weight.grad.clone()
+                for name, weight in small.named_parameters()
+                if weight.grad is not None
+            }
+        optimizer.step()
+        optimizer.zero_grad()
+    return job.gather(Learnt(gradients, {name: value.clone() for name, value in small.state_dict().items()}))
+
+
+def train_both_ways(*, job: Job) -> tuple[list[Learnt], list[Learnt]]:
+    return train_simsiam(job=job, steps=20), train_simsiam(job=job, steps=2, accumulate=3)
+
+
+@pytest.fixture(scope="module")
+def learnt() -> tuple[list[Learnt], list[Learnt]]:
+    """Of two ranks, after 20 steps, and after 2 steps of 3 batches each."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = launch(train_both_ways, gpus=0, workers=2)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    return found
+
+
+def test_two_ranks_with_synchronised_batch_norm_have_the_gradients_of_one_with_the_joined_batch(
+    learnt: tuple[list[Learnt], list[Learnt]],
+) -> None:
+    # Both alone: torch's own batch norm, on all samples.
+    for found, alone in zip(learnt, train_both_ways(job=Job()), strict=True):
+        assert (
+            found[0].gradients.keys()
+            == alone[0].gradients.keys()
+            == dict(SmallSimSiam().named_parameters()).keys()
+        )
+        for name, expected in alone[0].gradients.items():
+            torch.testing.assert_close(found[0].gradients[name], expected, rtol=1e-5, atol=1e-8)
+        for name, expected in alone[0].weights.items():
+            torch.testing.assert_close(found[0].weights[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ranks_hold_identical_weights_after_twenty_steps(
+    learnt: tuple[list[Learnt], list[Learnt]],
+) -> None:
+    [first, second], _ = learnt
+    for name, weight in first.weights.items():
+        torch.testing.assert_close(weight, second.weights[name], rtol=0, atol=0)
+
+
+def die_at_first(*, job: Job) -> int:
+    """Be killed as the second process, until the job was started again."""
+    if job.rank == 1 and job.restarts == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert job.highest(job.rank, 7 - job.rank) == [1, 7]
+    return job.restarts
+
+
+def fall_over(*, job: Job) -> None:
+    if job.rank == 1:
+        raise ZeroDivisionError("a mistake of ours")
+    job.gather(None)
+
+
+def test_a_killed_process_ends_the_job_with_its_rank_and_signal() -> None:
+    with pytest.raises(SiamusicError, match=r"^rank 1 was ended by signal 9 \(SIGKILL\)"):
+        launch(die_at_first, gpus=0, workers=2)
+
+
+def test_a_job_that_may_restart_starts_all_processes_again() -> None:
+    assert launch(die_at_first, gpus=0, workers=2, max_restarts=1) == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_of_ours_is_shown_once_with_its_rank_and_traceback() -> None:
+    with pytest.raises(WorkerError) as error:
+        launch(fall_over, gpus=0, workers=2)
+    text = str(error.value)
+    assert text.startswith("rank 1 failed:\nTraceback (most recent call last):")
+    assert text.endswith("ZeroDivisionError: a mistake of ours")
+    assert text.count("Traceback") == 1
+    assert "in fall_over" in text
+
+
+def whoami(*, job: Job) -> list[int]:
+    return job.gather(job.rank)
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_join_each_other() -> None:
+    environment = {
+        **os.environ,
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_JOB_NODELIST": "localhost",
+    }
+    code = "from tests.training.test_distributed import launch, whoami; print(launch(whoami, gpus=0))"
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    assert [task.communicate()[0] for task in tasks] == ["[0, 1]\n"] * 2
 
 
 def test_two_processes_learn_what_one_learns_from_the_joined_batch() -> None:

@@ -1,38 +1,78 @@
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import Task
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import checkpoint
+from siamusic_fast.training import checkpoint, models
+from siamusic_fast.training import pretrain as module
+from siamusic_fast.training.compiling import compiled
+from siamusic_fast.training.distributed import Job, launch
 from siamusic_fast.training.metrics import read_log
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, load_run, pretrain
+from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, PretrainResult, pretrain
+from siamusic_fast.training.run import load_run, newest_unfinished
+from siamusic_fast.training.signals import Stopped
+from tests.training.networks import tiny_encoder
 
 CONFIG = PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=2, batch_size=6)
+TINY = dataclasses.replace(CONFIG, batch_size=2, accumulate=2, optimizer="sgd", schedule="cosine", lr=0.05)
+"""12 batches per epoch, thus 6 steps, with an encoder of a few weights."""
 
 
-class Interrupt:
-    """Progress that stops the work after some steps, as a user does with Ctrl-C."""
+class Watching:
+    """Progress that does something after a step, and remembers the learning rates."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int = 0, then: Any = None) -> None:
         self.left = after
+        self.then = then
+        self.seen: list[Mapping[str, float]] = []
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
+        self.counts = description == module.TASK
         yield self
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        self.left -= steps
-        if self.left <= 0:
-            raise KeyboardInterrupt
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
+        self.seen += [values] if values else []
+        self.left -= steps * self.counts
+        if self.left == 0 and self.then and steps:
+            self.then()
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def crash() -> None:
+    """End the work at once and save nothing, as kill -9 does."""
+    raise MemoryError
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take `tiny_encoder` for all encoders."""
+    monkeypatch.setattr(models, "encoder", tiny_encoder)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (checkpoint.load(run / "checkpoint.pt", "pretraining", ()) for run in (one, other))
+    for part in ("encoder", "projector", "predictor"):
+        for name, weight in first[part].items():
+            assert torch.equal(second[part][name], weight), f"{part}.{name}"
+    assert first["ranks"][0]["loader"] == second["ranks"][0]["loader"]
 
 
 @pytest.fixture(scope="module")
@@ -63,35 +103,244 @@ def test_the_log_has_the_end_of_each_epoch(run: Path, shard_set: ShardSet) -> No
         assert -1 <= line["loss"] <= 1
         assert 0 <= line["waiting"] <= 1
         assert line["pairs_per_second"] > 0
+        assert line["peak_memory"] > 100e6  # torch alone takes more
         assert HEALTHY_COLLAPSE / 2 < line["collapse"] < 2 * HEALTHY_COLLAPSE
 
 
-def test_a_run_stopped_in_an_epoch_and_resumed_ends_with_the_same_bits(
-    run: Path, shard_set: ShardSet, tmp_path: Path
+@pytest.fixture(scope="module")
+def whole_runs(
+    shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[PretrainConfig, PretrainResult]]:
+    """Return a function that gives a tiny run that was never stopped, and its configuration, by backend."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def whole_run(backend: str) -> tuple[PretrainConfig, PretrainResult]:
+        config = dataclasses.replace(TINY, backend=backend, knn_every=1)
+        return config, pretrain(config, shard_set, folder / backend)
+
+    return whole_run
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("backend", "stopped_after"),
+    [
+        ("dali", 4),
+        ("dali", 6),  # the end of an epoch: its kNN accuracy is looked at afterwards
+        ("torch", 9),
+        *(pytest.param("dali", step, marks=slow) for step in (1, 2, 3, 5, 7, 8, 9, 10, 11)),
+        *(pytest.param("torch", step, marks=slow) for step in (1, 4, 6)),
+    ],
+)
+def test_a_run_told_to_stop_saves_within_a_step_and_ends_with_the_same_bits(
+    whole_runs: Callable[[str], tuple[PretrainConfig, PretrainResult]],
+    shard_set: ShardSet,
+    tmp_path: Path,
+    stopped_after: int,
+    backend: str,
 ) -> None:
-    steps_per_epoch = shard_set.tracks(["training"]) // 6
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(CONFIG, shard_set, tmp_path / "stopped", progress=Interrupt(after=steps_per_epoch + 2))
+    config, whole = whole_runs(backend)
+    stopping = Watching(stopped_after, lambda: send(signal.SIGTERM))
+    with pytest.raises(Stopped) as stopped:
+        pretrain(config, shard_set, tmp_path / "stopped", progress=stopping)
+    assert stopped.value.exit_code == 143
+    assert checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining", ())["step"] == stopped_after
     torch.manual_seed(99)
-    result = pretrain(CONFIG, shard_set, tmp_path / "stopped", resume=True)
-    assert result.steps == 2 * steps_per_epoch
-    whole = checkpoint.load(run / "checkpoint.pt", "pretraining", ())
-    resumed = checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining", ())
-    for part in ("encoder", "projector", "predictor"):
-        for name, weight in whole[part].items():
-            assert torch.equal(resumed[part][name], weight), f"{part}.{name}"
-    assert resumed["ranks"][0]["loader"] == whole["ranks"][0]["loader"]
+    result = pretrain(config, shard_set, tmp_path / "stopped", resume=True)
+    assert (result.steps, result.loss, result.knn) == (12, whole.loss, whole.knn)
+    assert_same_weights(whole.run, tmp_path / "stopped")
+    kept = ("step", "epoch", "loss", "collapse", "lr", "knn")
+    logs = [
+        [{name: line[name] for name in kept if name in line} for line in read_log(folder)]
+        for folder in (whole.run, tmp_path / "stopped")
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_died_goes_on_from_its_last_checkpoint_to_the_same_bits(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    often = dataclasses.replace(TINY, checkpoint_minutes=1e-9, knn_every=0)
+    pretrain(often, shard_set, tmp_path / "whole")
+    with pytest.raises(MemoryError):
+        pretrain(often, shard_set, tmp_path / "died", progress=Watching(4, crash))
+    assert checkpoint.load(tmp_path / "died" / "checkpoint.pt", "pretraining", ())["step"] == 3
+    pretrain(often, shard_set, tmp_path / "died", resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "died")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_job_started_again_resumes_or_else_starts_over(shard_set: ShardSet, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, knn_every=0)
+    once, again = Job(id="1"), Job(id="1", restarts=1)
+    with pytest.raises(MemoryError):
+        pretrain(config, shard_set, tmp_path / "early", job=once, progress=Watching(2, crash))
+    assert pretrain(config, shard_set, tmp_path / "early", job=again).steps == 12
+    with pytest.raises(MemoryError):
+        pretrain(config, shard_set, tmp_path / "late", job=once, progress=Watching(8, crash))
+    watching = Watching()
+    pretrain(config, shard_set, tmp_path / "late", job=again, progress=watching)
+    assert watching.left == -6  # the second epoch alone
+    assert_same_weights(tmp_path / "early", tmp_path / "late")
+    for others in (Job(id="2", restarts=1), Job(id="2")):
+        with pytest.raises(DataError, match="already exists and is not empty"):
+            pretrain(config, shard_set, tmp_path / "late", job=others)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_newest_run_with_epochs_left_is_found(shard_set: ShardSet, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, knn_every=0, epochs=1)
+    assert newest_unfinished(tmp_path) is None
+    for name, progress in (("a", Watching(2, crash)), ("b", Watching(2, lambda: send(signal.SIGINT)))):
+        with pytest.raises((MemoryError, Stopped)):
+            pretrain(config, shard_set, tmp_path / name, progress=progress)
+    pretrain(config, shard_set, tmp_path / "c")
+    assert newest_unfinished(tmp_path) == tmp_path / "b"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_knn_is_looked_at_every_few_epochs_and_the_best_is_kept(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.5, 0.75, 0.25])
+    monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(accuracies))
+    config = dataclasses.replace(TINY, epochs=5, knn_every=2, accumulate=12)
+    result = pretrain(config, shard_set, tmp_path / "run")
+    found = {line["epoch"]: line["knn"] for line in read_log(tmp_path / "run") if "knn" in line}
+    assert found == {2: 0.5, 4: 0.75, 5: 0.25}
+    assert (result.knn, result.best_knn) == (0.25, 0.75)
+    assert checkpoint.load(tmp_path / "run" / "best.pt", "pretraining", ())["epoch"] == 4
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt", "pretraining", ())["epoch"] == 5
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_rates_are_those_of_the_recipe_of_chen_and_he(shard_set: ShardSet, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, fixed_predictor_lr=True, accumulate=12, epochs=4, knn_every=0)
+    pretrain(config, shard_set, tmp_path / "run")
+    # Four steps of a cosine from 0.05: 1, 0.854, 0.5 and 0.146 of it.
+    rates = [line["lr"] / 0.05 for line in read_log(tmp_path / "run")]
+    assert rates == pytest.approx([1, 0.853553, 0.5, 0.146447], rel=1e-5)
+    saved = checkpoint.load(tmp_path / "run" / "checkpoint.pt", "pretraining", ())
+    body, predictor = saved["optimizer"]["param_groups"]
+    assert (body["lr"], predictor["lr"]) == (pytest.approx(0.05 * 0.146447, rel=1e-5), 0.05)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_batches_that_are_left_at_the_end_of_an_epoch_make_a_step(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    # 12 batches in steps of 5: two whole steps and one of the two batches that are left.
+    config = dataclasses.replace(TINY, accumulate=5, knn_every=0)
+    assert pretrain(config, shard_set, tmp_path / "run").steps == 2 * 3
+
+
+def short_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job) -> list[Any]:
+    """Return steps, last loss and kNN accuracy of every process, and the sum of its weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "encoder", tiny_encoder)
+        kept: list[nn.Module] = []
+
+        def keep(model: nn.Module, device: torch.device) -> nn.Module:
+            kept.append(model)
+            return model
+
+        patch.setattr(module, "place", keep)
+        result = pretrain(config, shard_set, out, job=job)
+    total = float(sum(weight.sum() for weight in kept[0].parameters()))
+    return job.gather((result.steps, result.loss, result.knn, total))
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=slow)])
+def test_processes_take_as_many_steps_each_whatever_the_shards(
+    shard_set: ShardSet, tmp_path: Path, processes: int
+) -> None:
+    # 30 tracks in shards of 2 to 7: 15 for each of two processes, 7 or 8 for each of four.
+    assert len({shard.tracks for shard in shard_set.shards(["training", "validation"])}) > 1
+    config = dataclasses.replace(
+        TINY, splits=("training", "validation"), epochs=1, batch_size=4, accumulate=1
+    )
+    function = functools.partial(short_run, config, shard_set, tmp_path / "run")
+    found = launch(function, gpus=0, workers=processes)
+    steps, loss, knn, _ = found[0]
+    assert steps == 30 // processes // 4
+    assert -1 <= loss <= 1
+    assert 0 <= knn <= 1
+    assert found == [found[0]] * processes
 
 
 def test_a_finished_or_different_run_is_not_resumed(run: Path, shard_set: ShardSet) -> None:
     with pytest.raises(DataError, match="all of its 2 epochs"):
         pretrain(CONFIG, shard_set, run, resume=True)
-    other = dataclasses.replace(CONFIG, lr=0.5, epochs=9)
-    with pytest.raises(ConfigError, match="started with another epochs, lr"):
+    other = dataclasses.replace(CONFIG, lr=0.5, epochs=9, mel=MelConfig(seconds=0.4))
+    with pytest.raises(ConfigError, match=r"started with another mel\.seconds, epochs, lr"):
         pretrain(other, shard_set, run, resume=True)
 
 
-def test_a_loss_that_becomes_nan_stops_the_run(shard_set: ShardSet, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"became nan at step 2, .* try --lr 1e\+29"):
-        pretrain(dataclasses.replace(CONFIG, lr=1e30), shard_set, tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+@pytest.mark.usefixtures("tiny")
+def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    bad = dataclasses.replace(TINY, optimizer="adam", lr=1e30, accumulate=1, knn_every=0)
+    with pytest.raises(DataError, match=r"became nan at step 2, .* try --lr 1e\+29 .* no checkpoint yet"):
+        pretrain(bad, shard_set, tmp_path / "bad")
+    assert not (tmp_path / "bad" / "checkpoint.pt").exists()
+
+    trained: list[nn.Module] = []
+
+    def keep(model: nn.Module, device: torch.device) -> nn.Module:
+        trained.append(model)
+        return model
+
+    def spoil() -> None:
+        for weight in trained[0].parameters():
+            weight.data.fill_(float("nan"))
+
+    config = dataclasses.replace(TINY, knn_every=0, checkpoint_minutes=1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "place", keep)
+        with pytest.raises(
+            DataError, match=r"NaN at step 7, .* checkpoint is .*/run/checkpoint\.pt, of step 6"
+        ):
+            pretrain(config, shard_set, tmp_path / "run", progress=Watching(7, spoil))
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt", "pretraining", ())["step"] == 6
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_model_that_cannot_be_compiled_trains_as_it_is_with_one_warning(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: nn.Module) -> Any:
+        def call(*_: object) -> None:
+            for buffer in model.buffers():
+                buffer.fill_(7)
+            torch.rand(1)
+            raise RuntimeError("no compiler\nin sight")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    config = dataclasses.replace(TINY, epochs=1, knn_every=0)
+    pretrain(config, shard_set, tmp_path / "plain")
+    with pytest.warns(UserWarning, match=r"goes on without it \(RuntimeError: no compiler\)") as warned:
+        pretrain(dataclasses.replace(config, compile=True), shard_set, tmp_path / "compiled")
+    assert len(warned) == 1
+    assert_same_weights(tmp_path / "plain", tmp_path / "compiled")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_computes_the_same() -> None:
+    torch.manual_seed(0)
+    model = models.SimSiam("tiny").eval()
+    views = torch.randn(2, 4, 1, 48, 44)
+    expected = model(*views)
+    faster = compiled(model, views[0])
+    assert faster is not model
+    for one, other in zip(faster(*views), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

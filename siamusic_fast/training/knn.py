@@ -1,0 +1,79 @@
+"""The nearest neighbours of a track in the space of an encoder: what features are worth without training."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.progress import SILENT, Progress
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.features import evaluating, track_outputs
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+"""Of Wu et al. 2018, section 3.4, who take 200 neighbours of 1.3 million pictures."""
+CROPS = 2
+"""Of each track, for a look during pre-training."""
+_QUERIES_PER_PASS = 1024
+
+
+def knn_predict(
+    features: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    classes: int,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """Return the class that the k nearest of `bank` vote for, int64 [n]; Wu et al. 2018, section 3.4.
+
+    `features` are [n, d], `bank` is [m, d] and `bank_labels` [m]. Near is a high cosine s, and a neighbour's
+    vote weighs exp(s / temperature). Of a bank smaller than `k`, all vote.
+    """
+    directions, labels = F.normalize(bank.float(), dim=1), bank_labels.to(bank.device)
+    predictions = []
+    for queries in torch.split(features.float(), _QUERIES_PER_PASS):
+        cosines = F.normalize(queries, dim=1) @ directions.T
+        nearest = cosines.topk(min(k, len(bank)), dim=1)
+        votes = cosines.new_zeros(len(queries), classes)
+        votes.scatter_add_(1, labels[nearest.indices], (nearest.values / temperature).exp())
+        predictions.append(votes.argmax(dim=1))
+    return torch.cat(predictions)
+
+
+def knn_possible(shard_set: ShardSet) -> bool:
+    """Whether `shard_set` has what `knn_accuracy` needs: two classes, labels to learn and to check."""
+    splits = [shard_set.splits.get(split, ()) for split in ("training", "validation")]
+    return len(shard_set.classes) > 1 and all(any(shard.labelled for shard in shards) for shards in splits)
+
+
+def knn_accuracy(
+    encoder: nn.Module,
+    shard_set: ShardSet,
+    mel: MelConfig,
+    normalisation: Normalisation,
+    *,
+    crops: int | None = CROPS,
+    k: int = NEIGHBOURS,
+    job: Job | None = None,
+    progress: Progress = SILENT,
+) -> float:
+    """Return how many of the labelled validation tracks their neighbours in training name rightly, 0 to 1.
+
+    Called in every process of `job`, each of which computes its part; `encoder` is the module itself, not its
+    DistributedDataParallel. Leaves the encoder's mode and torch's random generators as they are.
+    """
+
+    def features(split: str) -> tuple[Tensor, Tensor]:
+        return track_outputs(
+            encoder, shard_set, split, mel, normalisation, crops=crops, job=job, progress=progress
+        )
+
+    with evaluating(encoder):
+        bank, bank_labels = features("training")
+        found, labels = features("validation")
+    predictions = knn_predict(found, bank, bank_labels, len(shard_set.classes), k=k)
+    return int((predictions == labels).sum()) / len(labels)

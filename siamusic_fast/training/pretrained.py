@@ -1,0 +1,59 @@
+"""What a pre-training run left to others: its encoder, and what the encoder expects of its input."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from siamusic_fast import config as settings
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import DataError
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.training import checkpoint
+from siamusic_fast.training.run import BEST, CHECKPOINT
+
+FILES = {"last": CHECKPOINT, "best": BEST}
+_PARTS = ("config", "normalisation", "encoder", "projector", "epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """An encoder's weights and features."""
+
+    path: Path
+    """The checkpoint that it is from."""
+    backbone: str
+    mel: MelConfig
+    normalisation: Normalisation
+    encoder: dict[str, Tensor]
+    """State dict, as the next."""
+    projector: dict[str, Tensor]
+    epoch: int
+    """Epochs of pre-training behind it."""
+    pretraining: dict[str, Any]
+    """How it was pre-trained: the configuration as plain values."""
+
+
+def load_pretrained(run: Path, which: str = "last") -> Pretrained:
+    """Return the `last` encoder of the pre-training run `run`, or its `best` by kNN accuracy.
+
+    Raises DataError if there is none.
+    """
+    path = run / FILES[which]
+    if which == "best" and not path.is_file() and (run / FILES["last"]).is_file():
+        raise DataError(
+            f"{path} does not exist: the run was never scored by kNN while it trained; use --checkpoint last."
+        )
+    saved = checkpoint.load(path, "pretraining", _PARTS)
+    config = settings.load_pretrain(saved["config"])
+    return Pretrained(
+        path=path,
+        backbone=config.backbone,
+        mel=config.mel,
+        normalisation=Normalisation(**saved["normalisation"]),
+        encoder=saved["encoder"],
+        projector=saved["projector"],
+        epoch=saved["epoch"],
+        pretraining=saved["config"],
+    )

@@ -1,0 +1,242 @@
+"""The folder of a pre-training run: what a checkpoint holds, how it is written, and when one can go on."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from siamusic_fast import config as settings
+from siamusic_fast.config import PretrainConfig
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.pipelines.loader import TwoViewLoader
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.training import checkpoint
+from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.metrics import Stopwatch, check_finite
+from siamusic_fast.training.models import SimSiam
+
+T = TypeVar("T")
+
+CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
+"""The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
+_JOB = ".job"
+CHECKPOINT_PARTS = (
+    *("config", "normalisation", "encoder", "projector", "predictor", "optimizer"),
+    *("epoch", "step", "figures", "ranks", "data", "shards"),
+)
+"""What a checkpoint holds."""
+
+
+@dataclass(kw_only=True)
+class Training:
+    """All that changes while a run trains, and the writing of its checkpoints."""
+
+    run: Path
+    about: dict[str, Any]
+    """What does not change: `config`, `normalisation`, `data` and `shards` of the checkpoint."""
+    job: Job
+    simsiam: SimSiam
+    optimizer: Optimizer
+    loader: TwoViewLoader | TorchTwoViewLoader
+    stopwatch: Stopwatch
+    epoch: int = 0
+    """Whole epochs that are done."""
+    step: int = 0
+    """Steps of the optimizer that are done."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Of the batches since the last line of the log."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """The last that are known: `loss`, `collapse`, and if there are labels `knn` and `best_knn`."""
+    saved_step: int | None = None
+    """Step of the last checkpoint."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        here = saved["ranks"][self.job.rank]
+        self.simsiam.encoder.load_state_dict(saved["encoder"])
+        self.simsiam.projector.load_state_dict(saved["projector"])
+        self.simsiam.predictor.load_state_dict(saved["predictor"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.loader.load_state_dict(here["loader"])
+        self.losses = list(here["losses"].to(self.job.device))
+        self.stopwatch = Stopwatch(self.job.device, *here["stopwatch"])
+        self.epoch, self.step, self.figures = saved["epoch"], saved["step"], saved["figures"]
+        self.saved_step = self.step
+        checkpoint.restore_random_states(here["random"], self.job.device)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the batches that are left of an epoch, timed."""
+        return self.stopwatch.timed(_undisturbed(self.loader))
+
+    def save(self, *, best: bool = False) -> None:
+        """Write the checkpoint, and as the best one too if it is. Called in every process.
+
+        Raises DataError instead, in all of them, if the loss or the weights are not finite.
+        """
+        self.losses_over_processes()
+        if not torch.stack([weight.isfinite().all() for weight in self.simsiam.parameters()]).all():
+            raise DataError(
+                f"the weights became infinite or NaN at step {self.step}, mostly a sign of too high a "
+                f"learning rate: {self._remedy()}."
+            )
+        here = {
+            "loader": self.loader.state_dict(),
+            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
+            "stopwatch": self.stopwatch.look(),
+            "random": checkpoint.random_states(self.job.device),
+        }
+        ranks = self.job.gather(here)
+        if self.job.leads:
+            content = {
+                **self.about,
+                "encoder": self.simsiam.encoder.state_dict(),
+                "projector": self.simsiam.projector.state_dict(),
+                "predictor": self.simsiam.predictor.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "figures": self.figures,
+                "ranks": ranks,
+            }
+            checkpoint.save(self.run / CHECKPOINT, "pretraining", content)
+            if best:
+                checkpoint.duplicate(self.run / CHECKPOINT, BEST)
+        self.saved_step = self.step
+
+    def losses_over_processes(self, *others: Tensor) -> list[float]:
+        """Return the losses since the last line of the log and scalars `others`, averaged over processes.
+
+        Waits for the device. Raises DataError, in all processes, if one of the losses is not finite.
+        """
+        if not self.losses and not others:
+            return []
+        means: list[float] = self.job.mean(torch.stack([*self.losses, *others])).tolist()
+        batches = self.about["config"]["accumulate"]
+        first_step = self.step - -(-len(self.losses) // batches) + 1
+        for place, loss in enumerate(means[: len(self.losses)]):
+            check_finite([loss], first_step + place // batches, remedy=self._remedy())
+        return means
+
+    def _remedy(self) -> str:
+        last = (
+            f"the last good checkpoint is {self.run / CHECKPOINT}, of step {self.saved_step}"
+            if self.saved_step is not None
+            else "there is no checkpoint yet"
+        )
+        return (
+            f"try --lr {self.about['config']['lr'] / 10:g} or --warmup-epochs; if that does not help, see "
+            f"whether the data is whole with `siamusic-fast verify {self.about['data']}`; {last}"
+        )
+
+
+def _undisturbed(batches: Iterable[T]) -> Iterator[T]:
+    """Yield `batches`, each of which leaves torch's random generator as it was.
+
+    torch's DataLoader draws a seed from it when it starts its workers, which a resumed run does once more.
+    """
+    iterator = iter(batches)
+    while True:
+        state = torch.get_rng_state()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            torch.set_rng_state(state)
+        yield batch
+
+
+def about(config: PretrainConfig, shard_set: ShardSet, normalisation: Normalisation) -> dict[str, Any]:
+    """Return what a run was started with, as its checkpoints hold it."""
+    return {
+        "config": settings.dump(config),
+        "normalisation": {"mean": normalisation.mean, "deviation": normalisation.deviation},
+        "data": str(shard_set.folder),
+        "shards": _checksums(shard_set, config),
+    }
+
+
+def start(out: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, *, force: bool) -> Path:
+    """Make the folder of a new run, with its settings to read and to feed back."""
+    checkpoint.new_folder(out, force=force)
+    values = {**settings.dump(config), "data": str(shard_set.folder), "processes": job.world_size}
+    checkpoint.save_json(out / checkpoint.CONFIG, values)
+    claim(out, job)
+    return out
+
+
+def claim(run: Path, job: Job) -> None:
+    """Note that `run` is the one of `job`, if that may be started again."""
+    if job.id:
+        (run / _JOB).write_text(job.id)
+
+
+def is_of(job: Job, run: Path) -> bool:
+    """Whether `job` itself, before it was started again, had begun with `run`: no other is its to touch."""
+    return (run / _JOB).is_file() and (run / _JOB).read_text() == job.id
+
+
+def load_run(run: Path) -> tuple[PretrainConfig, str]:
+    """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
+    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
+    return settings.load_pretrain(saved["config"]), saved["data"]
+
+
+def is_abandoned(run: Path) -> bool:
+    """Whether `run` is a pre-training run that was ended before its first checkpoint."""
+    started = (run / checkpoint.CONFIG).is_file()
+    return started and not any((run / name).exists() for name in (CHECKPOINT, "classifier.pt"))
+
+
+def newest_unfinished(runs: Path) -> Path | None:
+    """Return the run in the folder `runs` that was saved last of those that have epochs left, if any."""
+    found = sorted(runs.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        with contextlib.suppress(DataError):  # of another version, or damaged
+            saved = checkpoint.load(path, "pretraining", CHECKPOINT_PARTS)
+            if saved["epoch"] < saved["config"]["epochs"]:
+                return path.parent
+    return None
+
+
+def load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job) -> dict[str, Any]:
+    """Return the checkpoint of `run` if this job can continue it exactly, or raise what is in the way."""
+    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
+    differing = _differing(saved["config"], settings.dump(config))
+    if differing:
+        raise ConfigError(
+            f"{run} was started with another {', '.join(differing)}: "
+            f"resume it with what its {checkpoint.CONFIG} says."
+        )
+    if saved["epoch"] >= config.epochs:
+        raise DataError(f"{run} has all of its {config.epochs} epochs: there is nothing to resume.")
+    if len(saved["ranks"]) != job.world_size:
+        raise ConfigError(
+            f"{run} was started with {len(saved['ranks'])} processes, not {job.world_size}: give as many "
+            f"with --gpus, or with --workers on the CPU."
+        )
+    if saved["shards"] != _checksums(shard_set, config):
+        raise DataError(f"{run} was started with other shards than those in {shard_set.folder}: use --data.")
+    return saved
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return the names of the settings that differ, such as lr or mel.seconds."""
+    return [
+        f"{name}.{inner}" if inner else name
+        for name, value in one.items()
+        if value != other[name]
+        for inner in (_differing(value, other[name]) if isinstance(value, dict) else [""])
+    ]
+
+
+def _checksums(shard_set: ShardSet, config: PretrainConfig) -> list[str]:
+    return [shard.sha256 for shard in shard_set.shards(config.splits)]

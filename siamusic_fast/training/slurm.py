@@ -1,0 +1,47 @@
+"""SLURM: what torch calls the places of the tasks that `srun` started."""
+
+import re
+from collections.abc import Mapping
+
+_FIRST_PORT = 20_000
+_PORTS = 20_000
+
+
+def torch_environment(slurm: Mapping[str, str]) -> dict[str, str]:
+    """Return RANK, WORLD_SIZE and so on of a task of `srun`, from its environment variables.
+
+    Empty for a program that is no task of a step with several: outside of a job, in a batch script before
+    `srun`, and in a shell of `srun --pty`. All tasks of a job find the same address and port.
+    """
+    tasks = int(slurm.get("SLURM_STEP_NUM_TASKS", slurm.get("SLURM_NTASKS", "1")))
+    if "SLURM_STEP_ID" not in slurm or "SLURM_PROCID" not in slurm or tasks < 2:
+        return {}
+    nodes = slurm.get("SLURM_STEP_NODELIST", slurm["SLURM_JOB_NODELIST"])
+    per_node = tasks_per_node(slurm.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))
+    node = int(slurm.get("SLURM_NODEID", "0"))
+    return {
+        "RANK": slurm["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": slurm["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(per_node[node]),
+        "MASTER_ADDR": slurm.get("MASTER_ADDR", first_host(nodes)),
+        "MASTER_PORT": slurm.get("MASTER_PORT", str(_port(slurm))),
+    }
+
+
+def first_host(nodes: str) -> str:
+    """Return the first name of a list of hosts: ``node[07-09,12],gpu3`` gives node07."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    assert first is not None  # the pattern matches every text
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def tasks_per_node(counts: str) -> list[int]:
+    """Return the number of tasks on each node: ``4(x2),1`` gives 4, 4, 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+    return [int(tasks) for tasks, nodes in found for _ in range(int(nodes or 1))]
+
+
+def _port(slurm: Mapping[str, str]) -> int:
+    """Return a port that other jobs on the same machine do not choose, nor other steps of this job."""
+    return _FIRST_PORT + (101 * int(slurm["SLURM_JOB_ID"]) + int(slurm["SLURM_STEP_ID"])) % _PORTS

@@ -1,0 +1,292 @@
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from siamusic_fast.cli import main, panel
+from siamusic_fast.cli import pretrain as command
+from siamusic_fast.config import PretrainConfig
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.training import models
+from siamusic_fast.training import pretrain as training
+from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, TASK, PretrainResult
+from siamusic_fast.training.signals import Stopped
+from tests.training.networks import tiny_encoder
+
+SMALL = {"backbone": "resnet18", "batch-size": 2, "epochs": 2, "mel": {"seconds": 0.5}}
+
+
+class Calls:
+    """Stands in for `training.pretrain`: notes what it was called with, and does as it is told."""
+
+    def __init__(self) -> None:
+        self.config = PretrainConfig()
+        self.out = Path()
+        self.options: dict[str, Any] = {}
+        self.error: BaseException | None = None
+
+    def __call__(self, config: PretrainConfig, shard_set: ShardSet, out: Path, **options: Any) -> Any:
+        self.config, self.out, self.options = config, out, options
+        if self.error:
+            raise self.error
+        figures = {"loss": -0.5, "collapse": 0.02, "pairs_per_second": 1.0, "waiting": 0.0, "seconds": 1.0}
+        return PretrainResult(
+            run=out, epochs=1, steps=1, knn=None, best_knn=None, peak_memory=2**30, **figures
+        )
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    found = Calls()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "pretrain", found)
+    monkeypatch.setattr(command.plots, "pretraining", lambda run: None)  # type: ignore[attr-defined]
+    return found
+
+
+def call(shard_set: ShardSet, *arguments: object) -> Result:
+    words = ("pretrain", "--data", shard_set.folder, "--gpus", 0, "--quiet", *arguments)
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def yaml(tmp_path: Path, **values: object) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in values.items()))
+    return path
+
+
+def test_the_recipe_of_chen_and_he_follows_the_batch(calls: Calls, shard_set: ShardSet) -> None:
+    result = call(shard_set, "--recipe", "simsiam", "--batch-size", 128, "--accumulate", 4)
+    assert result.exit_code == 0, result.output
+    config = calls.config
+    # Section 3: SGD with momentum 0.9 and weight decay 1e-4, lr = 0.05 x 512 / 256, cosine decay.
+    assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 1e-4)
+    assert config.lr == pytest.approx(0.1)
+    assert (config.schedule, config.fixed_predictor_lr) == ("cosine", True)
+
+
+def test_the_recipe_of_the_paper_is_the_default(calls: Calls, shard_set: ShardSet) -> None:
+    call(shard_set)
+    found = (calls.config.optimizer, calls.config.lr, calls.config.weight_decay, calls.config.epochs)
+    assert found == ("adam", 1e-3, 1e-5, 100)
+    assert calls.config.aug == "image"
+
+
+def test_a_file_beats_the_recipe_and_the_command_line_beats_the_file(
+    calls: Calls, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "recipe: simsiam\nlr: 1e-2\nweight-decay: 0.5\nsync_batchnorm: off\nsplits: [training, test]\n"
+        "mel:\n  seconds: 2\n  n_mels: 64\nout: here\nknn_every: null\n"
+    )
+    result = call(shard_set, "--config", path, "--lr", 0.3, "--n-mels", 80)
+    assert result.exit_code == 0, result.output
+    config = calls.config
+    assert (config.optimizer, config.weight_decay, config.lr) == ("sgd", 0.5, 0.3)
+    assert (config.mel.seconds, config.mel.n_mels, config.mel.sample_rate) == (2.0, 80, 22_050)
+    assert (config.sync_batchnorm, config.splits, config.knn_every) == (False, ("training", "test"), 5)
+    assert calls.out == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("epoch: 3", 1, "sets 'epoch', which is no option: did you mean epochs?"),
+        ("mel: {n_mel: 3}", 1, "sets 'n_mel', which is no option: did you mean n_mels?"),
+        ("- 3", 1, "holds no settings: write one `name: value` per line"),
+        ("lr: [", 1, "is not YAML"),
+        ("epochs: 2.5", 2, "'2.5' is not a valid integer"),
+        ("lr: -1", 1, "lr = -1 must be a number above 0"),
+        ("optimizer: lamb", 1, "optimizer = 'lamb' is unknown: choose one of adam, sgd"),
+    ],
+)
+def test_a_file_that_cannot_be_is_one_error(
+    calls: Calls, shard_set: ShardSet, tmp_path: Path, text: str, code: int, words: str
+) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    result = call(shard_set, "--config", tmp_path / "settings.yaml")
+    assert result.exit_code == code
+    assert words in result.output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_go_on(
+    calls: Calls, shard_set: ShardSet, number: int, code: int, tmp_path: Path
+) -> None:
+    calls.error = Stopped(number)
+    result = call(shard_set, "--out", "run")
+    assert (result.exit_code, result.output) == (
+        code,
+        "Stopped before the first checkpoint: run cannot be resumed.\n",
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    result = call(shard_set, "--out", "run", "--workers", 1)
+    assert result.output.endswith("go on with: siamusic-fast pretrain --resume run --gpus 0 --workers 1\n")
+
+
+def test_auto_goes_on_with_what_was_stopped_and_starts_otherwise(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "encoder", tiny_encoder)
+    path = yaml(tmp_path, **{**SMALL, "knn-every": 0, "resume": "auto", "json": True})
+    real = training.pretrain
+
+    def stop_in_the_middle(*arguments: Any, **options: Any) -> Any:
+        return real(*arguments, **{**options, "progress": Stopping(9)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "pretrain", stop_in_the_middle)
+        assert call(shard_set, "--config", path).exit_code == 143
+    [run] = (tmp_path / "runs").iterdir()
+    refused = call(shard_set, "--resume", "auto", "--lr", 0.5)
+    assert refused.exit_code == 1
+    assert "was started with another lr" in refused.output
+    result = call(shard_set, "--config", path)
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert (values["run"], values["steps"]) == (str(run.relative_to(tmp_path)), 24)
+    assert list((tmp_path / "runs").iterdir()) == [run]
+    # What the run was in the end can be fed back, and makes the same run again.
+    again = call(shard_set, "--config", run / "config.json", "--out", "again")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "config.json").read_text() == (run / "config.json").read_text()
+    first, second = (torch.load(r / "checkpoint.pt", weights_only=True) for r in (run, tmp_path / "again"))
+    for name, weight in first["encoder"].items():
+        assert torch.equal(second["encoder"][name], weight), name
+
+
+class Stopping:
+    """Progress that sends this process SIGTERM after some steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def task(self, description: str, total: int, unit: str = "") -> Any:
+        return self
+
+    def __enter__(self) -> "Stopping":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
+        self.left -= steps
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_abandoned_run_in_the_folder_is_started_over_by_auto_alone(
+    calls: Calls, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    call(shard_set, "--out", "run", "--resume", "auto")
+    assert (calls.options["resume"], calls.options["force"]) == (False, True)
+    call(shard_set, "--out", "run")
+    assert not calls.options["force"]
+
+
+VALUES = {
+    "epoch": 2,
+    "step": 12,
+    "steps": 40,
+    "loss": -0.75,
+    "collapse": HEALTHY_COLLAPSE,
+    "lr": 0.001,
+    "pairs_per_second": 1234.5,
+    "waiting": 0.125,
+    "peak_memory": 3 * 2**30,
+}
+
+
+def test_a_terminal_shows_every_figure_in_one_panel_and_warns_of_a_collapse() -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120, color_system=None)
+    with panel.TrainingPanel(5, terminal).task(TASK, 40, "steps") as task:
+        task.advance(12, values=VALUES)
+        task.advance(0, values={"knn": 0.625})
+    shown = screen.getvalue().rsplit("╭", 1)[1]
+    figures = ("epoch 2/5", "step 12/40", "-0.7500", "0.0221 (healthy 0.0221)", "0.001", "1,234.5", "12%")
+    for words in (*figures, "3.00 GiB", "62.5%", "left"):
+        assert words in shown, words
+    assert "collapsing" not in shown
+    with panel.TrainingPanel(5, terminal).task(TASK, 40, "steps") as task:
+        task.advance(12, values={**VALUES, "collapse": HEALTHY_COLLAPSE / 6})
+    assert "collapsing" in screen.getvalue().rsplit("╭", 1)[1]
+
+
+def test_a_pipe_gets_lines_now_and_then_and_all_news(capsys: pytest.CaptureFixture[str]) -> None:
+    with panel.TrainingLines(5).task(TASK, 40, "steps") as task:
+        task.advance(10, values=VALUES)
+        task.advance(10, values=VALUES)  # soon after the first, and nothing new
+        task.advance(10, values={**VALUES, "collapse": 0.001})
+        task.advance(0, values={"knn": 0.625})
+        task.advance(10, values={**VALUES, "loss": -1.0})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    pattern = (
+        r"Pre-training: epoch 2/5, step 12/40, loss -0\.7500, collapse 0\.0221 \(healthy 0\.0221\), "
+        r"lr 0\.001, 1,234\.5 pairs/s, 12% waiting for data, peak 3\.00 GiB, 0:00:0\d left"
+    )
+    assert re.fullmatch(pattern, lines[0])
+    assert "collapsing" in lines[1]
+    assert "kNN 62.5%" in lines[2]
+    assert "loss -1.0000" in lines[3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_real_process_that_is_killed_and_resumed_ends_with_the_same_bits(
+    shard_set: ShardSet, tmp_path: Path, number: int, workers: int
+) -> None:
+    path = yaml(tmp_path, **{**SMALL, "data": str(shard_set.folder), "gpus": 0, "workers": workers})
+    program = (sys.executable, "-m", "siamusic_fast", "pretrain")
+    start = (*program, "--config", str(path), "--checkpoint-minutes", "1e-9")
+    subprocess.run([*start, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    run = tmp_path / "stopped"
+    process = subprocess.Popen([*start, "--out", run], stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoint.pt").is_file():
+        time.sleep(0.1)
+        assert process.poll() is None
+    time.sleep(1.5)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), words
+    while workers == 2 and _children(run):
+        time.sleep(0.1)  # those of a launcher that was killed save and end
+    resume = (*program, "--resume", run, "--gpus", "0", "--workers", str(workers))
+    subprocess.run(resume, check=True, capture_output=True)
+    first, second = (torch.load(tmp_path / r / "checkpoint.pt", weights_only=True) for r in ("whole", run))
+    assert first["step"] == second["step"]
+    for part in ("encoder", "projector", "predictor"):
+        for name, weight in first[part].items():
+            assert torch.equal(second[part][name], weight), name
+
+
+def _children(run: Path) -> list[str]:
+    """Return the processes that have the log of `run` open."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.readlink() == run / "metrics.jsonl":
+                found.append(link.parts[2])
+        except OSError:  # it ended meanwhile
+            continue
+    return found

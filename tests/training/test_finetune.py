@@ -1,0 +1,160 @@
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from siamusic_fast.config import FinetuneConfig
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.training import checkpoint
+from siamusic_fast.training.distributed import Job, launch
+from siamusic_fast.training.evaluate import evaluate
+from siamusic_fast.training.finetune import finetune, learning_rates
+from siamusic_fast.training.metrics import read_log
+from siamusic_fast.training.models import Classifier
+from tests.training.conftest import save_run
+
+
+def config(**options: Any) -> FinetuneConfig:
+    return FinetuneConfig(**{"epochs": 1, "batch_size": 8, **options})
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    model: dict[str, Tensor] = checkpoint.load(folder / "classifier.pt", "classifier", ())["model"]
+    return model
+
+
+def test_what_is_frozen_keeps_weights_and_statistics(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    frozen = config(freeze=True, features="projector", head="mlp")
+    finetune(frozen, pretrained, shard_set, tmp_path / "out")
+    before = checkpoint.load(pretrained / "checkpoint.pt", "pretraining", ())
+    after = weights(tmp_path / "out")
+    for part in ("encoder", "projector"):
+        for name, value in before[part].items():
+            assert torch.equal(after[f"{part}.{name}"], value), name
+
+
+def test_from_scratch_nothing_of_the_run_is_used_but_its_features(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    other = save_run(tmp_path / "other", seed=1)
+    finetune(config(from_scratch=True, seed=2), pretrained, shard_set, tmp_path / "a")
+    finetune(config(from_scratch=True, seed=2), other, shard_set, tmp_path / "b")
+    finetune(config(seed=2), pretrained, shard_set, tmp_path / "c")
+    first, second, third = (weights(tmp_path / name) for name in "abc")
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+    assert not torch.equal(first["encoder.conv1.weight"], third["encoder.conv1.weight"])
+
+
+def test_the_encoder_is_the_last_or_the_best_of_the_run(shard_set: ShardSet, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run")
+    with pytest.raises(DataError, match=r"best\.pt does not exist: the run was never scored by kNN"):
+        finetune(config(checkpoint="best"), run, shard_set)
+    save_run(run, seed=1, file="best.pt")
+    finetune(config(checkpoint="best", freeze=True), run, shard_set)
+    best = checkpoint.load(run / "best.pt", "pretraining", ())["encoder"]
+    assert torch.equal(weights(run / "finetune")["encoder.conv1.weight"], best["conv1.weight"])
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_a_protocol_says_which_epoch_is_kept(
+    protocol: str, pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    # So high a rate makes the validation loss jump about: the best epoch is not the last.
+    result = finetune(
+        config(protocol=protocol, epochs=3, lr=0.3, freeze=True), pretrained, shard_set, tmp_path / "out"
+    )
+    lines = read_log(tmp_path / "out")
+    best = max(lines, key=lambda line: (line["validation_accuracy"], -line["validation_loss"]))
+    assert best is not lines[-1]
+    kept = {"clean": best, "paper": lines[-1]}[protocol]
+    assert (result.kept_epoch, result.loss) == (kept["epoch"], kept["validation_loss"])
+    assert checkpoint.load(tmp_path / "out" / "classifier.pt", "classifier", ())["epoch"] == kept["epoch"]
+
+
+def test_a_share_of_the_labels_makes_shorter_epochs(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    labelled = shard_set.tracks(["training"], labelled_only=True)
+    for share in (1.0, 0.5):
+        finetune(
+            config(batch_size=2, labels=share, freeze=True), pretrained, shard_set, tmp_path / str(share)
+        )
+    whole, half = (read_log(tmp_path / str(share))[-1]["step"] for share in (1.0, 0.5))
+    assert whole == labelled // 2
+    assert half == pytest.approx(whole / 2, abs=1)
+
+
+def test_crops_are_augmented_if_asked_and_never_mixed(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    for aug in ("none", "vflip(p=1)"):
+        finetune(config(aug=aug, freeze=True), pretrained, shard_set, tmp_path / aug)
+    plain, flipped = (read_log(tmp_path / aug)[0]["loss"] for aug in ("none", "vflip(p=1)"))
+    assert plain != flipped
+    with pytest.raises(ConfigError, match="mix"):
+        finetune(config(aug="image"), pretrained, shard_set, tmp_path / "mixed")
+
+
+def test_rates_fall_from_the_head_to_the_first_layer() -> None:
+    with torch.device("meta"):
+        classifier = Classifier("resnet18", 8, features="projector")
+    groups = learning_rates(classifier, config(lr=1e-2, encoder_lr=1e-3, layer_decay=0.5))
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in classifier.named_parameters()}
+    assert len(rates) == len(found) == sum(len(group["params"]) for group in groups)
+    assert found["head.weight"] == 1e-2
+    assert found["projector.0.weight"] == 1e-3
+    for name, rate in (
+        ("layer4.1.conv2", 1e-3),
+        ("layer3.0.conv1", 5e-4),
+        ("layer2.0.conv1", 2.5e-4),
+        ("layer1.0.conv1", 1.25e-4),
+        ("conv1", 6.25e-5),
+    ):
+        assert found[f"encoder.{name}.weight"] == pytest.approx(rate), name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"protocol": "mine"}, "'mine' is unknown: choose one of clean, paper"),
+        ({"head": "deep"}, "'deep' is unknown: choose one of linear, mlp"),
+        ({"labels": 10.0}, "labels = 10 is a share"),
+        ({"layer_decay": 0.0}, "layer_decay = 0 must be above 0 and at most 1"),
+        ({"freeze": True, "encoder_lr": 1e-4}, "A frozen encoder does not learn: leave out encoder_lr"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config(**options)
+
+
+def train_and_score(pretrained: Path, shard_set: ShardSet, out: Path, *, job: Job) -> list[Any]:
+    """Return of every rank what it ended with: the result and the scores."""
+    result = finetune(config(epochs=2, batch_size=8), pretrained, shard_set, out, job=job)
+    evaluated = evaluate(out, shard_set, job=job)
+    return job.gather((result.accuracy, result.loss, result.kept_epoch, evaluated.scores))
+
+
+def test_processes_share_training_validation_and_test(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    first, second = launch(
+        functools.partial(train_and_score, pretrained, shard_set, tmp_path / "out"), gpus=0, workers=2
+    )
+    assert first == second
+    labelled = shard_set.tracks(["training"], labelled_only=True)
+    assert read_log(tmp_path / "out")[-1]["step"] == 2 * (labelled // 2 // 8)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["processes"] == 2
+    # One process, with the same classifier, comes to the same predictions in the same order.
+    rows = (tmp_path / "out" / "evaluate" / "predictions.csv").read_bytes()
+    assert evaluate(tmp_path / "out", shard_set).scores == first[-1]
+    assert (tmp_path / "out" / "evaluate" / "predictions.csv").read_bytes() == rows

@@ -1,0 +1,113 @@
+import functools
+import math
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import nn
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.loader import TrackLoader
+from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.training.distributed import Job, launch
+from siamusic_fast.training.features import track_outputs
+from siamusic_fast.training.knn import knn_accuracy, knn_predict
+from siamusic_fast.training.models import encoder
+
+T = TypeVar("T")
+
+MEL = MelConfig(seconds=0.5, n_mels=16, hop_length=512)
+DECIBELS = Normalisation(-40.0, 15.0)
+
+
+def at(*degrees: float) -> torch.Tensor:
+    """Return points on the unit circle."""
+    return torch.tensor([[math.cos(math.radians(x)), math.sin(math.radians(x))] for x in degrees])
+
+
+def test_near_neighbours_outvote_more_of_them_that_are_farther() -> None:
+    # From 0 degrees: one of class 1 at 5 degrees, two of class 0 at 40. Votes of weight exp(cos / 0.07):
+    # exp(0.9962 / 0.07) = 1.51e6 against 2 exp(0.7660 / 0.07) = 1.13e5; at T = 1, 2.71 against 4.30.
+    bank, labels = at(40, -40, 5), torch.tensor([0, 0, 1])
+    assert knn_predict(at(0), bank, labels, 2, k=3).tolist() == [1]
+    assert knn_predict(at(0), bank, labels, 2, k=3, temperature=1.0).tolist() == [0]
+
+
+def test_only_the_k_nearest_vote_and_a_small_bank_votes_as_a_whole() -> None:
+    bank, labels = at(10, 20, 30, 40), torch.tensor([0, 1, 1, 1])
+    assert knn_predict(at(0), bank, labels, 2, k=1).tolist() == [0]
+    assert knn_predict(at(0), bank, labels, 2, k=99, temperature=10.0).tolist() == [1]
+
+
+def test_lengths_do_not_count() -> None:
+    bank, labels = torch.tensor([[100.0, 1.0], [0.0, 0.01]]), torch.tensor([0, 1])
+    assert knn_predict(torch.tensor([[0.1, 7.0], [5.0, 0.1]]), bank, labels, 2, k=1).tolist() == [1, 0]
+
+
+def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) -> None:
+    def loudness(mels: torch.Tensor) -> torch.Tensor:
+        return mels.mean(dim=(1, 2))
+
+    found, labels = track_outputs(loudness, shard_set, "training", MEL, DECIBELS, crops=3)
+    loader = TrackLoader(
+        shard_set, crops=3, splits=["training"], mel=MEL, normalisation=DECIBELS, batch_size=5
+    )
+    with loader:
+        batches = list(loader)
+    expected = torch.cat([mels.mean(dim=(1, 2, 3)) for mels, _ in batches])
+    torch.testing.assert_close(found, expected)
+    assert labels.tolist() == torch.cat([truths for _, truths in batches]).tolist()
+
+
+def test_a_look_at_the_encoder_leaves_it_and_the_random_numbers_as_they_were(shard_set: ShardSet) -> None:
+    torch.manual_seed(0)
+    resnet, _ = encoder("resnet18")
+    resnet.layer1.eval()  # type: ignore[union-attr]
+    weights = {name: value.clone() for name, value in resnet.state_dict().items()}
+    modes = [part.training for part in resnet.modules()]
+    random = torch.get_rng_state()
+    accuracy = knn_accuracy(resnet, shard_set, MEL, DECIBELS)
+    assert (accuracy * 6).is_integer()  # of 6 validation tracks
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [part.training for part in resnet.modules()] == modes
+    for name, value in resnet.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+class Part(Job):
+    """One process of several that is not joined by the others."""
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+
+def pool(mels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.avg_pool2d(mels, 8).flatten(1)
+
+
+def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
+    whole, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS)
+    assert len(labels) == 6
+    for processes in (2, 4):
+        parts = [
+            track_outputs(
+                pool, shard_set, "validation", MEL, DECIBELS, job=Part(rank=rank, world_size=processes)
+            )
+            for rank in range(processes)
+        ]
+        torch.testing.assert_close(torch.cat([found for found, _ in parts]), whole, rtol=0, atol=0)
+        assert torch.cat([truths for _, truths in parts]).tolist() == labels.tolist()
+
+
+def shares(shard_set: ShardSet, *, job: Job) -> list[tuple[list[float], list[int]]]:
+    """Return what every rank thinks that the features and labels of the validation tracks are."""
+    found, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS, job=job)
+    return job.gather((found.flatten().tolist(), labels.tolist()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4, 7])
+def test_all_processes_get_all_tracks(shard_set: ShardSet, workers: int) -> None:
+    [alone] = launch(functools.partial(shares, shard_set), gpus=0)
+    assert launch(functools.partial(shares, shard_set), gpus=0, workers=workers) == [alone] * workers

@@ -1,0 +1,36 @@
+import math
+
+import pytest
+
+from siamusic_fast.training.schedules import constant, cosine, warmup
+
+HALF_ROOT = math.sqrt(0.5)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (1, 0.5), (2, 0.75), (3, 1.0), (4, 1.0), (99, 1.0)])
+def test_a_warm_up_of_four_steps_rises_by_quarters(step: int, factor: float) -> None:
+    assert warmup(step, 4) == factor
+    assert constant(step, 100, 4) == factor
+
+
+@pytest.mark.parametrize("step", [0, 1, 50, 99])
+def test_without_a_warm_up_the_constant_schedule_is_one_throughout(step: int) -> None:
+    assert constant(step, 100) == 1
+
+
+# cos of 0, 45, 90, 135 degrees: 1, 0.7071, 0, -0.7071; the factor is half of one more.
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 1.0), (2, (1 + HALF_ROOT) / 2), (4, 0.5), (6, (1 - HALF_ROOT) / 2), (8, 0.0)]
+)
+def test_the_cosine_of_eight_steps_at_each_eighth_of_a_circle(step: int, factor: float) -> None:
+    assert cosine(step, 8) == pytest.approx(factor)
+
+
+# Two steps of warm-up, then the cosine of the eight that are left.
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.5), (1, 1.0), (2, 1.0), (6, 0.5), (10, 0.0)])
+def test_the_cosine_starts_when_the_warm_up_ends(step: int, factor: float) -> None:
+    assert cosine(step, 10, 2) == pytest.approx(factor)
+
+
+def test_a_run_that_only_warms_up_ends_at_the_highest_rate() -> None:
+    assert [cosine(step, 2, 2) for step in range(2)] == [0.5, 1.0]
