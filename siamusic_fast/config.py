@@ -100,6 +100,12 @@ class PretrainConfig:
     mel: MelConfig = MelConfig()
     aug: str = "image"
     """Augmentations of the two views: text that `pipelines.recipes.parse_recipe` reads."""
+    crops: str = CROPS[0]
+    """Which moments the two views show: one of `CROPS`."""
+    max_distance: float | None = None
+    """Between the starts of independent crops, in seconds; None: anywhere in the track."""
+    short_tracks: str = SHORT_TRACKS[0]
+    """What is done with tracks that are shorter than a crop: one of `SHORT_TRACKS`."""
     backend: str = "dali"
     """What makes the views: one of `BACKENDS`."""
     backbone: str = "resnet50"
@@ -135,6 +141,8 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_choice("crops", self.crops, CROPS)
+        _check_choice("short_tracks", self.short_tracks, SHORT_TRACKS)
         _check_choice("backbone", self.backbone, BACKBONES)
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)

@@ -19,9 +19,11 @@ from siamusic_fast.cli.panel import training_progress
 from siamusic_fast.config import (
     BACKBONES,
     BACKENDS,
+    CROPS,
     OPTIMIZERS,
     RECIPES,
     SCHEDULES,
+    SHORT_TRACKS,
     MelConfig,
     PretrainConfig,
 )
@@ -56,6 +58,11 @@ _SETTINGS = (
         '"mask,cutout" or "cutmix(p=0.3),hflip".',
         metavar="RECIPE",
     ),
+    _setting("--crops", str, "Which seconds of a track the two views show.", metavar="|".join(CROPS)),
+    _setting("--max-distance", float, "Seconds between the starts of independent crops.", "anywhere"),
+    _setting(
+        "--short-tracks", str, "What is done with tracks shorter than a crop.", metavar="|".join(SHORT_TRACKS)
+    ),
     _setting("--backend", str, "What makes the views; torch is faster on a CPU.", metavar="|".join(BACKENDS)),
     _setting("--backbone", str, "Encoder.", metavar="|".join(BACKBONES)),
     _setting("--epochs", int, "Passes over the tracks."),
@@ -84,12 +91,13 @@ _SETTINGS = (
     _setting("--checkpoint-minutes", float, "Longest time between two checkpoints."),
     _setting("--splits", str, "What to learn from, such as training,validation.", "training"),
     _setting("--seconds", float, "Length of a crop."),
-    _setting("--n-fft", int, "Samples in a window."),
+    _setting("--n-fft", int, "Length of the FFT, in samples."),
+    _setting("--win-length", int, "Length of the window, in samples.", "that of the FFT"),
     _setting("--hop-length", int, "Samples between two frames."),
     _setting("--n-mels", int, "Mel bands."),
     _setting("--f-max", float, "Upper edge of the bands, in Hz."),
     _setting("--floor-db", float, "Lowest value of the decibel scale."),
-    _setting("--sample-rate", int, "Of the shards, in Hz.", hidden=True),
+    _setting("--sample-rate", int, "Of the features, in Hz.", "that of the shards"),
     _setting("--seed", click.IntRange(0, settings.MAX_SEED), "Seed of everything random."),
 )
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Unpack
 
-from siamusic_fast.config import BACKENDS
+from siamusic_fast.config import BACKENDS, CROPS
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.loader import TwoViewLoader
 from siamusic_fast.pipelines.options import LoaderOptions
@@ -18,6 +18,8 @@ def two_view_loader(
     data: ShardSet | Path | str,
     *,
     recipe: str | Recipe,
+    crops: str = CROPS[0],
+    max_distance: float | None = None,
     **options: Unpack[LoaderOptions],
 ) -> TwoViewLoader | TorchTwoViewLoader:
     """Return a loader of `backend`, one of `BACKENDS`; torch's has a worker process for each core.
@@ -25,7 +27,10 @@ def two_view_loader(
     Raises `ConfigError` for another name, and what the loaders raise.
     """
     if backend == "dali":
-        return TwoViewLoader(data, recipe=recipe, **options)
+        return TwoViewLoader(data, recipe=recipe, crops=crops, max_distance=max_distance, **options)
     if backend == "torch":
-        return TorchTwoViewLoader(data, recipe=recipe, workers=options.get("threads", cores()), **options)
+        workers = options.get("threads", cores())
+        return TorchTwoViewLoader(
+            data, recipe=recipe, crops=crops, max_distance=max_distance, workers=workers, **options
+        )
     raise ConfigError(f"backend = {backend!r} is unknown: choose one of {', '.join(BACKENDS)}.")
