@@ -25,9 +25,7 @@ from siamusic_fast.shards.pool import cores
 
 PEERS = ("torch", "paper")
 _ARRAYS = 128
-"""Tracks that are written for the peer that reads .npy files: 340 MB of clips of 30 s."""
-_PAPER_BATCH = 16
-"""Of that peer, at most: what it does to a track takes as long in a larger one, and it is slow."""
+"""Tracks, or a batch, that are written for the peer that reads .npy files: 340 MB of clips of 30 s."""
 _TRIAL_SECONDS = 1.0
 """Of each setting of a peer, to find its best."""
 _COMPARED = 64
@@ -160,10 +158,9 @@ def _torch_loader(
 
 
 def _paper_loaders(shard_set: ShardSet, options: LoaderOptions, recipe: str, folder: Path) -> list[Contender]:
-    """Return the way of the paper's code with 0, 1 and more workers; it always computes on the CPU."""
+    """Return the way of the paper's code without workers and with many; it computes on the CPU."""
     setup = set_up(shard_set, options, shuffle=True, labelled_only=False, smaller_batches=False)
-    paths = write_arrays(setup.source, folder, _ARRAYS)
-    batch_size = min(setup.batch_size, _PAPER_BATCH)
+    paths = write_arrays(setup.source, folder, max(_ARRAYS, setup.batch_size))
 
     def contender(workers: int) -> Contender:
         def opened() -> AbstractContextManager[Iterable[object]]:
@@ -172,12 +169,12 @@ def _paper_loaders(shard_set: ShardSet, options: LoaderOptions, recipe: str, fol
                 setup.mel,
                 options["normalisation"],
                 recipe=recipe,
-                batch_size=batch_size,
+                batch_size=setup.batch_size,
                 workers=workers,
             )
 
         name = f"paper's way: recipe {recipe}, {workers} workers"
-        return Contender(name=name, items=batch_size, open=opened)
+        return Contender(name=name, items=setup.batch_size, open=opened)
 
     return [contender(workers) for workers in sorted({0, cores()})]
 

@@ -28,6 +28,7 @@ RECIPES_OF_PAPER = ("none", "image", "audio")
 """What this peer can make."""
 
 _P_AUDIO, _P_IMAGE, _P_MASK, _P_TURN = 0.6, 0.6, 0.4, 0.8
+_SLOWEST, _FASTEST = 0.6, 1.5
 
 
 def write_arrays(source: Source, folder: Path, count: int) -> list[Path]:
@@ -54,7 +55,7 @@ def paper_loader(
 ) -> Iterator["_PaperLoader"]:
     """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `recipe` is none, image or audio."""
     crops = DataLoader(
-        _Crops(paths, mel.samples),
+        _Crops(paths, mel.samples if recipe != "audio" else round(_FASTEST * mel.samples)),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -101,7 +102,7 @@ class _PaperLoader:
 
     def _view(self, wave: Tensor, log_mel: torch.nn.Module) -> Tensor:
         if self.recipe == "audio":
-            wave = _augmented_wave(wave, self.mel)
+            wave = _augmented_wave(wave, self.mel)[:, : self.mel.samples]
         image: Tensor = (log_mel(wave) - self.normalisation.mean) / self.normalisation.deviation
         if self.recipe == "image":
             image = _augmented_image(image)
@@ -114,20 +115,37 @@ def _augmented_wave(wave: Tensor, mel: MelConfig) -> Tensor:
         weight = random.betavariate(1, 1)
         wave = weight * wave + (1 - weight) * wave[torch.randperm(len(wave))]
     if random.random() < _P_AUDIO:
-        wave = torchaudio.functional.pitch_shift(wave, mel.sample_rate, random.randint(-4, 4))
+        wave = _shifted(wave, random.randint(-4, 4), mel)
     if random.random() < _P_AUDIO:
-        wave = _stretched(wave, random.uniform(0.6, 1.5), mel)
+        wave = _stretched(wave, random.uniform(_SLOWEST, _FASTEST), mel)
     return wave
 
 
-def _stretched(wave: Tensor, rate: float, mel: MelConfig) -> Tensor:
-    """Stretch with a phase vocoder; what is missing at the end of a faster crop is silence."""
+def _shifted(wave: Tensor, semitones: int, mel: MelConfig) -> Tensor:
+    """Shift the pitch as `torchaudio.functional.pitch_shift` does: stretch, then resample to the old length.
+
+    That function itself takes 12 s for 4 semitones down, as its two sample rates have no common divisor; here
+    the first is rounded to 50 Hz.
+    """
+    factor = 2 ** (semitones / 12)
     window = torch.hann_window(mel.n_fft)
     spectrum = torch.stft(wave, mel.n_fft, mel.hop_length, window=window, return_complex=True)
+    stretch = torchaudio.transforms.TimeStretch(mel.hop_length, mel.n_fft // 2 + 1, fixed_rate=1 / factor)
+    longer = torch.istft(
+        stretch(spectrum), mel.n_fft, mel.hop_length, window=window, length=round(wave.shape[1] * factor)
+    )
+    rate = 50 * round(mel.sample_rate * factor / 50)
+    shifted: Tensor = torchaudio.functional.resample(longer, rate, mel.sample_rate)
+    return shifted[:, : wave.shape[1]]
+
+
+def _stretched(wave: Tensor, rate: float, mel: MelConfig) -> Tensor:
+    """Stretch as much of `wave` as a crop needs with a phase vocoder."""
+    window = torch.hann_window(mel.n_fft)
+    needed = wave[:, : round(rate * mel.samples)]
+    spectrum = torch.stft(needed, mel.n_fft, mel.hop_length, window=window, return_complex=True)
     stretch = torchaudio.transforms.TimeStretch(mel.hop_length, mel.n_fft // 2 + 1, fixed_rate=rate)
-    audio = torch.istft(stretch(spectrum), mel.n_fft, mel.hop_length, window=window)[:, : mel.samples]
-    padded: Tensor = torch.nn.functional.pad(audio, (0, mel.samples - audio.shape[1]))
-    return padded
+    return torch.istft(stretch(spectrum), mel.n_fft, mel.hop_length, window=window, length=mel.samples)
 
 
 def _augmented_image(image: Tensor) -> Tensor:
