@@ -5,6 +5,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import soundfile
@@ -18,7 +19,7 @@ from torch import Tensor
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import Recipe, step_name
-from siamusic_fast.pipelines.trace import Trace, trace
+from siamusic_fast.pipelines.trace import Trace, TraceOptions, trace
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
 
@@ -58,17 +59,16 @@ def examples(
     mel: MelConfig,
     count: int,
     split: str = "training",
-    device: str = "cpu",
-    seed: int = 0,
+    **options: Unpack[TraceOptions],
 ) -> list[Example]:
-    """Return the first `count` tracks of `split` with two views each, drawn with `seed`.
+    """Return the first `count` tracks of `split` with two views each; for `options` see `trace`.
 
-    `device`, "cpu" or "gpu", is where they are made. Raises `DataError` if there is no such split,
+    Raises `DataError` if there is no such split,
     `ConfigError` if `mel` does not fit the tracks or `count` is not between 1 and 16.
     """
     if not 1 <= count <= _BATCH:
         raise ConfigError(f"tracks = {count} must lie between 1 and {_BATCH}.")
-    found = trace(shard_set, recipe=recipe, mel=mel, splits=(split,), tracks=_BATCH, device=device, seed=seed)
+    found = trace(shard_set, recipe=recipe, mel=mel, splits=(split,), tracks=_BATCH, **options)
     mean, deviation = found.normalisation
     tracks = itertools.islice(
         (track for track in read_tracks(shard_set.folder) if track.split == split), count
@@ -90,8 +90,7 @@ def each_alone(
     recipe: Recipe,
     mel: MelConfig,
     split: str = "training",
-    device: str = "cpu",
-    seed: int = 0,
+    **options: Unpack[TraceOptions],
 ) -> list[Example]:
     """Return the first track of `split` once for each step of `recipe`, alone and certain to happen.
 
@@ -102,7 +101,7 @@ def each_alone(
     rows = []
     for step in recipe:
         alone = (dataclasses.replace(step, p=1.0),)
-        (found,) = examples(shard_set, recipe=alone, mel=mel, count=1, split=split, device=device, seed=seed)
+        (found,) = examples(shard_set, recipe=alone, mel=mel, count=1, split=split, **options)
         rows.append(dataclasses.replace(found, label=step_name(step)))
     return rows
 

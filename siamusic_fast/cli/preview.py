@@ -7,8 +7,10 @@ import click
 from siamusic_fast.analysis import preview as drawing
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import CROPS, SHORT_TRACKS, MelConfig
+from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines.recipes import file_name, parse_recipe
+from siamusic_fast.pipelines.trace import TraceOptions
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training.distributed import device_for
 
@@ -22,6 +24,26 @@ from siamusic_fast.training.distributed import device_for
     "--each", is_flag=True, help="One track, with a row for each augmentation of the recipe by itself."
 )
 @click.option("--split", default="training", show_default=True, help="Where to take the tracks from.")
+@click.option(
+    "--crops",
+    type=click.Choice(CROPS),
+    default=CROPS[0],
+    show_default=True,
+    help="Which seconds of a track the two views show.",
+)
+@click.option(
+    "--max-distance",
+    type=float,
+    default=None,
+    help="Seconds between the starts of independent crops.  [default: anywhere]",
+)
+@click.option(
+    "--short-tracks",
+    type=click.Choice(SHORT_TRACKS),
+    default=SHORT_TRACKS[0],
+    show_default=True,
+    help="What is done with tracks shorter than a crop.",
+)
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Length of a crop.")
 @click.option(
     "--play", is_flag=True, help="Write both views as WAV files too, into a folder beside the picture."
@@ -41,6 +63,7 @@ from siamusic_fast.training.distributed import device_for
     default=None,
     help="PNG file to write.  [default: preview-AUG.png]",
 )
+@click.option("--force", is_flag=True, help="Replace the file that --out names.")
 def preview(
     data: str,
     data_dir: Path,
@@ -48,11 +71,15 @@ def preview(
     tracks: int,
     each: bool,
     split: str,
+    crops: str,
+    max_distance: float | None,
+    short_tracks: str,
     seconds: float,
     play: bool,
     device: str,
     seed: int,
     out: Path | None,
+    force: bool,
 ) -> None:
     """Draw original, view 1 and view 2 of a few tracks.
 
@@ -66,17 +93,24 @@ def preview(
     """
     if device == "gpu":
         device_for(1)
+    if out is not None and out.exists() and not force:
+        raise DataError(f"{out} exists: choose another file with --out, or replace it with --force.")
     shard_set = find_shards(data, data_dir)
     mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
     path = out or Path(f"preview-{file_name(aug)}.png")
     recipe = parse_recipe(aug)
+    made: TraceOptions = {
+        "crops": crops,
+        "max_distance": max_distance,
+        "short_tracks": short_tracks,
+        "device": device,
+        "seed": seed,
+    }
     if each:
-        found = drawing.each_alone(shard_set, recipe=recipe, mel=mel, split=split, device=device, seed=seed)
+        found = drawing.each_alone(shard_set, recipe=recipe, mel=mel, split=split, **made)
         title = f"{shard_set.source}, {found[0].track.key}: augmentations of {aug}"
     else:
-        found = drawing.examples(
-            shard_set, recipe=recipe, mel=mel, count=tracks, split=split, device=device, seed=seed
-        )
+        found = drawing.examples(shard_set, recipe=recipe, mel=mel, count=tracks, split=split, **made)
         title = f"{shard_set.source}: recipe {aug}"
     drawing.draw(found, mel, title, path)
     output.print(str(path))

@@ -21,6 +21,10 @@ from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
 from siamusic_fast.pipelines.draws import Draws, band, beta, chosen, coin, erase, like, partners, uniform
 
+_OCTAVE = 12
+"""Semitones."""
+_MOST_STRETCH = 4.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -35,6 +39,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
             raise ConfigError(f"p = {self.p:g} of {type(self).__name__} must lie between 0 and 1.")
+
+    def check(self, mel: MelConfig) -> None:
+        """Raise `ConfigError` if the change does not fit the features."""
 
     def draw(self, mel: MelConfig) -> Draws:
         """Draw, for every sample, `on`: whether it is changed, and the parameters of the change."""
@@ -52,6 +59,11 @@ class AudioAugmentation(Augmentation):
     @property
     def reach(self) -> float:
         """Length of the longest crop that it asks for, as a multiple of the plain one."""
+        return 1.0
+
+    @property
+    def highest_pitch(self) -> float:
+        """Largest value that `pitch` may have."""
         return 1.0
 
     def rate(self, drawn: Draws) -> DataNode | float:
@@ -88,10 +100,10 @@ class TimeStretch(AudioAugmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.slowest <= self.fastest:
+        if not 1 / _MOST_STRETCH <= self.slowest <= self.fastest <= _MOST_STRETCH:
             raise ConfigError(
-                f"slowest = {self.slowest:g} of TimeStretch must be above 0 and not above "
-                f"fastest = {self.fastest:g}."
+                f"slowest = {self.slowest:g} of TimeStretch must be at least {1 / _MOST_STRETCH:g} and not "
+                f"above fastest = {self.fastest:g}, which must be at most {_MOST_STRETCH:g}."
             )
 
     @property
@@ -113,11 +125,22 @@ class PitchShift(AudioAugmentation):
     semitones: float = 4.0
     """Largest shift, up or down."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.semitones <= _OCTAVE:
+            raise ConfigError(
+                f"semitones = {self.semitones:g} of PitchShift must lie between 0 and {_OCTAVE}, an octave."
+            )
+
+    @property
+    def highest_pitch(self) -> float:
+        return float(2 ** (self.semitones / _OCTAVE))
+
     def parameters(self, mel: MelConfig) -> Draws:
         return {"semitones": uniform(-self.semitones, self.semitones)}
 
     def pitch(self, drawn: Draws) -> DataNode:
-        return chosen(drawn["on"], dmath.pow(2.0, drawn["semitones"] / 12), 1.0)
+        return chosen(drawn["on"], dmath.pow(2.0, drawn["semitones"] / _OCTAVE), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

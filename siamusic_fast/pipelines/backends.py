@@ -10,7 +10,7 @@ from siamusic_fast.pipelines.options import LoaderOptions
 from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
+from siamusic_fast.shards.pool import share_of_cores
 
 
 def two_view_loader(
@@ -29,7 +29,7 @@ def two_view_loader(
     if backend == "dali":
         return TwoViewLoader(data, recipe=recipe, crops=crops, max_distance=max_distance, **options)
     if backend == "torch":
-        workers = options.get("threads", cores())
+        workers = options.get("threads") or share_of_cores()
         return TorchTwoViewLoader(
             data, recipe=recipe, crops=crops, max_distance=max_distance, workers=workers, **options
         )

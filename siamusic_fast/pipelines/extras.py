@@ -11,6 +11,8 @@ from siamusic_fast.pipelines.augment import AudioAugmentation, ImageAugmentation
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
 from siamusic_fast.pipelines.draws import Draws, band, erase, like, uniform
 
+_MOST_DECIBELS = 100.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gain(AudioAugmentation):
@@ -19,6 +21,13 @@ class Gain(AudioAugmentation):
     p: float = 0.5
     decibels: float = 6.0
     """Largest change, up or down."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decibels <= _MOST_DECIBELS:
+            raise ConfigError(
+                f"decibels = {self.decibels:g} of Gain must lie between 0 and {_MOST_DECIBELS:g}."
+            )
 
     def parameters(self, mel: MelConfig) -> Draws:
         return {"decibels": uniform(-self.decibels, self.decibels)}
@@ -42,10 +51,10 @@ class Noise(AudioAugmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.lowest_snr <= self.highest_snr:
+        if not -_MOST_DECIBELS <= self.lowest_snr <= self.highest_snr <= _MOST_DECIBELS:
             raise ConfigError(
                 f"lowest_snr = {self.lowest_snr:g} of Noise must not be above "
-                f"highest_snr = {self.highest_snr:g}."
+                f"highest_snr = {self.highest_snr:g}, and both at most {_MOST_DECIBELS:g} either way."
             )
 
     def parameters(self, mel: MelConfig) -> Draws:
@@ -78,6 +87,13 @@ class GridDistortion(ImageAugmentation):
             raise ConfigError(
                 f"steps = {self.steps} of GridDistortion must be at least 1 and limit = {self.limit:g} "
                 f"between 0 and 1."
+            )
+
+    def check(self, mel: MelConfig) -> None:
+        if self.steps > min(mel.n_mels, mel.frames):
+            raise ConfigError(
+                f"steps = {self.steps} of GridDistortion are more than the image has pixels: "
+                f"{mel.n_mels} x {mel.frames}."
             )
 
     def parameters(self, mel: MelConfig) -> Draws:

@@ -11,22 +11,11 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.augment import AudioAugmentation, Augmentation, ImageAugmentation
 from siamusic_fast.pipelines.dali import DataNode, dmath, fn, pipeline_def, types
 from siamusic_fast.pipelines.draws import Draws, partners
-from siamusic_fast.pipelines.mel import (
-    Normalisation,
-    at_frames,
-    log_mel,
-    low_pass,
-    magnitudes,
-    powers,
-    to_float,
-)
+from siamusic_fast.pipelines.mel import Normalisation, at_frames, log_mel, magnitudes, powers, to_float
 from siamusic_fast.pipelines.options import Pairing
 from siamusic_fast.pipelines.recipes import Recipe, step_name
+from siamusic_fast.pipelines.resample import PITCH_QUALITY, RATE_QUALITY, resampled
 from siamusic_fast.pipelines.source import Source, crop, length, read
-
-_PITCH_QUALITY = 28
-"""Of DALI's scale, where 0 is 3 lobes of the sinc filter and 50 is 16: about 6, torchaudio's default."""
-_RATE_QUALITY = 50
 
 
 class Features(NamedTuple):
@@ -189,58 +178,56 @@ def _from_audio(
     With rate r and pitch k, r times as many samples are read and resampled to 1 / k of their number: the
     pitch is right, and frame j of the result lies at frame j r / k of the spectrogram.
     """
-    mel = features.mel
-    other = partners()
+    mel, span = features.mel, source.span(features.mel)
     draws: Draws = {}
-    partner = fn.permute_batch(window, indices=other)
     drawn = [step.draw(mel) for step in steps]
+    for index in range(len(steps)):
+        draws |= _named(drawn[index], steps[index], draws)
     rate = _product(steps[index].rate(drawn[index]) for index in range(len(steps)))
     pitch = _product(steps[index].pitch(drawn[index]) for index in range(len(steps)))
-    samples = span = source.span(mel)
+
+    mixes = any(step.mixes for step in steps)
+    fewest = length(window)
+    window = _to_device(window, features)
+    if mixes:
+        draws["partner"] = partners()
+        partner = fn.permute_batch(window, indices=draws["partner"])
+        partner_position = fn.permute_batch(position, indices=draws["partner"])
+        fewest = dmath.min(fewest, fn.permute_batch(fewest, indices=draws["partner"]))
+    samples = span
     if not isinstance(rate, float):
         # A track too short for the tempo drawn, its own or its partner's, is played as fast as it allows.
-        spare = fn.cast(dmath.min(length(window), length(partner)), dtype=types.FLOAT) / span
-        rate = dmath.min(rate, spare)
+        rate = dmath.min(rate, fn.cast(fewest, dtype=types.FLOAT) / span)
         samples = fn.cast(dmath.floor(rate * span + 0.5), dtype=types.INT32)
-
-    wave = to_float(_to_device(crop(window, samples, position), features))
-    partner_position = fn.permute_batch(position, indices=other)
-    partner_wave = to_float(_to_device(crop(partner, samples, partner_position), features))
+    wave = to_float(crop(window, samples, position))
+    partner_wave = to_float(crop(partner, samples, partner_position)) if mixes else wave
     for index in range(len(steps)):
         wave = steps[index].wave(wave, partner_wave, drawn[index])
-        draws |= _named(drawn[index], steps[index], draws)
-    draws["partner"] = other
+
     if isinstance(rate, float) and isinstance(pitch, float):
         wave = _of_crop_length(wave, source, mel)  # no step changes tempo or pitch
         return View(_image(powers(wave, mel), features), wave, 1.0, draws)
-    if source.rate == mel.sample_rate:
-        if pitch != 1.0:
-            wave = fn.audio_resample(wave, scale=1.0 / pitch, quality=_PITCH_QUALITY)
+    ratio = mel.sample_rate / source.rate
+    lowest = ratio / math.prod(step.highest_pitch for step in steps)
+    if ratio != 1.0:
+        wave = resampled(wave, ratio / pitch, lowest=lowest, mel=mel, quality=RATE_QUALITY)
+        spectrum = at_frames(magnitudes(wave, mel), rate / pitch, mel)
     else:
-        scale = mel.sample_rate / source.rate / pitch
-        wave = fn.audio_resample(_band_limited(wave, source, mel), scale=scale, quality=_RATE_QUALITY)
-    spectrum = magnitudes(wave, mel)
-    if rate != pitch:
-        spectrum = at_frames(spectrum, rate / pitch, mel)
+        if pitch != 1.0:
+            wave = resampled(wave, 1.0 / pitch, lowest=lowest, mel=mel, quality=PITCH_QUALITY)
+        spectrum = magnitudes(wave, mel)
+        if rate != pitch:
+            spectrum = at_frames(spectrum, rate / pitch, mel)
     return View(_image(spectrum * spectrum, features), wave, rate / pitch, draws)
 
 
 def _of_crop_length(wave: DataNode, source: Source, mel: MelConfig) -> DataNode:
     """Return `wave`, `source.span` samples of the shards, as the `mel.samples` of a crop."""
-    if source.rate == mel.sample_rate:
+    ratio = mel.sample_rate / source.rate
+    if ratio == 1.0:
         return wave
-    scale = mel.sample_rate / source.rate
-    wave = fn.audio_resample(_band_limited(wave, source, mel), scale=scale, quality=_RATE_QUALITY)
+    wave = resampled(wave, ratio, lowest=ratio, mel=mel, quality=RATE_QUALITY)
     return fn.slice(wave, start=0, shape=mel.samples, axes=[0], out_of_bounds_policy="pad")
-
-
-def _band_limited(wave: DataNode, source: Source, mel: MelConfig) -> DataNode:
-    """Return `wave` without what the rate of the features cannot hold, which DALI would fold back."""
-    if mel.sample_rate >= source.rate:
-        return wave
-    taps = types.Constant(low_pass(mel.sample_rate / source.rate), device=wave.device)
-    row = fn.reshape(wave, shape=[1, -1], layout="HW")
-    return fn.reshape(fn.filter(row, taps, border="constant"), shape=[-1])
 
 
 def _image(power: DataNode, features: Features) -> DataNode:

@@ -10,7 +10,6 @@ being used, the next ones are made in the background.
 
 import base64
 import math
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -26,13 +25,13 @@ from torch.utils.dlpack import from_dlpack
 from siamusic_fast.config import CROPS
 from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines import graph
-from siamusic_fast.pipelines.options import LoaderOptions, Pairing, covering, set_up
-from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, parse_recipe
+from siamusic_fast.pipelines.options import LoaderOptions, Pairing, crops_of, set_up
+from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
 from siamusic_fast.pipelines.source import Source
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.pipelines.torch_source import Tracks
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
+from siamusic_fast.shards.pool import share_of_cores
 
 Batch = TypeVar("Batch")
 T = TypeVar("T")
@@ -48,7 +47,7 @@ class _Loader(ABC, Generic[Batch]):
     `ConfigError` if the crops do not fit the shards, or the batches do not fit the number of tracks.
 
     A pipeline's epoch ends on a batch of its own, padded with repeated tracks. `_batches` of it are given
-    out, the rest is drawn and dropped.
+    out, the rest is drawn and dropped when the next epoch is asked for.
     """
 
     _shuffle = True
@@ -56,7 +55,12 @@ class _Loader(ABC, Generic[Batch]):
     _smaller_batches = False
 
     def __init__(
-        self, data: ShardSet | Path | str, *, labels: float = 1.0, **options: Unpack[LoaderOptions]
+        self,
+        data: ShardSet | Path | str,
+        *,
+        recipe: str | Recipe = (),
+        labels: float = 1.0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         self._setup = set_up(
             data,
@@ -68,6 +72,7 @@ class _Loader(ABC, Generic[Batch]):
         )
         self.mel, self.device = self._setup.mel, self._setup.device
         self.batch_size = self._setup.batch_size
+        self._recipe = to_recipe(recipe, self.mel)
         self.normalisation = self._setup.normalisation or estimate(self._source.shard_set, self.mel)
         self._features = graph.Features(
             self.mel, self.normalisation, "gpu" if self.device.type == "cuda" else "cpu"
@@ -80,13 +85,14 @@ class _Loader(ABC, Generic[Batch]):
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._position == self._batches:
+            for _ in range(self._padded_batches - self._batches):
+                self._run()
+            self._position = 0
         while self._position < self._batches:
             outputs = self._run()
             self._position += 1
             yield self._batch([self._tensor(output) for output in outputs])
-        for _ in range(self._padded_batches - self._batches):
-            self._run()
-        self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the epoch and all random states, as plain values."""
@@ -134,7 +140,7 @@ class _Loader(ABC, Generic[Batch]):
         random_state = np.random.SeedSequence([self._source.seed, self._source.rank])
         pipeline = self._graph(
             batch_size=self.batch_size,
-            num_threads=self._setup.threads or _share_of_cores(),
+            num_threads=self._setup.threads or share_of_cores(),
             device_id=self.device.index,
             seed=int(random_state.generate_state(1)[0]),
             prefetch_queue_depth=_PREFETCH,
@@ -201,9 +207,8 @@ class TwoViewLoader(_Loader[tuple[Tensor, Tensor]]):
         With `crops` "same" both views show the same seconds, with "independent" each its own, which start at
         most `max_distance` seconds apart if that is given.
         """
-        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
         self._pairing = Pairing(crops=crops, max_distance=max_distance)
-        super().__init__(data, **options)
+        super().__init__(data, recipe=recipe, **options)
 
     def _graph(self, **options: Any) -> Pipeline:
         return graph.two_views(self._source, self._recipe, self._features, self._pairing, **options)
@@ -234,9 +239,8 @@ class LabelledLoader(_Loader[tuple[Tensor, Tensor]]):
 
         Raises `ConfigError` if `recipe` mixes tracks: the label would no longer be that of the crop.
         """
-        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
-        check_unmixed(self._recipe)
-        super().__init__(data, labels=labels, **options)
+        check_unmixed(recipe)
+        super().__init__(data, recipe=recipe, labels=labels, **options)
 
     def _graph(self, **options: Any) -> Pipeline:
         return graph.labelled_crops(self._source, self._recipe, self._features, **options)
@@ -267,7 +271,7 @@ class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
     @property
     def crops(self) -> int:
         """Crops of each track."""
-        return self._crops or covering(self._source, self.mel)
+        return crops_of(self._source, self.mel, self._crops)
 
     def _graph(self, **options: Any) -> Pipeline:
         return graph.whole_tracks(self._source, self.crops, self._features, **options)
@@ -279,7 +283,3 @@ class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
     @property
     def _batches(self) -> int:
         return self._setup.batches_here
-
-
-def _share_of_cores() -> int:
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,18 +1,11 @@
 """DALI nodes that turn audio into log-mel spectrograms, equal to torchaudio's."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.dali import DataNode, fn, types
-
-_LOBES = 16
-"""Of the sinc that limits the band, on either side."""
-_ROLLOFF = 0.99
-"""Where it begins to fall, of the band that is kept: torchaudio's default."""
 
 
 class Normalisation(NamedTuple):
@@ -25,18 +18,6 @@ class Normalisation(NamedTuple):
 def to_float(audio: DataNode) -> DataNode:
     """Return int16 `audio` as float32 in [-1, 1)."""
     return fn.cast(audio, dtype=types.FLOAT) * (1.0 / 32768)
-
-
-def low_pass(cutoff: float) -> NDArray[np.float32]:
-    """Return the taps, [1, odd], of a filter that keeps what lies below `cutoff`, a fraction of the band.
-
-    A sinc of 16 lobes under a Hann window, the filter of `torchaudio.functional.resample`.
-    """
-    cutoff *= _ROLLOFF
-    half = math.ceil(_LOBES / cutoff)
-    time = cutoff * np.arange(-half, half + 1)
-    window = np.cos(np.pi / 2 * np.clip(time / _LOBES, -1, 1)) ** 2
-    return np.asarray((cutoff * np.sinc(time) * window)[None], dtype=np.float32)
 
 
 def magnitudes(wave: DataNode, mel: MelConfig) -> DataNode:

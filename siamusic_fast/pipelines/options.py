@@ -7,14 +7,14 @@ from typing import TypedDict
 
 import torch
 
-from siamusic_fast.config import CROPS, SHORT_TRACKS, MelConfig
+from siamusic_fast.config import CROPS, MAX_SEED, SHORT_TRACKS, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.subset import with_share
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
-MOST_CROPS = 32
+_MOST_CROPS = 32
 """Crops of a track in evaluation unless more are asked for: 160 s of the paper's features, evenly spaced."""
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -118,14 +118,19 @@ def set_up(
     dtype = options.get("dtype", torch.float32)
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype} must be one of {', '.join(map(str, DTYPES))}.")
+    rank, world_size, seed = options.get("rank", 0), options.get("world_size", 1), options.get("seed", 0)
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank = {rank} must be at least 0 and below world_size = {world_size}.")
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed = {seed} must lie between 0 and {MAX_SEED}.")
     source = Source(
         shard_set=shard_set,
         shards=shard_set.shards(options.get("splits", ("training",)), labelled_only=labelled_only),
         shuffle=shuffle,
         short_tracks=short_tracks,
-        seed=options.get("seed", 0),
-        rank=options.get("rank", 0),
-        world_size=options.get("world_size", 1),
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
     )
     check_crops(source, mel)
     source = with_share(source, labels, source.seed)
@@ -140,10 +145,14 @@ def set_up(
     )
 
 
-def covering(source: Source, mel: MelConfig) -> int:
-    """Return how many crops cover the longest track, `MOST_CROPS` at most."""
+def crops_of(source: Source, mel: MelConfig, asked: int | None) -> int:
+    """Return how many crops to take of a track: as many as `asked`, or as cover the longest, up to 32."""
+    if asked is not None and asked < 1:
+        raise ConfigError(f"crops = {asked} must be at least 1.")
+    if asked is not None:
+        return asked
     longest = max(shard.longest for shard in source.shards)
-    return min(-(-longest // source.span(mel)), MOST_CROPS)
+    return min(-(-longest // source.span(mel)), _MOST_CROPS)
 
 
 def _fitting(batch_size: int, source: Source, *, smaller_batches: bool) -> int:
@@ -169,8 +178,10 @@ def _fitting(batch_size: int, source: Source, *, smaller_batches: bool) -> int:
 
 def _with_index(device: torch.device) -> torch.device:
     """Return `device` with a number if it is a GPU: DALI and torch must mean the same one."""
-    if device.type != "cuda":
-        return torch.device(device.type)
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {device} must be cpu or cuda.")
+    if device.type == "cpu":
+        return torch.device("cpu")
     index: int | None = device.index
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 

@@ -8,9 +8,11 @@ cutmix(p=0.3),hflip         one of them with another probability
 import ast
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterator
 
+from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.augment import (
     Augmentation,
@@ -72,9 +74,18 @@ def parse_recipe(text: str) -> Recipe:
     return tuple(_augmentation(step) for step in _steps(text))
 
 
-def check_unmixed(recipe: Recipe) -> None:
+def to_recipe(recipe: str | Recipe, mel: MelConfig) -> Recipe:
+    """Return `recipe`, or what `parse_recipe` reads from it; raise `ConfigError` if it does not fit `mel`."""
+    steps = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    for step in steps:
+        step.check(mel)
+    return steps
+
+
+def check_unmixed(recipe: str | Recipe) -> None:
     """Raise `ConfigError` if `recipe` mixes tracks, whose labels are not mixed with them."""
-    if mixing := [step_name(step) for step in recipe if step.mixes]:
+    steps = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    if mixing := [step_name(step) for step in steps if step.mixes]:
         raise ConfigError(
             f"{', '.join(mixing)} would add another track to a labelled one: leave it out of the recipe."
         )
@@ -136,9 +147,13 @@ def _kind(name: str) -> type[Augmentation]:
 def _number(keyword: ast.keyword, *, whole: bool) -> float:
     try:
         value = ast.literal_eval(keyword.value)
-    except ValueError:
+    except (ValueError, TypeError):
         value = None
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int if whole else int | float)
+        or not math.isfinite(value)
+    ):
         kind, example = ("a whole number", "holes=2") if whole else ("a number", "p=0.5")
         raise ConfigError(f"{ast.unparse(keyword)} of an augmentation must be {kind}, such as {example}.")
     return value

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from siamusic_fast.config import CROPS
-from siamusic_fast.pipelines.options import LoaderOptions, Pairing, covering, set_up
-from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, parse_recipe
+from siamusic_fast.pipelines.options import LoaderOptions, Pairing, crops_of, set_up
+from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.pipelines.torch_batches import LabelledCrops, Maker, Outputs, TwoViews, WholeTracks
 from siamusic_fast.pipelines.torch_features import LogMel
@@ -53,6 +53,7 @@ class _TorchLoader(ABC):
         *,
         workers: int = 0,
         per_batch: bool | None = None,
+        recipe: str | Recipe = (),
         labels: float = 1.0,
         **options: Unpack[LoaderOptions],
     ) -> None:
@@ -65,6 +66,7 @@ class _TorchLoader(ABC):
             labels=labels,
         )
         self.mel, self.device, self.batch_size = setup.mel, setup.device, setup.batch_size
+        self._recipe = to_recipe(recipe, self.mel)
         self.normalisation = setup.normalisation or estimate(setup.source.shard_set, self.mel)
         self._workers = workers
         self._per_batch = self.device.type != "cpu" if per_batch is None else per_batch
@@ -84,11 +86,12 @@ class _TorchLoader(ABC):
         return self._setup.full_batches
 
     def __iter__(self) -> Iterator[Outputs]:
+        if self._position == len(self):
+            self._epoch, self._position = self._epoch + 1, 0
         while self._position < len(self):
             batch = self._next()
             self._position += 1
             yield batch
-        self._epoch, self._position = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch and the place in it, as plain values."""
@@ -168,9 +171,8 @@ class TorchTwoViewLoader(_TorchLoader):
         **options: Unpack[LoaderOptions],
     ) -> None:
         """Apply `recipe` to the views that `crops` and `max_distance` ask for, as `TwoViewLoader` does."""
-        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
         self._pairing = Pairing(crops=crops, max_distance=max_distance)
-        super().__init__(data, workers=workers, per_batch=per_batch, **options)
+        super().__init__(data, workers=workers, per_batch=per_batch, recipe=recipe, **options)
 
     def _make(self, *parts: Any, **options: Any) -> Maker:
         return TwoViews(self._recipe, self._pairing, *parts, **options)
@@ -193,9 +195,8 @@ class TorchLabelledLoader(_TorchLoader):
         **options: Unpack[LoaderOptions],
     ) -> None:
         """Apply `recipe` to the share `labels` of the tracks, as `LabelledLoader` does."""
-        self._recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
-        check_unmixed(self._recipe)
-        super().__init__(data, workers=workers, per_batch=per_batch, labels=labels, **options)
+        check_unmixed(recipe)
+        super().__init__(data, workers=workers, per_batch=per_batch, recipe=recipe, labels=labels, **options)
 
     def _make(self, *parts: Any, **options: Any) -> Maker:
         return LabelledCrops(self._recipe, *parts, **options)
@@ -227,7 +228,7 @@ class TorchTrackLoader(_TorchLoader):
     @property
     def crops(self) -> int:
         """Crops of each track."""
-        return self._crops or covering(self._setup.source, self.mel)
+        return crops_of(self._setup.source, self.mel, self._crops)
 
     def _make(self, *parts: Any, **options: Any) -> Maker:
         return WholeTracks(self.crops, *parts, **options)

@@ -133,8 +133,9 @@ class Augmented(Maker):
         effects = [effect(step, draws) for step in self._audio]
         lengths, positions = crops.lengths.numpy(), crops.positions.numpy()
         # A track too short for the tempo drawn, its own or its partner's, is played as fast as it allows.
-        fastest = np.minimum(lengths, lengths[partners]) / span
-        rate = np.minimum(_product(effects, "rate", draws.count), fastest)
+        mixes = any(step.mixes for step in self._audio)
+        fewest = np.minimum(lengths, lengths[partners]) if mixes else lengths
+        rate = np.minimum(_product(effects, "rate", draws.count), fewest / span)
         grid_pitch = np.rint(PITCH_GRID * _product(effects, "pitch", draws.count)).astype(np.int64)
         samples = np.floor(rate * span + 0.5).astype(np.int64)
         starts = nearest(positions, lengths - samples)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,27 @@ from siamusic_fast.config import CROPS, SHORT_TRACKS, MelConfig
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.options import Pairing
-from siamusic_fast.pipelines.recipes import Recipe, parse_recipe
+from siamusic_fast.pipelines.recipes import Recipe, to_recipe
 from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 Array = NDArray[Any]
+
+
+class TraceOptions(TypedDict, total=False):
+    """How the crops lie, and where and from what seed the views are made."""
+
+    crops: str
+    """One of `CROPS`; "same" by default."""
+    max_distance: float | None
+    """Between the starts of independent crops, in seconds."""
+    short_tracks: str
+    """One of `SHORT_TRACKS`; "repeat" by default."""
+    device: str
+    """"cpu", the default, or "gpu"."""
+    seed: int
+    """0 by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +67,35 @@ def trace(
     mel: MelConfig | None = None,
     normalisation: Normalisation | None = None,
     splits: tuple[str, ...] = ("training",),
-    crops: str = CROPS[0],
-    max_distance: float | None = None,
-    short_tracks: str = SHORT_TRACKS[0],
     tracks: int = 16,
-    device: str = "cpu",
-    seed: int = 0,
+    **options: Unpack[TraceOptions],
 ) -> Trace:
     """Return what the DALI graph makes of the first `tracks`, or all if there are fewer, as one batch.
 
-    `device` is "cpu" or "gpu"; what is returned is on the CPU. Raises what the loaders raise.
+    What is returned is on the CPU. Raises what the loaders raise.
     """
+    device = options.get("device", "cpu")
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
     mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
     source = Source(
-        shard_set=shard_set, shards=shard_set.shards(splits), shuffle=False, short_tracks=short_tracks
+        shard_set=shard_set,
+        shards=shard_set.shards(splits),
+        shuffle=False,
+        short_tracks=options.get("short_tracks", SHORT_TRACKS[0]),
     )
     check_crops(source, mel)
     normalisation = normalisation or estimate(shard_set, mel)
     names: list[str] = []
     pipeline = graph.traced_views(
         source,
-        parse_recipe(recipe) if isinstance(recipe, str) else recipe,
+        to_recipe(recipe, mel),
         graph.Features(mel, normalisation, device),
-        Pairing(crops=crops, max_distance=max_distance),
+        Pairing(crops=options.get("crops", CROPS[0]), max_distance=options.get("max_distance")),
         names,
         batch_size=min(tracks, source.tracks),
         num_threads=1,
         device_id=0 if device == "gpu" else None,
-        seed=seed,
+        seed=options.get("seed", 0),
     )
     outputs = dict(zip(names, (output.as_cpu() for output in pipeline.run()), strict=True))
     return Trace(views=(_view("view_1", outputs), _view("view_2", outputs)), normalisation=normalisation)

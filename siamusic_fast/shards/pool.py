@@ -41,6 +41,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_of_cores() -> int:
+    """Return how many cores are this process's: all that it may use, shared with its job on this machine.
+
+    srun may have given each process cores of its own; torch's launcher never does.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    own = "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    if own and cores() < (os.cpu_count() or 1):
+        return cores()
+    return max(1, cores() // processes)
+
+
 def run_in_processes(
     function: Callable[[Job, Count], object],
     jobs: Sequence[Job],

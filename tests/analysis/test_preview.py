@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from matplotlib import image
 
-from siamusic_fast.analysis.preview import draw, each_alone, examples
+from siamusic_fast.analysis.preview import draw, each_alone, examples, write_waves
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.pipelines.recipes import parse_recipe
@@ -63,3 +64,24 @@ def test_each_augmentation_alone_always_happens_to_the_same_crop(shard_set: Shar
         assert not np.array_equal(example.views[1].decibels, example.original)
     with pytest.raises(ConfigError, match="no augmentation to show"):
         each_alone(shard_set, recipe=(), mel=MEL)
+
+
+def test_a_view_that_is_stretched_is_heard_at_its_tempo_for_the_length_of_a_crop(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    recipe = parse_recipe("stretch(p=1,slowest=1.4,fastest=1.4),hflip")
+    found = examples(shard_set, recipe=recipe, mel=MEL, count=2)
+    paths = write_waves(found, MEL, tmp_path / "waves")
+    assert len(paths) == 4
+    for path, view in zip(paths, (view for example in found for view in example.views), strict=True):
+        audio, rate = soundfile.read(path, dtype="float32")
+        assert rate == MEL.sample_rate
+        assert len(view.wave) == pytest.approx(1.4 * MEL.samples, rel=0.2)  # some tracks are too short
+        assert len(audio) == pytest.approx(MEL.samples, abs=MEL.hop_length)
+        assert audio.std() == pytest.approx(view.wave.std(), rel=0.4)
+
+
+def test_a_view_at_its_own_tempo_is_heard_as_it_is(shard_set: ShardSet, tmp_path: Path) -> None:
+    (found,) = examples(shard_set, recipe=IMAGE, mel=MEL, count=1)
+    for path, view in zip(write_waves([found], MEL, tmp_path), found.views, strict=True):
+        np.testing.assert_allclose(soundfile.read(path, dtype="float32")[0], view.wave, atol=1 / 32768)

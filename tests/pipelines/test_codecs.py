@@ -10,6 +10,8 @@ import torch
 import torchaudio
 
 from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.augment import PitchShift
+from siamusic_fast.pipelines.draws import Draws, uniform
 from siamusic_fast.pipelines.trace import trace
 from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.both_backends import BACKENDS, IN_DECIBELS, MEL, same, take, two_views, whole_tracks
@@ -125,6 +127,34 @@ def test_the_tempo_is_right_at_another_rate_of_the_shards(pack_audio: PackAudio)
         for image, rate in zip(view.images, view.draws["stretch.rate"].ravel(), strict=True):
             spacing = np.diff(onsets(torch.from_numpy(image))) * mel.hop_length / RATE
             assert spacing.mean() == pytest.approx(0.25 / rate, rel=0.03)
+
+
+def test_a_tone_shifted_beyond_the_band_does_not_come_back(pack_audio: PackAudio) -> None:
+    # At 16 kHz, 7,500 Hz goes up to 9,449 Hz, which a mirror would show at 6,551 Hz.
+    time = np.arange(2 * 16_000) / 16_000
+    tones = {f"{row:06d}": 0.4 * np.sin(2 * np.pi * 7500 * time[row:]) for row in range(3)}
+    mel = MelConfig(sample_rate=16_000, seconds=1.0, n_fft=1024, n_mels=64)
+    up = (_FourUp(p=1.0),)
+    shard_set = pack_audio(tones, rate=16_000)
+    ((view, _),) = list(two_views("dali", shard_set, mel=mel, recipe=up, batch_size=3))
+    ((whole, _),) = list(two_views("dali", shard_set, mel=mel, recipe="none", batch_size=3))
+    assert float(view.mean(dim=-1).max()) < float(whole.mean(dim=-1).max()) - 50
+
+
+class _FourUp(PitchShift):
+    """Always up by four semitones."""
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"semitones": uniform(4.0, 4.0)}
+
+
+@pytest.mark.parametrize("recipe", ["audio", "gain", "stretch(p=0),pitch(p=0)"])
+def test_a_doubled_rate_gives_as_many_frames_as_any(numbered: ShardSet, recipe: str) -> None:
+    # 0.98 s and 0.75 s are lengths whose resampled samples are one more than the crop's.
+    for seconds in (0.98, 0.75):
+        mel = MelConfig(sample_rate=44_100, seconds=seconds)
+        for view, _ in two_views("dali", numbered, mel=mel, recipe=recipe):
+            assert view.shape[2:] == (48, mel.frames)
 
 
 def _clicks_at_cd_rate(seconds: float) -> Array:

@@ -158,9 +158,18 @@ def test_an_unknown_keyword_is_named_with_those_there_are(
         ({"recipe": "mask(most_mels=1.5)"}, "most_mels = 1.5 of Mask must be above 0, at most 1"),
         ({"recipe": "mixup(alpha=0)"}, "alpha = 0 of Mixup must be a number above 0"),
         ({"recipe": "cutmix(alpha=-1)"}, "alpha = -1 of CutMix must be a number above 0"),
-        ({"recipe": "wavemix(alpha=1e999)"}, "alpha = inf of WaveMixup must be a number above 0"),
+        ({"recipe": "wavemix(alpha=1e999)"}, "alpha=1e309 of an augmentation must be a number"),
+        ({"recipe": "mask(p={[]:1})"}, "of an augmentation must be a number, such as p=0.5"),
+        ({"recipe": "pitch(semitones=200)"}, "semitones = 200 of PitchShift must lie between 0 and 12"),
+        ({"recipe": "gain(decibels=500)"}, "decibels = 500 of Gain must lie between 0 and 100"),
+        ({"recipe": "noise(highest_snr=500)"}, "and both at most 100 either way"),
+        ({"recipe": "griddistortion(steps=60)"}, "steps = 60 of GridDistortion are more .*: 48 x 87"),
+        ({"rank": 2, "world_size": 2}, "rank = 2 must be at least 0 and below world_size = 2"),
+        ({"world_size": 0}, "rank = 0 must be at least 0 and below world_size = 0"),
+        ({"seed": -1}, "seed = -1 must lie between 0 and"),
+        ({"device": "mps"}, "device = mps must be cpu or cuda"),
         ({"recipe": "hflip(p=1.01)"}, "p = 1.01 of HorizontalFlip must lie between 0 and 1"),
-        ({"recipe": "stretch(slowest=0)"}, "slowest = 0 of TimeStretch must be above 0"),
+        ({"recipe": "stretch(slowest=0)"}, "slowest = 0 of TimeStretch must be at least 0.25"),
         ({"short_tracks": "loop"}, "short_tracks = 'loop' is unknown: choose repeat or pad"),
         ({"dtype": torch.float64}, "dtype = torch.float64 must be one of"),
         ({"crops": "apart"}, "crops = 'apart' is unknown: choose same or independent"),
@@ -181,6 +190,15 @@ def test_what_cannot_be_is_one_clear_line_before_anything_is_built(
 def test_an_unknown_split_is_refused_with_those_there_are(numbered: ShardSet, backend: str) -> None:
     with pytest.raises(DataError, match=r"'test'.*training"):
         two_views(backend, numbered, splits=["test"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_epoch_that_is_counted_and_not_exhausted_is_an_epoch(numbered: ShardSet, backend: str) -> None:
+    loader = two_views(backend, numbered)
+    counts = [len(list(zip(range(len(loader)), loader, strict=False))) for _ in range(3)]
+    assert counts == [len(loader)] * 3
+    with pytest.raises(ConfigError, match="crops = -1 must be at least 1"):
+        whole_tracks(backend, numbered, crops=-1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
