@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from siamusic_fast.bench.report import Report, read_report
+from siamusic_fast.cli.bench.rendering import number, target_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -20,8 +21,8 @@ HEAD = """# Performance
 This page is made by `scripts/performance.py` from `benchmarks/results`: every window of every figure is
 there, with versions and settings. A row is the median of its windows, the spread half the distance between
 the slowest and the fastest. Ratios are of windows measured in turns; a target is *reached* or *not reached*
-if all windows say so, and else not certain. `make bench` measures your machine; `siamusic-fast bench doctor`
-says what to change on it.
+if all windows, three at least, say so, and else not certain. `make bench` measures your machine;
+`siamusic-fast bench doctor` says what to change on it.
 """
 
 
@@ -30,6 +31,8 @@ def page() -> str:
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         documents = {name: folder / f"{name}.json" for name in ORDER}
         found = {name: path for name, path in documents.items() if path.is_file()}
+        if not found:
+            continue
         parts.append(f"## {title(json.loads(next(iter(found.values())).read_text()))}")
         notes = folder / "notes.md"
         if notes.is_file():
@@ -51,25 +54,23 @@ def title(document: dict[str, dict[str, object]]) -> str:
 
 def section(report: Report, machine: str, name: str) -> str:
     lines = [f"### {report.title}", "", f"![{report.title}](../benchmarks/results/{machine}/{name}.png)", ""]
-    lines += ["| what | median | spread | unit | CPU ms each | limit |", "|---|---:|---:|---|---:|---:|"]
+    lines += ["| what | median | spread | unit | CPU ms each | limit | target | verdict |"]
+    lines += ["|---|---:|---:|---|---:|---:|---:|---|"]
     for one in report.measurements:
+        what = f"{one.name} ({one.setting})" if one.setting else one.name
         cpu = "" if one.cpu_ms is None else f"{one.cpu_ms:.2f}"
         limit = number(report.limits[one.name]) if one.name in report.limits else ""
-        cells = [one.name, number(one.median), f"{one.spread:.0%}", one.unit, cpu, limit]
+        target = "" if one.target is None else number(one.target)
+        cells = [what, number(one.median), f"{one.spread:.0%}", one.unit, cpu, limit, target, one.verdict]
         lines.append(f"| {' | '.join(cells)} |")
     if report.ratios:
         lines += ["", "| ratio | median | spread | target | verdict |", "|---|---:|---:|---:|---|"]
     for ratio in report.ratios:
-        target = "" if ratio.target is None else f"{ratio.target:g}"
-        cells = [ratio.name, f"{ratio.median:.2f}", f"{ratio.spread:.0%}", target, ratio.verdict]
+        cells = [ratio.name, f"{ratio.median:.2f}", f"{ratio.spread:.0%}", target_of(ratio), ratio.verdict]
         lines.append(f"| {' | '.join(cells)} |")
     if report.notes:
         lines += ["", *(f"- {note}" for note in report.notes)]
     return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from siamusic_fast.errors import ConfigError
+from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
 BACKENDS = ("dali", "torch")
@@ -18,6 +18,8 @@ OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine")
 RECIPES = ("paper", "simsiam")
 """Ways to pre-train, see `recipe_defaults`."""
+SYNC_BATCHNORM_BELOW = 64
+"""Pairs per process that are too few for batch norm to see its own process's alone."""
 MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
 
@@ -27,9 +29,19 @@ def _check_positive(name: str, value: float) -> None:
         raise ConfigError(f"{name} = {value:g} must be a number above 0.")
 
 
+def _check_not_negative(name: str, value: float) -> None:
+    if not (value >= 0 and math.isfinite(value)):
+        raise ConfigError(f"{name} = {value:g} must be a number that is not negative.")
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} = {value!r} is unknown: choose one of {', '.join(choices)}.")
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 2:
+        raise ConfigError(f"batch_size = {batch_size} must be at least 2: batch norm needs two samples.")
 
 
 def _check_seed(seed: int) -> None:
@@ -61,6 +73,8 @@ class MelConfig:
     def __post_init__(self) -> None:
         for name in ("sample_rate", "seconds", "n_fft", "window", "hop_length", "n_mels"):
             _check_positive(name, getattr(self, name))
+        if not math.isfinite(self.floor_db):
+            raise ConfigError(f"floor_db = {self.floor_db:g} must be a number of decibels, such as -100.")
         if self.n_fft < self.window:
             raise ConfigError(
                 f"n_fft = {self.n_fft} is shorter than the window of {self.window} samples: make win_length "
@@ -140,6 +154,17 @@ class PretrainConfig:
     """Longest time between two checkpoints, of which there is one at the end of each epoch too."""
     seed: int = 0
 
+    @property
+    def synchronises_batchnorm(self) -> bool:
+        """Whether batch norm sees the batches of all processes, if they are several."""
+        if self.sync_batchnorm is None:
+            return self.batch_size < SYNC_BATCHNORM_BELOW
+        return self.sync_batchnorm
+
+    def compiles_on(self, device: str) -> bool:
+        """Whether torch.compile is used on a `device` of this type: cuda or cpu."""
+        return device == "cuda" if self.compile is None else self.compile
+
     def __post_init__(self) -> None:
         _check_choice("crops", self.crops, CROPS)
         _check_choice("short_tracks", self.short_tracks, SHORT_TRACKS)
@@ -160,14 +185,10 @@ class PretrainConfig:
         if not self.splits:
             raise ConfigError("splits is empty: name at least one, such as training.")
         _check_positive("epochs", self.epochs)
+        _check_batch_size(self.batch_size)
         _check_positive("lr", self.lr)
         _check_seed(self.seed)
-        if self.batch_size < 2:
-            raise ConfigError(
-                f"batch_size = {self.batch_size} must be at least 2: batch norm needs two samples."
-            )
-        if self.weight_decay < 0:
-            raise ConfigError(f"weight_decay = {self.weight_decay:g} must not be negative.")
+        _check_not_negative("weight_decay", self.weight_decay)
 
 
 PROTOCOLS = ("clean", "paper")
@@ -215,10 +236,11 @@ class FinetuneConfig:
         _check_choice("features", self.features, FEATURES)
         _check_positive("epochs", self.epochs)
         _check_positive("batch_size", self.batch_size)
+        if not self.freeze:
+            _check_batch_size(self.batch_size)
         _check_positive("lr", self.lr)
         _check_seed(self.seed)
-        if self.weight_decay < 0:
-            raise ConfigError(f"weight_decay = {self.weight_decay:g} must not be negative.")
+        _check_not_negative("weight_decay", self.weight_decay)
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay = {self.layer_decay:g} must be above 0 and at most 1.")
         if not 0 < self.labels <= 1:
@@ -237,8 +259,24 @@ def dump(config: MelConfig | PretrainConfig | FinetuneConfig) -> dict[str, Any]:
 
 
 def load_pretrain(values: Mapping[str, Any]) -> PretrainConfig:
-    """Return the configuration that `dump` made `values` of."""
+    """Return the configuration that `dump` made `values` of.
+
+    Raises DataError if they have other fields: those of another version.
+    """
+    _check_fields(PretrainConfig, values)
+    _check_fields(MelConfig, values["mel"])
     return PretrainConfig(**{**values, "mel": MelConfig(**values["mel"]), "splits": tuple(values["splits"])})
+
+
+def _check_fields(kind: type[MelConfig] | type[PretrainConfig], values: Mapping[str, Any]) -> None:
+    expected = {field.name for field in dataclasses.fields(kind)}
+    found = ("unknown", values.keys() - expected), ("missing", expected - values.keys())
+    words = "; ".join(f"{', '.join(sorted(names))} {which}" for which, names in found if names)
+    if words:
+        raise DataError(
+            f"the settings of the run are those of another siamusic-fast ({words}): use the version that "
+            f"wrote it."
+        )
 
 
 def recipe_defaults(recipe: str, total_batch: int) -> dict[str, Any]:
@@ -264,5 +302,6 @@ def from_recipe(recipe: str, processes: int, **given: Any) -> PretrainConfig:
     """Return the configuration of `recipe` on so many processes; fields that are `given` come first."""
     defaults = PretrainConfig()
     batch_size = given.get("batch_size", defaults.batch_size)
+    _check_batch_size(batch_size)
     total_batch = batch_size * given.get("accumulate", defaults.accumulate) * processes
     return PretrainConfig(**{**recipe_defaults(recipe, total_batch), **given})

@@ -13,7 +13,7 @@ from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint, models
 from siamusic_fast.training.distributed import Job
-from siamusic_fast.training.evaluate import join_segments
+from siamusic_fast.training.evaluate import join_segments, results_folder
 from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.knn import knn_predict
 from siamusic_fast.training.linear import choose_linear
@@ -69,6 +69,7 @@ def probe(
     which: str = "last",
     seed: int = 0,
     job: Job | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> ProbeResult:
     """Probe the encoder of the pre-training run `run`, `last` or `best`, and random ones beside it.
@@ -80,7 +81,8 @@ def probe(
 
     All are in evaluation mode, where the batch norms of the random encoders have the statistics that they
     start with: mean 0 and variance 1. Their weights depend on `seed`, which is that of the bootstrap too.
-    Results go to `out`, by default the folder probe in `run`, where they replace earlier ones.
+    Results go to `out`, with `force` in the place of earlier ones; by default to the folder probe in `run`,
+    where they replace earlier ones.
 
     Raises DataError if `run` holds no such encoder, if the shards have fewer than two classes or a split
     without labelled tracks; ConfigError if the features do not fit the shards.
@@ -90,6 +92,7 @@ def probe(
         found = ", ".join(shard_set.classes) or "none"
         raise DataError(f"{shard_set.folder} has too few classes ({found}): a probe needs at least 2.")
     pretrained = load_pretrained(run, which)
+    folder = job.once(lambda: results_folder(out, run / "probe", force=force))
 
     learnt, random, initial = (random_encoder(pretrained.backbone, seed, job.device) for _ in range(3))
     learnt.load_state_dict(pretrained.encoder)
@@ -97,7 +100,7 @@ def probe(
     tracks = _features(encoders, pretrained, shard_set, job, progress)
     probes = [_probes(of_one, shard_set.classes, seed) for of_one in tracks]
     result = ProbeResult(
-        folder=out or run / "probe",
+        folder=folder,
         data=shard_set.source,
         backbone=pretrained.backbone,
         checkpoint=which,
@@ -107,7 +110,6 @@ def probe(
         initial=probes[2],
     )
     if job.leads:
-        result.folder.mkdir(exist_ok=True) if out is None else checkpoint.new_folder(out)
         checkpoint.save_json(result.folder / RESULTS, as_json(result))
     return result
 

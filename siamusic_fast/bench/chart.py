@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from siamusic_fast.bench.report import Measurement, Report, machine
+from siamusic_fast.bench.report import Measurement, Report
 
 _OURS, _OTHERS, _LIMIT = "#3b6ea5", "#b0b4ba", "#c0392b"
 
@@ -34,11 +34,11 @@ def draw(report: Report, path: Path) -> None:
         axis.set_yticks(range(len(panel)), [one.name for one in panel])
         axis.invert_yaxis()
         axis.set_xlabel(unit)
-        if max(one.median for one in panel) > 30 * min(one.median for one in panel):
+        if 0 < 30 * min(one.median for one in panel) < max(one.median for one in panel):
             axis.set_xscale("log")
         axis.margins(x=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-    hardware = machine()
+    hardware = report.hardware
     name = hardware["gpus"][0] if hardware["gpus"] else f"{hardware['cpu']}, {hardware['cores']} cores"
     figure.suptitle(f"{report.title}: {name}" + ("  (red: what the machine allows)" if report.limits else ""))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,4 +46,4 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _colour(one: Measurement) -> str:
-    return _OURS if one.name.startswith(("DALI", "packer", "verify", "loader: DALI")) else _OTHERS
+    return _OURS if one.ours else _OTHERS

@@ -7,17 +7,17 @@ import torch
 
 from siamusic_fast.bench import limits
 from siamusic_fast.bench.report import named
-from siamusic_fast.bench.stages import CROP, dali_loader, of_recipe, stages
+from siamusic_fast.bench.stages import crop_stage, dali_loader, prepare
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
-from siamusic_fast.bench.train import RESIDENT, resident_step
-from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.options import LoaderOptions, set_up
-from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.bench.train import fed_step, new_step, resident_step
+from siamusic_fast.pipelines.options import Setup
 from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
 
+_TOGETHER = "loader and training together"
+_TORCH = "torch"
 _ENOUGH = 1.05
 """So many times what training takes must come, for the GPU never to wait."""
 _BOUND = 1.25
@@ -32,10 +32,12 @@ class Facts:
     """Taken by the training step from a batch that is there already."""
     loader: float
     """Given by the loader, alone on the machine."""
+    together: float
+    """Trained on, when the loader feeds the step and both share the machine."""
     crops: float
     """Given by reading and cropping alone."""
     disk: float
-    """Given by the disk, if two crops of each track are read."""
+    """Given by the disk, if of each track one crop is read, or all of it where it must be decoded."""
     cold: bool
     """Whether the disk was measured, or the memory that held the files."""
     other_backend: float | None
@@ -59,39 +61,46 @@ def examine(
 ) -> Facts:
     """Measure what `Facts` holds. Raises `ConfigError` if the options do not fit the shards."""
     timing = timing or Timing(windows=3, seconds=2.0)
-    mel = MelConfig(sample_rate=shard_set.sample_rate)
-    options: LoaderOptions = {
-        "mel": mel,
-        "batch_size": batch_size,
-        "device": device,
-        "threads": threads or cores(),
-        "normalisation": estimate(shard_set, mel, progress),
-    }
-    setup = set_up(shard_set, options, shuffle=True, labelled_only=False, smaller_batches=False)
-    contenders = [stages(setup, options, [])[1], dali_loader(shard_set, options, recipe)]
+    setup, options = prepare(
+        shard_set, batch_size=batch_size, device=device, threads=threads, progress=progress
+    )
+    loader = dali_loader(shard_set, options, recipe)
+    crops = crop_stage(setup, options)
+    resident = resident_step(backbone, setup.mel, batch_size, device)
+    fed = fed_step(_TOGETHER, loader, new_step(backbone, setup.mel, batch_size, device), device)
+    contenders = [crops, loader, resident, fed]
     if device.type == "cpu":
         contenders.append(
             Contender(
-                name="torch",
+                name=_TORCH,
                 items=batch_size,
                 open=lambda: TorchTwoViewLoader(shard_set, recipe=recipe, workers=cores(), **options),
+                ahead=3 * cores(),
             )
         )
-    contenders.append(resident_step(backbone, mel, batch_size, device))
     found = in_turns(contenders, timing, device, title="Looking at every stage", progress=progress)
     disk = limits.disk_read([Path(tar) for tar in setup.source.tars])
     return Facts(
-        training=named(found, RESIDENT).median,
-        loader=named(found, of_recipe(recipe)).median,
-        crops=named(found, CROP).median,
-        disk=disk.bytes_per_second / (4 * setup.source.span(mel)),
+        training=named(found, resident.name).median,
+        loader=named(found, loader.name).median,
+        together=named(found, fed.name).median,
+        crops=named(found, crops.name).median,
+        disk=disk.bytes_per_second / _bytes_read(setup),
         cold=disk.cold,
-        other_backend=named(found, "torch").median if device.type == "cpu" else None,
+        other_backend=named(found, _TORCH).median if device.type == "cpu" else None,
         codec=shard_set.codec,
         device=device.type,
         threads=options["threads"],
         cores=cores(),
     )
+
+
+def _bytes_read(setup: Setup) -> float:
+    """Return what is read of a track: one crop, or all of it where it must be decoded."""
+    source = setup.source
+    if source.mapped:
+        return 2 * source.span(setup.mel)
+    return sum(shard.bytes for shard in source.shards) / source.tracks
 
 
 def advise(facts: Facts) -> str:
@@ -106,7 +115,10 @@ def advise(facts: Facts) -> str:
     if facts.disk < _BOUND * facts.loader or facts.disk < facts.training:
         return "The disk holds the loader up: put the shards on a faster one, or into memory."
     if facts.threads < facts.cores:
-        return f"Only {facts.threads} of {facts.cores} cores work: give --threads {facts.cores}."
+        return (
+            f"Only {facts.threads} of {facts.cores} cores made batches here: leave --threads out, as "
+            f"training uses its share of all; a loader of your own takes threads={facts.cores}."
+        )
     if facts.other_backend is not None and facts.other_backend > _ENOUGH * facts.loader:
         return (
             f"Features are computed on the CPU, where the torch backend gives {facts.other_backend:,.0f} "

@@ -21,18 +21,23 @@ _SAMPLES = _RATE // 10
 
 
 def opening_seconds(folder: Path, tracks: int, tracks_per_shard: int = 512) -> float:
-    """Return how long reading the manifest of about `tracks` tracks and building a loader takes.
+    """Return how long opening about `tracks` tracks takes, which are made in the new folder `folder`."""
+    repeated_shards(folder, tracks, tracks_per_shard)
+    return open_seconds(folder)
 
-    The shards are one file under many names in the new folder `folder`.
-    """
-    shard_set = _repeated_shards(folder, max(1, round(tracks / tracks_per_shard)), tracks_per_shard)
-    mel = MelConfig(seconds=_SAMPLES / shard_set.sample_rate)
+
+def open_seconds(folder: Path) -> float:
+    """Return how long reading the manifest in `folder` and building a loader takes."""
     started = time.perf_counter()
-    with TwoViewLoader(read_manifest(folder), mel=mel, normalisation=Normalisation(0.0, 1.0)):
+    shard_set = read_manifest(folder)
+    mel = MelConfig(seconds=_SAMPLES / shard_set.sample_rate)
+    with TwoViewLoader(shard_set, mel=mel, normalisation=Normalisation(0.0, 1.0)):
         return time.perf_counter() - started
 
 
-def _repeated_shards(folder: Path, count: int, tracks_per_shard: int) -> ShardSet:
+def repeated_shards(folder: Path, tracks: int, tracks_per_shard: int = 512) -> ShardSet:
+    """Make shards of about `tracks` tracks in the new folder `folder`: one file under many names."""
+    count = max(1, round(tracks / tracks_per_shard))
     folder.mkdir()
     pcm = np.random.default_rng(0).integers(-1000, 1000, _SAMPLES).astype(np.int16)
     samples = [

@@ -19,6 +19,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import horizontal_flip, vertical_flip
 
 from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.augment import (
+    CutMix,
+    CutOut,
+    HorizontalFlip,
+    Mask,
+    Mixup,
+    PitchShift,
+    TimeStretch,
+    VerticalFlip,
+    WaveMixup,
+)
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source
 from siamusic_fast.pipelines.torch_features import to_float
@@ -27,16 +38,29 @@ from siamusic_fast.pipelines.torch_source import Tracks
 RECIPES_OF_PAPER = ("none", "image", "audio")
 """What this peer can make."""
 
-_P_AUDIO, _P_IMAGE, _P_MASK, _P_TURN = 0.6, 0.6, 0.4, 0.8
-_SLOWEST, _FASTEST = 0.6, 1.5
+_WAVE_MIX, _PITCH, _STRETCH = WaveMixup(), PitchShift(), TimeStretch()
+_CUT_MIX, _MIX, _MASK, _CUT_OUT = CutMix(), Mixup(), Mask(), CutOut()
+_SIDEWAYS, _UPSIDE_DOWN = HorizontalFlip(), VerticalFlip()
 
 
-def write_arrays(source: Source, folder: Path, count: int) -> list[Path]:
-    """Write up to `count` tracks of `source` to `folder` as .npy files of float32 samples, as they are."""
+def needed(mel: MelConfig, recipe: str) -> int:
+    """Return how many samples are cut out of a track: a stretch asks for more than it gives."""
+    return round(_STRETCH.reach * mel.samples) if recipe == "audio" else mel.samples
+
+
+def write_arrays(source: Source, folder: Path, count: int, shortest: int = 0) -> list[Path]:
+    """Write up to `count` tracks of `source` to `folder` as .npy files of float32 samples, as they are.
+
+    Those of less than `shortest` samples are left out.
+    """
     tracks = Tracks(source, span=1)
-    paths = []
-    for track in range(min(count, source.tracks)):
+    paths: list[Path] = []
+    for track in range(source.tracks):
+        if len(paths) == count:
+            break
         (length,) = tracks.lengths(np.array([track]))
+        if length < shortest:
+            continue
         pcm = tracks.crops(np.array([track]), np.zeros(1), int(length)).pcm
         paths.append(folder / f"{track:06d}.npy")
         np.save(paths[-1], to_float(pcm)[0].numpy())
@@ -53,16 +77,29 @@ def paper_loader(
     batch_size: int,
     workers: int,
 ) -> Iterator["_PaperLoader"]:
-    """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `recipe` is none, image or audio."""
+    """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `recipe` is none, image or audio.
+
+    `paths` are of tracks that are long enough; if there are fewer than a batch takes, they are repeated.
+    """
     crops = DataLoader(
-        _Crops(paths, mel.samples if recipe != "audio" else round(_FASTEST * mel.samples)),
+        _Crops(paths * -(-batch_size // len(paths)), needed(mel, recipe)),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    yield _PaperLoader(crops, mel, normalisation, recipe)
+    log_mel = torch.nn.Sequential(
+        torchaudio.transforms.MelSpectrogram(
+            sample_rate=mel.sample_rate,
+            n_fft=mel.n_fft,
+            hop_length=mel.hop_length,
+            n_mels=mel.n_mels,
+            f_max=mel.f_max,
+        ),
+        torchaudio.transforms.AmplitudeToDB("power"),
+    )
+    yield _PaperLoader(crops, mel, log_mel, normalisation, recipe)
 
 
 class _Crops(Dataset[Tensor]):
@@ -83,27 +120,18 @@ class _Crops(Dataset[Tensor]):
 class _PaperLoader:
     crops: DataLoader[Tensor]
     mel: MelConfig
+    log_mel: torch.nn.Module
     normalisation: Normalisation
     recipe: str
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        log_mel = torch.nn.Sequential(
-            torchaudio.transforms.MelSpectrogram(
-                sample_rate=self.mel.sample_rate,
-                n_fft=self.mel.n_fft,
-                hop_length=self.mel.hop_length,
-                n_mels=self.mel.n_mels,
-                f_max=self.mel.f_max,
-            ),
-            torchaudio.transforms.AmplitudeToDB("power"),
-        )
         for wave in self.crops:
-            yield self._view(wave, log_mel), self._view(wave, log_mel)
+            yield self._view(wave), self._view(wave)
 
-    def _view(self, wave: Tensor, log_mel: torch.nn.Module) -> Tensor:
+    def _view(self, wave: Tensor) -> Tensor:
         if self.recipe == "audio":
             wave = _augmented_wave(wave, self.mel)[:, : self.mel.samples]
-        image: Tensor = (log_mel(wave) - self.normalisation.mean) / self.normalisation.deviation
+        image: Tensor = (self.log_mel(wave) - self.normalisation.mean) / self.normalisation.deviation
         if self.recipe == "image":
             image = _augmented_image(image)
         return image[:, None]
@@ -111,13 +139,14 @@ class _PaperLoader:
 
 def _augmented_wave(wave: Tensor, mel: MelConfig) -> Tensor:
     """Mix, shift the pitch of, and stretch a batch of waves, each or not, with torchaudio's functions."""
-    if random.random() < _P_AUDIO:
-        weight = random.betavariate(1, 1)
+    if random.random() < _WAVE_MIX.p:
+        weight = random.betavariate(_WAVE_MIX.alpha, _WAVE_MIX.alpha)
         wave = weight * wave + (1 - weight) * wave[torch.randperm(len(wave))]
-    if random.random() < _P_AUDIO:
-        wave = _shifted(wave, random.randint(-4, 4), mel)
-    if random.random() < _P_AUDIO:
-        wave = _stretched(wave, random.uniform(_SLOWEST, _FASTEST), mel)
+    if random.random() < _PITCH.p:
+        most = int(_PITCH.semitones)
+        wave = _shifted(wave, random.randint(-most, most), mel)
+    if random.random() < _STRETCH.p:
+        wave = _stretched(wave, random.uniform(_STRETCH.slowest, _STRETCH.fastest), mel)
     return wave
 
 
@@ -151,31 +180,34 @@ def _stretched(wave: Tensor, rate: float, mel: MelConfig) -> Tensor:
 def _augmented_image(image: Tensor) -> Tensor:
     """Apply each step of the image recipe, or not, to a batch [batch, n_mels, frames]."""
     _, n_mels, frames = image.shape
-    if random.random() < _P_IMAGE:
-        side = random.betavariate(1, 1) ** 0.5
+    if random.random() < _CUT_MIX.p:
+        side = random.betavariate(_CUT_MIX.alpha, _CUT_MIX.alpha) ** 0.5
         box = _box(image, int(side * n_mels), int(side * frames))
         image = image.clone()
         image[box] = image[torch.randperm(len(image))][box]
-    if random.random() < _P_IMAGE:
-        weight = random.betavariate(1, 1)
+    if random.random() < _MIX.p:
+        weight = random.betavariate(_MIX.alpha, _MIX.alpha)
         image = weight * image + (1 - weight) * image[torch.randperm(len(image))]
-    if random.random() < _P_MASK:
-        mels = random.random() < 0.5
+    if random.random() < _MASK.p:
         image = image.clone()
-        image[
-            _box(image, random.randint(1, 16), 2 * frames)
-            if mels
-            else _box(image, 2 * n_mels, random.randint(1, 100))
-        ] = 0
-    if random.random() < _P_TURN:
+        if random.random() < 0.5:
+            image[_box(image, _width(_MASK.most_mels, n_mels), 2 * frames)] = 0
+        else:
+            image[_box(image, 2 * n_mels, _width(_MASK.most_frames, frames))] = 0
+    if random.random() < _SIDEWAYS.p:
         image = horizontal_flip(image)
-    if random.random() < _P_TURN:
+    if random.random() < _UPSIDE_DOWN.p:
         image = vertical_flip(image)
-    if random.random() < _P_TURN:
+    if random.random() < _CUT_OUT.p:
         image = image.clone()
-        for _ in range(4):
-            image[_box(image, 16, 16)] = 0
+        for _ in range(_CUT_OUT.holes):
+            image[_box(image, _CUT_OUT.size, _CUT_OUT.size)] = 0
     return image
+
+
+def _width(most: float, whole: int) -> int:
+    """Return the width of a band: at least 1, up to a fraction `most` of the `whole`."""
+    return random.randint(1, max(1, round(most * whole)))
 
 
 def _box(image: Tensor, height: int, width: int) -> tuple[slice, slice, slice]:

@@ -14,6 +14,10 @@ from siamusic_fast.errors import DataError
 from siamusic_fast.shards.pool import cores
 
 FORMAT = "siamusic-fast benchmark"
+FEWEST_WINDOWS = 3
+"""Fewer say nothing of the spread, so there is no verdict."""
+TOO_FEW = "too few windows"
+SAME = "no difference within the spread"
 
 
 class _Windows:
@@ -29,7 +33,7 @@ class _Windows:
     @property
     def spread(self) -> float:
         """Half the distance between the slowest and the fastest window, as a share of the median."""
-        return (max(self.windows) - min(self.windows)) / 2 / self.median
+        return (max(self.windows) - min(self.windows)) / 2 / self.median if self.median else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +44,40 @@ class Measurement(_Windows):
     unit: str
     """Such as pairs/s."""
     windows: tuple[float, ...]
-    cpu_ms: float | None = None
-    """CPU milliseconds, of all processes, that one item took: one pair if the unit is pairs/s."""
+    cpu_windows: tuple[float, ...] = ()
+    """CPU milliseconds, of all processes, that one item took in each window: one pair if that is the unit."""
+    setting: str = ""
+    """How it was set up, such as 2 workers."""
+    ours: bool = False
+    """Whether it is this package's work, and not what it is compared with."""
+    target: float | None = None
+    """What the project asks for, at least."""
+
+    @property
+    def cpu_ms(self) -> float | None:
+        """Median CPU milliseconds of an item."""
+        return statistics.median(self.cpu_windows) if self.cpu_windows else None
+
+    @property
+    def verdict(self) -> str:
+        """Say whether the target is reached; nothing if there is none."""
+        return "" if self.target is None else _verdict(self.windows, self.target, at_most=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, every window included."""
-        values = {
+        return {
             "name": self.name,
             "unit": self.unit,
             "median": self.median,
             "spread": self.spread,
             "windows": list(self.windows),
+            "cpu_ms": self.cpu_ms,
+            "cpu_windows": list(self.cpu_windows),
+            "setting": self.setting,
+            "ours": self.ours,
+            "target": self.target,
+            "verdict": self.verdict,
         }
-        return values if self.cpu_ms is None else {**values, "cpu_ms": self.cpu_ms}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +88,8 @@ class Ratio(_Windows):
     windows: tuple[float, ...]
     target: float | None = None
     """What the project asks for, at least."""
+    at_most: bool = False
+    """Whether less is better, and `target` what the project allows."""
 
     @classmethod
     def of(cls, above: Measurement, below: Measurement, target: float | None = None) -> "Ratio":
@@ -70,15 +97,27 @@ class Ratio(_Windows):
         pairs = zip(above.windows, below.windows, strict=True)
         return cls(name=f"{above.name} / {below.name}", windows=tuple(a / b for a, b in pairs), target=target)
 
+    @classmethod
+    def of_cpu(cls, above: Measurement, below: Measurement, target: float | None = None) -> "Ratio":
+        """Divide the CPU seconds of an item, window by window; `target` is the most that is allowed."""
+        pairs = zip(above.cpu_windows, below.cpu_windows, strict=True)
+        return cls(
+            name=f"CPU seconds: {above.name} / {below.name}",
+            windows=tuple(a / b for a, b in pairs),
+            target=target,
+            at_most=True,
+        )
+
     @property
     def verdict(self) -> str:
         """Say what the ratio shows: nothing if it is on either side of what matters within its spread."""
-        goal = 1.0 if self.target is None else self.target
-        if min(self.windows) >= goal:
-            return "more" if self.target is None else "reached"
-        if max(self.windows) < goal:
-            return "less" if self.target is None else "not reached"
-        return "no difference within the spread" if self.target is None else "not certain within the spread"
+        if self.target is not None:
+            return _verdict(self.windows, self.target, at_most=self.at_most)
+        if len(self.windows) < FEWEST_WINDOWS:
+            return TOO_FEW
+        if min(self.windows) > 1:
+            return "more"
+        return "less" if max(self.windows) < 1 else SAME
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, every window included."""
@@ -87,9 +126,20 @@ class Ratio(_Windows):
             "median": self.median,
             "spread": self.spread,
             "target": self.target,
+            "at_most": self.at_most,
             "verdict": self.verdict,
             "windows": list(self.windows),
         }
+
+
+def _verdict(windows: Sequence[float], target: float, *, at_most: bool) -> str:
+    """Return whether all `windows` are at least, or `at_most`, the target."""
+    if len(windows) < FEWEST_WINDOWS:
+        return TOO_FEW
+    reached = [value <= target if at_most else value >= target for value in windows]
+    if all(reached):
+        return "reached"
+    return "not certain within the spread" if any(reached) else "not reached"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +153,15 @@ class Report:
     limits: dict[str, float] = field(default_factory=dict)
     """What the machine allows, by the name of the measurement that it bounds, in its unit."""
     notes: tuple[str, ...] = ()
+    hardware: dict[str, Any] = field(default_factory=lambda: machine())
+    """The machine that it is of, and its versions."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values with the machine that they are of."""
+        """Return plain values."""
         return {
             "format": FORMAT,
             "title": self.title,
-            "machine": machine(),
+            "machine": self.hardware,
             "settings": self.settings,
             "results": [one.as_json() for one in self.measurements],
             "ratios": [one.as_json() for one in self.ratios],
@@ -126,27 +178,45 @@ def read_report(document: dict[str, Any], name: str) -> Report:
         return Report(
             title=document["title"],
             settings=document["settings"],
-            measurements=tuple(
-                Measurement(
-                    name=one["name"],
-                    unit=one["unit"],
-                    windows=tuple(one["windows"]),
-                    cpu_ms=one.get("cpu_ms"),
-                )
-                for one in document["results"]
-            ),
-            ratios=tuple(
-                Ratio(name=one["name"], windows=tuple(one["windows"]), target=one["target"])
-                for one in document["ratios"]
-            ),
+            measurements=tuple(map(_read_measurement, document["results"])),
+            ratios=tuple(map(_read_ratio, document["ratios"])),
             limits=document["limits"],
             notes=tuple(document["notes"]),
+            hardware=document["machine"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{name} is no result of a benchmark ({type(error).__name__}: {error}): give what "
             f"`siamusic-fast bench --out` kept."
         ) from error
+
+
+def _read_measurement(values: dict[str, Any]) -> Measurement:
+    return Measurement(
+        name=values["name"],
+        unit=values["unit"],
+        windows=_read_windows(values),
+        cpu_windows=tuple(values.get("cpu_windows", ())),
+        setting=values.get("setting", ""),
+        ours=values.get("ours", False),
+        target=values.get("target"),
+    )
+
+
+def _read_ratio(values: dict[str, Any]) -> Ratio:
+    return Ratio(
+        name=values["name"],
+        windows=_read_windows(values),
+        target=values["target"],
+        at_most=values.get("at_most", False),
+    )
+
+
+def _read_windows(values: dict[str, Any]) -> tuple[float, ...]:
+    windows = tuple(map(float, values["windows"]))
+    if not windows:
+        raise ValueError(f"{values['name']} has no windows")
+    return windows
 
 
 def named(measurements: Sequence[Measurement], name: str) -> Measurement:

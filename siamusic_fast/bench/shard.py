@@ -95,7 +95,10 @@ def measure(
         verified, summed = _verify_rates(shard_set, workers, windows)
         opening = opening_seconds(scratch / "many", planned)
     plan_seconds, plan_memory = _plan(planned)
-    found = [Measurement(name=name, unit="tracks/s", windows=tuple(of)) for name, of in rates.items()]
+    found = [
+        Measurement(name=name, unit="tracks/s", windows=tuple(of), ours=name in (_PACKER, _RUNNING, _BY_CPU))
+        for name, of in rates.items()
+    ]
     limit, packer, running, by_cpu, script = found
     ratios = [
         Ratio.of(running, limit, target=0.85),
@@ -107,9 +110,11 @@ def measure(
     if summed:
         ratios.append(Ratio.of(verified, summed, target=1.0))
     found += [
-        Measurement(name=f"plan of {planned:,} tracks, time", unit="s", windows=(plan_seconds,)),
-        Measurement(name=f"plan of {planned:,} tracks, memory", unit="MiB", windows=(plan_memory,)),
-        Measurement(name=f"opening {planned:,} tracks", unit="s", windows=(opening,)),
+        Measurement(name=f"plan of {planned:,} tracks, time", unit="s", windows=(plan_seconds,), ours=True),
+        Measurement(
+            name=f"plan of {planned:,} tracks, memory", unit="MiB", windows=(plan_memory,), ours=True
+        ),
+        Measurement(name=f"opening {planned:,} tracks", unit="s", windows=(opening,), ours=True),
     ]
     return Report(
         title=f"Packing {len(corpus.tracks):,} tracks to wav",
@@ -265,7 +270,7 @@ def _verify_rates(shard_set: ShardSet, workers: int, windows: int) -> tuple[Meas
         ours.append(megabytes / (time.perf_counter() - start))
     name = f"sha256sum, {workers} processes"
     return (
-        Measurement(name=f"verify, {workers} processes", unit="MB/s", windows=tuple(ours)),
+        Measurement(name=f"verify, {workers} processes", unit="MB/s", windows=tuple(ours), ours=True),
         Measurement(name=name, unit="MB/s", windows=tuple(theirs)) if theirs else None,
     )
 

@@ -2,35 +2,89 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from nvidia.dali import Pipeline
 
 from siamusic_fast.bench.timing import Contender
+from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.loader import TwoViewLoader
-from siamusic_fast.pipelines.options import LoaderOptions, Setup
+from siamusic_fast.pipelines.options import LoaderOptions, Setup, set_up
+from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.pool import cores
 
 READ = "DALI: read"
 CROP = "DALI: read and crop"
 COPY = "DALI: read, crop and copy to the GPU"
+TWO_CROPS = "DALI: two crops, no features"
 FEATURES = "DALI: features alone"
+
+_AHEAD = 3
+"""Batches that DALI makes in advance: two that wait, and one in the making."""
+_CROPS_ON_CPU = 4_000.0
+_ON_GPU = {"image": 20_000.0, "audio": 10_000.0}
+_BATCH_ON_GPU = 256
+"""What the project asks of itself: tracks/s on a CPU, and pairs/s on a GPU in batches of so many."""
+
+
+def prepare(
+    shard_set: ShardSet,
+    *,
+    batch_size: int,
+    device: torch.device,
+    mel: MelConfig | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Setup, LoaderOptions]:
+    """Return what all loaders of a benchmark are given; raise `ConfigError` if it does not fit the shards."""
+    options: LoaderOptions = {
+        "mel": mel or MelConfig(sample_rate=shard_set.sample_rate),
+        "batch_size": batch_size,
+        "device": device,
+        "threads": threads or cores(),
+    }
+    setup = set_up(shard_set, options, shuffle=True, labelled_only=False, smaller_batches=False)
+    options["normalisation"] = estimate(shard_set, setup.mel, progress)
+    return setup, options
 
 
 def stages(setup: Setup, options: LoaderOptions, recipes: Sequence[str]) -> list[Contender]:
-    """Return a contender for each stage: reading, two crops, copying them to a GPU, features, each recipe."""
+    """Return a contender for each stage: reading, one crop, copying it to a GPU, features, each recipe."""
     shard_set, source = setup.source.shard_set, setup.source
-    on_cpu = graph.Features(setup.mel, options["normalisation"], "cpu")
+    on_cpu = _on_cpu(setup, options)
     found = [
         _stage(READ, setup, lambda arguments: graph.labels_only(source, on_cpu, **arguments)),
-        _stage(CROP, setup, lambda arguments: graph.crops_only(source, on_cpu, 2, **arguments)),
+        crop_stage(setup, options),
     ]
     if setup.device.type == "cuda":
         on_gpu = on_cpu._replace(device="gpu")
-        found.append(_stage(COPY, setup, lambda arguments: graph.crops_only(source, on_gpu, 2, **arguments)))
+        found.append(_stage(COPY, setup, lambda arguments: graph.crops_only(source, on_gpu, 1, **arguments)))
     return found + [dali_loader(shard_set, options, recipe) for recipe in dict.fromkeys(["none", *recipes])]
+
+
+def crop_stage(setup: Setup, options: LoaderOptions) -> Contender:
+    """Return reading one crop, that of both views: all of a pair that is read."""
+    features = _on_cpu(setup, options)
+    return _stage(CROP, setup, lambda arguments: graph.crops_only(setup.source, features, 1, **arguments))
+
+
+def two_crops(setup: Setup, options: LoaderOptions) -> Contender:
+    """Return reading two crops of each track and nothing else, in tracks/s."""
+    features = _on_cpu(setup, options)
+    made = _stage(
+        TWO_CROPS, setup, lambda arguments: graph.crops_only(setup.source, features, 2, **arguments)
+    )
+    target = _CROPS_ON_CPU if setup.device.type == "cpu" else None
+    return replace(made, unit="tracks/s", target=target)
+
+
+def _on_cpu(setup: Setup, options: LoaderOptions) -> graph.Features:
+    return graph.Features(setup.mel, options["normalisation"], "cpu")
 
 
 def of_recipe(recipe: str) -> str:
@@ -40,10 +94,14 @@ def of_recipe(recipe: str) -> str:
 
 def dali_loader(shard_set: ShardSet, options: LoaderOptions, recipe: str) -> Contender:
     """Return the loader that users have."""
+    on_gpu = torch.device(options["device"]).type == "cuda"
     return Contender(
         name=of_recipe(recipe),
         items=options["batch_size"],
         open=lambda: TwoViewLoader(shard_set, recipe=recipe, **options),
+        ahead=_AHEAD,
+        ours=True,
+        target=_ON_GPU.get(recipe) if on_gpu and options["batch_size"] == _BATCH_ON_GPU else None,
     )
 
 
@@ -57,12 +115,13 @@ def _stage(name: str, setup: Setup, make: Callable[[dict[str, Any]], Pipeline]) 
                 "device_id": setup.device.index,
                 "seed": 0,
                 "prefetch_queue_depth": 2,
+                "enable_checkpointing": True,
             }
         )
         pipeline.build()
         yield _runs(pipeline, setup.device)
 
-    return Contender(name=name, items=setup.batch_size, open=opened)
+    return Contender(name=name, items=setup.batch_size, open=opened, ahead=_AHEAD, ours=True)
 
 
 def _runs(pipeline: Pipeline, device: torch.device) -> Iterator[object]:

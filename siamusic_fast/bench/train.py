@@ -1,32 +1,38 @@
 """How fast the training step is, how much of it each loader feeds, and what the hardware would allow."""
 
 import os
+import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor, multiprocessing, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from siamusic_fast.bench import limits
-from siamusic_fast.bench.loader import torch_loaders
+from siamusic_fast.bench.loader import best_torch, papers_loader
 from siamusic_fast.bench.report import Ratio, Report, named
-from siamusic_fast.bench.stages import dali_loader
+from siamusic_fast.bench.stages import dali_loader, prepare
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig, PretrainConfig
-from siamusic_fast.pipelines.options import LoaderOptions
-from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
+from siamusic_fast.training.compiling import compiled
+from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.losses import simsiam_loss
+from siamusic_fast.training.metrics import Stopwatch
 from siamusic_fast.training.models import SimSiam, place
+from siamusic_fast.training.precision import autocast
+from siamusic_fast.training.pretrain import LOG_EVERY
 
 RESIDENT = "train: resident batch"
 WITH_DALI = "train: DALI loader"
 WITH_TORCH = "train: torch loader"
+WITH_PAPER = "train: the paper's loader"
 PAPER = "train: resident batch, the paper's step"
 _OF_RESIDENT = 0.98
 _OVER_PAPER = 3.0
@@ -49,40 +55,33 @@ def measure(
 
     The first is the most that any loader could feed. Beside them, on a resident batch, the step of the
     paper's public code: float32, no channels_last, one kernel after the other (CUDA_LAUNCH_BLOCKING=1), in a
-    process of its own. Raises `ConfigError` if the options do not fit the shards.
+    process of its own. Of each loader, the share of the time that the step waits for it is measured as well.
+    Raises `ConfigError` if the options do not fit the shards.
     """
     device, timing = device or torch.device("cpu"), timing or Timing()
-    mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
-    options: LoaderOptions = {
-        "mel": mel,
-        "batch_size": batch_size,
-        "device": device,
-        "threads": cores(),
-        "normalisation": estimate(shard_set, mel, progress),
-    }
-    loaders = {
-        WITH_DALI: dali_loader(shard_set, options, recipe),
-        WITH_TORCH: torch_loaders(shard_set, options, recipe)[-1],
-    }
-    step = _Step(backbone, device, lean=True)
-    shape = (batch_size, 1, mel.n_mels, mel.frames)
+    setup, options = prepare(shard_set, batch_size=batch_size, device=device, mel=mel, progress=progress)
+    shape = (batch_size, 1, setup.mel.n_mels, setup.mel.frames)
     flops = _flops(backbone, _noise(shape, device)) / batch_size
-    contenders = [
-        resident_step(backbone, mel, batch_size, device),
-        *(
-            Contender(name=name, items=batch_size, open=_fed(step, loader))
-            for name, loader in loaders.items()
-        ),
-        Contender(name=PAPER, items=batch_size, open=lambda: _papers_step(backbone, shape, device)),
-    ]
-    found = in_turns(contenders, timing, device, title=f"Training {backbone}", progress=progress)
+    with tempfile.TemporaryDirectory() as folder:
+        loaders = {
+            WITH_DALI: dali_loader(shard_set, options, recipe),
+            WITH_TORCH: best_torch(setup, options, recipe, timing, progress),
+        }
+        papers = papers_loader(setup, options, recipe, Path(folder), timing, progress)
+        if isinstance(papers, Contender):
+            loaders[WITH_PAPER] = papers
+        step = _Step(backbone, shape, device, lean=True)
+        contenders = [
+            resident_step(backbone, setup.mel, batch_size, device),
+            *(fed_step(name, loader, step, device) for name, loader in loaders.items()),
+            Contender(name=PAPER, items=batch_size, open=lambda: _papers_step(backbone, shape, device)),
+        ]
+        found = in_turns(contenders, timing, device, title=f"Training {backbone}", progress=progress)
 
-    bound, with_dali, with_torch, paper = (
-        named(found, name) for name in (RESIDENT, WITH_DALI, WITH_TORCH, PAPER)
-    )
+    bound, with_dali, paper = (named(found, name) for name in (RESIDENT, WITH_DALI, PAPER))
+    others = [named(found, name) for name in loaders if name != WITH_DALI]
     product = limits.matmul(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     achieved = bound.median * flops
-    fed = Ratio.of(with_dali, bound, _OF_RESIDENT)
     return Report(
         title=f"Training {backbone} on {device.type}, batches of {batch_size}, recipe {recipe}",
         settings={
@@ -99,81 +98,114 @@ def measure(
         },
         measurements=tuple(found),
         ratios=(
-            fed,
-            Ratio.of(with_torch, bound),
+            Ratio.of(with_dali, bound, _OF_RESIDENT),
+            *(Ratio.of(other, bound) for other in others),
             Ratio.of(bound, paper, _OVER_PAPER if device.type == "cuda" else None),
         ),
-        limits=dict.fromkeys((RESIDENT, WITH_DALI, WITH_TORCH), product / flops),
+        limits=dict.fromkeys((RESIDENT, *loaders), product / flops),
         notes=(
-            f"feeding takes {max(0.0, 1 - fed.median):.0%} of the time with the DALI loader",
+            *((papers,) if isinstance(papers, str) else ()),
             f"{achieved / 1e12:.3g} TFLOP/s in the step; a product of matrices reaches "
             f"{product / 1e12:.3g} here: {achieved / product:.0%}",
-            f"the torch loader: {loaders[WITH_TORCH].name.removeprefix('torch: ')}",
         ),
     )
 
 
 def resident_step(backbone: str, mel: MelConfig, batch_size: int, device: torch.device) -> Contender:
     """Return training on one batch of noise that stays on `device`: the most that any loader could feed."""
+    shape = (batch_size, 1, mel.n_mels, mel.frames)
 
     @contextmanager
     def opened() -> Iterator[Iterator[None]]:
-        views = _noise((batch_size, 1, mel.n_mels, mel.frames), device)
-        yield _endlessly(_Step(backbone, device, lean=True), views)
+        yield _endlessly(_Step(backbone, shape, device, lean=True), _noise(shape, device))
 
-    return Contender(name=RESIDENT, items=batch_size, open=opened)
+    return Contender(name=RESIDENT, items=batch_size, open=opened, ours=True)
+
+
+def new_step(backbone: str, mel: MelConfig, batch_size: int, device: torch.device) -> "Step":
+    """Return a step of pre-training for batches of that size."""
+    return _Step(backbone, (batch_size, 1, mel.n_mels, mel.frames), device, lean=True)
+
+
+def fed_step(name: str, loader: Contender, step: "Step", device: torch.device) -> Contender:
+    """Return training on the batches of `loader`, with the time that is spent waiting for them."""
+    stopwatch = Stopwatch(device)
+
+    @contextmanager
+    def opened() -> Iterator[_Fed]:
+        with loader.open() as batches:
+            yield _Fed(step, batches, stopwatch, device)
+
+    return Contender(
+        name=name,
+        items=loader.items,
+        open=opened,
+        ahead=loader.ahead,
+        setting=loader.setting,
+        ours=loader.ours,
+        stopwatch=stopwatch,
+    )
+
+
+class Step(Protocol):
+    """Trains on a batch."""
+
+    def __call__(self, views: Views) -> None:
+        """Take one step."""
 
 
 class _Step:
-    """One step of pre-training; `lean`: as `training.pretrain` does it, else as the paper's code does."""
+    """One step of pre-training; `lean`: as `training.pretrain` does it, else as the paper's code does.
 
-    def __init__(self, backbone: str, device: torch.device, *, lean: bool) -> None:
-        torch.manual_seed(0)
+    Lean, it is that of a run with the defaults of `PretrainConfig` in one process, except that nothing is
+    logged or saved, and that the learning rate, a constant there, is not set anew. The paper's waits for the
+    loss after each step.
+    """
+
+    def __init__(self, backbone: str, shape: tuple[int, ...], device: torch.device, *, lean: bool) -> None:
+        torch.manual_seed(PretrainConfig.seed)
         simsiam = SimSiam(backbone).to(device)
-        self._lean = lean
-        self._on_gpu = device.type == "cuda"
-        self._model: Any = place(simsiam, device) if lean else simsiam
-        if lean and self._on_gpu:
-            self._model = torch.compile(self._model)
-        self._optimizer = torch.optim.Adam(simsiam.parameters(), lr=1e-3, weight_decay=1e-5, fused=lean)
+        self._device, self._lean = device, lean
+        self._model: nn.Module = place(simsiam, device) if lean else simsiam
+        body = [*simsiam.encoder.parameters(), *simsiam.projector.parameters()]
+        groups: list[dict[str, Any]] = [{"params": body}, {"params": simsiam.predictor.parameters()}]
+        self._optimizer = torch.optim.Adam(
+            groups, PretrainConfig.lr, weight_decay=PretrainConfig.weight_decay, fused=lean
+        )
+        if lean and PretrainConfig().compiles_on(device.type):
+            self._model = compiled(self._model, torch.zeros(shape, device=device), Job(device=device))
+        self._losses: deque[Tensor] = deque(maxlen=LOG_EVERY)
 
     def __call__(self, views: Views) -> None:
-        half = self._lean and self._on_gpu
-        with torch.autocast("cuda" if self._on_gpu else "cpu", torch.bfloat16, enabled=half):
+        with autocast(self._device) if self._lean else nullcontext():
             p1, p2, z1, z2 = self._model(*views)
             loss = simsiam_loss(p1, p2, z1, z2)
-        self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self._losses.append(loss.detach())
         self._optimizer.step()
+        self._optimizer.zero_grad()
         if not self._lean:
             loss.item()
 
 
-def _endlessly(step: _Step, views: Views) -> Iterator[None]:
+def _endlessly(step: Step, views: Views) -> Iterator[None]:
     while True:
         step(views)
         yield
 
 
-def _fed(step: _Step, loader: Contender) -> Any:
-    @contextmanager
-    def opened() -> Iterator["_Fed"]:
-        with loader.open() as batches:
-            yield _Fed(step, batches)
-
-    return opened
-
-
 class _Fed:
     """The steps of training on the batches of a loader."""
 
-    def __init__(self, step: _Step, batches: Iterable[object]) -> None:
-        self._step = step
+    def __init__(
+        self, step: Step, batches: Iterable[object], stopwatch: Stopwatch, device: torch.device
+    ) -> None:
+        self._step, self._stopwatch, self._device = step, stopwatch, device
         self._batches: Iterable[Any] = batches
 
     def __iter__(self) -> Iterator[None]:
-        for views in self._batches:
-            self._step(views)
+        for view_1, view_2 in self._stopwatch.timed(self._batches):
+            self._step((view_1.to(self._device), view_2.to(self._device)))  # the paper's come on the CPU
             yield
 
 
@@ -193,6 +225,7 @@ def _papers_step(backbone: str, shape: tuple[int, ...], device: torch.device) ->
             del os.environ["CUDA_LAUNCH_BLOCKING"]
         else:
             os.environ["CUDA_LAUNCH_BLOCKING"] = before
+    theirs.close()  # or the end of that process would not be noticed
     try:
         yield _asked(ours)
     finally:
@@ -202,13 +235,16 @@ def _papers_step(backbone: str, shape: tuple[int, ...], device: torch.device) ->
 
 def _asked(connection: Connection) -> Iterator[None]:
     while True:
-        connection.send("step")
-        connection.recv()
+        try:
+            connection.send("step")
+            connection.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError("the process of the paper's step ended: its error is above.") from error
         yield
 
 
 def _serve_steps(connection: Connection, backbone: str, shape: tuple[int, ...], device: torch.device) -> None:
-    step = _Step(backbone, device, lean=False)
+    step = _Step(backbone, shape, device, lean=False)
     views = _noise(shape, device)
     while connection.recv() == "step":
         step(views)

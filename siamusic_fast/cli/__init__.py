@@ -11,6 +11,7 @@ import click
 from siamusic_fast import __version__
 from siamusic_fast.cli.console import note, show_error
 from siamusic_fast.errors import SiamusicError
+from siamusic_fast.training.failures import WorkerError, describe, told_by_leader
 
 # On the CPU, torch's threads share the cores with DALI's. By default a thread that waits for others spins,
 # and takes from those that it waits for. Read when torch is first imported; a user's own setting counts.
@@ -51,21 +52,22 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SiamusicError as error:
-            show_error(str(error))
+            if not told_by_leader(error):
+                show_error(str(error))
+            sys.exit(1)
+        except WorkerError as error:
+            show_error("a process failed, and with it the job.")
+            note(str(error))
             sys.exit(1)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly when whoever reads the output has gone
-            if error.filename is None:
-                show_error(f"{error.strerror or error or type(error).__name__}.")
-            else:
-                show_error(
-                    f"{error.filename}: {error.strerror}. Choose a place that can be read and written."
-                )
+            if not told_by_leader(error):
+                show_error(describe(error))
             sys.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             note("Stopped.")
-            sys.exit(130)
+            sys.exit(getattr(stop, "exit_code", 130))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -30,6 +30,7 @@ from siamusic_fast.training import evaluate as training
     default=None,
     help="Folder of the results.  [default: evaluate beside the classifier]",
 )
+@options.force
 @options.quiet
 @options.as_json
 def evaluate(
@@ -40,6 +41,7 @@ def evaluate(
     workers: int | None,
     seed: int,
     out: Path | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -54,7 +56,9 @@ def evaluate(
     """
     shard_set = find_shards(data, data_dir)
     result = distributed.launch(
-        functools.partial(training.evaluate, run, shard_set, out, seed=seed, progress=progress(quiet)),
+        functools.partial(
+            training.evaluate, run, shard_set, out, seed=seed, force=force, progress=progress(quiet)
+        ),
         gpus=gpus,
         workers=workers,
     )

@@ -17,6 +17,7 @@ from siamusic_fast.config import CHECKPOINTS, FEATURES, HEADS, PROTOCOLS, Finetu
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import distributed
 from siamusic_fast.training import finetune as training
+from siamusic_fast.training.signals import Stopped, StopSignals
 
 DEFAULTS = FinetuneConfig()
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,16 +127,18 @@ def finetune(
     shard_set = find_shards(data, data_dir)
     config = FinetuneConfig(**settings)
     try:
-        result = distributed.launch(
-            functools.partial(
-                training.finetune, config, run, shard_set, out, force=force, progress=progress(quiet)
-            ),
-            gpus=gpus,
-            workers=workers,
-        )
-    except KeyboardInterrupt:
-        note(f"Stopped. {out or run / 'finetune'} has the classifier so far, if an epoch ended.")
-        sys.exit(130)
+        with StopSignals() as signals, signals.at_once():
+            result = distributed.launch(
+                functools.partial(
+                    training.finetune, config, run, shard_set, out, force=force, progress=progress(quiet)
+                ),
+                gpus=gpus,
+                workers=workers,
+            )
+    except KeyboardInterrupt as stop:
+        if distributed.is_leader():
+            note(f"Stopped. {out or run / 'finetune'} has the classifier so far, if an epoch ended.")
+        sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
     if not distributed.is_leader():
         return
     plots.finetuning(result.folder)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from siamusic_fast import config as settings
 from siamusic_fast.analysis import plots
 from siamusic_fast.cli import config_file, options
-from siamusic_fast.cli.console import note, output, show_error
+from siamusic_fast.cli.console import note, output
 from siamusic_fast.cli.panel import training_progress
 from siamusic_fast.config import (
     BACKBONES,
@@ -165,6 +166,7 @@ def pretrain(
     siamusic-fast pretrain --resume runs/20260102-030405-image-resnet50
     """
     given = {name: value for name, value in given.items() if value is not None}
+    given = _without_what_a_typed_recipe_sets(given)
     if resume not in (None, "auto"):
         _refuse_settings(given, recipe=recipe, out=out, all_splits=all_splits, force=force)
     earlier = _run_to_resume(resume, out)
@@ -196,10 +198,6 @@ def pretrain(
     except KeyboardInterrupt as stop:
         _say_how_to_go_on(run, gpus, workers)
         sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
-    except distributed.WorkerError as error:
-        show_error("a process failed, and with it the job.")
-        note(str(error))
-        sys.exit(1)
     if not distributed.is_leader():
         return
     plots.pretraining(result.run)
@@ -239,6 +237,16 @@ def _configured(
         total_batch = old.batch_size * old.accumulate * processes
         fields = {**settings.recipe_defaults(recipe, total_batch), **fields}
     return dataclasses.replace(old, mel=dataclasses.replace(old.mel, **mel), **fields)
+
+
+def _without_what_a_typed_recipe_sets(given: dict[str, Any]) -> dict[str, Any]:
+    """Return `given` without what a file says about a recipe's fields, if --recipe is on the command line."""
+    source = click.get_current_context().get_parameter_source
+    if source("recipe") is not ParameterSource.COMMANDLINE:
+        return given
+    set_by_recipes = {name for recipe in RECIPES for name in settings.recipe_defaults(recipe, 1)}
+    from_file = {name for name in given if source(name) is ParameterSource.DEFAULT_MAP}
+    return {name: value for name, value in given.items() if name not in set_by_recipes & from_file}
 
 
 def _run_to_resume(resume: str | None, out: Path | None) -> Path | None:

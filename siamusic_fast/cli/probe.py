@@ -38,6 +38,7 @@ from siamusic_fast.training.scores import Scores
     default=None,
     help="Folder of the results.  [default: RUN/probe]",
 )
+@options.force
 @options.quiet
 @options.as_json
 def probe(
@@ -49,6 +50,7 @@ def probe(
     workers: int | None,
     seed: int,
     out: Path | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -65,7 +67,7 @@ def probe(
     shard_set = find_shards(data, data_dir)
     result = distributed.launch(
         functools.partial(
-            analysis.probe, run, shard_set, out, which=which, seed=seed, progress=progress(quiet)
+            analysis.probe, run, shard_set, out, which=which, seed=seed, force=force, progress=progress(quiet)
         ),
         gpus=gpus,
         workers=workers,

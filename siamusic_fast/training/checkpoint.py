@@ -14,14 +14,17 @@ from torch import Tensor
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.files import atomic_write, temporary_name
+from siamusic_fast.training.lock import LOCK, FolderLock, in_use, is_locked
 
 FORMAT_VERSION = 2
 CONFIG = "config.json"
-_OWN = re.compile(
+OF_RUNS = re.compile(
     r"config\.json|checkpoint\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
-    r"|plots|finetune|evaluate|probe|\.job|\.\w+\.\w+\.tmp"
+    r"|plots|finetune|evaluate|probe|\.job|\.lock|\.\w+\.\w+\.tmp"
 )
-"""What there is in a run's folder."""
+"""What there is in the folder of a run or of a classifier."""
+OF_RESULTS = re.compile(r"results\.json|predictions\.csv|confusion\.png|\.\w+\.\w+\.tmp")
+"""What there is in a folder of results."""
 
 
 def save(path: Path, kind: str, values: dict[str, Any]) -> None:
@@ -81,25 +84,51 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
         file.write(text.encode())
 
 
-def new_folder(path: Path, *, force: bool = False) -> Path:
-    """Make the folder of a new run; with `force`, in the place of an earlier run, which is removed.
+def new_folder(
+    path: Path, *, force: bool = False, own: re.Pattern[str] = OF_RUNS, lock: FolderLock | None = None
+) -> Path:
+    """Make the folder of a new run, and take its `lock`; with `force`, in the place of an earlier one.
 
-    Raises DataError if something else is in it: nothing but a run is ever removed.
+    Raises DataError if it holds something else than `own` names, of which alone anything is ever removed, or
+    if a job is at work in it.
     """
+    _check_free(path, own, force)
+    path.mkdir(parents=True, exist_ok=True)
+    if lock is not None:
+        lock.take(path)
+    elif is_locked(path):
+        raise in_use(path)
+    _check_free(path, own, force)  # now that nobody else changes it
+    for file in _contents(path) if force else ():
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
+    return path
+
+
+def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
+    """Raise DataError if `path` is no folder that is empty, or that `force` may empty."""
+    if not path.exists():
+        return
+    names = sorted(file.name for file in _contents(path)) if path.is_dir() else [path.name]
     if force and path.is_dir():
-        strangers = [file.name for file in path.iterdir() if not _OWN.fullmatch(file.name)]
+        strangers = [name for name in names if not own.fullmatch(name)]
         if strangers:
+            kind = "run has" if own is OF_RUNS else "results have"
             raise DataError(
-                f"{path} holds {strangers[0]!r}, which no run has: choose another folder with --out."
+                f"{path} holds {strangers[0]!r}, which no {kind}: choose another folder with --out."
             )
-        shutil.rmtree(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    elif names:
         raise DataError(
             f"{path} already exists and is not empty: choose another folder with --out, "
             f"or replace an earlier run with --force."
         )
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+
+
+def _contents(path: Path) -> list[Path]:
+    """Return what is in the folder `path` besides its lock, which may be another job's."""
+    return [file for file in path.iterdir() if file.name != LOCK]
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

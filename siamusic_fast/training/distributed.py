@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,9 +23,10 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
-from siamusic_fast.shards.pool import cores
+from siamusic_fast.shards.pool import share_of_cores
 from siamusic_fast.training import slurm
 from siamusic_fast.training.batchnorm import synchronised
+from siamusic_fast.training.failures import FROM_LEADER, WorkerError, describe
 from siamusic_fast.training.signals import STOPPING, Stopped
 
 T = TypeVar("T")
@@ -70,20 +72,24 @@ class Job:
         )
 
     def once(self, function: Callable[[], T]) -> T:
-        """Call `function` in the leading process only and return its result in all."""
+        """Call `function` in the leading process only and return its result, or raise its error, in all."""
         if self.world_size == 1:
             return function()
-        box: list[Any] = [function() if self.leads else None]
-        dist.broadcast_object_list(box, src=0)
-        result: T = box[0]
-        return result
+        box: list[Any] = [_outcome(function) if self.leads else None]
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+        result, error = box[0]
+        if error is None:
+            return cast(T, result)
+        if not self.leads:
+            error.add_note(FROM_LEADER)
+        raise error
 
     def gather(self, value: T) -> list[T]:
         """Return every process's `value`, by rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def highest(self, *values: int) -> list[int]:
@@ -102,15 +108,37 @@ class Job:
             values /= self.world_size
         return values
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the leading one's buffers of `model`.
+
+        Each has batch norm statistics of its own: what is scored must be what the leading one saves.
+        """
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.cpu_group)
+
+
+def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Return the result of `function`, or the error that it raises, as one that can be sent."""
+    try:
+        return function(), None
+    except Exception as error:  # of any kind: all processes raise it
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # with what cannot be pickled or made again
+            return None, RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+        return None, error
+
 
 class JobFunction(Protocol[R_co]):
     """What a job runs; picklable, such as a `functools.partial` of a function in a module."""
 
     def __call__(self, *, job: Job) -> R_co: ...
-
-
-class WorkerError(Exception):
-    """A process of a job failed by a mistake that is not the user's: its rank and its traceback."""
 
 
 def launch(
@@ -123,16 +151,18 @@ def launch(
     torch's elastic launcher, and import the main module of the calling program. Under `torchrun` and in a
     step of SLURM's `srun` this process is a member already and joins the others.
 
-    Raises what any process raises that is a SiamusicError; SiamusicError as well if one was killed;
-    WorkerError if one failed otherwise, after it started all of them `max_restarts` times again; Stopped
-    if the job was interrupted. No process is left behind.
+    Raises what any process raises that is a SiamusicError; SiamusicError as well if one was killed, could not
+    use a file, or ran out of the GPU's memory; WorkerError if one failed otherwise, after it started all of
+    them `max_restarts` times again; Stopped if the job was interrupted. No process is left behind.
     """
     processes, on_gpu = processes_wanted(gpus, workers), _uses_gpus(gpus)
     if place := _place():
+        _refuse_restarts(max_restarts)
         os.environ.update(place)
         return _join(function, on_gpu)
     if processes == 1 and max_restarts == 0:
-        return function(job=Job(device=_device(0, on_gpu)))
+        with _explained():
+            return function(job=Job(device=_device(0, on_gpu)))
     return _start(function, processes, on_gpu, max_restarts)
 
 
@@ -141,12 +171,14 @@ def processes_wanted(gpus: int | None = None, workers: int | None = None) -> int
     if place := _place():
         _check_gpus(gpus and 1)
         return int(place["WORLD_SIZE"])
-    gpus = _check_gpus(gpus)
-    if gpus and workers not in (None, gpus):
+    found = _check_gpus(gpus)
+    if found and workers not in (None, found):
         raise ConfigError(
             f"--workers {workers} does not fit --gpus {gpus}: each GPU has one process; leave it out."
+            if gpus
+            else f"--workers {workers} asks for processes on the CPU, and a GPU is visible: add --gpus 0."
         )
-    return gpus or workers or 1
+    return found or workers or 1
 
 
 def device_for(gpus: int | None) -> torch.device:
@@ -175,6 +207,27 @@ def _place() -> dict[str, str]:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return dict(os.environ)
     return slurm.torch_environment(os.environ)
+
+
+def _refuse_restarts(max_restarts: int) -> None:
+    """Raise ConfigError if a process that another launcher started is to start processes again."""
+    if max_restarts:
+        raise ConfigError(
+            f"--max-restarts {max_restarts} is for processes that this command starts, not for those of "
+            f"torchrun or SLURM: give torchrun its own --max-restarts, or sbatch --requeue."
+        )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn a lack of the GPU's memory into an error that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"the GPU's memory does not suffice ({str(error).splitlines()[0]}): give a smaller --batch-size, "
+            f"in pre-training with --accumulate for as many pairs per step."
+        ) from error
 
 
 def _start(function: JobFunction[T], processes: int, on_gpu: bool, max_restarts: int) -> T:
@@ -220,6 +273,8 @@ def _spawned(function: JobFunction[T], on_gpu: bool) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
     try:
         return _join(function, on_gpu)
+    except OSError as error:
+        raise DataError(describe(error)) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT) from None
 
@@ -227,7 +282,7 @@ def _spawned(function: JobFunction[T], on_gpu: bool) -> T:
 def _join(function: JobFunction[T], on_gpu: bool) -> T:
     """Be the process of a job that the environment says, as torchrun and the elastic launcher set it."""
     try:
-        with _process_group(on_gpu) as job:
+        with _process_group(on_gpu) as job, _explained():
             return function(job=job)
     except RuntimeError as error:
         if any(words in str(error) for words in _ENDED_CONNECTION):
@@ -238,7 +293,7 @@ def _join(function: JobFunction[T], on_gpu: bool) -> T:
 @contextmanager
 def _process_group(on_gpu: bool) -> Iterator[Job]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
-    torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    torch.set_num_threads(share_of_cores())
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, rank, world_size = next(rendezvous("env://"))
     dist.init_process_group(

@@ -46,6 +46,7 @@ def evaluate(
     *,
     seed: int = 0,
     job: Job | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> EvaluateResult:
     """Score the classifier of `run` on every labelled track of the test split.
@@ -53,16 +54,18 @@ def evaluate(
     Called in every process of `job`, which share the tracks; default: one process on the CPU. `run` is a
     fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the highest
     probability, averaged over crops that cover the track, and over its segments if it was packed in several.
-    `seed` is that of the bootstrap. Results go to `out`; by default to the folder evaluate beside the
-    classifier, where they replace earlier ones.
+    `seed` is that of the bootstrap. Results go to `out`, with `force` in the place of earlier ones; by
+    default to the folder evaluate beside the classifier, where they replace earlier ones.
 
-    Raises DataError if there is no classifier, or if the shards have other classes or no test tracks.
+    Raises DataError if there is no classifier, if the shards have other classes or no test tracks, or if
+    `out` is not empty.
     """
     job = job or Job()
     path = find_classifier(run)
     saved = checkpoint.load(path, "classifier", CLASSIFIER_PARTS)
     classes = tuple(saved["classes"])
     check_classes(shard_set, classes)
+    folder = job.once(lambda: results_folder(out, path.parent / "evaluate", force=force))
     model = place(load_classifier(saved), job.device).eval()
     probabilities, labels = track_outputs(
         lambda mels: model(mels).softmax(dim=1),
@@ -75,16 +78,26 @@ def evaluate(
     )
     names, probabilities, labels = join_segments(shard_set, "test", probabilities, labels)
     result = EvaluateResult(
-        folder=path.parent / "evaluate" if out is None else out,
+        folder=folder,
         data=shard_set.source,
         scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
     )
     if job.leads:
-        result.folder.mkdir(exist_ok=True) if out is None else checkpoint.new_folder(out)
         _write_predictions(result.folder / PREDICTIONS, names, classes, probabilities, labels)
         values = {"data": result.data, **dataclasses.asdict(result.scores)}
         checkpoint.save_json(result.folder / RESULTS, values)
     return result
+
+
+def results_folder(out: Path | None, default: Path, *, force: bool) -> Path:
+    """Make the folder of results and return it: `out`, or `default`, where earlier ones are replaced.
+
+    Raises DataError if `out` is not empty, or, with `force`, holds something else than results.
+    """
+    if out is not None:
+        return checkpoint.new_folder(out, force=force, own=checkpoint.OF_RESULTS)
+    default.mkdir(exist_ok=True)
+    return default
 
 
 def load_classifier(saved: dict[str, Any]) -> Classifier:

@@ -13,6 +13,7 @@ from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.precision import autocast
 
 TRACKS_PER_BATCH = 8
 CROPS_PER_PASS = 64
@@ -104,7 +105,7 @@ def track_outputs(
 def _average(function: Callable[[Tensor], Tensor], mels: Tensor) -> Tensor:
     """Return `function` of `mels`, [tracks, crops, 1, n_mels, frames], averaged over crops, on the CPU."""
     tracks, crops = mels.shape[:2]
-    with torch.autocast(mels.device.type, torch.bfloat16, enabled=mels.device.type == "cuda"):
+    with autocast(mels.device):
         outputs = [function(part).float() for part in torch.split(mels.flatten(0, 1), CROPS_PER_PASS)]
     return torch.cat(outputs).view(tracks, crops, -1).mean(dim=1).cpu()
 

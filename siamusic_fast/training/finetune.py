@@ -21,6 +21,7 @@ from siamusic_fast.training.evaluate import CLASSIFIER
 from siamusic_fast.training.features import TrackReader
 from siamusic_fast.training.metrics import RunLog, check_finite
 from siamusic_fast.training.models import STAGES, Classifier, place, stage
+from siamusic_fast.training.precision import autocast
 from siamusic_fast.training.pretrained import load_pretrained
 
 
@@ -126,7 +127,7 @@ def finetune(
                     part.eval()
             losses = []
             for mels, labels in training:
-                with torch.autocast(job.device.type, torch.bfloat16, enabled=job.device.type == "cuda"):
+                with autocast(job.device):
                     loss = F.cross_entropy(model(mels), labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -138,6 +139,7 @@ def finetune(
             step_losses = job.mean(torch.stack(losses)).tolist()
             check_finite(step_losses, step, remedy=f"try --lr {config.lr / 10:g}")
             classifier.eval()
+            job.share_buffers(classifier)
             probabilities, truths = validation.averages(lambda mels: classifier(mels).softmax(dim=1), task)
             accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())
             validation_loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), truths))

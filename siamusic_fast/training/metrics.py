@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -126,6 +127,8 @@ class RunLog:
             purge = None if resume_at is None else resume_at + 1
             self._board = SummaryWriter(folder, purge_step=purge)
             self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
+            if _is_cut_off(folder / LOG_FILE):
+                self._lines.write("\n")
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +147,15 @@ class RunLog:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a crash has left a last line without an end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

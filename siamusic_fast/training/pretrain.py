@@ -2,10 +2,13 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.pipelines.backends import two_view_loader
@@ -14,12 +17,14 @@ from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import run as runs
-from siamusic_fast.training.compiling import compiled
+from siamusic_fast.training.compiling import compiled, rehearse
 from siamusic_fast.training.distributed import Job, gradients_kept_apart
 from siamusic_fast.training.knn import knn_accuracy, knn_possible
+from siamusic_fast.training.lock import FolderLock
 from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.metrics import RunLog, Stopwatch, collapse_measure, peak_memory
 from siamusic_fast.training.models import PROJECTION_DIM, SimSiam, place
+from siamusic_fast.training.precision import autocast
 from siamusic_fast.training.run import CHECKPOINT, Training
 from siamusic_fast.training.schedules import SCHEDULES
 from siamusic_fast.training.signals import Stopped, StopSignals
@@ -28,12 +33,12 @@ LOG_EVERY = 10
 """Steps in a log line, or fewer at the end of an epoch: only then are values fetched from the device."""
 HEALTHY_COLLAPSE = 1 / math.sqrt(PROJECTION_DIM)
 """Collapse measure of outputs that spread over the whole sphere."""
-NEAR_COLLAPSE = HEALTHY_COLLAPSE / 5
-"""Below this, a person should be warned."""
+NEAR_COLLAPSE = HEALTHY_COLLAPSE / 2
+"""Below this, a person should be warned. A total collapse does not come near 0: the batch norm at the end of
+the projector blows up what little is left, and a batch of B with one odd sample still measures 2 / sqrt(B) of
+what is healthy: a quarter at 64."""
 TASK = "Pre-training"
 """What `pretrain` calls its work before a `Progress`, which gets the figures of the log as `values`."""
-SYNC_BATCHNORM_BELOW = 64
-"""Pairs per process that are too few for batch norm to see its own process's alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +82,163 @@ def pretrain(
     the very weights of a run that was never stopped. With `force`, an earlier run in `out` is replaced. Seeds
     torch's global random generator.
 
-    Raises DataError if `out` is not empty (or, with `resume`, holds no run that can go on), or if the loss
-    becomes infinite or NaN; ConfigError if the configuration does not fit the shards; Stopped after Ctrl-C
-    or SIGTERM, when a checkpoint has been written.
+    Raises DataError if `out` is not empty (or, with `resume`, holds no run that can go on), if another job is
+    training in it, or if the loss becomes infinite or NaN; ConfigError if the configuration does not fit the
+    shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
     job = job or Job()
-    if job.restarts and job.once(lambda: runs.is_of(job, out)):
-        resume, force = job.once(lambda: (out / CHECKPOINT).is_file()), True
-    saved = runs.load_resumable(out, config, shard_set, job) if resume else None
-    torch.manual_seed(config.seed)
+    with FolderLock() as lock:
+        if job.restarts and job.once(lambda: runs.is_of(job, out)):
+            resume, force = job.once(lambda: (out / CHECKPOINT).is_file()), True
+        saved = runs.reopen(out, config, shard_set, job, lock) if resume else None
+        torch.manual_seed(config.seed)
+        training = _training(config, shard_set, out, job, saved, progress)
+        ddp = job.wrap(training.simsiam, sync_batchnorm=config.synchronises_batchnorm)
+        model = _made_ready(ddp, config, job)
+        if saved:
+            training.restore(saved)
+            job.once(lambda: runs.claim(out, job))
+        else:
+            training.run = job.once(lambda: runs.start(out, config, shard_set, job, lock, force=force))
+        return _train(config, shard_set, training, ddp, model, progress)
 
+
+def _train(
+    config: PretrainConfig,
+    shard_set: ShardSet,
+    training: Training,
+    ddp: nn.Module,
+    model: nn.Module,
+    progress: Progress,
+) -> PretrainResult:
+    """Train `model`, which is `ddp` or that compiled, from where `training` stands to the end."""
+    job, loader, optimizer = training.job, training.loader, training.optimizer
+    plan = Plan(config, batches=len(loader))
+    evaluates = config.knn_every > 0 and knn_possible(shard_set)
+    first_step, note, pairs = training.step, "", 0
+    started = saved_at = time.perf_counter()
+    with (
+        loader,
+        StopSignals() as signals,
+        RunLog(training.run, active=job.leads, resume_at=first_step if training.resumed else None) as log,
+        (progress if job.leads else SILENT).task(TASK, plan.last_step - first_step, "steps") as task,
+    ):
+        for epoch in range(training.epoch + 1, config.epochs + 1):
+            knn_due = evaluates and (epoch % config.knn_every == 0 or epoch == config.epochs)
+            done = plan.batches_done(training.step, epoch)
+            for batch, views in enumerate(training.batches(len(loader) - done), start=done + 1):
+                step_ends = plan.ends_step(batch)
+                with gradients_kept_apart(ddp, not step_ends):
+                    with autocast(job.device):
+                        p1, p2, z1, z2 = model(*views)
+                        loss = simsiam_loss(p1, p2, z1, z2)
+                    (loss / plan.batches_in_step(batch)).backward()  # type: ignore[no-untyped-call]
+                training.losses.append(loss.detach())
+                pairs += config.batch_size * job.world_size
+                if not step_ends:
+                    continue
+                lr = plan.lr(training.step)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr if group["scheduled"] else config.lr
+                optimizer.step()
+                optimizer.zero_grad()
+                training.step += 1
+
+                values = None
+                if plan.is_logged(training.step):
+                    values = {"epoch": epoch, "lr": lr, **_figures(training, z1)}
+                    log.write(training.step, **values)
+                    note = _note(values)
+                    values |= {"step": training.step, "steps": plan.last_step}
+                task.advance(note=note, values=values)
+
+                minutes = (time.perf_counter() - saved_at) / 60
+                late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
+                stop, save = job.highest(signals.received, late)
+                if stop or save:
+                    training.save()
+                    saved_at = time.perf_counter()
+                if stop:
+                    raise Stopped(stop)
+
+            best = False
+            if knn_due:
+                with signals.at_once():
+                    knn, best = _look_at_knn(training, shard_set, config)
+                log.write(training.step, epoch=epoch, knn=knn)
+                task.advance(
+                    0, values={"epoch": epoch, "knn": knn, "step": training.step, "steps": plan.last_step}
+                )
+            training.epoch = epoch
+            training.save(best=best)
+            saved_at = time.perf_counter()
+
+    seconds = time.perf_counter() - started
+    return PretrainResult(
+        run=training.run,
+        epochs=config.epochs,
+        steps=training.step,
+        loss=training.figures["loss"],
+        collapse=training.figures["collapse"],
+        knn=training.figures.get("knn"),
+        best_knn=training.figures.get("best_knn"),
+        pairs_per_second=pairs / seconds,
+        waiting=min(training.waited / seconds, 1.0),
+        seconds=seconds,
+        peak_memory=peak_memory(job.device),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each step and each batch of a run is: numbers that follow from the settings alone."""
+
+    config: PretrainConfig
+    batches: int
+    """Per epoch and process."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps; at the end of an epoch, the batches that are left make one too."""
+        return math.ceil(self.batches / self.config.accumulate)
+
+    @property
+    def last_step(self) -> int:
+        """Of the run, counted from 1."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def batches_done(self, steps: int, epoch: int) -> int:
+        """Return how many batches of `epoch` there are behind the first `steps` of the run."""
+        return min((steps - (epoch - 1) * self.steps_per_epoch) * self.config.accumulate, self.batches)
+
+    def ends_step(self, batch: int) -> bool:
+        """Whether a step follows upon this batch of an epoch, counted from 1."""
+        return batch % self.config.accumulate == 0 or batch == self.batches
+
+    def batches_in_step(self, batch: int) -> int:
+        """Return how many batches there are whose gradients are averaged with that of this one."""
+        whole = self.batches // self.config.accumulate * self.config.accumulate
+        return self.config.accumulate if batch <= whole else self.batches - whole
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        warmup_steps = round(self.config.warmup_epochs * self.steps_per_epoch)
+        return self.config.lr * SCHEDULES[self.config.schedule](step, self.last_step, warmup_steps)
+
+    def is_logged(self, steps: int) -> bool:
+        """Whether there is a line of figures after the first `steps` of the run."""
+        return steps % self.steps_per_epoch % LOG_EVERY == 0
+
+
+def _training(
+    config: PretrainConfig,
+    shard_set: ShardSet,
+    out: Path,
+    job: Job,
+    saved: dict[str, Any] | None,
+    progress: Progress,
+) -> Training:
+    """Return a network that has learnt nothing yet, and what it learns with."""
     if saved:
         normalisation = Normalisation(**saved["normalisation"])
     else:
@@ -108,136 +260,67 @@ def pretrain(
         world_size=job.world_size,
     )
     simsiam = place(SimSiam(config.backbone), job.device)
+    return Training(
+        run=out,
+        about=runs.about(config, shard_set, normalisation),
+        job=job,
+        simsiam=simsiam,
+        optimizer=_optimizer(config, simsiam),
+        loader=loader,
+        stopwatch=Stopwatch(job.device),
+    )
+
+
+def _optimizer(config: PretrainConfig, simsiam: SimSiam) -> torch.optim.Optimizer:
     body = [*simsiam.encoder.parameters(), *simsiam.projector.parameters()]
     groups = [
         {"params": body, "scheduled": True},
         {"params": simsiam.predictor.parameters(), "scheduled": not config.fixed_predictor_lr},
     ]
-    optimizer = (
-        torch.optim.SGD(
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
             groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
-        if config.optimizer == "sgd"
-        else torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay, fused=True)
-    )
-    training = Training(
-        run=out,
-        about=runs.about(config, shard_set, normalisation),
-        job=job,
-        simsiam=simsiam,
-        optimizer=optimizer,
-        loader=loader,
-        stopwatch=Stopwatch(job.device),
-    )
-    few = config.batch_size < SYNC_BATCHNORM_BELOW
-    ddp = job.wrap(simsiam, sync_batchnorm=few if config.sync_batchnorm is None else config.sync_batchnorm)
-    on_gpu = job.device.type == "cuda"
-    model = ddp
-    if on_gpu if config.compile is None else config.compile:
-        shape = (config.batch_size, 1, config.mel.n_mels, config.mel.frames)
-        model = compiled(ddp, torch.zeros(shape, device=job.device))
-    if saved:
-        training.restore(saved)
-        job.once(lambda: runs.claim(out, job))
-    else:
-        training.run = out = job.once(lambda: runs.start(out, config, shard_set, job, force=force))
+    return torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay, fused=True)
 
-    steps_per_epoch = math.ceil(len(loader) / config.accumulate)
-    whole_steps = len(loader) // config.accumulate * config.accumulate
-    last_step = config.epochs * steps_per_epoch
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    pairs_per_batch = config.batch_size * job.world_size
-    evaluates = config.knn_every > 0 and knn_possible(shard_set)
-    first_step, note, pairs, waited = training.step, "", 0, 0.0
-    started = saved_at = time.perf_counter()
-    with (
-        loader,
-        StopSignals() as signals,
-        RunLog(out, active=job.leads, resume_at=first_step if saved else None) as log,
-        (progress if job.leads else SILENT).task(TASK, last_step - first_step, "steps") as task,
-    ):
-        for epoch in range(training.epoch + 1, config.epochs + 1):
-            knn_due = evaluates and (epoch % config.knn_every == 0 or epoch == config.epochs)
-            done = min((training.step - (epoch - 1) * steps_per_epoch) * config.accumulate, len(loader))
-            for batch, (view1, view2) in enumerate(training.batches(), start=done + 1):
-                # Gradients of `accumulate` batches are averaged; at the end of an epoch, of those left.
-                step_ends = batch % config.accumulate == 0 or batch == len(loader)
-                in_step = config.accumulate if batch <= whole_steps else len(loader) - whole_steps
-                with gradients_kept_apart(ddp, not step_ends):
-                    with torch.autocast(job.device.type, torch.bfloat16, enabled=on_gpu):
-                        p1, p2, z1, z2 = model(view1, view2)
-                        loss = simsiam_loss(p1, p2, z1, z2)
-                    (loss / in_step).backward()  # type: ignore[no-untyped-call]
-                training.losses.append(loss.detach())
-                pairs += pairs_per_batch
-                if not step_ends:
-                    continue
-                lr = config.lr * SCHEDULES[config.schedule](training.step, last_step, warmup_steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr if group["scheduled"] else config.lr
-                optimizer.step()
-                optimizer.zero_grad()
-                training.step += 1
 
-                values = None
-                if training.step % steps_per_epoch % LOG_EVERY == 0:
-                    # The one place that waits for the device.
-                    *losses, collapse = training.losses_over_processes(collapse_measure(z1))
-                    seconds, waiting = training.stopwatch.read()
-                    values = {
-                        "epoch": epoch,
-                        "loss": sum(losses) / len(losses),
-                        "collapse": collapse,
-                        "lr": lr,
-                        "pairs_per_second": len(losses) * pairs_per_batch / seconds,
-                        "waiting": waiting / seconds,
-                        "peak_memory": peak_memory(job.device),
-                    }
-                    log.write(training.step, **values)
-                    training.figures |= {name: values[name] for name in ("loss", "collapse")}
-                    speed = values["pairs_per_second"]
-                    note = f"loss {values['loss']:.3f}, collapse {collapse:.4f}, {speed:.0f} pairs/s"
-                    waited += waiting
-                    training.losses.clear()
-                    values |= {"step": training.step, "steps": last_step}
-                task.advance(note=note, values=values)
+def _made_ready(ddp: nn.Module, config: PretrainConfig, job: Job) -> nn.Module:
+    """Return `ddp`, compiled if that is wanted and can be, and in the state that it keeps while it trains."""
+    example = torch.zeros((config.batch_size, 1, config.mel.n_mels, config.mel.frames), device=job.device)
+    model = compiled(ddp, example, job) if config.compiles_on(job.device.type) else ddp
+    if job.world_size > 1:
+        rehearse(ddp, example, through=model)
+    return model
 
-                minutes = (time.perf_counter() - saved_at) / 60
-                late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
-                stop, save = job.highest(signals.received, late)
-                if stop or save:
-                    with training.stopwatch.paused():
-                        training.save()
-                    saved_at = time.perf_counter()
-                if stop:
-                    raise Stopped(stop)
 
-            best = False
-            if knn_due:
-                with signals.at_once(), training.stopwatch.paused():
-                    knn = knn_accuracy(simsiam.encoder, shard_set, config.mel, normalisation, job=job)
-                best = knn > training.figures.get("best_knn", -1.0)
-                training.figures |= {"knn": knn, **({"best_knn": knn} if best else {})}
-                log.write(training.step, epoch=epoch, knn=knn)
-                task.advance(
-                    0, values={"epoch": epoch, "knn": knn, "step": training.step, "steps": last_step}
-                )
-            training.epoch = epoch
-            with training.stopwatch.paused():
-                training.save(best=best)
-            saved_at = time.perf_counter()
+def _figures(training: Training, z: Tensor) -> dict[str, float]:
+    """Return what is known of the steps since the last time, and begin anew. Waits for the device."""
+    job, pairs = training.job, training.about["config"]["batch_size"] * training.job.world_size
+    *losses, collapse = training.losses_over_processes(collapse_measure(z))
+    seconds, waiting = training.stopwatch.read()
+    training.losses.clear()
+    training.waited += waiting
+    training.figures |= {"loss": sum(losses) / len(losses), "collapse": collapse}
+    return {
+        "loss": training.figures["loss"],
+        "collapse": collapse,
+        "pairs_per_second": len(losses) * pairs / seconds,
+        "waiting": waiting / seconds,
+        "peak_memory": peak_memory(job.device),
+    }
 
-    seconds = time.perf_counter() - started
-    return PretrainResult(
-        run=out,
-        epochs=config.epochs,
-        steps=training.step,
-        loss=training.figures["loss"],
-        collapse=training.figures["collapse"],
-        knn=training.figures.get("knn"),
-        best_knn=training.figures.get("best_knn"),
-        pairs_per_second=pairs / seconds,
-        waiting=min(waited / seconds, 1.0),
-        seconds=seconds,
-        peak_memory=peak_memory(job.device),
-    )
+
+def _note(values: Mapping[str, float]) -> str:
+    speed = values["pairs_per_second"]
+    return f"loss {values['loss']:.3f}, collapse {values['collapse']:.4f}, {speed:.0f} pairs/s"
+
+
+def _look_at_knn(training: Training, shard_set: ShardSet, config: PretrainConfig) -> tuple[float, bool]:
+    """Return the kNN accuracy and whether it is the best so far; `figures` then has it."""
+    training.job.share_buffers(training.simsiam)
+    normalisation = Normalisation(**training.about["normalisation"])
+    with training.stopwatch.paused():
+        knn = knn_accuracy(training.simsiam.encoder, shard_set, config.mel, normalisation, job=training.job)
+    best = knn > training.figures.get("best_knn", -1.0)
+    training.figures |= {"knn": knn, **({"best_knn": knn} if best else {})}
+    return knn, best

@@ -1,6 +1,9 @@
 """The folder of a pre-training run: what a checkpoint holds, how it is written, and when one can go on."""
 
 import contextlib
+import dataclasses
+import itertools
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.lock import FolderLock, is_locked
 from siamusic_fast.training.metrics import Stopwatch, check_finite
 from siamusic_fast.training.models import SimSiam
 
@@ -28,6 +32,8 @@ CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
 _JOB = ".job"
+_MAY_CHANGE = ("checkpoint_minutes", "knn_every")
+"""Settings that do not touch what is learnt: a run goes on with others."""
 CHECKPOINT_PARTS = (
     *("config", "normalisation", "encoder", "projector", "predictor", "optimizer"),
     *("epoch", "step", "figures", "ranks", "data", "shards"),
@@ -57,6 +63,10 @@ class Training:
     """The last that are known: `loss`, `collapse`, and if there are labels `knn` and `best_knn`."""
     saved_step: int | None = None
     """Step of the last checkpoint."""
+    waited: float = 0.0
+    """Seconds that this process has waited for data, as far as its figures have been read."""
+    resumed: bool = False
+    """Whether it goes on from a checkpoint."""
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -69,19 +79,25 @@ class Training:
         self.losses = list(here["losses"].to(self.job.device))
         self.stopwatch = Stopwatch(self.job.device, *here["stopwatch"])
         self.epoch, self.step, self.figures = saved["epoch"], saved["step"], saved["figures"]
-        self.saved_step = self.step
+        self.saved_step, self.resumed = self.step, True
         checkpoint.restore_random_states(here["random"], self.job.device)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the batches that are left of an epoch, timed."""
-        return self.stopwatch.timed(_undisturbed(self.loader))
+    def batches(self, left: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the `left` batches of an epoch, timed."""
+        return itertools.islice(self.stopwatch.timed(_undisturbed(self.loader)), left)
 
     def save(self, *, best: bool = False) -> None:
         """Write the checkpoint, and as the best one too if it is. Called in every process.
 
-        Raises DataError instead, in all of them, if the loss or the weights are not finite.
+        Its time does not count as training. Raises DataError instead, in all processes, if the loss or the
+        weights are not finite.
         """
+        with self.stopwatch.paused():
+            self._save(best)
+
+    def _save(self, best: bool) -> None:
         self.losses_over_processes()
+        self.job.share_buffers(self.simsiam)
         if not torch.stack([weight.isfinite().all() for weight in self.simsiam.parameters()]).all():
             raise DataError(
                 f"the weights became infinite or NaN at step {self.step}, mostly a sign of too high a "
@@ -106,9 +122,13 @@ class Training:
                 "figures": self.figures,
                 "ranks": ranks,
             }
-            checkpoint.save(self.run / CHECKPOINT, "pretraining", content)
             if best:
-                checkpoint.duplicate(self.run / CHECKPOINT, BEST)
+                # First: what a checkpoint says of the best accuracy is true of best.pt, whatever happens.
+                checkpoint.save(self.run / BEST, "pretraining", content)
+                checkpoint.duplicate(self.run / BEST, CHECKPOINT)
+            else:
+                checkpoint.save(self.run / CHECKPOINT, "pretraining", content)
+        self.job.wait_for_all()  # one that is told to stop and ends would end the leader, which still writes
         self.saved_step = self.step
 
     def losses_over_processes(self, *others: Tensor) -> list[float]:
@@ -164,9 +184,11 @@ def about(config: PretrainConfig, shard_set: ShardSet, normalisation: Normalisat
     }
 
 
-def start(out: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, *, force: bool) -> Path:
-    """Make the folder of a new run, with its settings to read and to feed back."""
-    checkpoint.new_folder(out, force=force)
+def start(
+    out: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, lock: FolderLock, *, force: bool
+) -> Path:
+    """Make the folder of a new run and lock it, with its settings to read and to feed back."""
+    checkpoint.new_folder(out, force=force, lock=lock)
     values = {**settings.dump(config), "data": str(shard_set.folder), "processes": job.world_size}
     checkpoint.save_json(out / checkpoint.CONFIG, values)
     claim(out, job)
@@ -192,14 +214,25 @@ def load_run(run: Path) -> tuple[PretrainConfig, str]:
 
 def is_abandoned(run: Path) -> bool:
     """Whether `run` is a pre-training run that was ended before its first checkpoint."""
-    started = (run / checkpoint.CONFIG).is_file()
-    return started and not any((run / name).exists() for name in (CHECKPOINT, "classifier.pt"))
+    return _is_of_pretraining(run) and not (run / CHECKPOINT).exists() and not is_locked(run)
+
+
+def _is_of_pretraining(run: Path) -> bool:
+    """Whether `run` has the settings of a pre-training run: those of a classifier are others."""
+    try:
+        values = json.loads((run / checkpoint.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    names = {field.name for field in dataclasses.fields(PretrainConfig)}
+    return isinstance(values, dict) and names <= values.keys()
 
 
 def newest_unfinished(runs: Path) -> Path | None:
-    """Return the run in the folder `runs` that was saved last of those that have epochs left, if any."""
+    """Return the run in `runs` that was saved last of those that have epochs left and no job, if any."""
     found = sorted(runs.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
+        if is_locked(path.parent):
+            continue
         with contextlib.suppress(DataError):  # of another version, or damaged
             saved = checkpoint.load(path, "pretraining", CHECKPOINT_PARTS)
             if saved["epoch"] < saved["config"]["epochs"]:
@@ -207,10 +240,20 @@ def newest_unfinished(runs: Path) -> Path | None:
     return None
 
 
+def reopen(
+    run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, lock: FolderLock
+) -> dict[str, Any]:
+    """Lock `run` and return its checkpoint, if this job can continue it, or raise what is in the way."""
+    job.once(lambda: lock.take(run) if run.is_dir() else None)
+    return load_resumable(run, config, shard_set, job)
+
+
 def load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job) -> dict[str, Any]:
     """Return the checkpoint of `run` if this job can continue it exactly, or raise what is in the way."""
     saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
-    differing = _differing(saved["config"], settings.dump(config))
+    differing = [
+        name for name in _differing(saved["config"], settings.dump(config)) if name not in _MAY_CHANGE
+    ]
     if differing:
         raise ConfigError(
             f"{run} was started with another {', '.join(differing)}: "
@@ -230,12 +273,14 @@ def load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job: 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Return the names of the settings that differ, such as lr or mel.seconds."""
-    return [
-        f"{name}.{inner}" if inner else name
-        for name, value in one.items()
-        if value != other[name]
-        for inner in (_differing(value, other[name]) if isinstance(value, dict) else [""])
-    ]
+    differing = []
+    for name in sorted({**one, **other}, key=[*other, *one].index):
+        value, others = one.get(name), other.get(name)
+        if isinstance(value, dict) and isinstance(others, dict):
+            differing += [f"{name}.{inner}" for inner in _differing(value, others)]
+        elif value != others:
+            differing.append(name)
+    return differing
 
 
 def _checksums(shard_set: ShardSet, config: PretrainConfig) -> list[str]:

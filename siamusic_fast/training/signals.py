@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which is SLURM's warning: noted at once, obeyed where a run can be saved."""
+"""Ctrl-C, SIGTERM (SLURM's warning) and SIGHUP: noted at once, obeyed where a run can be saved."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _REPEATED_WITHIN = 1.0
 """Seconds. A Ctrl-C reaches each process of a job twice, from the terminal and from the launcher."""
 
@@ -22,12 +22,15 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a program that this signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """What a shell reports of a program that it ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.signal
 
 
 class StopSignals:
-    """While it is open, the first signal to stop is noted in `received`; a second one raises `Stopped`.
+    """While it is open, the first signal to stop is noted in `received`; a Ctrl-C after it raises `Stopped`.
+
+    A system that stops a job may say so several times: only a person who repeats it wants no saving. A SIGHUP
+    that is ignored, as under nohup, stays so.
 
     Python lets the main thread alone handle signals: elsewhere nothing is changed, and nothing is noted.
     """
@@ -41,7 +44,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+            self._before = {
+                number: signal.signal(number, self._note) for number in STOPPING if _heeded(number)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +66,12 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._at_once or (self.received and now - self._when > _REPEATED_WITHIN):
+        insists = self.received and number == signal.SIGINT and now - self._when > _REPEATED_WITHIN
+        if self._at_once or insists:
             raise Stopped(number)
         if not self.received:
             self.received, self._when = number, now
+
+
+def _heeded(number: signal.Signals) -> bool:
+    return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN

@@ -7,7 +7,7 @@ import torch
 from matplotlib import image
 
 from siamusic_fast.bench.chart import draw
-from siamusic_fast.bench.compare import changes
+from siamusic_fast.bench.compare import changes, differences
 from siamusic_fast.bench.report import Measurement, Ratio, Report, machine, read_report
 from siamusic_fast.errors import DataError
 
@@ -35,12 +35,15 @@ def test_a_ratio_is_taken_window_by_window() -> None:
 @pytest.mark.parametrize(
     ("windows", "target", "verdict"),
     [
-        ((1.1, 1.2), None, "more"),
-        ((0.8, 0.9), None, "less"),
-        ((0.9, 1.2), None, "no difference within the spread"),
-        ((1.3, 1.5), 1.3, "reached"),
-        ((1.0, 1.2), 1.3, "not reached"),
-        ((1.2, 1.4), 1.3, "not certain within the spread"),
+        ((1.1, 1.2, 1.1), None, "more"),
+        ((0.8, 0.9, 0.8), None, "less"),
+        ((0.9, 1.2, 1.1), None, "no difference within the spread"),
+        ((1.0, 1.0, 1.0), None, "no difference within the spread"),
+        ((1.3, 1.5, 1.4), 1.3, "reached"),
+        ((1.0, 1.2, 1.1), 1.3, "not reached"),
+        ((1.2, 1.4, 1.3), 1.3, "not certain within the spread"),
+        ((1.4, 1.4), 1.3, "too few windows"),
+        ((1.4, 1.4), None, "too few windows"),
     ],
 )
 def test_a_verdict_needs_all_windows_on_one_side(
@@ -49,10 +52,34 @@ def test_a_verdict_needs_all_windows_on_one_side(
     assert Ratio(name="A / B", windows=windows, target=target).verdict == verdict
 
 
+def test_less_is_better_where_a_target_is_the_most_that_is_allowed() -> None:
+    ours = dataclasses.replace(rates("A", 1.0, 1.0, 1.0), cpu_windows=(1.0, 2.0, 3.0))
+    theirs = dataclasses.replace(rates("B", 1.0, 1.0, 1.0), cpu_windows=(4.0, 4.0, 6.0))
+    found = Ratio.of_cpu(ours, theirs, 0.5)
+    assert found.windows == (0.25, 0.5, 0.5)
+    assert found.verdict == "reached"
+    assert Ratio.of_cpu(theirs, ours, 0.5).verdict == "not reached"
+
+
+def test_a_measurement_has_a_verdict_if_it_has_a_target() -> None:
+    found = rates("A", 90.0, 100.0, 110.0)
+    assert found.verdict == ""
+    assert dataclasses.replace(found, target=80.0).verdict == "reached"
+    assert dataclasses.replace(found, target=95.0).verdict == "not certain within the spread"
+
+
 def test_a_report_comes_back_from_json() -> None:
     before = dataclasses.replace(
-        report(rates("loader", 90.0, 100.0)),
-        ratios=(Ratio(name="A / B", windows=(1.0,), target=2.0),),
+        report(
+            dataclasses.replace(
+                rates("loader", 90.0, 100.0),
+                cpu_windows=(1.0, 3.0),
+                setting="2 workers",
+                ours=True,
+                target=9.0,
+            )
+        ),
+        ratios=(Ratio(name="A / B", windows=(1.0,), target=2.0, at_most=True),),
         limits={"loader": 200.0},
         notes=("a note",),
     )
@@ -65,21 +92,68 @@ def test_what_is_no_report_is_refused_by_name(document: object) -> None:
         read_report(document, "x.json")  # type: ignore[arg-type]
 
 
+def test_a_report_without_windows_is_refused() -> None:
+    document = report(rates("loader", 90.0)).as_json()
+    document["results"][0]["windows"] = []
+    with pytest.raises(DataError, match="loader has no windows"):
+        read_report(document, "x.json")
+
+
 def test_only_windows_that_do_not_overlap_are_a_difference() -> None:
     before = report(
-        rates("A", 100, 110), rates("B", 100, 110), rates("plan", 2.0, 2.2, unit="s"), rates("C", 1.0)
+        rates("A", 100, 110, 105),
+        rates("B", 100, 110, 105),
+        rates("plan", 2.0, 2.2, 2.1, unit="s"),
+        rates("few", 1.0, 1.0),
+        rates("C", 1.0),
     )
     after = report(
-        rates("A", 111, 120), rates("B", 109, 120), rates("plan", 1.0, 1.2, unit="s"), rates("D", 1.0)
+        rates("A", 111, 120, 115),
+        rates("B", 109, 120, 115),
+        rates("plan", 1.0, 1.2, 1.1, unit="s"),
+        rates("few", 2.0, 2.0, 2.0),
+        rates("D", 1.0),
     )
     found = {one.name: one.verdict for one in changes(before, after)}
-    assert found == {"A": "better", "B": "no difference within the spread", "plan": "better"}
+    assert found == {
+        "A": "better",
+        "B": "no difference within the spread",
+        "plan": "better",
+        "few": "too few windows",
+    }
     with pytest.raises(DataError, match="no measurement in common"):
         changes(report(rates("A", 1.0)), report(rates("B", 1.0)))
 
 
+def test_ratios_are_compared_and_another_number_of_workers_is_said() -> None:
+    torch_peer = dataclasses.replace(rates("torch", 100, 100, 100), setting="1 workers")
+    before = dataclasses.replace(
+        report(torch_peer), ratios=(Ratio(name="CPU: A / B", windows=(1.0, 1.0, 1.0), at_most=True),)
+    )
+    after = dataclasses.replace(
+        report(dataclasses.replace(torch_peer, setting="2 workers")),
+        ratios=(Ratio(name="CPU: A / B", windows=(2.0, 2.0, 2.0), at_most=True),),
+    )
+    peer, ratio = changes(before, after)
+    assert peer.note == "1 workers, then 2 workers"
+    assert (ratio.ratio, ratio.verdict) == (2.0, "worse")
+
+
+def test_other_settings_and_another_machine_are_said() -> None:
+    before = report(rates("A", 1.0))
+    after = dataclasses.replace(
+        before, settings={"batch_size": 16}, hardware={**before.hardware, "cpu": "abacus"}
+    )
+    assert differences(before, before) == []
+    assert differences(before, after) == [
+        f"cpu: {before.hardware['cpu']}, then abacus",
+        "batch_size: 64, then 16",
+    ]
+
+
 def test_the_chart_is_a_png_with_a_bar_as_long_as_its_rate(tmp_path: Path) -> None:
-    draw(report(rates("DALI: read", 50.0), rates("torch", 100.0)), tmp_path / "new" / "chart.png")
+    ours = dataclasses.replace(rates("DALI: read", 50.0), ours=True)
+    draw(report(ours, rates("torch", 100.0)), tmp_path / "new" / "chart.png")
     picture = image.imread(tmp_path / "new" / "chart.png")[..., :3]
     blue, grey = (
         (abs(picture - torch.tensor(colour).numpy() / 255).max(axis=-1) < 0.01).any(axis=0).sum()

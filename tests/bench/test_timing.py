@@ -1,45 +1,143 @@
 import contextlib
-import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from siamusic_fast.bench.timing import Contender, Timing, in_turns
+from siamusic_fast.bench.timing import Clock, Contender, Timing, in_turns
 from siamusic_fast.errors import ConfigError
 
 CPU = torch.device("cpu")
 
 
-def sleeper(name: str, seconds: float, started: list[str]) -> Contender:
-    """Makes batches of 10 that take `seconds` each, three to an epoch."""
+class FakeClock(Clock):
+    """Moves when it is told to; until `busy_until` a process in the background takes CPU seconds."""
 
+    def __init__(self) -> None:
+        self.time = self.cpu = self.busy_until = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def cpu_seconds(self) -> float:
+        return self.cpu
+
+    def sleep(self, seconds: float) -> None:
+        self.cpu += min(seconds, max(0.0, self.busy_until - self.time))
+        self.time += seconds
+
+
+def contender(name: str, batches: Iterator[None], ahead: int = 0) -> Contender:
     @contextlib.contextmanager
-    def opened() -> Iterator[list[None]]:
-        yield Epoch()  # type: ignore[misc]
+    def opened() -> Iterator[Iterator[None]]:
+        yield batches
 
-    class Epoch:
-        def __iter__(self) -> Iterator[None]:
-            for _ in range(3):
-                started.append(name)
-                time.sleep(seconds)
-                yield None
+    return Contender(name=name, items=10, open=opened, ahead=ahead)
 
-    return Contender(name=name, items=10, open=opened)
+
+def sleeper(clock: FakeClock, seconds: float, log: list[str] | None = None, name: str = "") -> Iterator[None]:
+    """Give batches that take `seconds` each."""
+    while True:
+        if log is not None:
+            log.append(name)
+        clock.sleep(seconds)
+        yield None
+
+
+def prefetching(clock: FakeClock, seconds: float, queue: int) -> Iterator[None]:
+    """Give batches that take `seconds` each, of which `queue` are made while nobody asks."""
+    ready, started = 0, clock.time
+    while True:
+        made = min(queue - ready, int((clock.time - started) / seconds + 1e-9))
+        ready, started = ready + made, started + made * seconds
+        if ready == queue:
+            started = clock.time
+        if ready == 0:
+            clock.sleep(started + seconds - clock.time)
+            ready, started = 1, clock.time
+        ready -= 1
+        yield None
 
 
 def test_rates_are_items_per_second_measured_in_turns() -> None:
-    order: list[str] = []
+    clock, order = FakeClock(), list[str]()
     slow, fast = in_turns(
-        [sleeper("slow", 0.02, order), sleeper("fast", 0.01, order)], Timing(windows=3, seconds=0.2), CPU
+        [
+            contender("slow", sleeper(clock, 0.2, order, "slow")),
+            contender("fast", sleeper(clock, 0.1, order, "fast")),
+        ],
+        Timing(windows=3, seconds=2.0),
+        CPU,
+        clock=clock,
     )
-    assert slow.median == pytest.approx(500, rel=0.15)
-    assert fast.median == pytest.approx(1000, rel=0.15)
-    assert len(slow.windows) == len(fast.windows) == 3
+    assert slow.windows == pytest.approx([50] * 3)
+    assert fast.windows == pytest.approx([100] * 3)
     turns = [name for name, before in zip(order, ["", *order], strict=False) if name != before]
     assert turns == ["slow", "fast"] * 4  # once to warm up
-    assert slow.cpu_ms is not None
-    assert slow.cpu_ms < 1  # it sleeps
+    assert slow.cpu_ms == fast.cpu_ms == 0  # they sleep
+
+
+def test_batches_made_in_advance_are_no_throughput() -> None:
+    clock = FakeClock()
+    honest, flattered, _ = in_turns(
+        [
+            contender("honest", prefetching(clock, 1.0, queue=6), ahead=6),
+            contender("flattered", prefetching(clock, 1.0, queue=2)),
+            contender("slow", sleeper(clock, 10.0)),
+        ],
+        Timing(windows=3, seconds=4.0),
+        CPU,
+        clock=clock,
+    )
+    assert honest.windows == pytest.approx([10] * 3)
+    assert min(flattered.windows) > 15
+
+
+def test_a_window_has_two_batches_however_slow_they_are() -> None:
+    clock, log = FakeClock(), list[str]()
+    in_turns([contender("slow", sleeper(clock, 9.0, log))], Timing(windows=1, seconds=1.0), CPU, clock=clock)
+    assert len(log) == 2 + 2 + 2  # to warm up, to see how fast it is, and in the window
+
+
+def test_what_goes_on_after_a_window_is_not_booked_to_the_next() -> None:
+    clock = FakeClock()
+
+    def greedy() -> Iterator[None]:
+        while True:
+            clock.sleep(0.5)
+            clock.busy_until = clock.time + 1.0
+            yield None
+
+    first, modest = in_turns(
+        [contender("greedy", greedy()), contender("modest", sleeper(clock, 0.5))],
+        Timing(windows=3, seconds=1.0),
+        CPU,
+        clock=clock,
+    )
+    assert max(first.cpu_windows) > 0
+    assert max(modest.cpu_windows) == pytest.approx(0)
+
+
+def test_what_never_rests_is_waited_for_two_seconds_only() -> None:
+    clock = FakeClock()
+    clock.busy_until = 1e9
+    in_turns([contender("one", sleeper(clock, 0.5))], Timing(windows=1, seconds=1.0), CPU, clock=clock)
+    assert clock.time < 2 * 2.2 + 6 * 0.5
+
+
+def test_the_share_of_waiting_is_that_of_the_stopwatch() -> None:
+    clock = FakeClock()
+
+    class Watch:
+        def read(self) -> tuple[float, float]:
+            return 2.0, 0.5
+
+    waiter = contender("A", sleeper(clock, 0.5))
+    watched = Contender(name="A", items=10, open=waiter.open, stopwatch=Watch())
+    rates, waiting = in_turns([watched], Timing(windows=2, seconds=1.0), CPU, clock=clock)
+    assert rates.name == "A"
+    assert (waiting.name, waiting.unit) == ("A, waiting for data", "% of the time")
+    assert waiting.windows == (25.0, 25.0)
 
 
 @pytest.mark.parametrize(("windows", "seconds"), [(0, 1.0), (1, 0.0), (1, float("nan")), (1, 4000.0)])

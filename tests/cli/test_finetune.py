@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,9 @@ from click.testing import CliRunner, Result
 
 from siamusic_fast.cli import main
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.training import distributed
+from siamusic_fast.training import finetune as training
+from siamusic_fast.training.failures import WorkerError
 from tests.training.conftest import save_run
 
 
@@ -47,3 +52,47 @@ def test_the_probe_prints_both_encoders_and_the_gain(run: Path, shard_set: Shard
     values = json.loads((run / "probe" / "results.json").read_text())
     assert values["pretrained"] == values["initial"]
     assert f"{100 * values['gain']:+.1f} points" in result.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_says_what_stopped_the_training(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def be_stopped(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(training, "finetune", be_stopped)
+    data = ("--data", shard_set.folder, "--gpus", "0", "--out", tmp_path)
+    result = call("finetune", run, *data)
+    assert (result.exit_code, result.stderr.split()[0]) == (code, "Stopped.")
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "probe"])
+def test_a_mistake_of_ours_in_a_worker_is_one_red_line_and_its_traceback(
+    run: Path, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise WorkerError("rank 1 failed:\nTraceback (most recent call last):\nZeroDivisionError")
+
+    monkeypatch.setattr(distributed, "launch", fail)
+    result = call(command, run, "--data", shard_set.folder, "--gpus", "0")
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines == ["error: a process failed, and with it the job.", *lines[1:]]
+    assert lines[1] == "rank 1 failed:"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "probe"])
+def test_results_in_the_way_are_replaced_by_force_alone(
+    command: str, run: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    small = ("--epochs", "1", "--batch-size", "8", "--freeze", "--force", "--quiet")
+    data = ("--data", shard_set.folder, "--gpus", "0")
+    assert call("finetune", run, *data, *small).exit_code == 0
+    refused = call(command, run, *data, "--out", tmp_path)
+    assert refused.exit_code == 1
+    assert "is not empty" in refused.stderr
+    result = call(command, run, *data, "--out", tmp_path, "--force")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "results.json").read_text())

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,10 +46,6 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"siamusic-fast {command} " in f"{result.stdout} ".replace("\n", " ")
 
 
-def test_the_benchmark_of_the_loader_has_help_with_an_example() -> None:
-    assert "siamusic-fast bench loader --data" in run("bench", "loader", "--help").stdout
-
-
 def test_an_unknown_command_is_a_mistake_of_usage() -> None:
     result = run("pertrain")
     assert result.exit_code == 2
@@ -65,6 +60,18 @@ def test_preview_writes_the_picture_and_prints_its_path(shard_set: ShardSet, tmp
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_preview_replaces_a_file_only_if_told_to(shard_set: ShardSet, tmp_path: Path) -> None:
+    path = tmp_path / "mine.png"
+    path.write_text("mine")
+    words = ("preview", "--data", shard_set.folder, "--tracks", 1, "--aug", "none", "--out", path)
+    assert f"{path} exists: choose another file" in error_line(run(*words))
+    assert path.read_text() == "mine"
+    result = run(*words, "--force", "--play", "--crops", "independent")
+    assert result.exit_code == 0
+    assert [Path(line).suffix for line in result.stdout.splitlines()] == [".png", ".wav", ".wav"]
+    assert all(Path(line).is_file() for line in result.stdout.splitlines())
+
+
 def test_preview_names_what_makes_missing_shards(tmp_path: Path) -> None:
     line = error_line(run("preview", "--data", "fma_medium", "--data-dir", tmp_path))
     assert "fma_medium" in line
@@ -74,53 +81,6 @@ def test_preview_names_what_makes_missing_shards(tmp_path: Path) -> None:
 def test_preview_refuses_a_crop_longer_than_the_tracks(shard_set: ShardSet, tmp_path: Path) -> None:
     words = ("preview", "--data", shard_set.folder, "--seconds", 60, "--out", tmp_path / "x.png")
     assert "longer than the longest track" in error_line(run(*words))
-
-
-def test_bench_loader_ends_with_one_line_of_json_and_keeps_it_with_a_chart(
-    shard_set: ShardSet, tmp_path: Path
-) -> None:
-    words = ("--data", shard_set.folder, "--aug", "image", "--peer", "none", "--batch-size", 8, "--gpus", 0)
-    result = run(
-        "bench", "loader", *words, "--windows", 2, "--window-seconds", 0.2, "--out", tmp_path / "kept"
-    )
-    assert result.exit_code == 0
-    (line,) = result.stdout.splitlines()
-    document = json.loads(line)
-    assert document["settings"]["shards"] == "fma_medium"
-    assert document["results"][-1]["name"] == "DALI: recipe image"
-    assert len(document["results"][-1]["windows"]) == 2
-    assert "pairs/s" in result.stderr
-    assert json.loads((tmp_path / "kept" / "loader.json").read_text()) == document
-    assert (tmp_path / "kept" / "loader.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_bench_compare_shows_what_two_results_have_in_common(shard_set: ShardSet, tmp_path: Path) -> None:
-    words = ("--data", shard_set.folder, "--aug", "none", "--peer", "none", "--batch-size", 8, "--gpus", 0)
-    kept = run("bench", "loader", *words, "--quick", "--quiet", "--out", tmp_path)
-    assert kept.exit_code == 0
-    file = tmp_path / "loader.json"
-    result = run("bench", "compare", file, file, "--json")
-    assert result.exit_code == 0
-    assert {(one["ratio"], one["verdict"]) for one in json.loads(result.stdout)} == {
-        (1.0, "no difference within the spread")
-    }
-    file.write_text("{}")
-    assert "is no result of a benchmark" in error_line(run("bench", "compare", file, file))
-
-
-def test_bench_refuses_a_gpu_where_there_is_none(
-    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 1))
-    assert "--gpus 1" in line
-    assert "--gpus 0" in line
-
-
-def test_bench_refuses_a_batch_larger_than_the_split(shard_set: ShardSet) -> None:
-    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 0, "--quiet"))
-    assert "A batch of 64 does not fit the 24 tracks" in line
-    assert "--batch-size 24" in line
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from rich.console import Console
 
 from siamusic_fast.cli import main, panel
 from siamusic_fast.cli import pretrain as command
-from siamusic_fast.config import PretrainConfig
+from siamusic_fast.config import FinetuneConfig, PretrainConfig, dump
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import models
 from siamusic_fast.training import pretrain as training
+from siamusic_fast.training.lock import FolderLock
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, TASK, PretrainResult
 from siamusic_fast.training.signals import Stopped
 from tests.training.networks import tiny_encoder
@@ -171,12 +172,13 @@ def test_auto_goes_on_with_what_was_stopped_and_starts_otherwise(
 
 
 class Stopping:
-    """Progress that sends this process SIGTERM after some steps."""
+    """Progress that sends this process SIGTERM after some steps of training."""
 
     def __init__(self, after: int) -> None:
         self.left = after
 
     def task(self, description: str, total: int, unit: str = "") -> Any:
+        self.counts = description == TASK
         return self
 
     def __enter__(self) -> "Stopping":
@@ -186,8 +188,8 @@ class Stopping:
         pass
 
     def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
-        self.left -= steps
-        if self.left == 0:
+        self.left -= steps * self.counts
+        if self.left == 0 and self.counts:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -195,11 +197,43 @@ def test_an_abandoned_run_in_the_folder_is_started_over_by_auto_alone(
     calls: Calls, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
+    settings = tmp_path / "run" / "config.json"
+    settings.write_text(json.dumps({**dump(PretrainConfig()), "data": "fma_small", "processes": 1}))
     call(shard_set, "--out", "run", "--resume", "auto")
     assert (calls.options["resume"], calls.options["force"]) == (False, True)
     call(shard_set, "--out", "run")
     assert not calls.options["force"]
+    with FolderLock() as lock:  # it has just been started and has no checkpoint yet
+        lock.take(tmp_path / "run")
+        call(shard_set, "--out", "run", "--resume", "auto")
+    assert not calls.options["force"]
+    settings.write_text(json.dumps(dump(FinetuneConfig())))
+    call(shard_set, "--out", "run", "--resume", "auto")
+    assert not calls.options["force"]
+
+
+def test_a_recipe_that_is_typed_beats_the_settings_of_an_earlier_run(
+    calls: Calls, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({**dump(PretrainConfig(lr=0.5, epochs=7)), "processes": 1})
+    )
+    result = call(shard_set, "--config", tmp_path / "config.json", "--recipe", "simsiam", "--momentum", 0.5)
+    assert result.exit_code == 0, result.output
+    config = calls.config
+    assert (config.optimizer, config.schedule, config.weight_decay) == ("sgd", "cosine", 1e-4)
+    assert config.lr == pytest.approx(0.05 * 64 / 256)
+    assert (config.momentum, config.epochs) == (0.5, 7)
+
+
+def test_a_batch_that_cannot_be_is_named_before_the_rate_that_follows_from_it(
+    calls: Calls, shard_set: ShardSet
+) -> None:
+    result = call(shard_set, "--recipe", "simsiam", "--batch-size", 0)
+    assert (result.exit_code, result.output) == (
+        1,
+        "error: batch_size = 0 must be at least 2: batch norm needs two samples.\n",
+    )
 
 
 VALUES = {
@@ -259,25 +293,40 @@ def test_a_real_process_that_is_killed_and_resumed_ends_with_the_same_bits(
     path = yaml(tmp_path, **{**SMALL, "data": str(shard_set.folder), "gpus": 0, "workers": workers})
     program = (sys.executable, "-m", "siamusic_fast", "pretrain")
     start = (*program, "--config", str(path), "--checkpoint-minutes", "1e-9")
-    subprocess.run([*start, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    subprocess.run([*start, "--out", tmp_path / "whole"], check=True, capture_output=True, timeout=_PATIENCE)
     run = tmp_path / "stopped"
     process = subprocess.Popen([*start, "--out", run], stderr=subprocess.PIPE, text=True)
-    while not (run / "checkpoint.pt").is_file():
-        time.sleep(0.1)
-        assert process.poll() is None
-    time.sleep(1.5)
+    wait_until(lambda: (run / "checkpoint.pt").is_file() and _steps(run) >= 2, process)
     process.send_signal(number)
-    _, words = process.communicate(timeout=60)
+    _, words = process.communicate(timeout=_PATIENCE)
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), words
-    while workers == 2 and _children(run):
-        time.sleep(0.1)  # those of a launcher that was killed save and end
+    wait_until(lambda: not _children(run))  # those of a launcher that was killed save and end
     resume = (*program, "--resume", run, "--gpus", "0", "--workers", str(workers))
-    subprocess.run(resume, check=True, capture_output=True)
+    subprocess.run(resume, check=True, capture_output=True, timeout=_PATIENCE)
     first, second = (torch.load(tmp_path / r / "checkpoint.pt", weights_only=True) for r in ("whole", run))
     assert first["step"] == second["step"]
     for part in ("encoder", "projector", "predictor"):
         for name, weight in first[part].items():
             assert torch.equal(second[part][name], weight), name
+
+
+_PATIENCE = 180.0
+"""Seconds that a test waits for a process."""
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    """Return when `condition` holds; fail if it takes too long, or if `process` ends before."""
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None
+        time.sleep(0.02)
+
+
+def _steps(run: Path) -> int:
+    """Return the step of the last checkpoint."""
+    step: int = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    return step
 
 
 def _children(run: Path) -> list[str]:

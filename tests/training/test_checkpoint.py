@@ -1,3 +1,4 @@
+import math
 import os
 import pickle
 from pathlib import Path
@@ -5,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from siamusic_fast.errors import DataError
+from siamusic_fast.config import MelConfig, PretrainConfig, dump, load_pretrain
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
+from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.run import CHECKPOINT_PARTS, load_resumable
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -105,3 +110,25 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "runs" / "new" / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="already exists and is not empty: choose another folder with --out"):
         checkpoint.new_folder(tmp_path / "runs" / "new")
+
+
+def test_settings_of_another_version_are_named(tmp_path: Path, shard_set: ShardSet) -> None:
+    values = dump(PretrainConfig())
+    assert load_pretrain(values) == PretrainConfig()
+    other = {**{name: value for name, value in values.items() if name != "epochs"}, "dropout": 0.5}
+    with pytest.raises(DataError, match=r"another siamusic-fast \(dropout unknown; epochs missing\): use"):
+        load_pretrain(other)
+    with pytest.raises(DataError, match="power unknown"):
+        load_pretrain({**values, "mel": {**values["mel"], "power": 2}})
+    content = {**dict.fromkeys(CHECKPOINT_PARTS), "config": other}
+    checkpoint.save(tmp_path / "checkpoint.pt", "pretraining", content)
+    with pytest.raises(ConfigError, match="was started with another epochs, dropout: resume it"):
+        load_resumable(tmp_path, PretrainConfig(), shard_set, Job())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_are_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=f"weight_decay = {value:g} must be a number"):
+        PretrainConfig(weight_decay=value)
+    with pytest.raises(ConfigError, match=f"floor_db = {value:g} must be a number"):
+        MelConfig(floor_db=value)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
 from siamusic_fast.training.distributed import (
     Job,
-    WorkerError,
     device_for,
     gradients_kept_apart,
     launch,
 )
+from siamusic_fast.training.failures import WorkerError, told_by_leader
 from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.models import predictor, projector
 
@@ -215,6 +216,60 @@ def test_a_mistake_found_by_any_process_ends_the_job_as_the_same_error() -> None
         launch(fail_on_the_second, gpus=0, workers=2)
 
 
+def refuse_once(*, job: Job) -> list[tuple[str, bool]]:
+    """Return, of all, what they hear when the leading process cannot do what it alone was to do."""
+
+    def refuse() -> None:
+        raise DataError("the folder is full")
+
+    with pytest.raises(DataError) as error:
+        job.once(refuse)
+    with pytest.raises(RuntimeError, match=r"^AwkwardError: 1, 2"):
+        job.once(refuse_awkwardly)
+    return job.gather((str(error.value), told_by_leader(error.value)))
+
+
+class AwkwardError(Exception):
+    """An error that cannot be made again from its arguments."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one}, {other}")
+
+
+def refuse_awkwardly() -> None:
+    raise AwkwardError(1, 2)
+
+
+def test_what_the_leading_process_cannot_do_is_an_error_in_all() -> None:
+    found = launch(refuse_once, gpus=0, workers=2)
+    assert found == [("the folder is full", False), ("the folder is full", True)]
+
+
+def run_out_of(what: str, *, job: Job) -> None:
+    if what == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")
+    Path("/nowhere/at/all").read_text()
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_lack_of_memory_names_the_options_that_help(workers: int) -> None:
+    words = r"Tried to allocate 2\.00 GiB\.\): give a smaller --batch-size, .* --accumulate"
+    with pytest.raises(DeviceError, match=words):
+        launch(functools.partial(run_out_of, "memory"), gpus=0, workers=workers)
+
+
+def test_a_file_that_a_worker_cannot_use_is_named() -> None:
+    with pytest.raises(DataError, match=r"^/nowhere/at/all: No such file or directory"):
+        launch(functools.partial(run_out_of, "files"), gpus=0, workers=2)
+
+
+def test_restarts_are_left_to_the_launcher_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"--max-restarts 3 .* give torchrun its own --max-restarts"):
+        launch(whoami, gpus=0, max_restarts=3)
+
+
 def test_gpus_that_are_not_there_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(DeviceError, match="--gpus 2 asks for a GPU and none is visible; use --gpus 0"):
@@ -227,3 +282,5 @@ def test_gpus_that_are_not_there_are_refused_with_the_remedy(monkeypatch: pytest
         device_for(2)
     with pytest.raises(ConfigError, match="--workers 3 does not fit --gpus 2"):
         launch(functools.partial(train), gpus=2, workers=3)
+    with pytest.raises(ConfigError, match=r"--workers 2 asks for processes on the CPU, .* add --gpus 0"):
+        launch(functools.partial(train), workers=2)

@@ -8,15 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from siamusic_fast.config import FinetuneConfig
+from siamusic_fast.analysis.probe import probe
+from siamusic_fast.config import FinetuneConfig, MelConfig
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
+from siamusic_fast.training import finetune as module
 from siamusic_fast.training.distributed import Job, launch
-from siamusic_fast.training.evaluate import evaluate
+from siamusic_fast.training.evaluate import evaluate, load_classifier
+from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.finetune import finetune, learning_rates
 from siamusic_fast.training.metrics import read_log
-from siamusic_fast.training.models import Classifier
+from siamusic_fast.training.models import Classifier, place
 from tests.training.conftest import save_run
 
 
@@ -139,6 +143,9 @@ def test_rates_fall_from_the_head_to_the_first_layer() -> None:
         ({"head": "deep"}, "'deep' is unknown: choose one of linear, mlp"),
         ({"labels": 10.0}, "labels = 10 is a share"),
         ({"layer_decay": 0.0}, "layer_decay = 0 must be above 0 and at most 1"),
+        ({"batch_size": 1}, "batch_size = 1 must be at least 2: batch norm needs two samples"),
+        ({"batch_size": 0, "freeze": True}, "batch_size = 0 must be a number above 0"),
+        ({"weight_decay": math.nan}, "weight_decay = nan must be a number that is not negative"),
         ({"freeze": True, "encoder_lr": 1e-4}, "A frozen encoder does not learn: leave out encoder_lr"),
     ],
     ids=str,
@@ -149,10 +156,18 @@ def test_settings_that_cannot_be_are_refused(options: dict[str, Any], words: str
 
 
 def train_and_score(pretrained: Path, shard_set: ShardSet, out: Path, *, job: Job) -> list[Any]:
-    """Return of every rank what it ended with: the result and the scores."""
-    result = finetune(config(epochs=2, batch_size=8), pretrained, shard_set, out, job=job)
+    """Return of every rank its network, batch norm's statistics included, and the scores."""
+    kept: list[Classifier] = []
+
+    def keep(model: Classifier, device: torch.device) -> Classifier:
+        kept.append(place(model, device))
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "place", keep)
+        finetune(config(epochs=2, batch_size=8, protocol="paper"), pretrained, shard_set, out, job=job)
     evaluated = evaluate(out, shard_set, job=job)
-    return job.gather((result.accuracy, result.loss, result.kept_epoch, evaluated.scores))
+    return job.gather((dict(kept[0].state_dict()), evaluated.scores))
 
 
 def test_processes_share_training_validation_and_test(
@@ -161,7 +176,11 @@ def test_processes_share_training_validation_and_test(
     first, second = launch(
         functools.partial(train_and_score, pretrained, shard_set, tmp_path / "out"), gpus=0, workers=2
     )
-    assert first == second
+    saved = weights(tmp_path / "out")
+    assert saved.keys() == first[0].keys()
+    for state, _ in (first, second):
+        for name, value in saved.items():
+            assert torch.equal(state[name], value), name
     labelled = shard_set.tracks(["training"], labelled_only=True)
     assert read_log(tmp_path / "out")[-1]["step"] == 2 * (labelled // 2 // 8)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["processes"] == 2
@@ -169,3 +188,36 @@ def test_processes_share_training_validation_and_test(
     rows = (tmp_path / "out" / "evaluate" / "predictions.csv").read_bytes()
     assert evaluate(tmp_path / "out", shard_set).scores == first[-1]
     assert (tmp_path / "out" / "evaluate" / "predictions.csv").read_bytes() == rows
+    assert read_log(tmp_path / "out")[-1]["validation_loss"] == pytest.approx(
+        validation_loss(tmp_path / "out", shard_set), rel=1e-4
+    )
+
+
+def validation_loss(folder: Path, shard_set: ShardSet) -> float:
+    """Return the cross-entropy of the classifier in `folder`, read from its file, by one process."""
+    saved = checkpoint.load(folder / "classifier.pt", "classifier", ())
+    model = load_classifier(saved).eval()
+    mel, normalisation = MelConfig(**saved["mel"]), Normalisation(**saved["normalisation"])
+    probabilities, labels = track_outputs(
+        lambda mels: model(mels).softmax(dim=1), shard_set, "validation", mel, normalisation
+    )
+    return -float(probabilities.gather(1, labels[:, None]).log().mean())
+
+
+def test_results_in_the_way_are_found_before_the_work_and_replaced_by_force(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    finetune(config(freeze=True), pretrained, shard_set, tmp_path / "run")
+    out = tmp_path / "out"
+    first = evaluate(tmp_path / "run", shard_set, out).scores
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("siamusic_fast.training.evaluate.track_outputs", None)
+        with pytest.raises(DataError, match=r"already exists and is not empty: .* --force"):
+            evaluate(tmp_path / "run", shard_set, out)
+        with pytest.raises(DataError, match=r"already exists and is not empty: .* --force"):
+            probe(pretrained, shard_set, out)
+        with pytest.raises(DataError, match=r"holds 'classifier\.pt', which no results have"):
+            evaluate(tmp_path / "run", shard_set, tmp_path / "run", force=True)
+    assert evaluate(tmp_path / "run", shard_set, out, force=True).scores == first
+    assert probe(pretrained, shard_set, out, force=True).folder == out
+    assert {file.name for file in out.iterdir()} == {"results.json"}

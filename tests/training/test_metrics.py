@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.training.metrics import RunLog, Stopwatch, check_finite, collapse_measure, read_log
+from siamusic_fast.training.models import PROJECTION_DIM
+from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, NEAR_COLLAPSE
 
 
 def test_collapse_of_outputs_all_the_same_is_zero() -> None:
@@ -23,6 +25,17 @@ def test_collapse_of_outputs_all_the_same_is_zero() -> None:
 def test_collapse_of_gaussian_outputs_is_one_over_root_d() -> None:
     z = torch.randn(4096, 256, generator=torch.Generator().manual_seed(0))
     assert collapse_measure(z).item() == pytest.approx(1 / 16, rel=0.01)
+
+
+def test_a_total_collapse_is_warned_of_behind_a_batch_norm() -> None:
+    # All rows alike but one: batch norm makes that one sqrt(B - 1) and the others -1 / sqrt(B - 1).
+    rows = torch.zeros(64, PROJECTION_DIM)
+    rows[0] = torch.randn(PROJECTION_DIM, generator=torch.Generator().manual_seed(0))
+    found = collapse_measure(torch.nn.BatchNorm1d(PROJECTION_DIM, affine=False)(rows)).item()
+    assert found == pytest.approx(HEALTHY_COLLAPSE * 2 / 64**0.5, rel=0.02)
+    assert found < NEAR_COLLAPSE
+    healthy = torch.randn(64, PROJECTION_DIM, generator=torch.Generator().manual_seed(0))
+    assert collapse_measure(healthy).item() > NEAR_COLLAPSE
 
 
 def test_collapse_worked_by_numpy() -> None:
@@ -77,6 +90,16 @@ def test_a_resumed_log_counts_each_step_once(tmp_path: Path) -> None:
 def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "lo')
     assert read_log(tmp_path) == [{"step": 10, "loss": 1.0}]
+
+
+def test_what_follows_a_line_that_was_cut_off_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "lo')
+    for step in (20, 30):
+        with RunLog(tmp_path, resume_at=10) as log:
+            log.write(step, loss=2.0)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines[1:] == ['{"step": 20, "lo', '{"step": 20, "loss": 2.0}', '{"step": 30, "loss": 2.0}']
+    assert [line["step"] for line in read_log(tmp_path)] == [10, 20, 30]
 
 
 def test_other_ranks_leave_no_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import functools
 import json
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import Task
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import checkpoint, models
+from siamusic_fast.training import checkpoint, lock, models
 from siamusic_fast.training import pretrain as module
 from siamusic_fast.training.compiling import compiled
 from siamusic_fast.training.distributed import Job, launch
 from siamusic_fast.training.metrics import read_log
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, PretrainResult, pretrain
-from siamusic_fast.training.run import load_run, newest_unfinished
+from siamusic_fast.training.run import is_abandoned, load_run, newest_unfinished
 from siamusic_fast.training.signals import Stopped
 from tests.training.networks import tiny_encoder
 
@@ -204,6 +205,65 @@ def test_the_newest_run_with_epochs_left_is_found(shard_set: ShardSet, tmp_path:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_run_that_is_going_on_is_left_alone(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE", 0.0)
+    config = dataclasses.replace(TINY, knn_every=0)
+    run = tmp_path / "run"
+    found: list[str] = []
+
+    def meddle() -> None:
+        saved = (run / "checkpoint.pt").read_bytes()
+        assert newest_unfinished(tmp_path) is None
+        assert not is_abandoned(run)
+        for resume in (True, False):
+            with pytest.raises(DataError, match=f"{run} is in use by a job that is training") as error:
+                pretrain(config, shard_set, run, resume=resume, force=not resume)
+            found.append(str(error.value))
+        assert (run / "checkpoint.pt").read_bytes() == saved
+
+    assert pretrain(config, shard_set, run, progress=Watching(8, meddle)).steps == 12
+    assert len(found) == 2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_may_be_saved_and_looked_at_more_often_when_it_goes_on(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, knn_every=0)
+    with pytest.raises(Stopped):
+        pretrain(config, shard_set, tmp_path / "run", progress=Watching(3, lambda: send(signal.SIGTERM)))
+    other = dataclasses.replace(config, knn_every=1, checkpoint_minutes=1.0)
+    assert pretrain(other, shard_set, tmp_path / "run", resume=True).knn is not None
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_crash_between_two_files_leaves_no_accuracy_without_its_weights(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.5, 0.75, 0.75])
+    monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(accuracies))
+    config = dataclasses.replace(TINY, knn_every=1)
+    duplicate, calls = checkpoint.duplicate, iter([False, True, False])
+
+    def die_at_the_second(path: Path, name: str) -> None:
+        if next(calls):
+            raise MemoryError
+        duplicate(path, name)
+
+    monkeypatch.setattr(checkpoint, "duplicate", die_at_the_second)
+    with pytest.raises(MemoryError):
+        pretrain(config, shard_set, tmp_path / "run")
+    best, last = (
+        checkpoint.load(tmp_path / "run" / name, "pretraining", ()) for name in ("best.pt", "checkpoint.pt")
+    )
+    assert (best["epoch"], best["figures"]["best_knn"]) == (2, 0.75)
+    assert (last["epoch"], last["figures"]["best_knn"]) == (1, 0.5)
+    assert pretrain(config, shard_set, tmp_path / "run", resume=True).best_knn == 0.75
+
+
+@pytest.mark.usefixtures("tiny")
 def test_knn_is_looked_at_every_few_epochs_and_the_best_is_kept(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +333,65 @@ def test_processes_take_as_many_steps_each_whatever_the_shards(
     assert found == [found[0]] * processes
 
 
+def tiny_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job, **options: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "encoder", tiny_encoder)
+        pretrain(config, shard_set, out, job=job, **options)
+
+
+def stopped_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job) -> None:
+    """Be told to stop after three steps, in every process."""
+    try:
+        tiny_run(config, shard_set, out, job=job, progress=Watching(3, lambda: send(signal.SIGTERM)))
+    except Stopped:
+        job.gather(None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_three_processes_that_were_stopped_end_with_the_same_bits(
+    shard_set: ShardSet, tmp_path: Path, accumulate: int
+) -> None:
+    # Sums over three depend on their order, and that on how gradients are bundled.
+    config = dataclasses.replace(TINY, accumulate=accumulate, epochs=4, knn_every=2)
+    run = functools.partial(tiny_run, config, shard_set)
+    launch(functools.partial(run, tmp_path / "whole"), gpus=0, workers=3)
+    launch(functools.partial(stopped_run, config, shard_set, tmp_path / "stopped"), gpus=0, workers=3)
+    assert checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining", ())["step"] == 3
+    launch(functools.partial(run, tmp_path / "stopped", resume=True), gpus=0, workers=3)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def compile_in_one(*, job: Job) -> list[bool]:
+    """Let the compiler fail in the second process and return, of all, whether the model is compiled."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(record=True, action="always") as warned,
+    ):
+        patch.setattr(models, "encoder", tiny_encoder)
+        patch.setattr(torch, "compile", lambda model: nn.Sequential() if job.rank else Same(model))
+        model = job.wrap(models.SimSiam("tiny"))
+        found = compiled(model, torch.zeros(2, 1, 16, 22), job)
+    told = [str(one.message) for one in warned if "torch.compile failed" in str(one.message)]
+    assert len(told) == (1 if job.leads else 0), [str(one.message) for one in warned]
+    return job.gather(found is not model)
+
+
+class Same(nn.Module):
+    """What a compiler makes of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *views: Tensor) -> Any:
+        return self.model(*views)
+
+
+def test_a_model_that_one_process_cannot_compile_is_compiled_in_none() -> None:
+    assert launch(compile_in_one, gpus=0, workers=2) == [False, False]
+
+
 def test_a_finished_or_different_run_is_not_resumed(run: Path, shard_set: ShardSet) -> None:
     with pytest.raises(DataError, match="all of its 2 epochs"):
         pretrain(CONFIG, shard_set, run, resume=True)
@@ -340,7 +459,7 @@ def test_a_compiled_model_computes_the_same() -> None:
     model = models.SimSiam("tiny").eval()
     views = torch.randn(2, 4, 1, 48, 44)
     expected = model(*views)
-    faster = compiled(model, views[0])
+    faster = compiled(model, views[0], Job())
     assert faster is not model
     for one, other in zip(faster(*views), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

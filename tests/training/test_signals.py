@@ -8,7 +8,9 @@ from siamusic_fast.training import signals
 from siamusic_fast.training.signals import Stopped, StopSignals
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_is_noted_and_the_run_decides_when_to_obey(number: int, code: int) -> None:
     before = signal.getsignal(number)
     with StopSignals() as received:
@@ -19,16 +21,34 @@ def test_a_signal_is_noted_and_the_run_decides_when_to_obey(number: int, code: i
     assert Stopped(number).exit_code == code
 
 
-def test_a_second_signal_stops_at_once_unless_it_is_an_echo_of_the_first(
+def test_a_second_ctrl_c_stops_at_once_unless_it_is_an_echo_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with StopSignals() as received:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         monkeypatch.setattr(signals, "_REPEATED_WITHIN", 0.0)
         with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        assert received.received == signal.SIGTERM
+
+
+def test_what_the_system_repeats_breaks_no_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_REPEATED_WITHIN", 0.0)
+    with StopSignals() as received:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
         assert received.received == signal.SIGINT
+
+
+def test_under_nohup_a_terminal_may_go() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert received.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_where_nothing_needs_saving_the_first_signal_stops_at_once() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from siamusic_fast.bench.compare import Change, changes
+from siamusic_fast.bench.compare import Change, changes, differences
 from siamusic_fast.bench.report import Report, read_report
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench.rendering import number
@@ -21,16 +21,21 @@ from siamusic_fast.errors import DataError
 def compare(before: Path, after: Path, as_json: bool) -> None:
     """Compare two results of the same benchmark, BEFORE and AFTER.
 
-    What differs by less than the windows of either do among themselves is no difference.
+    What differs by less than the windows of either do among themselves is no difference, and fewer than three
+    windows say nothing. In which settings, and in what of the machine, the two differ is said first.
 
     \b
     siamusic-fast bench compare before/loader.json after/loader.json
     """
-    found = changes(_read(before), _read(after))
+    earlier, later = _read(before), _read(after)
+    found, different = changes(earlier, later), differences(earlier, later)
     if as_json:
-        output.print_json(json.dumps([change.as_json() for change in found]), indent=None)
-    else:
-        output.print(_table(found))
+        values = {"differences": different, "changes": [change.as_json() for change in found]}
+        output.print_json(json.dumps(values), indent=None)
+        return
+    for line in different:
+        output.print(f"Not the same: {line}", markup=False)
+    output.print(_table(found))
 
 
 def _read(path: Path) -> Report:
@@ -51,6 +56,10 @@ def _table(found: list[Change]) -> Table:
     table.add_column("verdict")
     for one in found:
         table.add_row(
-            one.name, number(one.before), f"{number(one.after)} {one.unit}", f"{one.ratio:.2f}", one.verdict
+            f"{one.name} ({one.note})" if one.note else one.name,
+            number(one.before),
+            f"{number(one.after)} {one.unit}",
+            f"{one.ratio:.2f}",
+            one.verdict,
         )
     return table

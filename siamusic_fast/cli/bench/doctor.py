@@ -9,7 +9,7 @@ from rich.table import Table
 
 from siamusic_fast.bench.doctor import Facts, advise, examine
 from siamusic_fast.cli import options
-from siamusic_fast.cli.bench.loader import shards
+from siamusic_fast.cli.bench import settings
 from siamusic_fast.cli.bench.rendering import number
 from siamusic_fast.cli.console import output, progress
 from siamusic_fast.config import BACKBONES, PretrainConfig
@@ -18,7 +18,7 @@ from siamusic_fast.training.distributed import device_for
 
 
 @click.command()
-@click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
+@settings.data
 @options.data_dir
 @options.aug
 @click.option(
@@ -54,7 +54,7 @@ def doctor(
     siamusic-fast bench doctor --data fma_medium --aug audio --backbone resnet18
     """
     parse_recipe(aug)
-    with shards(data, data_dir, progress(quiet)) as shard_set:
+    with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:
         facts = examine(
             shard_set,
             recipe=aug,
@@ -78,8 +78,14 @@ def _table(facts: Facts) -> Table:
     table.add_column("what")
     table.add_column("pairs/s", justify="right")
     table.add_column("")
-    share = min(1.0, facts.loader / facts.training)
-    table.add_row("training takes", number(facts.training), f"fed {share:.0%} of the time, at best")
+    alone = f"fed {min(1.0, facts.loader / facts.training):.0%} of the time by a loader alone on the machine"
+    table.add_row(
+        "training takes",
+        number(facts.training),
+        alone,
+    )
+    together = min(1.0, facts.together / facts.training)
+    table.add_row("both together", number(facts.together), f"{together:.0%} of what training takes")
     table.add_row("the loader gives", number(facts.loader), f"on {facts.device}")
     table.add_row("reading and cropping", number(facts.crops), f"{facts.codec} shards")
     table.add_row("the disk", number(facts.disk), "cold" if facts.cold else "from memory: not dropped")

@@ -8,6 +8,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.bench.loader import loader
 from siamusic_fast.cli.bench.shard import shard
 from siamusic_fast.cli.bench.train import train
+from siamusic_fast.training.distributed import device_for
 
 
 @click.command(name="all")
@@ -31,11 +32,11 @@ def everything(context: click.Context, gpus: int | None, quick: bool, out: Path,
     \b
     siamusic-fast bench all --out benchmarks/here
     """
-    on_cpu = gpus == 0
+    on_cpu = device_for(gpus).type == "cpu"
     shared = {"gpus": gpus, "out": out, "quiet": quiet}
     timing = {"windows": 3, "window_seconds": 1.0} if quick else {}
+    small = {"backbone": "resnet18", "batch_size": 16} if on_cpu else {}
+    packed = {"tracks": 80, "planned": 100_000} if quick else {}
     context.invoke(loader, **shared, **timing)
-    small = {"backbone": "resnet18", "batch_size": 16} if on_cpu or quick else {}
     context.invoke(train, **shared, **timing, **small)
-    packed = {"tracks": 120, "windows": 2, "planned": 100_000} if quick else {}
     context.invoke(shard, out=out, quiet=quiet, **packed)

@@ -1,27 +1,24 @@
 """`siamusic-fast bench loader`: pairs per second, stage by stage and beside peers."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from siamusic_fast.bench import loader as loader_bench
 from siamusic_fast.bench import scaling as scaling_bench
-from siamusic_fast.bench.data import make_shards
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
 from siamusic_fast.cli.bench.rendering import show
 from siamusic_fast.cli.console import progress
 from siamusic_fast.pipelines.recipes import parse_recipe
-from siamusic_fast.progress import Progress
-from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.training.distributed import device_for
+
+_SMALL = {"most_tracks": 10_000, "most_shards": 100}
+"""How far --scaling goes for a quick look."""
 
 
 @click.command()
-@click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
+@settings.data
 @options.data_dir
 @click.option(
     "--aug",
@@ -88,7 +85,7 @@ def loader(
         parse_recipe(recipe)
     device = device_for(gpus)
     timing = settings.timing(windows, window_seconds, quick)
-    with shards(data, data_dir, progress(quiet)) as shard_set:
+    with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:
         if scaling:
             report = scaling_bench.measure(
                 shard_set,
@@ -97,6 +94,7 @@ def loader(
                 device=device,
                 timing=timing,
                 progress=progress(quiet),
+                **(_SMALL if quick else {}),
             )
             show(report, "scaling", out=out, quiet=quiet, as_json=as_json)
             return
@@ -111,13 +109,3 @@ def loader(
             progress=progress(quiet),
         )
     show(report, "loader", out=out, quiet=quiet, as_json=as_json)
-
-
-@contextmanager
-def shards(data: str | None, data_dir: Path, progress: Progress) -> Iterator[ShardSet]:
-    """Give the shards that `data` means, or some that are made for the purpose and removed afterwards."""
-    if data is not None:
-        yield find_shards(data, data_dir)
-        return
-    with tempfile.TemporaryDirectory(prefix="siamusic-fast-") as folder:
-        yield make_shards(Path(folder) / "shards", progress=progress)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from siamusic_fast.bench import chart
-from siamusic_fast.bench.report import Report
+from siamusic_fast.bench.report import Ratio, Report
 from siamusic_fast.cli.console import console, note, output
 from siamusic_fast.shards.files import atomic_write
 
@@ -36,17 +36,20 @@ def _measurements(report: Report) -> Table:
     for heading in ("median", "spread"):
         table.add_column(heading, justify="right")
     table.add_column("unit")
-    for heading in ("CPU ms each", "limit"):
+    for heading in ("CPU ms each", "limit", "target"):
         table.add_column(heading, justify="right")
+    table.add_column("verdict")
     for one in report.measurements:
         limit = report.limits.get(one.name)
         table.add_row(
-            one.name,
+            f"{one.name} ({one.setting})" if one.setting else one.name,
             number(one.median),
             f"± {one.spread:.0%}",
             one.unit,
             "" if one.cpu_ms is None else f"{one.cpu_ms:.2f}",
             "" if limit is None else number(limit),
+            "" if one.target is None else number(one.target),
+            one.verdict,
         )
     return table
 
@@ -58,9 +61,16 @@ def _ratios(report: Report) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     for one in report.ratios:
-        target = "" if one.target is None else f"{one.target:g}"
+        target = target_of(one)
         table.add_row(one.name, f"{one.median:.2f}", f"± {one.spread:.0%}", target, one.verdict)
     return table
+
+
+def target_of(one: Ratio) -> str:
+    """Return what is asked of a ratio, if anything is."""
+    if one.target is None:
+        return ""
+    return f"{'at most ' if one.at_most else ''}{one.target:g}"
 
 
 def number(value: float) -> str:

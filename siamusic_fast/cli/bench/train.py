@@ -7,7 +7,6 @@ import click
 from siamusic_fast.bench import train as train_bench
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
-from siamusic_fast.cli.bench.loader import shards
 from siamusic_fast.cli.bench.rendering import show
 from siamusic_fast.cli.console import progress
 from siamusic_fast.config import BACKBONES, PretrainConfig
@@ -16,7 +15,7 @@ from siamusic_fast.training.distributed import device_for
 
 
 @click.command()
-@click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
+@settings.data
 @options.data_dir
 @options.aug
 @click.option(
@@ -52,13 +51,14 @@ def train(
     """Measure pairs per second of pre-training.
 
     In turns: on one batch that stays on the device, which is the most that a loader could feed, with the DALI
-    loader, with the torch loader, and the step of the paper's code on a resident batch.
+    loader, the torch loader at its best and that of the paper's code, each with the share of time that the
+    step waits for it, and the step of the paper's code on a resident batch.
 
     \b
     siamusic-fast bench train --backbone resnet18 --batch-size 16
     """
     parse_recipe(aug)
-    with shards(data, data_dir, progress(quiet)) as shard_set:
+    with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:
         report = train_bench.measure(
             shard_set,
             recipe=aug,

@@ -1,0 +1,151 @@
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from siamusic_fast.bench.report import Measurement, Report
+from siamusic_fast.cli.bench import settings
+from siamusic_fast.shards.manifest import ShardSet
+from tests.bench.test_doctor import CPU
+from tests.cli.test_main import error_line, run
+
+TINY = ("--windows", 3, "--window-seconds", 0.05)
+
+
+def test_the_benchmark_of_the_loader_has_help_with_an_example() -> None:
+    assert "siamusic-fast bench loader --data" in run("bench", "loader", "--help").stdout
+
+
+def test_bench_loader_ends_with_one_line_of_json_and_keeps_it_with_a_chart(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    words = ("--data", shard_set.folder, "--aug", "image", "--peer", "none", "--batch-size", 8, "--gpus", 0)
+    result = run(
+        "bench", "loader", *words, "--windows", 2, "--window-seconds", 0.2, "--out", tmp_path / "kept"
+    )
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()
+    document = json.loads(line)
+    assert document["settings"]["shards"] == "fma_medium"
+    assert document["results"][-2]["name"] == "DALI: recipe image"
+    assert len(document["results"][-1]["windows"]) == 2
+    assert "pairs/s" in result.stderr
+    assert json.loads((tmp_path / "kept" / "loader.json").read_text()) == document
+    assert (tmp_path / "kept" / "loader.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_compare_shows_what_two_results_have_in_common(shard_set: ShardSet, tmp_path: Path) -> None:
+    words = ("--data", shard_set.folder, "--aug", "none", "--peer", "none", "--batch-size", 8, "--gpus", 0)
+    kept = run("bench", "loader", *words, *TINY, "--quiet", "--out", tmp_path)
+    assert kept.exit_code == 0
+    file = tmp_path / "loader.json"
+    result = run("bench", "compare", file, file, "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["differences"] == []
+    assert {(one["ratio"], one["verdict"]) for one in document["changes"]} == {
+        (1.0, "no difference within the spread")
+    }
+    other = json.loads(file.read_text())
+    other["settings"]["batch_size"] = 16
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    shown = run("bench", "compare", file, tmp_path / "other.json")
+    assert "Not the same: batch_size: 8, then 16" in shown.stdout
+    file.write_text("{}")
+    assert "is no result of a benchmark" in error_line(run("bench", "compare", file, file))
+
+
+def test_bench_refuses_a_gpu_where_there_is_none(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 1))
+    assert "--gpus 1" in line
+    assert "--gpus 0" in line
+
+
+def test_bench_refuses_a_batch_larger_than_the_split(shard_set: ShardSet) -> None:
+    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 0, "--quiet"))
+    assert "A batch of 64 does not fit the 24 tracks" in line
+    assert "--batch-size 24" in line
+
+
+def module(name: str) -> ModuleType:
+    """Return a module whose command has the same name, and so hides it in the package."""
+    return importlib.import_module(f"siamusic_fast.cli.bench.{name}")
+
+
+class Measured(list[dict[str, Any]]):
+    """Stands for the `measure` of a benchmark and keeps what it was asked for."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Report:
+        self.append(options)
+        one = Measurement(name="A", unit="pairs/s", windows=(1.0, 2.0, 3.0))
+        return Report(title="Fake", settings={}, measurements=(one,))
+
+
+@pytest.fixture
+def benches(monkeypatch: pytest.MonkeyPatch) -> dict[str, Measured]:
+    """Replace what takes long."""
+    found = {"loader": Measured(), "train": Measured(), "shard": Measured(), "scaling": Measured()}
+    for name, measure in found.items():
+        monkeypatch.setattr(f"siamusic_fast.bench.{name}.measure", measure)
+    monkeypatch.setattr(settings, "tracks_for", lambda batch_size: 2)
+    return found
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_bench_all_keeps_every_result_and_is_smaller_on_a_cpu(
+    benches: dict[str, Measured], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    device = torch.device("cuda" if on_gpu else "cpu")
+    for place in ("everything", "loader", "train"):
+        monkeypatch.setattr(module(place), "device_for", lambda gpus: device)
+    assert run("bench", "all", "--quiet", "--out", tmp_path).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("loader.json", "loader.png", "shard.json", "shard.png", "train.json", "train.png")
+    ]
+    (asked,) = benches["train"]
+    assert (asked["backbone"], asked["batch_size"]) == (("resnet50", 64) if on_gpu else ("resnet18", 16))
+    assert asked["device"] == device
+    assert benches["loader"][0]["timing"].windows == 3
+    assert benches["shard"][0]["windows"] == 3
+
+
+def test_bench_train_measures_what_it_is_asked_for(
+    benches: dict[str, Measured], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    words = ("--data", shard_set.folder, "--gpus", 0, "--aug", "audio", "--batch-size", 4, *TINY)
+    result = run("bench", "train", *words, "--backbone", "resnet18", "--out", tmp_path)
+    assert result.exit_code == 0
+    assert json.loads((tmp_path / "train.json").read_text()) == json.loads(result.stdout)
+    (asked,) = benches["train"]
+    assert (asked["recipe"], asked["backbone"], asked["batch_size"]) == ("audio", "resnet18", 4)
+    assert asked["timing"].seconds == 0.05
+
+
+def test_a_quick_look_at_scaling_goes_less_far(benches: dict[str, Measured], shard_set: ShardSet) -> None:
+    words = ("--data", shard_set.folder, "--gpus", 0, "--quiet", "--scaling")
+    assert run("bench", "loader", *words, "--quick").exit_code == 0
+    assert run("bench", "loader", *words).exit_code == 0
+    quick, thorough = benches["scaling"]
+    assert (quick["most_tracks"], quick["most_shards"]) == (10_000, 100)
+    assert "most_tracks" not in thorough
+
+
+def test_bench_doctor_shows_the_rates_and_ends_with_the_advice(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module("doctor"), "examine", lambda *arguments, **options: CPU)
+    words = ("bench", "doctor", "--data", shard_set.folder, "--gpus", 0)
+    shown = run(*words)
+    assert shown.exit_code == 0
+    assert "both together" in shown.stdout
+    assert "--backend torch" in shown.stdout.splitlines()[-1]
+    values = json.loads(run(*words, "--json").stdout)
+    assert (values["together"], values["codec"]) == (700, "wav")
+    assert "--backend torch" in values["advice"]
