@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from siamusic_fast.bench.loader import PEERS
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench.loader import loader
 from siamusic_fast.cli.bench.shard import shard
@@ -29,6 +30,8 @@ from siamusic_fast.training.distributed import device_for
 def everything(context: click.Context, gpus: int | None, quick: bool, out: Path, quiet: bool) -> None:
     """Run all benchmarks on data made for them and keep the results.
 
+    The way of the paper's code, a slow peer, is left out unless --thorough; `bench loader` has it.
+
     \b
     siamusic-fast bench all --out benchmarks/here
     """
@@ -36,7 +39,7 @@ def everything(context: click.Context, gpus: int | None, quick: bool, out: Path,
     shared = {"gpus": gpus, "out": out, "quiet": quiet}
     timing = {"windows": 3, "window_seconds": 1.0} if quick else {}
     small = {"backbone": "resnet18", "batch_size": 16} if on_cpu else {}
-    packed = {"tracks": 80, "planned": 100_000} if quick else {}
-    context.invoke(loader, **shared, **timing)
+    packed = {"tracks": 200, "planned": 100_000} if quick else {}
+    context.invoke(loader, peers=("torch",) if quick else PEERS, **shared, **timing)
     context.invoke(train, **shared, **timing, **small)
     context.invoke(shard, out=out, quiet=quiet, **packed)

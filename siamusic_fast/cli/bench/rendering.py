@@ -10,13 +10,20 @@ from siamusic_fast.bench.report import Ratio, Report
 from siamusic_fast.cli.console import console, note, output
 from siamusic_fast.shards.files import atomic_write
 
+_HEADINGS = ("what", "median", "spread", "unit", "CPU ms each", "limit", "target", "verdict")
+_WORDS = (0, 3, 7)
+"""Columns of the headings that hold words."""
+_PAPER_WIDTH = 120
+"""Characters in a line where there is no terminal to say."""
+
 
 def show(report: Report, name: str, *, out: Path | None, quiet: bool, as_json: bool) -> None:
     """Print `report`, and write `out`/`name`.json and .png if there is such a folder."""
     if not (as_json or quiet):
-        console.print(_measurements(report))
+        width = None if console.is_terminal else _PAPER_WIDTH
+        console.print(_measurements(report), width=width)
         if report.ratios:
-            console.print(_ratios(report))
+            console.print(_ratios(report), width=width)
         for line in report.notes:
             note(line)
     document = json.dumps(report.as_json())
@@ -31,26 +38,25 @@ def show(report: Report, name: str, *, out: Path | None, quiet: bool, as_json: b
 
 
 def _measurements(report: Report) -> Table:
-    table = Table(title=report.title, title_justify="left")
-    table.add_column("what")
-    for heading in ("median", "spread"):
-        table.add_column(heading, justify="right")
-    table.add_column("unit")
-    for heading in ("CPU ms each", "limit", "target"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    for one in report.measurements:
-        limit = report.limits.get(one.name)
-        table.add_row(
+    rows = [
+        (
             f"{one.name} ({one.setting})" if one.setting else one.name,
             number(one.median),
             f"± {one.spread:.0%}",
             one.unit,
             "" if one.cpu_ms is None else f"{one.cpu_ms:.2f}",
-            "" if limit is None else number(limit),
+            number(report.limits[one.name]) if one.name in report.limits else "",
             "" if one.target is None else number(one.target),
             one.verdict,
         )
+        for one in report.measurements
+    ]
+    table = Table(title=report.title, title_justify="left")
+    used = [column for column in range(len(_HEADINGS)) if any(row[column] for row in rows)]
+    for column in used:
+        table.add_column(_HEADINGS[column], justify="left" if column in _WORDS else "right")
+    for row in rows:
+        table.add_row(*(row[column] for column in used))
     return table
 
 
