@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from siamusic_fast.bench.report import Report, read_report
-from siamusic_fast.cli.bench.rendering import number, target_of
+from siamusic_fast.bench.report import Report, number, read_report
+from siamusic_fast.cli.bench.rendering import target_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -8,19 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from siamusic_fast.errors import DataError
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint, models
 from siamusic_fast.training.distributed import Job
-from siamusic_fast.training.evaluate import join_segments, results_folder
+from siamusic_fast.training.evaluate import RESULTS, check_enough_classes, join_segments, results_folder
 from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.knn import knn_predict
 from siamusic_fast.training.linear import choose_linear
 from siamusic_fast.training.pretrained import Pretrained, load_pretrained
 from siamusic_fast.training.scores import Scores, scores
 
-RESULTS = "results.json"
 SPLITS = ("training", "validation", "test")
 
 Tracks = tuple[Tensor, Tensor]
@@ -88,9 +86,7 @@ def probe(
     without labelled tracks; ConfigError if the features do not fit the shards.
     """
     job = job or Job()
-    if len(shard_set.classes) < 2:
-        found = ", ".join(shard_set.classes) or "none"
-        raise DataError(f"{shard_set.folder} has too few classes ({found}): a probe needs at least 2.")
+    check_enough_classes(shard_set, "a probe")
     pretrained = load_pretrained(run, which)
     folder = job.once(lambda: results_folder(out, run / "probe", force=force))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from siamusic_fast.bench.report import Measurement, Report
+from siamusic_fast.bench.report import Measurement, Report, number
 
 _OURS, _OTHERS, _LIMIT = "#3b6ea5", "#b0b4ba", "#c0392b"
 
@@ -24,7 +24,7 @@ def draw(report: Report, path: Path) -> None:
             low, high = one.median - min(one.windows), max(one.windows) - one.median
             axis.barh(place, one.median, xerr=[[low], [high]], color=_colour(one), height=0.7)
             axis.annotate(
-                f" {one.median:,.0f}" if one.median >= 100 else f" {one.median:,.3g}",
+                f" {number(one.median)}",
                 (max(one.windows), place),
                 va="center",
                 fontsize="small",

@@ -6,18 +6,17 @@ from pathlib import Path
 import torch
 
 from siamusic_fast.bench import limits
+from siamusic_fast.bench.loader import torch_loader
 from siamusic_fast.bench.report import named
 from siamusic_fast.bench.stages import crop_stage, dali_loader, prepare
-from siamusic_fast.bench.timing import Contender, Timing, in_turns
+from siamusic_fast.bench.timing import Timing, in_turns
 from siamusic_fast.bench.train import fed_step, new_step, resident_step
 from siamusic_fast.pipelines.options import Setup
-from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
 
 _TOGETHER = "loader and training together"
-_TORCH = "torch"
 _ENOUGH = 1.05
 """So many times what training takes must come, for the GPU never to wait."""
 _BOUND = 1.25
@@ -69,15 +68,9 @@ def examine(
     resident = resident_step(backbone, setup.mel, batch_size, device)
     fed = fed_step(_TOGETHER, loader, new_step(backbone, setup.mel, batch_size, device), device)
     contenders = [crops, loader, resident, fed]
+    other = torch_loader(shard_set, options, recipe, workers=cores(), per_batch=False)
     if device.type == "cpu":
-        contenders.append(
-            Contender(
-                name=_TORCH,
-                items=batch_size,
-                open=lambda: TorchTwoViewLoader(shard_set, recipe=recipe, workers=cores(), **options),
-                ahead=3 * cores(),
-            )
-        )
+        contenders.append(other)
     found = in_turns(contenders, timing, device, title="Looking at every stage", progress=progress)
     disk = limits.disk_read([Path(tar) for tar in setup.source.tars])
     return Facts(
@@ -87,7 +80,7 @@ def examine(
         crops=named(found, crops.name).median,
         disk=disk.bytes_per_second / _bytes_read(setup),
         cold=disk.cold,
-        other_backend=named(found, _TORCH).median if device.type == "cpu" else None,
+        other_backend=named(found, other.name).median if device.type == "cpu" else None,
         codec=shard_set.codec,
         device=device.type,
         threads=options["threads"],

@@ -2,7 +2,7 @@
 
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -25,7 +25,7 @@ from siamusic_fast.bench.stages import (
     stages,
     two_crops,
 )
-from siamusic_fast.bench.timing import Contender, Timing, in_turns
+from siamusic_fast.bench.timing import Contender, Timing, endless, in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.options import LoaderOptions, Setup
 from siamusic_fast.pipelines.recipes import RECIPES
@@ -178,13 +178,14 @@ def torch_loaders(shard_set: ShardSet, options: LoaderOptions, recipe: str) -> l
     workers = sorted({0, 1, cores() // 2, cores()})
     per_batch = [True] if torch.device(options["device"]).type == "cuda" else [False, True]
     return [
-        _torch_loader(shard_set, options, recipe, count, whole) for count in workers for whole in per_batch
+        torch_loader(shard_set, options, recipe, count, whole) for count in workers for whole in per_batch
     ]
 
 
-def _torch_loader(
+def torch_loader(
     shard_set: ShardSet, options: LoaderOptions, recipe: str, workers: int, per_batch: bool
 ) -> Contender:
+    """Return the torch backend with so many workers, which compute unless it is done `per_batch`."""
     spare = max(1, cores() - workers) if per_batch else 1
     own: LoaderOptions = {**options, "threads": spare if workers else cores()}
 
@@ -274,17 +275,13 @@ def _statistics(contender: Contender) -> tuple[tuple[int, ...], float, float]:
     wanted = max(_FEWEST_COMPARED, -(-_COMPARED // contender.items))
     means, squares = [], []
     with contender.open() as batches:
-        for views in islice(_endless(batches), wanted):
+        views: Any
+        for views in islice(endless(batches), wanted):
             both = torch.cat([view.float().cpu() for view in views])
             means.append(float(both.mean()))
             squares.append(float(both.square().mean()))
     mean = statistics.fmean(means)
     return tuple(both.shape[1:]), mean, (statistics.fmean(squares) - mean**2) ** 0.5
-
-
-def _endless(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from batches
 
 
 def _limits(setup: Setup) -> tuple[dict[str, float], tuple[str, ...]]:

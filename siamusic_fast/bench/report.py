@@ -224,6 +224,11 @@ def named(measurements: Sequence[Measurement], name: str) -> Measurement:
     return next(one for one in measurements if one.name == name)
 
 
+def number(value: float) -> str:
+    """Return `value` with about three digits."""
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
 def machine() -> dict[str, Any]:
     """Return what the figures depend on: processor, cores, GPU and versions."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

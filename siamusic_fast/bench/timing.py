@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from siamusic_fast.bench.report import Measurement
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.progress import SILENT, Progress
+
+T = TypeVar("T")
 
 _WARM_UP_SECONDS = 2.0
 _FEWEST_WARM_UP_BATCHES = 2
@@ -114,7 +116,7 @@ def in_turns(
     with ExitStack() as stack, progress.task(title, steps, "windows") as task:
         turns = []
         for contender in contenders:
-            batches = _endless(stack.enter_context(contender.open()))
+            batches = endless(stack.enter_context(contender.open()))
             turns.append(_Turns(contender, batches, timing, device, clock))
             _rest(clock)
             task.advance(note=f"{contender.name} is warm")
@@ -210,7 +212,8 @@ def waiting_of(name: str) -> str:
     return f"{name}, waiting for data"
 
 
-def _endless(batches: Iterable[object]) -> Iterator[object]:
+def endless(batches: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of epoch after epoch."""
     while True:
         yield from batches
 

@@ -27,7 +27,7 @@ from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.metrics import Stopwatch
 from siamusic_fast.training.models import SimSiam, place
 from siamusic_fast.training.precision import autocast
-from siamusic_fast.training.pretrain import LOG_EVERY
+from siamusic_fast.training.pretrain import LOG_EVERY, optimizer_of
 
 RESIDENT = "train: resident batch"
 WITH_DALI = "train: DALI loader"
@@ -167,12 +167,13 @@ class _Step:
         simsiam = SimSiam(backbone).to(device)
         self._device, self._lean = device, lean
         self._model: nn.Module = place(simsiam, device) if lean else simsiam
-        body = [*simsiam.encoder.parameters(), *simsiam.projector.parameters()]
-        groups: list[dict[str, Any]] = [{"params": body}, {"params": simsiam.predictor.parameters()}]
-        self._optimizer = torch.optim.Adam(
-            groups, PretrainConfig.lr, weight_decay=PretrainConfig.weight_decay, fused=lean
+        config = PretrainConfig()
+        self._optimizer = (
+            optimizer_of(config, simsiam)
+            if lean
+            else torch.optim.Adam(simsiam.parameters(), config.lr, weight_decay=config.weight_decay)
         )
-        if lean and PretrainConfig().compiles_on(device.type):
+        if lean and config.compiles_on(device.type):
             self._model = compiled(self._model, torch.zeros(shape, device=device), Job(device=device))
         self._losses: deque[Tensor] = deque(maxlen=LOG_EVERY)
 

@@ -1,8 +1,9 @@
 """How pre-training looks: one live panel on a terminal, plain lines in a pipe or a log file."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
@@ -112,37 +113,44 @@ class Figures:
         return f"{TASK}: " + ", ".join(known + ([_COLLAPSING] if self.collapsing else []))
 
 
-class TrainingPanel:
-    """Shows a run as a live panel, and whatever else there is to do as a bar."""
-
-    def __init__(self, epochs: int, screen: Console | None = None) -> None:
-        self._epochs = epochs
-        self._screen = screen
-
-    @contextmanager
-    def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
-        if description != TASK:
-            with progress(quiet=False).task(description, total, unit) as task:
-                yield task
-            return
-        figures = Figures(self._epochs, total)
-        with Live(console=self._screen or console, get_renderable=figures.panel, refresh_per_second=4):
-            yield figures
-
-
-class TrainingLines:
-    """Prints a line of a run's figures now and then, and lines on whatever else there is to do."""
+class _Training(ABC):
+    """Shows a run in its own way, and whatever else there is to do as other commands do."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
-        if description != TASK:
-            with progress(quiet=False).task(description, total, unit) as task:
-                yield task
-            return
-        yield _Lines(self._epochs, total)
+        shown = (
+            self._run(total) if description == TASK else progress(quiet=False).task(description, total, unit)
+        )
+        with shown as task:
+            yield task
+
+    @abstractmethod
+    def _run(self, total: int) -> AbstractContextManager[Task]:
+        """Show a run of `total` steps."""
+
+
+class TrainingPanel(_Training):
+    """Shows a run as a live panel, and whatever else there is to do as a bar."""
+
+    def __init__(self, epochs: int, screen: Console | None = None) -> None:
+        super().__init__(epochs)
+        self._screen = screen
+
+    @contextmanager
+    def _run(self, total: int) -> Iterator[Task]:
+        figures = Figures(self._epochs, total)
+        with Live(console=self._screen or console, get_renderable=figures.panel, refresh_per_second=4):
+            yield figures
+
+
+class TrainingLines(_Training):
+    """Prints a line of a run's figures now and then, and lines on whatever else there is to do."""
+
+    def _run(self, total: int) -> AbstractContextManager[Task]:
+        return nullcontext(_Lines(self._epochs, total))
 
 
 class _Lines(Figures):

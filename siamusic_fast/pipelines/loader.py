@@ -27,7 +27,7 @@ from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.options import LoaderOptions, Pairing, crops_of, set_up
 from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
-from siamusic_fast.pipelines.source import Source
+from siamusic_fast.pipelines.source import Source, remedy
 from siamusic_fast.pipelines.stats import estimate
 from siamusic_fast.pipelines.torch_source import Tracks
 from siamusic_fast.shards.manifest import ShardSet
@@ -166,15 +166,14 @@ class _Loader(ABC, Generic[Batch]):
             return call()
         except RuntimeError as error:
             folder = self._source.shard_set.folder
-            remedy = f"`siamusic-fast verify {folder}` says what is wrong with it; packing again mends it."
             if "decoders.audio" in str(error):  # which does not say of what
                 Tracks(self._source, self._source.span(self.mel)).check()
-                raise DataError(f"A track in {folder} cannot be decoded: {remedy}") from error
+                raise DataError(f"A track in {folder} cannot be decoded: {remedy(folder)}") from error
             found = re.search(re.escape(str(folder)) + r"/([^/\s:\"]+)\.(?:tar|idx)", str(error))
             if found is None:
                 raise
             raise DataError(
-                f"{folder / found[1]}.tar or {folder / found[1]}.idx is missing or damaged: {remedy}"
+                f"{folder / found[1]}.tar or {folder / found[1]}.idx is missing or damaged: {remedy(folder)}"
             ) from error
 
     def _tensor(self, output: Any) -> Tensor:

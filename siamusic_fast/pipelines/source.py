@@ -6,6 +6,7 @@ are decoded whole.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -116,6 +117,11 @@ def read(source: Source, mel: MelConfig) -> tuple[DataNode, DataNode]:
     if not source.mapped:
         audio, _ = fn.decoders.audio(audio, dtype=types.INT16, downmix=True)
     return _lengthened(audio, source, source.span(mel)), _label(cls)
+
+
+def remedy(folder: Path) -> str:
+    """Return what to do about damaged shards in `folder`."""
+    return f"`siamusic-fast verify {folder}` says what is wrong with it; packing again mends it."
 
 
 def length(audio: DataNode) -> DataNode:

@@ -144,6 +144,7 @@ class _TorchLoader(ABC):
                 num_workers=self._workers,
                 prefetch_factor=_PREFETCH,
                 pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # else it would draw from torch's global one as workers start
             )
         )
 

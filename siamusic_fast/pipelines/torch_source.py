@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines.source import Source
+from siamusic_fast.pipelines.source import Source, remedy
 from siamusic_fast.pipelines.torch_augment import Draws
 
 Array = NDArray[Any]
@@ -127,10 +127,7 @@ class Tracks:
 
     def _damaged(self, track: int, reason: object) -> DataError:
         path = self._paths[int(self._shard[track])]
-        return DataError(
-            f"{path} is missing or damaged ({reason}): `siamusic-fast verify {path.parent}` says what is "
-            f"wrong with it; packing again mends it."
-        )
+        return DataError(f"{path} is missing or damaged ({reason}): {remedy(path.parent)}")
 
     def _label(self, track: int) -> int:
         return int(self._bytes(track, self._cls, self._cls_size).tobytes())

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from siamusic_fast.config import CROPS, SHORT_TRACKS, MelConfig
 from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.options import Pairing
+from siamusic_fast.pipelines.options import LoaderOptions, Pairing, set_up
 from siamusic_fast.pipelines.recipes import Recipe, to_recipe
-from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.stats import estimate
-from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.manifest import ShardSet
 
 Array = NDArray[Any]
 
@@ -74,28 +73,29 @@ def trace(
 
     What is returned is on the CPU. Raises what the loaders raise.
     """
-    device = options.get("device", "cpu")
-    shard_set = data if isinstance(data, ShardSet) else find_shards(data)
-    mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
-    source = Source(
-        shard_set=shard_set,
-        shards=shard_set.shards(splits),
-        shuffle=False,
-        short_tracks=options.get("short_tracks", SHORT_TRACKS[0]),
-    )
-    check_crops(source, mel)
-    normalisation = normalisation or estimate(shard_set, mel)
+    on_gpu = options.get("device") == "gpu"
+    asked: LoaderOptions = {
+        "splits": splits,
+        "short_tracks": options.get("short_tracks", SHORT_TRACKS[0]),
+        "batch_size": tracks,
+        "device": "cuda" if on_gpu else "cpu",
+        "seed": options.get("seed", 0),
+    }
+    if mel is not None:
+        asked["mel"] = mel
+    setup = set_up(data, asked, shuffle=False, labelled_only=False, smaller_batches=True)
+    normalisation = normalisation or estimate(setup.source.shard_set, setup.mel)
     names: list[str] = []
     pipeline = graph.traced_views(
-        source,
-        to_recipe(recipe, mel),
-        graph.Features(mel, normalisation, device),
+        setup.source,
+        to_recipe(recipe, setup.mel),
+        graph.Features(setup.mel, normalisation, "gpu" if on_gpu else "cpu"),
         Pairing(crops=options.get("crops", CROPS[0]), max_distance=options.get("max_distance")),
         names,
-        batch_size=min(tracks, source.tracks),
+        batch_size=setup.batch_size,
         num_threads=1,
-        device_id=0 if device == "gpu" else None,
-        seed=options.get("seed", 0),
+        device_id=setup.device.index,
+        seed=setup.source.seed,
     )
     outputs = dict(zip(names, (output.as_cpu() for output in pipeline.run()), strict=True))
     return Trace(views=(_view("view_1", outputs), _view("view_2", outputs)), normalisation=normalisation)

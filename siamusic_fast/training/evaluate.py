@@ -139,6 +139,13 @@ def find_classifier(run: Path) -> Path:
     raise DataError(f"{run} has no classifier: `siamusic-fast finetune {run}` trains one.")
 
 
+def check_enough_classes(shard_set: ShardSet, what: str) -> None:
+    """Raise DataError if `shard_set` has fewer than the two classes that `what` needs."""
+    if len(shard_set.classes) < 2:
+        found = ", ".join(shard_set.classes) or "none"
+        raise DataError(f"{shard_set.folder} has too few classes ({found}): {what} needs at least 2.")
+
+
 def check_classes(shard_set: ShardSet, classes: tuple[str, ...]) -> None:
     """Raise DataError if the tracks of `shard_set` have other classes than a classifier's."""
     if shard_set.classes != classes:

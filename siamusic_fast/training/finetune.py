@@ -11,13 +11,12 @@ import torch.nn.functional as F
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig
-from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines.loader import LabelledLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.distributed import Job
-from siamusic_fast.training.evaluate import CLASSIFIER
+from siamusic_fast.training.evaluate import CLASSIFIER, check_enough_classes
 from siamusic_fast.training.features import TrackReader
 from siamusic_fast.training.metrics import RunLog, check_finite
 from siamusic_fast.training.models import STAGES, Classifier, place, stage
@@ -72,9 +71,7 @@ def finetune(
     configuration does not fit the shards.
     """
     job = job or Job()
-    if len(shard_set.classes) < 2:
-        found = ", ".join(shard_set.classes) or "none"
-        raise DataError(f"{shard_set.folder} has too few classes ({found}): a classifier needs at least 2.")
+    check_enough_classes(shard_set, "a classifier")
     pretrained = load_pretrained(run, config.checkpoint)
     torch.manual_seed(config.seed)
 

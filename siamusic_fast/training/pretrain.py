@@ -265,13 +265,14 @@ def _training(
         about=runs.about(config, shard_set, normalisation),
         job=job,
         simsiam=simsiam,
-        optimizer=_optimizer(config, simsiam),
+        optimizer=optimizer_of(config, simsiam),
         loader=loader,
         stopwatch=Stopwatch(job.device),
     )
 
 
-def _optimizer(config: PretrainConfig, simsiam: SimSiam) -> torch.optim.Optimizer:
+def optimizer_of(config: PretrainConfig, simsiam: SimSiam) -> torch.optim.Optimizer:
+    """Return the optimizer of `config`; its groups say whether the schedule is for them."""
     body = [*simsiam.encoder.parameters(), *simsiam.projector.parameters()]
     groups = [
         {"params": body, "scheduled": True},

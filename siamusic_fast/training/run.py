@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,6 @@ from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.lock import FolderLock, is_locked
 from siamusic_fast.training.metrics import Stopwatch, check_finite
 from siamusic_fast.training.models import SimSiam
-
-T = TypeVar("T")
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -84,7 +82,7 @@ class Training:
 
     def batches(self, left: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the `left` batches of an epoch, timed."""
-        return itertools.islice(self.stopwatch.timed(_undisturbed(self.loader)), left)
+        return itertools.islice(self.stopwatch.timed(self.loader), left)
 
     def save(self, *, best: bool = False) -> None:
         """Write the checkpoint, and as the best one too if it is. Called in every process.
@@ -155,23 +153,6 @@ class Training:
             f"try --lr {self.about['config']['lr'] / 10:g} or --warmup-epochs; if that does not help, see "
             f"whether the data is whole with `siamusic-fast verify {self.about['data']}`; {last}"
         )
-
-
-def _undisturbed(batches: Iterable[T]) -> Iterator[T]:
-    """Yield `batches`, each of which leaves torch's random generator as it was.
-
-    torch's DataLoader draws a seed from it when it starts its workers, which a resumed run does once more.
-    """
-    iterator = iter(batches)
-    while True:
-        state = torch.get_rng_state()
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            torch.set_rng_state(state)
-        yield batch
 
 
 def about(config: PretrainConfig, shard_set: ShardSet, normalisation: Normalisation) -> dict[str, Any]:

@@ -7,9 +7,8 @@ import click
 from rich.table import Table
 
 from siamusic_fast.bench.compare import Change, changes, differences
-from siamusic_fast.bench.report import Report, read_report
+from siamusic_fast.bench.report import Report, number, read_report
 from siamusic_fast.cli import options
-from siamusic_fast.cli.bench.rendering import number
 from siamusic_fast.cli.console import output
 from siamusic_fast.errors import DataError
 

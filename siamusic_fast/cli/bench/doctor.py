@@ -8,11 +8,10 @@ import click
 from rich.table import Table
 
 from siamusic_fast.bench.doctor import Facts, advise, examine
+from siamusic_fast.bench.report import number
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
-from siamusic_fast.cli.bench.rendering import number
 from siamusic_fast.cli.console import output, progress
-from siamusic_fast.config import BACKBONES, PretrainConfig
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.training.distributed import device_for
 
@@ -21,15 +20,8 @@ from siamusic_fast.training.distributed import device_for
 @settings.data
 @options.data_dir
 @options.aug
-@click.option(
-    "--backbone",
-    type=click.Choice(BACKBONES),
-    metavar="NAME",
-    default=PretrainConfig.backbone,
-    show_default=True,
-    help="Encoder that trains.",
-)
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
+@settings.backbone
+@settings.batch_size
 @options.gpus
 @click.option(
     "--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: one a core]"

@@ -38,7 +38,7 @@ _SMALL = {"most_tracks": 10_000, "most_shards": 100}
     show_default=True,
     help="What to compare with: the torch backend at its best, the way of the paper's code.",
 )
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
+@settings.batch_size
 @options.gpus
 @click.option(
     "--threads", type=click.IntRange(min=1), default=None, help="CPU threads of DALI.  [default: one a core]"

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from siamusic_fast.bench import chart
-from siamusic_fast.bench.report import Ratio, Report
+from siamusic_fast.bench.report import Ratio, Report, number
 from siamusic_fast.cli.console import console, note, output
 from siamusic_fast.shards.files import atomic_write
 
@@ -77,8 +77,3 @@ def target_of(one: Ratio) -> str:
     if one.target is None:
         return ""
     return f"{'at most ' if one.at_most else ''}{one.target:g}"
-
-
-def number(value: float) -> str:
-    """Return `value` with about three digits."""
-    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"

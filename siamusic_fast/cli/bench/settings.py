@@ -9,10 +9,20 @@ import click
 
 from siamusic_fast.bench.data import make_shards, tracks_for
 from siamusic_fast.bench.timing import Timing
+from siamusic_fast.config import BACKBONES, PretrainConfig
 from siamusic_fast.progress import Progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 data = click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
+backbone = click.option(
+    "--backbone",
+    type=click.Choice(BACKBONES),
+    metavar="NAME",
+    default=PretrainConfig.backbone,
+    show_default=True,
+    help="Encoder that trains.",
+)
+batch_size = click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
 windows = click.option(
     "--windows", type=int, default=5, show_default=True, help="How often each is measured, in turns."
 )

@@ -9,7 +9,6 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
 from siamusic_fast.cli.bench.rendering import show
 from siamusic_fast.cli.console import progress
-from siamusic_fast.config import BACKBONES, PretrainConfig
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.training.distributed import device_for
 
@@ -18,15 +17,8 @@ from siamusic_fast.training.distributed import device_for
 @settings.data
 @options.data_dir
 @options.aug
-@click.option(
-    "--backbone",
-    type=click.Choice(BACKBONES),
-    metavar="NAME",
-    default=PretrainConfig.backbone,
-    show_default=True,
-    help="Encoder that trains.",
-)
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
+@settings.backbone
+@settings.batch_size
 @options.gpus
 @settings.windows
 @settings.window_seconds
