@@ -1,5 +1,6 @@
 """Several processes that train as one: starting them, joining them, sharing between them."""
 
+import dataclasses
 import logging
 import os
 import pickle
@@ -27,6 +28,7 @@ from siamusic_fast.shards.pool import share_of_cores
 from siamusic_fast.training import slurm
 from siamusic_fast.training.batchnorm import synchronised
 from siamusic_fast.training.failures import FROM_LEADER, WorkerError, describe
+from siamusic_fast.training.meeting import meet
 from siamusic_fast.training.signals import STOPPING, Stopped
 
 T = TypeVar("T")
@@ -294,24 +296,24 @@ def _join(function: JobFunction[T], on_gpu: bool) -> T:
 def _process_group(on_gpu: bool) -> Iterator[Job]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
     torch.set_num_threads(share_of_cores())
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, rank, world_size = next(rendezvous("env://"))
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        # The launcher keeps the store when it starts processes again, with the addresses of the dead in it.
-        store=dist.PrefixStore(f"start-{restarts}", store),  # type: ignore[attr-defined]
+        store=dist.PrefixStore(meet(store, rank, world_size), store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=world_size,
         device_id=device if on_gpu else None,
     )
-    yield Job(
-        rank=dist.get_rank(),
-        world_size=dist.get_world_size(),
+    job = Job(
+        rank=rank,
+        world_size=world_size,
         device=device,
         id=os.environ.get("TORCHELASTIC_RUN_ID", ""),
-        restarts=int(restarts),
         cpu_group=dist.new_group(backend="gloo") if on_gpu else None,
     )
+    # A node counts the failures of its own processes only.
+    (restarts,) = job.highest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    yield dataclasses.replace(job, restarts=restarts)
     # Not after an error: the others would have to take part, and the launcher ends them anyway.
     dist.destroy_process_group()
 
@@ -349,7 +351,7 @@ def _failure(error: ChildFailedError) -> BaseException:
     report: Any = failure.message
     if isinstance(report, dict):
         name, _, text = report["message"].partition(": ")
-        for kind in (ConfigError, DataError, DeviceError):
+        for kind in (ConfigError, DataError, DeviceError, SiamusicError):
             if name == kind.__name__:
                 return kind(text)
         return WorkerError(f"rank {rank} failed:\n{report['extraInfo']['py_callstack'].rstrip()}")

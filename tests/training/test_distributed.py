@@ -1,6 +1,7 @@
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -201,6 +202,38 @@ def test_tasks_of_slurm_join_each_other() -> None:
         for rank in ("0", "1")
     ]
     assert [task.communicate()[0] for task in tasks] == ["[0, 1]\n"] * 2
+
+
+def count_restarts(*, job: Job) -> list[int]:
+    """Be killed as the second process at the first start; say what each process knows of restarts."""
+    if job.rank == 1 and job.restarts == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.gather(job.restarts)
+
+
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_start_again_together_when_one_loses_its_process(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from tests.training.test_distributed import count_restarts, launch\n"
+        "if __name__ == '__main__':\n"
+        "    print(launch(count_restarts, gpus=0))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--max-restarts=1"]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, *meeting, str(program)],
+            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [node.communicate(timeout=120)[0] for node in nodes] == ["[1, 1]\n"] * 2
 
 
 def test_two_processes_learn_what_one_learns_from_the_joined_batch() -> None:
