@@ -7,9 +7,10 @@ scripts/performance.py [--check]    with --check, only say whether the file is w
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from siamusic_fast.bench.report import Report, number, read_report
-from siamusic_fast.cli.bench.rendering import target_of
+from siamusic_fast.cli.bench.rendering import added_by, target_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -19,10 +20,11 @@ ORDER = ("loader", "train", "shard", "scaling")
 HEAD = """# Performance
 
 This page is made by `scripts/performance.py` from `benchmarks/results`: every window of every figure is
-there, with versions and settings. A row is the median of its windows, the spread half the distance between
-the slowest and the fastest. Ratios are of windows measured in turns; a target is *reached* or *not reached*
-if all windows, three at least, say so, and else not certain. `make bench` measures your machine;
-`siamusic-fast bench doctor` says what to change on it.
+there, with versions and settings. A row is the median of its windows, the spread the largest distance of a
+window from it, doubled where there are fewer than five windows. Ratios are of windows measured in turns; a
+target is *reached* or *not reached* if it lies outside the median and its spread, and else not certain.
+A stage *adds* the milliseconds of a pair that it takes longer than the stage that it extends.
+`make bench` measures your machine; `siamusic-fast bench doctor` says what to change on it.
 """
 
 
@@ -33,19 +35,31 @@ def page() -> str:
         found = {name: path for name, path in documents.items() if path.is_file()}
         if not found:
             continue
-        parts.append(f"## {title(json.loads(next(iter(found.values())).read_text()))}")
+        reports = {name: read_report(json.loads(path.read_text()), str(path)) for name, path in found.items()}
+        parts.append(f"## {title(common_machine(reports, folder.name))}")
         notes = folder / "notes.md"
         if notes.is_file():
             parts.append(notes.read_text().strip())
-        for name, path in found.items():
-            parts.append(section(read_report(json.loads(path.read_text()), str(path)), folder.name, name))
+        parts += [section(report, folder.name, name) for name, report in reports.items()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def title(document: dict[str, dict[str, object]]) -> str:
-    machine = document["machine"]
+def common_machine(reports: dict[str, Report], folder: str) -> dict[str, Any]:
+    """Return what all of the `reports` were measured on; end with what differs if that is not one machine."""
+    (first, one), *others = reports.items()
+    for name, other in others:
+        differing = [key for key, value in one.hardware.items() if other.hardware.get(key) != value]
+        if differing:
+            sys.exit(
+                f"{folder}: {first}.json and {name}.json differ in {', '.join(differing)} of their machines: "
+                f"measure all on one, or keep them in folders of their own."
+            )
+    return one.hardware
+
+
+def title(machine: dict[str, Any]) -> str:
     gpus = machine["gpus"]
-    hardware = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "no GPU"
+    hardware = ", ".join(gpus) or "no GPU"
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {hardware} "
         f"(torch {machine['torch']}, DALI {machine['dali']})"
@@ -54,14 +68,15 @@ def title(document: dict[str, dict[str, object]]) -> str:
 
 def section(report: Report, machine: str, name: str) -> str:
     lines = [f"### {report.title}", "", f"![{report.title}](../benchmarks/results/{machine}/{name}.png)", ""]
-    lines += ["| what | median | spread | unit | CPU ms each | limit | target | verdict |"]
-    lines += ["|---|---:|---:|---|---:|---:|---:|---|"]
+    lines += ["| what | median | spread | unit | adds ms | CPU ms each | limit | target | verdict |"]
+    lines += ["|---|---:|---:|---|---:|---:|---:|---:|---|"]
     for one in report.measurements:
         what = f"{one.name} ({one.setting})" if one.setting else one.name
         cpu = "" if one.cpu_ms is None else f"{one.cpu_ms:.2f}"
         limit = number(report.limits[one.name]) if one.name in report.limits else ""
-        target = "" if one.target is None else number(one.target)
-        cells = [what, number(one.median), f"{one.spread:.0%}", one.unit, cpu, limit, target, one.verdict]
+        spread = f"{one.spread:.0%}"
+        numbers = [added_by(one, report), cpu, limit, target_of(one)]
+        cells = [what, number(one.median), spread, one.unit, *numbers, one.verdict]
         lines.append(f"| {' | '.join(cells)} |")
     if report.ratios:
         lines += ["", "| ratio | median | spread | target | verdict |", "|---|---:|---:|---:|---|"]

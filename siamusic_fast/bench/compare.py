@@ -1,12 +1,14 @@
 """Two results of the same benchmark: what became faster, what slower, and what did neither for certain."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from siamusic_fast.bench.report import FEWEST_WINDOWS, SAME, TOO_FEW, Measurement, Ratio, Report
 from siamusic_fast.errors import DataError
+
+Measured = Measurement | Ratio
 
 _LESS_IS_BETTER = frozenset({"s", "MiB", "% of the time"})
 
@@ -66,7 +68,7 @@ def _change(before: Measurement, after: Measurement) -> Change:
         unit=after.unit,
         before=before.median,
         after=after.median,
-        verdict=_verdict(before.windows, after.windows, less_is_better=after.unit in _LESS_IS_BETTER),
+        verdict=_verdict(before, after, less_is_better=after.at_most or after.unit in _LESS_IS_BETTER),
         note="" if same else f"{before.setting or 'none'}, then {after.setting or 'none'}",
     )
 
@@ -77,16 +79,16 @@ def _shifted(before: Ratio, after: Ratio) -> Change:
         unit="times",
         before=before.median,
         after=after.median,
-        verdict=_verdict(before.windows, after.windows, less_is_better=after.at_most),
+        verdict=_verdict(before, after, less_is_better=after.at_most),
     )
 
 
-def _verdict(before: Sequence[float], after: Sequence[float], *, less_is_better: bool) -> str:
-    """Compare two sets of windows that were not measured in turns: they must not overlap."""
-    if min(len(before), len(after)) < FEWEST_WINDOWS:
+def _verdict(before: Measured, after: Measured, *, less_is_better: bool) -> str:
+    """Compare what was not measured in turns: medians with their spreads must not overlap."""
+    if min(len(before.windows), len(after.windows)) < FEWEST_WINDOWS:
         return TOO_FEW
-    if min(after) > max(before):
+    if after.low > before.high:
         return "worse" if less_is_better else "better"
-    if max(after) < min(before):
+    if after.high < before.low:
         return "better" if less_is_better else "worse"
     return SAME

@@ -7,20 +7,25 @@ import torch
 
 from siamusic_fast.bench import limits
 from siamusic_fast.bench.loader import torch_loader
-from siamusic_fast.bench.report import named
+from siamusic_fast.bench.report import Ratio, named
 from siamusic_fast.bench.stages import crop_stage, dali_loader, prepare
-from siamusic_fast.bench.timing import Timing, in_turns
+from siamusic_fast.bench.timing import Timing, in_turns, waiting_of
 from siamusic_fast.bench.train import fed_step, new_step, resident_step
+from siamusic_fast.config import PretrainConfig
 from siamusic_fast.pipelines.options import Setup
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
 
 _TOGETHER = "loader and training together"
-_ENOUGH = 1.05
-"""So many times what training takes must come, for the GPU never to wait."""
+_FED = 0.95
+"""Training that keeps so much of the rate that it has alone is fed."""
+_WAITING = 0.05
+"""Of the time: who waits less does not wait."""
 _BOUND = 1.25
 """A stage that gives less than so many times what the whole gives is what holds the whole up."""
+_MORE = 1.05
+"""Of two rates, the one that is so many times the other is higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,12 @@ class Facts:
     """Given by the loader, alone on the machine."""
     together: float
     """Trained on, when the loader feeds the step and both share the machine."""
+    fed: float
+    """`together` over `training`, measured in turns."""
+    spread: float
+    """How far the windows of `fed` are from their median, as a share of it."""
+    waiting: float
+    """Share of the time, 0 to 1, that the step waits for batches."""
     crops: float
     """Given by reading and cropping alone."""
     disk: float
@@ -45,6 +56,7 @@ class Facts:
     device: str
     threads: int
     cores: int
+    """That this process has: its share, if each of several GPUs has a process."""
 
 
 def examine(
@@ -54,14 +66,20 @@ def examine(
     backbone: str,
     batch_size: int,
     device: torch.device,
+    gpus: int = 1,
     threads: int | None = None,
     timing: Timing | None = None,
     progress: Progress = SILENT,
 ) -> Facts:
-    """Measure what `Facts` holds. Raises `ConfigError` if the options do not fit the shards."""
-    timing = timing or Timing(windows=3, seconds=2.0)
+    """Measure what `Facts` holds, for one of `gpus` whose processes share the cores.
+
+    Raises `ConfigError` if the options do not fit the shards, or nothing could be trained with them.
+    """
+    PretrainConfig(backbone=backbone, batch_size=batch_size)  # it refuses what training does
+    timing = timing or Timing(windows=5, seconds=0.5)
+    share = max(1, cores() // max(1, gpus))
     setup, options = prepare(
-        shard_set, batch_size=batch_size, device=device, threads=threads, progress=progress
+        shard_set, batch_size=batch_size, device=device, threads=threads or share, progress=progress
     )
     loader = dali_loader(shard_set, options, recipe)
     crops = crop_stage(setup, options)
@@ -72,11 +90,15 @@ def examine(
     if device.type == "cpu":
         contenders.append(other)
     found = in_turns(contenders, timing, device, title="Looking at every stage", progress=progress)
+    together = Ratio.of(named(found, fed.name), named(found, resident.name))
     disk = limits.disk_read([Path(tar) for tar in setup.source.tars])
     return Facts(
         training=named(found, resident.name).median,
         loader=named(found, loader.name).median,
         together=named(found, fed.name).median,
+        fed=together.median,
+        spread=together.spread,
+        waiting=named(found, waiting_of(fed.name)).median / 100,
         crops=named(found, crops.name).median,
         disk=disk.bytes_per_second / _bytes_read(setup),
         cold=disk.cold,
@@ -84,7 +106,7 @@ def examine(
         codec=shard_set.codec,
         device=device.type,
         threads=options["threads"],
-        cores=cores(),
+        cores=share,
     )
 
 
@@ -97,28 +119,100 @@ def _bytes_read(setup: Setup) -> float:
 
 
 def advise(facts: Facts) -> str:
-    """Return the one change that would help most."""
-    if facts.loader >= _ENOUGH * facts.training:
-        return "Nothing to change: the loader gives more than training takes."
-    if facts.codec != "wav" and facts.crops < _BOUND * facts.loader:
+    """Return whether there is anything to mend, and the one change that would help most."""
+    found = (
+        f"Training waits {facts.waiting:.0%} of the time and goes {facts.fed:.0%} as fast with the loader "
+        f"as without (± {facts.spread:.0%})"
+    )
+    if facts.fed >= _FED:
+        return f"Nothing to mend. {found}.{_from_memory(facts)}"
+    if facts.waiting < _WAITING:
+        found += f": it does not wait for data, but shares the {_device(facts)} with the loader"
+    if facts.fed * (1 + facts.spread) >= _FED:
+        return f"Not certain within the spread: look again when nothing else runs here. {found}."
+    remedy, rate = _mend_reading(facts) if _reading_holds(facts) else _mend_features(facts)
+    gain = "" if rate is None else f" With that, at most {max(rate, facts.together):,.0f} pairs/s."
+    return f"{found}. {remedy}{gain}{_from_memory(facts)}"
+
+
+def _device(facts: Facts) -> str:
+    return "GPU" if facts.device == "cuda" else "CPU"
+
+
+def _reading_holds(facts: Facts) -> bool:
+    """Return whether reading and cropping is the lowest of the ceilings that loader and training have.
+
+    A CPU does everything in turns, so that times add up; a GPU computes features while crops are read.
+    """
+    if facts.device == "cpu":
+        return facts.crops < _features(facts)
+    return facts.crops < _BOUND * facts.together
+
+
+def _features(facts: Facts) -> float:
+    """Return what a CPU would give of features and augmentations if their crops came from nowhere."""
+    seconds = 1 / facts.loader - 1 / facts.crops
+    return 1 / seconds if seconds > 0 else float("inf")
+
+
+def _mend_reading(facts: Facts) -> tuple[str, float | None]:
+    """Return what makes reading faster, and the pairs per second that it allows, if that is known."""
+    without = facts.training if facts.device == "cuda" else _one_by_one(facts.training, _features(facts))
+    if facts.cold and facts.crops / _MORE <= facts.disk < _BOUND * facts.crops:
+        return "The disk holds it up: put the shards on a faster one, or into memory.", without
+    if facts.codec != "wav":
         return (
-            f"Decoding {facts.codec} holds the loader up: pack the audio with --codec wav, whose crops are "
-            f"read without decoding."
-        )
-    if facts.disk < _BOUND * facts.loader or facts.disk < facts.training:
-        return "The disk holds the loader up: put the shards on a faster one, or into memory."
+            f"Decoding {facts.codec} holds it up: pack the audio with --codec wav, whose crops are read "
+            f"without decoding."
+        ), without
     if facts.threads < facts.cores:
+        return _all_threads(facts)
+    if facts.device == "cpu":
+        return "Reading and cropping takes the CPU from training: use more cores, or a GPU.", None
+    return "Reading and moving crops holds it up: give each GPU more CPU cores.", facts.training
+
+
+def _mend_features(facts: Facts) -> tuple[str, float | None]:
+    """Return what makes features faster, and the pairs per second that it allows, if that is known."""
+    if facts.device == "cuda":
         return (
-            f"Only {facts.threads} of {facts.cores} cores made batches here: leave --threads out, as "
-            f"training uses its share of all; a loader of your own takes threads={facts.cores}."
+            "The GPU computes features and trains: use a lighter recipe or a larger batch.",
+            min(facts.training, facts.crops),
         )
-    if facts.other_backend is not None and facts.other_backend > _ENOUGH * facts.loader:
+    if facts.threads < facts.cores:
+        return _all_threads(facts)
+    if facts.other_backend is not None and facts.other_backend > _MORE * facts.loader:
         return (
             f"Features are computed on the CPU, where the torch backend gives {facts.other_backend:,.0f} "
             f"pairs/s: use --backend torch, or a GPU."
+        ), _one_by_one(facts.training, facts.other_backend)
+    return "Features are computed on the CPU, which training needs as well: use a GPU.", None
+
+
+def _all_threads(facts: Facts) -> tuple[str, float]:
+    """Return that more threads help, and the pairs per second if they did so in full."""
+    more = facts.cores / facts.threads
+    rate = (
+        min(facts.training, facts.crops * more)
+        if facts.device == "cuda"
+        else _one_by_one(facts.training, facts.loader * more)
+    )
+    return (
+        f"Only {facts.threads} of {facts.cores} cores made batches here: leave --threads out, as training "
+        f"uses its share of all; a loader of your own takes threads={facts.cores}."
+    ), rate
+
+
+def _one_by_one(*rates: float) -> float:
+    """Return the rate of doing one after the other, as what shares a CPU does."""
+    return 1 / sum(1 / rate for rate in rates)
+
+
+def _from_memory(facts: Facts) -> str:
+    """Return what the disk would do to shards that do not fit into memory, if these were read from there."""
+    if facts.cold and facts.disk * _MORE < min(facts.crops, facts.training):
+        return (
+            f" This was measured from memory: if your shards do not fit into it, the disk allows "
+            f"{facts.disk:,.0f} pairs/s."
         )
-    if facts.device == "cpu":
-        return "Features are computed on the CPU, which training needs as well: use a GPU."
-    if facts.crops < _BOUND * facts.loader:
-        return "Reading and moving crops holds the loader up: give each GPU more CPU cores."
-    return "The GPU computes features and trains: use a lighter recipe or a larger batch."
+    return ""

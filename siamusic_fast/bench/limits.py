@@ -4,16 +4,21 @@ import ctypes
 import mmap
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from siamusic_fast.bench.timing import Contender
 from siamusic_fast.shards.pool import cores
 
+COPYING_CROPS = "limit: copying crops"
+MULTIPLYING = "limit: product of matrices"
 _COPIED = 64 * 2**20
 """Bytes that a thread copies at once: more than a cache holds."""
 _REPEATS = 5
@@ -41,8 +46,11 @@ def memory_copy() -> float:
     return len(buffers) * _COPIED / _fastest(copy_all)
 
 
-def crop_copy(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> float:
-    """Return the crops per second that all cores copy out of the mapped `tars`, at random places."""
+def copying_crops(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> Contender:
+    """Return copying crops out of the mapped `tars`, from random places, with all cores.
+
+    Each goes elsewhere, as into a batch: into a buffer that stays in the cache it would take half as long.
+    """
     # Plain arrays: slicing a memmap takes longer, holding the interpreter, than copying a crop does.
     maps = [np.asarray(np.memmap(path, mode="r")) for path in tars]
     large = [tar for tar in maps if len(tar) > crop_bytes]
@@ -51,17 +59,19 @@ def crop_copy(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> float
     starts = [int(rng.integers(len(tar) - crop_bytes)) for tar in tars_taken]
     crops = [tar[start : start + crop_bytes] for tar, start in zip(tars_taken, starts, strict=True)]
     workers = cores()
+    places = min(-(-_COPIED // crop_bytes), -(-count // workers))
 
-    def copy_some(worker: int) -> None:
-        buffer = np.empty(crop_bytes, np.uint8)
-        for cut in crops[worker::workers]:
-            np.copyto(buffer, cut)
+    def copy_some(worker: int, buffers: NDArray[np.uint8]) -> None:
+        for place, cut in enumerate(crops[worker::workers]):
+            np.copyto(buffers[place % places], cut)
 
-    def copy_all() -> None:
+    @contextmanager
+    def opened() -> Iterator[Iterator[None]]:
+        buffers = [np.empty((places, crop_bytes), np.uint8) for _ in range(workers)]
         with ThreadPoolExecutor(workers) as threads:
-            list(threads.map(copy_some, range(workers)))
+            yield _calls(lambda: list(threads.map(copy_some, range(workers), buffers)))
 
-    return count / _fastest(copy_all)
+    return Contender(name=COPYING_CROPS, items=count, open=opened, unit="crops/s")
 
 
 def disk_read(paths: Sequence[Path]) -> DiskRead:
@@ -92,19 +102,22 @@ def device_copy(device: torch.device) -> float:
     return 4 * _COPIED / _fastest(copy)
 
 
-def matmul(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating-point operations per second of a large product of square matrices."""
+def multiplying(device: torch.device, dtype: torch.dtype) -> Contender:
+    """Return multiplying large square matrices, in floating-point operations."""
     size = _MATRIX[device.type]
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = 10 if device.type == "cuda" else 2
 
-    def multiply() -> None:
-        for _ in range(times):
-            torch.mm(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    @contextmanager
+    def opened() -> Iterator[Iterator[None]]:
+        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        yield _calls(lambda: torch.mm(left, right))
 
-    return times * 2 * size**3 / _fastest(multiply)
+    return Contender(name=MULTIPLYING, items=2 * size**3 / 1e12, open=opened, unit="TFLOP/s")
+
+
+def _calls(call: Callable[[], object]) -> Iterator[None]:
+    while True:
+        call()
+        yield
 
 
 def _fastest(call: Callable[[], object]) -> float:

@@ -1,52 +1,39 @@
 """Pairs per second of the loader: stage by stage, beside its peers and beside what the machine allows."""
 
-import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from siamusic_fast.bench import limits
-from siamusic_fast.bench.paper import RECIPES_OF_PAPER, needed, paper_loader, write_arrays
+from siamusic_fast.bench.peers import TORCH_AHEAD, alike, fastest, papers_loader
 from siamusic_fast.bench.report import Measurement, Ratio, Report, named
 from siamusic_fast.bench.stages import (
     COPY,
     CROP,
     FEATURES,
     TWO_CROPS,
+    chains,
     dali_loader,
+    held_by,
     of_recipe,
     prepare,
     stages,
     two_crops,
 )
-from siamusic_fast.bench.timing import Contender, Timing, endless, in_turns
+from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.options import LoaderOptions, Setup
-from siamusic_fast.pipelines.recipes import RECIPES
 from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
 
 PEERS = ("torch", "paper")
-_ARRAYS = 128
-"""Tracks, or a batch, that are written for the peer that reads .npy files: 340 MB of clips of 30 s."""
-_TRIAL_SECONDS = 1.0
-"""Of each setting of a peer, to find its best."""
-_COMPARED = 512
-"""Pairs, at least."""
-_FEWEST_COMPARED = 8
-"""Batches, at least: the paper's way draws once for each."""
-_TORCH_AHEAD = 3
-"""Batches that each worker of torch makes in advance: two that wait, and one in the making."""
-_LIKE = {"torch": 0.25, "paper": 0.5}
-"""How far mean and deviation of a peer's views may be from ours, where 1 is the deviation of the features."""
+_OPENINGS = 2
+"""How often everything is opened anew, so that the spread has in it what stays as long as it is open."""
 
 # What the project asks of itself, by device and recipe: at least so many times the rate of the other.
 _OVER_TORCH = {"cpu": {"image": 1.3, "audio": 5.0}, "cuda": {"image": 2.0, "audio": 2.0}}
@@ -69,27 +56,33 @@ def measure(
 ) -> Report:
     """Measure the DALI loader on `device` stage by stage, then each of the `recipes` in turns with its peers.
 
-    The peers read the same tracks: `torch` is the torch backend with the best of its settings on this
-    machine, `paper` what the paper's code does. That a peer makes batches of the same shape, mean and
-    deviation is checked before. Raises `ConfigError` if the options do not fit the shards.
+    The peers read the same tracks: `torch` is the torch backend, once with workers that compute on the CPU
+    and once with workers that read while whole batches are computed on `device`, each with the best number of
+    workers on this machine; `paper` is what the paper's code does. That a peer makes batches of the same
+    shape and statistics is checked before. Raises `ConfigError` if the options do not fit the shards.
     """
     device, timing = device or torch.device("cpu"), timing or Timing()
     setup, options = prepare(
         shard_set, batch_size=batch_size, device=device, mel=mel, threads=threads, progress=progress
     )
+    tars = [Path(tar) for tar in setup.source.tars]
+    crop_bytes = 2 * setup.source.span(setup.mel)
     found = in_turns(
-        [*stages(setup, options, recipes), two_crops(setup, options)],
+        [
+            *stages(setup, options, recipes),
+            two_crops(setup, options),
+            limits.copying_crops(tars, crop_bytes),
+        ],
         timing,
         device,
+        openings=_OPENINGS,
         title="Stages of the DALI graph",
         progress=progress,
     )
-    features = named(found, FEATURES)
-    ratios = [
-        Ratio.of(named(found, of_recipe(recipe)), features, _OVER_FEATURES.get(recipe))
-        for recipe in recipes
-        if recipe != "none"
-    ]
+    befores = chains(recipes, device)
+    held = tuple(held_by(found, befores, recipe) for recipe in recipes)
+    ratios = _over_features(found, recipes, device)
+    ratios.append(Ratio.of(named(found, CROP), named(found, limits.COPYING_CROPS)))
     dropped: list[str] = []
     for recipe in recipes:
         beside, missing = _beside_peers(setup, options, recipe, peers, timing, progress)
@@ -97,7 +90,7 @@ def measure(
         dropped += missing
         for rival in beside[1:]:
             ratios += _ratios(beside[0], rival, recipe, device)
-    limit, notes = _limits(setup)
+    limit, notes = _limits(setup, tars, crop_bytes, named(found, limits.COPYING_CROPS).median)
     return Report(
         title=f"Loader on {device.type}, batches of {batch_size}",
         settings={
@@ -114,8 +107,22 @@ def measure(
         measurements=tuple(found),
         ratios=tuple(ratios),
         limits=limit,
-        notes=(*dropped, *notes),
+        notes=(*dropped, *notes, *held),
+        befores=befores,
     )
+
+
+def _over_features(found: Sequence[Measurement], recipes: Sequence[str], device: torch.device) -> list[Ratio]:
+    """Return the rate of each recipe over that of the features alone, and on a CPU what it costs there."""
+    features = named(found, FEATURES)
+    ratios = []
+    for recipe in recipes:
+        if recipe != "none":
+            ours = named(found, of_recipe(recipe))
+            ratios.append(Ratio.of(ours, features, _OVER_FEATURES.get(recipe)))
+            if device.type == "cpu":
+                ratios.append(Ratio.of_cpu(ours, features))
+    return ratios
 
 
 def _ratios(ours: Measurement, rival: Measurement, recipe: str, device: torch.device) -> list[Ratio]:
@@ -138,47 +145,38 @@ def _beside_peers(
     And why a peer is missing, if it is.
     """
     ours = dali_loader(setup.source.shard_set, options, recipe)
-    found: dict[str, Contender] = {}
+    rivals: list[Contender] = []
     notes = []
     with tempfile.TemporaryDirectory() as folder:
         if "torch" in peers:
-            found["torch"] = best_torch(setup, options, recipe, timing, progress)
+            ways = torch_loaders(setup.source.shard_set, options, recipe)
+            rivals += [fastest(way, setup.device, timing, progress) for way in ways]
         if "paper" in peers:
             peer = papers_loader(setup, options, recipe, Path(folder), timing, progress)
             if isinstance(peer, Contender):
-                found["paper"] = peer
+                rivals.append(peer)
             else:
                 notes.append(peer)
-        for name, rival in list(found.items()):
-            if reason := _unlike(ours, rival, _LIKE[name]):
-                if recipe in RECIPES:
-                    raise RuntimeError(f"{reason}: it is no peer for recipe {recipe}.")
-                notes.append(f"not measured for recipe {recipe}: {reason}")
-                del found[name]
-        if not found:
+        rivals, reasons = alike(ours, rivals, recipe)
+        notes += reasons
+        if not rivals:
             return [], notes
-        turns = [replace(ours, name=f"{ours.name}, beside its peers"), *found.values()]
+        turns = [replace(ours, name=f"{ours.name}, beside its peers"), *rivals]
         title = f"Recipe {recipe} and its peers"
-        return in_turns(turns, timing, setup.device, title=title, progress=progress), notes
+        found = in_turns(turns, timing, setup.device, openings=_OPENINGS, title=title, progress=progress)
+        return found, notes
 
 
-def best_torch(
-    setup: Setup, options: LoaderOptions, recipe: str, timing: Timing, progress: Progress = SILENT
-) -> Contender:
-    """Return the torch backend with the settings that are fastest in a short trial."""
-    candidates = torch_loaders(setup.source.shard_set, options, recipe)
-    return _best(candidates, setup.device, timing, progress)
+def torch_loaders(shard_set: ShardSet, options: LoaderOptions, recipe: str) -> list[list[Contender]]:
+    """Return the torch backend in either way of working, with each number of workers that is worth trying.
 
-
-def torch_loaders(shard_set: ShardSet, options: LoaderOptions, recipe: str) -> list[Contender]:
-    """Return the torch backend with every setting worth trying on this machine.
-
-    On a GPU the strongest has workers that read crops, and computes whole batches there.
+    Its own way on a CPU comes first. The second, in which workers read crops and whole batches are computed
+    on the device, is the strongest on a GPU.
     """
-    workers = sorted({0, 1, cores() // 2, cores()})
-    per_batch = [True] if torch.device(options["device"]).type == "cuda" else [False, True]
+    counts = sorted({0, 1, cores() // 2, cores()})
     return [
-        torch_loader(shard_set, options, recipe, count, whole) for count in workers for whole in per_batch
+        [torch_loader(shard_set, options, recipe, workers, per_batch) for workers in counts]
+        for per_batch in (False, True)
     ]
 
 
@@ -192,109 +190,26 @@ def torch_loader(
     def opened() -> TorchTwoViewLoader:
         return TorchTwoViewLoader(shard_set, recipe=recipe, workers=workers, per_batch=per_batch, **own)
 
-    how = "batches" if per_batch else "samples"
+    on_gpu = per_batch and torch.device(options["device"]).type == "cuda"
+    how = "whole batches" if per_batch else "samples one by one"
     return Contender(
-        name=f"torch: recipe {recipe}",
+        name=f"torch, batches: recipe {recipe}" if per_batch else f"torch: recipe {recipe}",
         items=options["batch_size"],
         open=opened,
-        ahead=_TORCH_AHEAD * workers,
-        setting=f"{workers} workers, {how} at a time",
+        ahead=TORCH_AHEAD * workers,
+        setting=f"{workers} workers, {how} on the {'GPU' if on_gpu else 'CPU'}",
     )
 
 
-def papers_loader(
-    setup: Setup,
-    options: LoaderOptions,
-    recipe: str,
-    folder: Path,
-    timing: Timing,
-    progress: Progress = SILENT,
-) -> Contender | str:
-    """Return the way of the paper's code, on the CPU and with arrays in `folder`; or why there is none."""
-    if recipe not in RECIPES_OF_PAPER:
-        return f"the paper's way has no recipe {recipe}"
-    if setup.source.rate != setup.mel.sample_rate:
-        return "the paper's way was not measured: it does not resample"
-    count = max(_ARRAYS, setup.batch_size)
-    paths = write_arrays(setup.source, folder, count, shortest=needed(setup.mel, recipe))
-    if not paths:
-        return f"the paper's way was not measured: all tracks are too short for its recipe {recipe}"
-
-    def contender(workers: int) -> Contender:
-        def opened() -> AbstractContextManager[Iterable[object]]:
-            return paper_loader(
-                paths,
-                setup.mel,
-                options["normalisation"],
-                recipe=recipe,
-                batch_size=setup.batch_size,
-                workers=workers,
-            )
-
-        return Contender(
-            name=f"paper's way: recipe {recipe}",
-            items=setup.batch_size,
-            open=opened,
-            ahead=_TORCH_AHEAD * workers,
-            setting=f"{workers} workers",
-        )
-
-    # One worker reads faster than two cores compute.
-    candidates = [contender(workers) for workers in sorted({1, max(1, cores() // 2)})]
-    return _best(candidates, torch.device("cpu"), timing, progress)
-
-
-def _best(
-    candidates: Sequence[Contender], device: torch.device, timing: Timing, progress: Progress
-) -> Contender:
-    """Return the fastest of a short trial."""
-    if len(candidates) == 1:
-        return candidates[0]
-    trial = Timing(windows=1, seconds=min(_TRIAL_SECONDS, timing.seconds))
-    rates = [
-        in_turns([one], trial, device, title="Looking for a peer's best settings", progress=progress)[0]
-        for one in candidates
-    ]
-    return candidates[max(range(len(rates)), key=lambda index: rates[index].median)]
-
-
-def _unlike(ours: Contender, rival: Contender, tolerance: float) -> str:
-    """Return in what `rival` differs from what we make, or nothing."""
-    (shape, mean, deviation), (their_shape, their_mean, their_deviation) = map(_statistics, (ours, rival))
-    far = max(abs(mean - their_mean), abs(deviation - their_deviation))
-    if shape == their_shape and far <= tolerance:
-        return ""
-    return (
-        f"{rival.name} makes {their_shape}, mean {their_mean:.2f}, deviation {their_deviation:.2f}, not "
-        f"{shape}, {mean:.2f}, {deviation:.2f}"
-    )
-
-
-def _statistics(contender: Contender) -> tuple[tuple[int, ...], float, float]:
-    """Return shape, mean and deviation of many views."""
-    wanted = max(_FEWEST_COMPARED, -(-_COMPARED // contender.items))
-    means, squares = [], []
-    with contender.open() as batches:
-        views: Any
-        for views in islice(endless(batches), wanted):
-            both = torch.cat([view.float().cpu() for view in views])
-            means.append(float(both.mean()))
-            squares.append(float(both.square().mean()))
-    mean = statistics.fmean(means)
-    return tuple(both.shape[1:]), mean, (statistics.fmean(squares) - mean**2) ** 0.5
-
-
-def _limits(setup: Setup) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Return what bounds each stage, in its unit, and how it was measured."""
-    tars = [Path(tar) for tar in setup.source.tars]
-    crop_bytes = 2 * setup.source.span(setup.mel)
-    copied = limits.crop_copy(tars, crop_bytes)
+def _limits(
+    setup: Setup, tars: Sequence[Path], crop_bytes: int, copied: float
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return what bounds each stage, in its unit, and how it was measured; `copied` are crops a second."""
     disk = limits.disk_read(tars)
     found = {CROP: copied, TWO_CROPS: copied / 2}
     notes = [
-        f"copying crops of {crop_bytes:,} bytes out of the mapped shards: {copied:,.0f} a second, "
-        f"two of each track {copied / 2:,.0f} tracks/s",
-        f"copying memory: {limits.memory_copy() / 1e9:.1f} GB/s",
+        f"a crop has {crop_bytes:,} bytes; copying memory: {limits.memory_copy() / 1e9:.1f} GB/s, crops out "
+        f"of the mapped shards: {copied * crop_bytes / 1e9:.1f} GB/s",
         f"reading the shards from the disk, {'cold' if disk.cold else 'warm: they stayed in memory'}: "
         f"{disk.bytes_per_second / 1e9:.2f} GB/s, {disk.bytes_per_second / crop_bytes:,.0f} crops/s",
     ]

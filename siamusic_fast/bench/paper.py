@@ -37,6 +37,8 @@ from siamusic_fast.pipelines.torch_source import Tracks
 
 RECIPES_OF_PAPER = ("none", "image", "audio")
 """What this peer can make."""
+_EPOCH = 64
+"""Batches in an epoch, at least."""
 
 _WAVE_MIX, _PITCH, _STRETCH = WaveMixup(), PitchShift(), TimeStretch()
 _CUT_MIX, _MIX, _MASK, _CUT_OUT = CutMix(), Mixup(), Mask(), CutOut()
@@ -79,10 +81,11 @@ def paper_loader(
 ) -> Iterator["_PaperLoader"]:
     """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `recipe` is none, image or audio.
 
-    `paths` are of tracks that are long enough; if there are fewer than a batch takes, they are repeated.
+    `paths` are of tracks that are long enough; they are repeated, since workers begin each epoch anew, which
+    among the many batches of a large data set does not matter.
     """
     crops = DataLoader(
-        _Crops(paths * -(-batch_size // len(paths)), needed(mel, recipe)),
+        _Crops(paths * -(-_EPOCH * batch_size // len(paths)), needed(mel, recipe)),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,

@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from siamusic_fast.shards.pool import cores
 FORMAT = "siamusic-fast benchmark"
 FEWEST_WINDOWS = 3
 """Fewer say nothing of the spread, so there is no verdict."""
+_ENOUGH_WINDOWS = 5
+"""Fewer seldom come upon the extremes: what they spread is doubled."""
 TOO_FEW = "too few windows"
 SAME = "no difference within the spread"
 
@@ -32,8 +34,36 @@ class _Windows:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the slowest and the fastest window, as a share of the median."""
-        return (max(self.windows) - min(self.windows)) / 2 / self.median if self.median else 0.0
+        """The largest distance of a window from the median, as a share of it; doubled for less than five.
+
+        Of windows that only chance tells apart, the median of a second run then is farther away in one of
+        ten cases with three or five windows, in one of thirty with seven, and in one of a hundred with nine.
+        """
+        return self._distance / self.median if self.median else 0.0
+
+    @property
+    def low(self) -> float:
+        """The least that the windows allow for: the median less its spread."""
+        return self.median - self._distance
+
+    @property
+    def high(self) -> float:
+        """The most that the windows allow for."""
+        return self.median + self._distance
+
+    @property
+    def _distance(self) -> float:
+        farthest = max(abs(value - self.median) for value in self.windows)
+        return farthest if len(self.windows) >= _ENOUGH_WINDOWS else 2 * farthest
+
+    def _against(self, target: float, *, at_most: bool) -> str:
+        """Return on which side of the `target` the median is, if it is so within the whole spread."""
+        if len(self.windows) < FEWEST_WINDOWS:
+            return TOO_FEW
+        if self.high <= target if at_most else self.low >= target:
+            return "reached"
+        missed = self.low > target if at_most else self.high < target
+        return "not reached" if missed else "not certain within the spread"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +81,9 @@ class Measurement(_Windows):
     ours: bool = False
     """Whether it is this package's work, and not what it is compared with."""
     target: float | None = None
-    """What the project asks for, at least."""
+    """What the project asks for, at least or `at_most`."""
+    at_most: bool = False
+    """Whether less is better, and `target` what the project allows."""
 
     @property
     def cpu_ms(self) -> float | None:
@@ -61,7 +93,7 @@ class Measurement(_Windows):
     @property
     def verdict(self) -> str:
         """Say whether the target is reached; nothing if there is none."""
-        return "" if self.target is None else _verdict(self.windows, self.target, at_most=False)
+        return "" if self.target is None else self._against(self.target, at_most=self.at_most)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, every window included."""
@@ -76,6 +108,7 @@ class Measurement(_Windows):
             "setting": self.setting,
             "ours": self.ours,
             "target": self.target,
+            "at_most": self.at_most,
             "verdict": self.verdict,
         }
 
@@ -110,14 +143,14 @@ class Ratio(_Windows):
 
     @property
     def verdict(self) -> str:
-        """Say what the ratio shows: nothing if it is on either side of what matters within its spread."""
+        """Say on which side of its target, or of 1, the ratio is, if it is so within the whole spread."""
         if self.target is not None:
-            return _verdict(self.windows, self.target, at_most=self.at_most)
+            return self._against(self.target, at_most=self.at_most)
         if len(self.windows) < FEWEST_WINDOWS:
             return TOO_FEW
-        if min(self.windows) > 1:
+        if self.low > 1:
             return "more"
-        return "less" if max(self.windows) < 1 else SAME
+        return "less" if self.high < 1 else SAME
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, every window included."""
@@ -132,16 +165,6 @@ class Ratio(_Windows):
         }
 
 
-def _verdict(windows: Sequence[float], target: float, *, at_most: bool) -> str:
-    """Return whether all `windows` are at least, or `at_most`, the target."""
-    if len(windows) < FEWEST_WINDOWS:
-        return TOO_FEW
-    reached = [value <= target if at_most else value >= target for value in windows]
-    if all(reached):
-        return "reached"
-    return "not certain within the spread" if any(reached) else "not reached"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that one benchmark found."""
@@ -153,6 +176,8 @@ class Report:
     limits: dict[str, float] = field(default_factory=dict)
     """What the machine allows, by the name of the measurement that it bounds, in its unit."""
     notes: tuple[str, ...] = ()
+    befores: dict[str, str] = field(default_factory=dict)
+    """Of measurements that are stages: the name of the stage that each extends, "" if it is the first."""
     hardware: dict[str, Any] = field(default_factory=lambda: machine())
     """The machine that it is of, and its versions."""
 
@@ -167,6 +192,7 @@ class Report:
             "ratios": [one.as_json() for one in self.ratios],
             "limits": self.limits,
             "notes": list(self.notes),
+            "befores": self.befores,
         }
 
 
@@ -182,6 +208,7 @@ def read_report(document: dict[str, Any], name: str) -> Report:
             ratios=tuple(map(_read_ratio, document["ratios"])),
             limits=document["limits"],
             notes=tuple(document["notes"]),
+            befores=document.get("befores", {}),
             hardware=document["machine"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -200,6 +227,7 @@ def _read_measurement(values: dict[str, Any]) -> Measurement:
         setting=values.get("setting", ""),
         ours=values.get("ours", False),
         target=values.get("target"),
+        at_most=values.get("at_most", False),
     )
 
 
@@ -222,6 +250,13 @@ def _read_windows(values: dict[str, Any]) -> tuple[float, ...]:
 def named(measurements: Sequence[Measurement], name: str) -> Measurement:
     """Return the measurement of that name."""
     return next(one for one in measurements if one.name == name)
+
+
+def added_ms(measurements: Sequence[Measurement], stage: str, befores: Mapping[str, str]) -> float:
+    """Return the milliseconds of an item that `stage` adds to those of the one that it extends."""
+    whole = 1000 / named(measurements, stage).median
+    before = befores[stage]
+    return whole - 1000 / named(measurements, before).median if before else whole
 
 
 def number(value: float) -> str:

@@ -1,18 +1,17 @@
 """How rates, start-up and memory grow: with threads and batch sizes, with shards and with tracks."""
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from siamusic_fast.bench.data import make_shards
-from siamusic_fast.bench.opening import repeated_shards
-from siamusic_fast.bench.report import Measurement, Report
+from siamusic_fast.bench.opening import look_at, repeated_shards
+from siamusic_fast.bench.report import Measurement, Ratio, Report
 from siamusic_fast.bench.stages import dali_loader, prepare
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
@@ -22,28 +21,52 @@ from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
 
 _BATCHES = (16, 64, 256)
+_BATCHES_AN_EPOCH = 8
+"""At least: of few, what does not fill a batch and is dropped would count."""
 _TRACKS = (1_000, 10_000, 100_000, 1_000_000)
 _SHARDS = (1, 10, 100, 1_000)
 _TRACKS_FOR_SHARDS = 10_000
 _PER_SHARD = 512
+_RUN = 2_048
+"""Tracks that run with several threads and batch sizes."""
 _DEALT = 1_000
 """Tracks that are dealt to ever more shards, to measure the rate."""
 _DEALT_SECONDS = 1.0
 """Of each, and of a crop: short, as the same audio is written several times."""
+_OPENINGS = 3
+"""Processes that open each set."""
 
-_OPEN = """
-import sys
-from pathlib import Path
-from siamusic_fast.bench.opening import open_seconds
+_NO_FASTER = 1.2
+"""What N times the tracks, shards, threads or pairs may cost, over N times as much."""
+_KEPT = 0.9
+"""Share of the rate that ten times the shards must leave."""
+_START_UP, _OPENED, _RUNNING = "start-up", "memory of opening", "memory of running"
+_NOWHERE = "beyond the spread, start-up and memory grow nowhere faster than what makes them grow"
 
-def peak() -> float:
-    status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) / 1024
 
-before = peak()
-print(open_seconds(Path(sys.argv[1])), peak() - before)
-"""
-"""Opens a loader in a process of its own, whose peak memory grows by that of the opening."""
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """A set to open, and how."""
+
+    of: str
+    """What grows: tracks, shards, threads or pairs."""
+    tracks: int
+    per_shard: int
+    seconds: float = 0.1
+    """Of a crop; of each track, twice as many."""
+    threads: int | None = None
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opening:
+    """What opening a set took."""
+
+    of: str
+    count: int
+    """Of what grows."""
+    rows: tuple[Measurement, ...]
+    """Start-up, and memory while opening and when running."""
 
 
 def measure(
@@ -60,25 +83,28 @@ def measure(
     """Measure the loader with 1 to all threads, several batch sizes and more and more shards, and opening.
 
     The sets that are opened are a few tracks under many names, since opening reads no audio; up to
-    `most_tracks` and `most_shards`. The memory is what opening adds to that of a process that is ready to.
+    `most_tracks` and `most_shards`. Time and memory are what a process takes for it that has opened a small
+    set before. From each size to the next, neither may grow faster than what grows, a fifth left for chance.
     """
     _, options = prepare(shard_set, batch_size=batch_size, device=device, progress=progress)
     threads = sorted({1, *(2**power for power in range(1, cores().bit_length())), cores()})
-    sizes = [size for size in _BATCHES if size <= shard_set.tracks(["training"])]
-    contenders = [
-        _named(shard_set, {**options, "threads": count}, recipe, f"{count} threads") for count in threads
-    ] + [_named(shard_set, {**options, "batch_size": size}, recipe, f"batches of {size}") for size in sizes]
-    found = in_turns(contenders, timing, device, title="Threads and batch sizes", progress=progress)
     shards = [count for count in _SHARDS if count <= most_shards]
-    found += _dealt(shards, options, recipe, device, timing, progress)
-    openings = [
-        *((tracks, _PER_SHARD) for tracks in _TRACKS if tracks <= most_tracks),
-        *((_TRACKS_FOR_SHARDS, _TRACKS_FOR_SHARDS // count) for count in shards),
-    ]
-    with progress.task("Opening ever larger sets", len(openings), "sets") as task:
-        for tracks, per_shard in openings:
-            found += _opening(tracks, per_shard, timing.windows)
-            task.advance()
+    found, ratios = _rates(shard_set, options, recipe, threads, timing, progress)
+    dealt = _dealt(shards, options, recipe, timing, progress)
+    found += dealt
+    ratios += _steps(dealt, _KEPT)
+    groups = _sizes([count for count in _TRACKS if count <= most_tracks], shards, threads)
+    notes = []
+    with progress.task("Opening ever larger sets", sum(map(len, groups)), "sets") as task:
+        for sizes in groups:
+            openings = []
+            for size in sizes:
+                openings.append(_opening(size, recipe, device))
+                task.advance(note=openings[-1].rows[0].name)
+            found += [row for opening in openings for row in opening.rows]
+            grown = [_growth(*pair) for pair in pairwise(openings)]
+            ratios += [ratio for step in grown for ratio in step]
+            notes += _too_fast(openings, grown)
     return Report(
         title=f"Scaling on {device.type}, recipe {recipe}",
         settings={
@@ -90,27 +116,44 @@ def measure(
             "window_seconds": timing.seconds,
         },
         measurements=tuple(found),
+        ratios=tuple(ratios),
+        notes=tuple(notes) or (_NOWHERE,),
     )
 
 
-def _dealt(
-    shards: Sequence[int],
+def _rates(
+    shard_set: ShardSet,
     options: LoaderOptions,
     recipe: str,
-    device: torch.device,
+    threads: Sequence[int],
     timing: Timing,
     progress: Progress,
+) -> tuple[list[Measurement], list[Ratio]]:
+    """Return the rates with so many threads and in batches of all sizes that fit, and the steps of each."""
+    sizes = [size for size in _BATCHES if _BATCHES_AN_EPOCH * size <= shard_set.tracks(["training"])]
+    contenders = [
+        _named(shard_set, {**options, "threads": count}, recipe, _counted(count, "threads"))
+        for count in threads
+    ] + [_named(shard_set, {**options, "batch_size": size}, recipe, f"batches of {size}") for size in sizes]
+    device = torch.device(options["device"])
+    found = in_turns(contenders, timing, device, title="Threads and batch sizes", progress=progress)
+    return found, [*_steps(found[: len(threads)]), *_steps(found[len(threads) :])]
+
+
+def _dealt(
+    shards: Sequence[int], options: LoaderOptions, recipe: str, timing: Timing, progress: Progress
 ) -> list[Measurement]:
     """Return the rates of the same tracks in 1 and in more shards."""
-    mel = MelConfig(seconds=_DEALT_SECONDS)
-    short: LoaderOptions = {**options, "mel": mel, "batch_size": min(options["batch_size"], _DEALT)}
+    batch_size = min(options["batch_size"], _DEALT // _BATCHES_AN_EPOCH)
+    short: LoaderOptions = {**options, "mel": MelConfig(seconds=_DEALT_SECONDS), "batch_size": batch_size}
     with ExitStack() as stack:
         contenders = []
         for count in shards:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "shards"
             made = make_shards(folder, _DEALT, seconds=2 * _DEALT_SECONDS, per_shard=-(-_DEALT // count))
-            what = f"{count:,} shards of {_DEALT_SECONDS:g} s crops"
+            what = f"{_counted(len(made.splits['training']), 'shards')} of {_DEALT_SECONDS:g} s crops"
             contenders.append(_named(made, short, recipe, what))
+        device = torch.device(options["device"])
         return in_turns(contenders, timing, device, title="More and more shards", progress=progress)
 
 
@@ -118,19 +161,79 @@ def _named(shard_set: ShardSet, options: LoaderOptions, recipe: str, what: str) 
     return replace(dali_loader(shard_set, options, recipe), name=f"DALI: {what}", target=None)
 
 
-def _opening(tracks: int, per_shard: int, windows: int) -> Sequence[Measurement]:
-    """Return the time until a loader over so many tracks is open, and the memory that it takes."""
+def _steps(rows: Sequence[Measurement], target: float | None = None) -> list[Ratio]:
+    """Return each of `rows` over the one before."""
+    return [Ratio.of(later, earlier, target) for earlier, later in pairwise(rows)]
+
+
+def _sizes(tracks: Sequence[int], shards: Sequence[int], threads: Sequence[int]) -> list[list[_Size]]:
+    """Return the sets to open: those of each list differ in one thing, which grows."""
+    run = _Size(of="pairs", tracks=_RUN, per_shard=_RUN // 16, seconds=MelConfig.seconds)
+    return [
+        [_Size(of="tracks", tracks=count, per_shard=_PER_SHARD) for count in tracks],
+        [
+            _Size(of="shards", tracks=_TRACKS_FOR_SHARDS, per_shard=_TRACKS_FOR_SHARDS // count)
+            for count in shards
+        ],
+        [replace(run, of="threads", threads=count) for count in threads],
+        [replace(run, of="pairs", batch_size=size) for size in _BATCHES],
+    ]
+
+
+def _opening(size: _Size, recipe: str, device: torch.device) -> _Opening:
+    """Return the time until a loader over the set is open, and the memory of opening and running it."""
+    threads = size.threads or cores()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "shards"
-        repeated_shards(folder, tracks, per_shard)
-        command = [sys.executable, "-c", _OPEN, str(folder)]
+        made = repeated_shards(folder, size.tracks, size.per_shard, seconds=2 * size.seconds)
         runs = [
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            for _ in range(windows)
+            look_at(
+                folder,
+                seconds=size.seconds,
+                recipe=recipe,
+                device=str(device),
+                threads=threads,
+                batch_size=size.batch_size,
+            )
+            for _ in range(_OPENINGS)
         ]
-    seconds, memory = zip(*(map(float, run) for run in runs), strict=True)
-    name = f"opening {tracks:,} tracks in {-(-tracks // per_shard):,} shards"
-    return (
-        Measurement(name=name, unit="s", windows=seconds, ours=True),
-        Measurement(name=f"{name}, memory", unit="MiB", windows=memory, ours=True),
-    )
+    counts = {
+        "tracks": made.tracks(["training"]),
+        "shards": len(made.splits["training"]),
+        "threads": threads,
+        "pairs": size.batch_size,
+    }
+    what = f"{_counted(counts['tracks'], 'tracks')} in {_counted(counts['shards'], 'shards')}"
+    if size.of in ("threads", "pairs"):
+        what += f", {_counted(threads, 'threads')}, batches of {size.batch_size}"
+    units = {_START_UP: "s", _OPENED: "MiB", _RUNNING: "MiB"}
+    rows = [
+        Measurement(name=f"{kind}: {what}", unit=unit, windows=windows, ours=True)
+        for (kind, unit), windows in zip(units.items(), zip(*runs, strict=True), strict=True)
+    ]
+    return _Opening(of=size.of, count=counts[size.of], rows=tuple(rows))
+
+
+def _growth(smaller: _Opening, larger: _Opening) -> list[Ratio]:
+    """Return how much more the larger set took, and the most that it may."""
+    target = round(_NO_FASTER * larger.count / smaller.count, 1)
+    pairs = zip(larger.rows, smaller.rows, strict=True)
+    return [replace(Ratio.of(after, before, target), at_most=True) for after, before in pairs]
+
+
+def _too_fast(openings: Sequence[_Opening], grown: Sequence[Sequence[Ratio]]) -> list[str]:
+    """Return, for each row of the `openings`, the first step in which it grew faster than it may."""
+    found = []
+    for what, *ratios in zip((_START_UP, _OPENED, _RUNNING), *grown, strict=True):
+        for (smaller, larger), ratio in zip(pairwise(openings), ratios, strict=True):
+            if ratio.verdict == "not reached":
+                found.append(
+                    f"{what} grows faster than it should from {_counted(smaller.count, smaller.of)} to "
+                    f"{larger.count:,}: {ratio.median:.2g} times"
+                )
+                break
+    return found
+
+
+def _counted(count: int, of: str) -> str:
+    return f"{count:,} {of if count != 1 else of.removesuffix('s')}"

@@ -1,6 +1,6 @@
 """The stages of the DALI graph, switched on one by one: each costs what it differs from the one before."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from nvidia.dali import Pipeline
 
+from siamusic_fast.bench.report import Measurement, added_ms, named
 from siamusic_fast.bench.timing import Contender
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines import graph
@@ -81,6 +82,27 @@ def two_crops(setup: Setup, options: LoaderOptions) -> Contender:
     )
     target = _CROPS_ON_CPU if setup.device.type == "cpu" else None
     return replace(made, unit="tracks/s", target=target)
+
+
+def chains(recipes: Sequence[str], device: torch.device) -> dict[str, str]:
+    """Return for each of the `stages` the name of the one that it extends; reading extends none: ""."""
+    first = [READ, CROP, COPY, FEATURES] if device.type == "cuda" else [READ, CROP, FEATURES]
+    befores = dict(zip(first, ["", *first], strict=False))
+    return befores | {of_recipe(recipe): FEATURES for recipe in recipes if recipe != "none"}
+
+
+def held_by(found: Sequence[Measurement], befores: Mapping[str, str], recipe: str) -> str:
+    """Return in words how long a pair of `recipe` takes, and which of its stages adds most to that."""
+    name = of_recipe(recipe)
+    chain = [name]
+    while before := befores[chain[-1]]:
+        chain.append(before)
+    added = {stage: added_ms(found, stage, befores) for stage in chain}
+    most = max(chain, key=added.__getitem__)
+    return (
+        f"what holds {name}: of {1000 / named(found, name).median:.2f} ms a pair, {added[most]:.2f} ms are "
+        f"what {most} adds"
+    )
 
 
 def _on_cpu(setup: Setup, options: LoaderOptions) -> graph.Features:

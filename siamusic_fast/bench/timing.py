@@ -1,16 +1,17 @@
-"""Measuring in turns: A B A B, each warm, with the clock read at the edges of a window only."""
+"""Measuring in turns: A B B A, each warm, with the clock read at the edges of a window only."""
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
-from siamusic_fast.bench.report import Measurement
+from siamusic_fast.bench.report import Measurement, number
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.progress import SILENT, Progress
 
@@ -38,16 +39,19 @@ class Clock:
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that this process and its living children have used."""
-        children = [
-            child
-            for tasks in Path("/proc/self/task").glob("*/children")
-            for child in tasks.read_text(encoding="ascii").split()
-        ]
+        lists = Path("/proc/self/task").glob("*/children")
+        children = [child for tasks in lists for child in _read(tasks).split()]
         return time.process_time() + sum(map(_cpu_seconds_of, children))
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+
+def take(batches: Iterator[object], count: int) -> None:
+    """Take the next `count` of `batches`."""
+    for _ in range(count):
+        next(batches)
 
 
 class Stopwatch(Protocol):
@@ -62,7 +66,7 @@ class Contender:
     """Something that makes batches, to be measured beside others."""
 
     name: str
-    items: int
+    items: float
     """In a batch."""
     open: Callable[[], AbstractContextManager[Iterable[object]]]
     """Returns what gives the batches of an epoch, again and again."""
@@ -75,15 +79,17 @@ class Contender:
     """These three as in `Measurement`."""
     stopwatch: Stopwatch | None = None
     """Of its waiting, which then is measured as well."""
+    use_up: Callable[[Iterator[object], int], None] = take
+    """Takes so many batches that were made in advance, perhaps without all that is done with others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """How long to measure."""
 
-    windows: int = 5
+    windows: int = 9
     """How often each contender is measured."""
-    seconds: float = 3.0
+    seconds: float = 1.5
     """About how long each time."""
 
     def __post_init__(self) -> None:
@@ -99,12 +105,16 @@ def in_turns(
     timing: Timing,
     device: torch.device,
     *,
+    openings: int = 1,
     title: str = "Measuring",
     progress: Progress = SILENT,
     clock: Clock | None = None,
 ) -> list[Measurement]:
     """Return the rate of each of the `contenders` in each window; all are open at the same time.
 
+    Every second round goes backwards, so that what the machine gains or loses steadily is shared alike.
+    Contenders are opened anew, and warmed up, as often as `openings` says, as far as there are windows: how
+    memory and threads happen to be laid out, which stays while they are open, then is part of the spread.
     Before a window, what its contender made in advance is used up; after it, workers that fill their queues
     again are waited for, so that they do not do so at the expense of the next. Batches that an epoch drops
     because they are not full cost time and do not count, so small shard sets measure low. On a GPU the clock
@@ -112,45 +122,56 @@ def in_turns(
     stopwatch, the share of its windows that it waited.
     """
     clock = clock or Clock()
-    steps = len(contenders) * (timing.windows + 1)
-    with ExitStack() as stack, progress.task(title, steps, "windows") as task:
-        turns = []
-        for contender in contenders:
-            batches = endless(stack.enter_context(contender.open()))
-            turns.append(_Turns(contender, batches, timing, device, clock))
-            _rest(clock)
-            task.advance(note=f"{contender.name} is warm")
-        for _ in range(timing.windows):
-            for turn in turns:
-                rate = turn.take()
-                _rest(clock)
-                task.advance(note=f"{turn.contender.name}: {rate:,.0f} {turn.contender.unit}")
+    turns = [_Turns(contender, timing, device, clock) for contender in contenders]
+    openings = min(openings, timing.windows)
+    steps = len(turns) * (timing.windows + openings)
+    with progress.task(title, steps, "windows") as task:
+        for rounds in _shared_out(timing.windows, openings):
+            with ExitStack() as stack:
+                for turn in turns:
+                    turn.begin(endless(stack.enter_context(turn.contender.open())))
+                    stack.callback(turn.end)
+                    _rest(clock)
+                    task.advance(note=f"{turn.contender.name} is warm")
+                for turn in chain(*(turns[:: -1 if number % 2 else 1] for number in rounds)):
+                    rate = turn.take()
+                    _rest(clock)
+                    task.advance(note=f"{turn.contender.name}: {number(rate)} {turn.contender.unit}")
     return [turn.rates() for turn in turns] + [turn.waiting() for turn in turns if turn.contender.stopwatch]
+
+
+def _shared_out(rounds: int, openings: int) -> list[range]:
+    """Return the numbers of the rounds of each opening."""
+    edges = [opening * rounds // openings for opening in range(openings + 1)]
+    return [range(first, end) for first, end in pairwise(edges)]
 
 
 class _Turns:
     """The windows of one contender."""
 
-    def __init__(
-        self,
-        contender: Contender,
-        batches: Iterator[object],
-        timing: Timing,
-        device: torch.device,
-        clock: Clock,
-    ) -> None:
-        """Warm up."""
+    def __init__(self, contender: Contender, timing: Timing, device: torch.device, clock: Clock) -> None:
         self.contender = contender
-        self._batches, self._device, self._clock = batches, device, clock
+        self._timing, self._device, self._clock = timing, device, clock
+        self._batches: Iterator[object] = iter(())
+        self._count = 0
         self._rates: list[float] = []
         self._cpu: list[float] = []
         self._waited: list[float] = []
-        per_second = self._warm_up(min(_WARM_UP_SECONDS, timing.seconds))
-        self._count = max(_FEWEST_BATCHES, round(per_second * timing.seconds))
+
+    def begin(self, batches: Iterator[object]) -> None:
+        """Warm up with the first of `batches`; the following windows are of the others."""
+        self._batches = batches
+        per_second = self._warm_up(min(_WARM_UP_SECONDS, self._timing.seconds))
+        self._count = max(_FEWEST_BATCHES, round(per_second * self._timing.seconds))
+
+    def end(self) -> None:
+        """Let go of the batches, and so of the workers that make them."""
+        self._batches = iter(())
 
     def take(self) -> float:
         """Measure a window and return its rate."""
-        _take(self._batches, self.contender.ahead)
+        if self.contender.ahead:
+            self.contender.use_up(self._batches, self.contender.ahead)
         _wait_for(self._device)
         if self.contender.stopwatch:
             self.contender.stopwatch.read()
@@ -202,7 +223,7 @@ class _Turns:
         """Return the seconds that the next `count` batches take."""
         _wait_for(self._device)
         start = self._clock.now()
-        _take(self._batches, count)
+        take(self._batches, count)
         _wait_for(self._device)
         return self._clock.now() - start
 
@@ -230,19 +251,19 @@ def _rest(clock: Clock) -> None:
         before = now
 
 
-def _take(batches: Iterator[object], count: int) -> None:
-    for _ in range(count):
-        next(batches)
-
-
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _cpu_seconds_of(process: str) -> float:
+    fields = _read(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+
+
+def _read(path: Path) -> str:
+    """Return what /proc says of a thread or a process, and nothing if it has ended meanwhile."""
     try:
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except FileNotFoundError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -14,10 +14,11 @@ from torch import Tensor, multiprocessing, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from siamusic_fast.bench import limits
-from siamusic_fast.bench.loader import best_torch, papers_loader
-from siamusic_fast.bench.report import Ratio, Report, named
+from siamusic_fast.bench.loader import torch_loaders
+from siamusic_fast.bench.peers import alike, fastest, papers_loader
+from siamusic_fast.bench.report import Measurement, Ratio, Report, named
 from siamusic_fast.bench.stages import dali_loader, prepare
-from siamusic_fast.bench.timing import Contender, Timing, in_turns
+from siamusic_fast.bench.timing import Contender, Timing, in_turns, take
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -34,6 +35,7 @@ WITH_DALI = "train: DALI loader"
 WITH_TORCH = "train: torch loader"
 WITH_PAPER = "train: the paper's loader"
 PAPER = "train: resident batch, the paper's step"
+ACHIEVED = "train: resident batch, operations"
 _OF_RESIDENT = 0.98
 _OVER_PAPER = 3.0
 
@@ -55,33 +57,43 @@ def measure(
 
     The first is the most that any loader could feed. Beside them, on a resident batch, the step of the
     paper's public code: float32, no channels_last, one kernel after the other (CUDA_LAUNCH_BLOCKING=1), in a
-    process of its own. Of each loader, the share of the time that the step waits for it is measured as well.
-    Raises `ConfigError` if the options do not fit the shards.
+    process of its own. Of each loader, the share of the time that the step waits for it is measured as well;
+    that they make the same is checked before. Raises `ConfigError` if the options do not fit the shards, or
+    a batch is too small to train on.
     """
     device, timing = device or torch.device("cpu"), timing or Timing()
+    PretrainConfig(backbone=backbone, batch_size=batch_size)
     setup, options = prepare(shard_set, batch_size=batch_size, device=device, mel=mel, progress=progress)
     shape = (batch_size, 1, setup.mel.n_mels, setup.mel.frames)
     flops = _flops(backbone, _noise(shape, device)) / batch_size
     with tempfile.TemporaryDirectory() as folder:
-        loaders = {
-            WITH_DALI: dali_loader(shard_set, options, recipe),
-            WITH_TORCH: best_torch(setup, options, recipe, timing, progress),
-        }
+        ours = dali_loader(shard_set, options, recipe)
+        ways = torch_loaders(shard_set, options, recipe)
+        rivals = {WITH_TORCH: fastest([one for way in ways for one in way], device, timing, progress)}
         papers = papers_loader(setup, options, recipe, Path(folder), timing, progress)
         if isinstance(papers, Contender):
-            loaders[WITH_PAPER] = papers
+            rivals[WITH_PAPER] = papers
+        kept, reasons = alike(ours, list(rivals.values()), recipe)
+        loaders = {WITH_DALI: ours, **{name: one for name, one in rivals.items() if one in kept}}
         step = _Step(backbone, shape, device, lean=True)
         contenders = [
             resident_step(backbone, setup.mel, batch_size, device),
             *(fed_step(name, loader, step, device) for name, loader in loaders.items()),
             Contender(name=PAPER, items=batch_size, open=lambda: _papers_step(backbone, shape, device)),
+            limits.multiplying(device, torch.bfloat16 if device.type == "cuda" else torch.float32),
         ]
         found = in_turns(contenders, timing, device, title=f"Training {backbone}", progress=progress)
 
-    bound, with_dali, paper = (named(found, name) for name in (RESIDENT, WITH_DALI, PAPER))
+    bound, with_dali, paper, product = (
+        named(found, name) for name in (RESIDENT, WITH_DALI, PAPER, limits.MULTIPLYING)
+    )
     others = [named(found, name) for name in loaders if name != WITH_DALI]
-    product = limits.matmul(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    achieved = bound.median * flops
+    achieved = Measurement(
+        name=ACHIEVED,
+        unit=product.unit,
+        windows=tuple(rate * flops / 1e12 for rate in bound.windows),
+        ours=True,
+    )
     return Report(
         title=f"Training {backbone} on {device.type}, batches of {batch_size}, recipe {recipe}",
         settings={
@@ -93,20 +105,23 @@ def measure(
             "windows": timing.windows,
             "window_seconds": timing.seconds,
             "flops_per_pair": flops,
-            "flops_per_second": achieved,
-            "matmul_flops_per_second": product,
         },
-        measurements=tuple(found),
+        measurements=(*found, achieved),
         ratios=(
             Ratio.of(with_dali, bound, _OF_RESIDENT),
             *(Ratio.of(other, bound) for other in others),
             Ratio.of(bound, paper, _OVER_PAPER if device.type == "cuda" else None),
+            Ratio.of(achieved, product),
         ),
-        limits=dict.fromkeys((RESIDENT, *loaders), product / flops),
+        limits={
+            **dict.fromkeys((RESIDENT, *loaders), product.median * 1e12 / flops),
+            ACHIEVED: product.median,
+        },
         notes=(
             *((papers,) if isinstance(papers, str) else ()),
-            f"{achieved / 1e12:.3g} TFLOP/s in the step; a product of matrices reaches "
-            f"{product / 1e12:.3g} here: {achieved / product:.0%}",
+            *reasons,
+            "the torch loader has whichever setting was fastest alone, in a short trial of "
+            f"{sum(map(len, ways))}",
         ),
     )
 
@@ -129,12 +144,13 @@ def new_step(backbone: str, mel: MelConfig, batch_size: int, device: torch.devic
 
 def fed_step(name: str, loader: Contender, step: "Step", device: torch.device) -> Contender:
     """Return training on the batches of `loader`, with the time that is spent waiting for them."""
-    stopwatch = Stopwatch(device)
+    fed = _Fed(step, device)
 
     @contextmanager
-    def opened() -> Iterator[_Fed]:
+    def opened() -> Iterator["_Fed"]:
         with loader.open() as batches:
-            yield _Fed(step, batches, stopwatch, device)
+            fed.batches = batches
+            yield fed
 
     return Contender(
         name=name,
@@ -143,7 +159,8 @@ def fed_step(name: str, loader: Contender, step: "Step", device: torch.device) -
         ahead=loader.ahead,
         setting=loader.setting,
         ours=loader.ours,
-        stopwatch=stopwatch,
+        stopwatch=fed.stopwatch,
+        use_up=fed.use_up,
     )
 
 
@@ -198,16 +215,27 @@ def _endlessly(step: Step, views: Views) -> Iterator[None]:
 class _Fed:
     """The steps of training on the batches of a loader."""
 
-    def __init__(
-        self, step: Step, batches: Iterable[object], stopwatch: Stopwatch, device: torch.device
-    ) -> None:
-        self._step, self._stopwatch, self._device = step, stopwatch, device
-        self._batches: Iterable[Any] = batches
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.batches: Iterable[Any] = ()
+        self.stopwatch = Stopwatch(device)
+        self._step, self._device = step, device
+        self._trains = True
 
     def __iter__(self) -> Iterator[None]:
-        for view_1, view_2 in self._stopwatch.timed(self._batches):
-            self._step((view_1.to(self._device), view_2.to(self._device)))  # the paper's come on the CPU
+        for view_1, view_2 in self.stopwatch.timed(self.batches):
+            if self._trains:
+                self._step((view_1.to(self._device), view_2.to(self._device)))  # the paper's are on the CPU
             yield
+
+    def use_up(self, steps: Iterator[object], count: int) -> None:
+        """Take `count` batches without training on them, which would take long, and then one step.
+
+        During that step the loader makes as many batches as it makes during any other.
+        """
+        self._trains = False
+        take(steps, count)
+        self._trains = True
+        take(steps, 1)
 
 
 @contextmanager

@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 from typing import Any
 
@@ -6,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from siamusic_fast.bench import limits, loader
+from siamusic_fast.bench import limits, loader, peers
 from siamusic_fast.bench.data import make_shards
-from siamusic_fast.bench.loader import _unlike, measure, papers_loader
-from siamusic_fast.bench.paper import write_arrays
+from siamusic_fast.bench.loader import measure, torch_loader
+from siamusic_fast.bench.paper import paper_loader, write_arrays
+from siamusic_fast.bench.peers import alike, papers_loader
 from siamusic_fast.bench.report import named
 from siamusic_fast.bench.stages import TWO_CROPS, dali_loader, prepare
-from siamusic_fast.bench.timing import Contender, Timing
+from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.backends import two_view_loader
@@ -27,14 +27,14 @@ QUICK = Timing(windows=1, seconds=0.05)
 
 @pytest.fixture(autouse=True)
 def few_pairs_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "_COMPARED", 32)
+    monkeypatch.setattr(peers, "_COMPARED", 64)
 
 
 @pytest.fixture
 def one_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the torch backend have one setting to be tried with."""
+    """Let the torch backend have one setting to be tried with, either way."""
     many = loader.torch_loaders
-    monkeypatch.setattr(loader, "torch_loaders", lambda *arguments: many(*arguments)[1:2])
+    monkeypatch.setattr(loader, "torch_loaders", lambda *arguments: [way[:1] for way in many(*arguments)])
 
 
 @pytest.mark.usefixtures("one_setting")
@@ -43,26 +43,34 @@ def test_every_stage_and_every_peer_is_measured(shard_set: ShardSet) -> None:
     ours = "DALI: recipe image, beside its peers"
     assert [one.name for one in found.measurements] == [
         *("DALI: read", "DALI: read and crop", "DALI: features alone", "DALI: recipe image", TWO_CROPS),
-        *(ours, "torch: recipe image", "paper's way: recipe image"),
+        limits.COPYING_CROPS,
+        *(ours, "torch: recipe image", "torch, batches: recipe image", "paper's way: recipe image"),
     ]
     assert all(one.median > 0 and one.cpu_ms is not None for one in found.measurements)
     crops = named(found.measurements, TWO_CROPS)
     assert (crops.unit, crops.target, crops.verdict) == ("tracks/s", 4000, "too few windows")
     assert found.limits["DALI: read and crop"] == 2 * found.limits[TWO_CROPS] > 0
-    assert named(found.measurements, "torch: recipe image").setting.endswith("batches at a time")
+    batches = named(found.measurements, "torch, batches: recipe image")
+    assert batches.setting == "0 workers, whole batches on the CPU"
     assert [(one.name, one.target) for one in found.ratios] == [
         ("DALI: recipe image / DALI: features alone", 0.6),
+        ("CPU seconds: DALI: recipe image / DALI: features alone", None),
+        (f"DALI: read and crop / {limits.COPYING_CROPS}", None),
         (f"{ours} / torch: recipe image", 1.3),
         (f"CPU seconds: {ours} / torch: recipe image", None),
+        (f"{ours} / torch, batches: recipe image", 1.3),
+        (f"CPU seconds: {ours} / torch, batches: recipe image", None),
         (f"{ours} / paper's way: recipe image", None),
     ]
-    by_hand = found.measurements[5].median / found.measurements[6].median
-    assert found.ratios[1].median == by_hand
+    by_hand = named(found.measurements, ours).median / batches.median
+    assert found.ratios[5].median == by_hand
+    assert found.befores["DALI: features alone"] == "DALI: read and crop"
+    assert found.notes[-1].startswith("what holds DALI: recipe image: of ")
 
 
 def test_a_recipe_without_a_peer_is_measured_alone(shard_set: ShardSet) -> None:
     found = measure(shard_set, recipes=["mask,hflip"], peers=["paper"], mel=MEL, batch_size=4, timing=QUICK)
-    assert found.measurements[-2].name == "DALI: recipe mask,hflip"
+    assert found.measurements[-3].name == "DALI: recipe mask,hflip"
     assert found.notes[0] == "the paper's way has no recipe mask,hflip"
 
 
@@ -72,7 +80,7 @@ def papers(shard_set: ShardSet, folder: Path, recipe: str, normalisation: Normal
     return papers_loader(setup, options, recipe, folder, QUICK)
 
 
-@pytest.mark.parametrize("recipe", ["none", "image"])
+@pytest.mark.parametrize("recipe", ["none", "image", "audio"])
 def test_the_papers_way_makes_what_we_make(shard_set: ShardSet, tmp_path: Path, recipe: str) -> None:
     _, options = prepare(shard_set, batch_size=8, device=CPU, mel=MEL)
     mean, deviation = options["normalisation"]
@@ -81,8 +89,9 @@ def test_the_papers_way_makes_what_we_make(shard_set: ShardSet, tmp_path: Path, 
     louder = papers(shard_set, tmp_path, recipe, Normalisation(mean - 20, deviation))
     assert isinstance(like, Contender)
     assert isinstance(louder, Contender)
-    assert _unlike(ours, like, 0.5) == ""
-    assert re.search(r"paper's way: .* mean .*, not \(1, 48, ", _unlike(ours, louder, 0.5))
+    assert alike(ours, [like], recipe) == ([like], ())
+    with pytest.raises(RuntimeError, match=r"paper's way: .* has a mean of -?\d.*, not .*: it is no peer"):
+        alike(ours, [louder], recipe)
 
 
 def test_tracks_too_short_for_the_papers_way_are_left_out(shard_set: ShardSet, tmp_path: Path) -> None:
@@ -100,13 +109,32 @@ def test_tracks_too_short_for_the_papers_way_are_left_out(shard_set: ShardSet, t
 def test_a_peer_that_makes_something_else_is_our_mistake_or_is_left_out(
     shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "_LIKE", {"torch": 0.0})
+    monkeypatch.setattr(peers, "_ALIKE", -10.0)
     options: Any = {"peers": ["torch"], "mel": MEL, "batch_size": 4, "timing": QUICK}
-    with pytest.raises(RuntimeError, match=r"torch: .* makes .* it is no peer for recipe image"):
+    with pytest.raises(RuntimeError, match=r"torch: .* has a mean of .* it is no peer for recipe image"):
         measure(shard_set, recipes=["image"], **options)
     found = measure(shard_set, recipes=["mask,hflip"], **options)
-    assert found.ratios[1:] == ()
+    assert all("torch" not in one.name for one in found.measurements)
     assert found.notes[0].startswith("not measured for recipe mask,hflip: torch")
+
+
+@pytest.mark.parametrize("recipe", ["image", "audio"])
+def test_a_peer_without_augmentation_is_none(shard_set: ShardSet, recipe: str) -> None:
+    _, options = prepare(shard_set, batch_size=8, device=CPU, mel=MEL)
+    ours = dali_loader(shard_set, options, recipe)
+    like, unaugmented = (torch_loader(shard_set, options, name, 0, False) for name in (recipe, "none"))
+    assert alike(ours, [like], recipe) == ([like], ())
+    with pytest.raises(RuntimeError, match=f"it is no peer for recipe {recipe}"):
+        alike(ours, [unaugmented], recipe)
+
+
+def test_an_epoch_of_the_papers_way_has_many_batches_however_few_tracks_there_are(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(30_000, np.float32))
+    made = paper_loader(
+        [tmp_path / "a.npy"], MEL, Normalisation(0.0, 1.0), recipe="none", batch_size=2, workers=0
+    )
+    with made as batches:
+        assert len(list(batches)) == 64
 
 
 def test_shards_made_to_measure_with_are_read_like_any_others(tmp_path: Path) -> None:
@@ -121,9 +149,12 @@ def test_limits_are_of_this_machine(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(4 * 2**20))
     assert limits.memory_copy() > 1e8
-    assert limits.crop_copy([path], 1000, count=50) > 0
     assert limits.disk_read([path]).bytes_per_second > 1e6
-    assert limits.matmul(torch.device("cpu"), torch.float32) > 1e8
+    contenders = [limits.copying_crops([path], 1000, count=50), limits.multiplying(CPU, torch.float32)]
+    copied, multiplied = in_turns(contenders, QUICK, CPU)
+    assert (copied.unit, multiplied.unit) == ("crops/s", "TFLOP/s")
+    assert copied.median > 50
+    assert multiplied.median > 1e-4
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are(shard_set: ShardSet) -> None:

@@ -8,7 +8,7 @@ from matplotlib import image
 
 from siamusic_fast.bench.chart import draw
 from siamusic_fast.bench.compare import changes, differences
-from siamusic_fast.bench.report import Measurement, Ratio, Report, machine, read_report
+from siamusic_fast.bench.report import Measurement, Ratio, Report, added_ms, machine, read_report
 from siamusic_fast.errors import DataError
 
 
@@ -21,9 +21,11 @@ def report(*measurements: Measurement) -> Report:
 
 
 def test_the_median_and_spread_of_windows_are_those_worked_by_hand() -> None:
-    found = rates("loader", 90.0, 130.0, 100.0)
+    found = rates("loader", 90.0, 130.0, 100.0, 100.0, 95.0)
     assert found.median == 100
-    assert found.spread == pytest.approx(0.2)
+    assert found.spread == pytest.approx(0.3)
+    assert (found.low, found.high) == (70, 130)
+    assert rates("loader", 90.0, 130.0, 100.0).spread == pytest.approx(0.6)  # too few to have seen it all
 
 
 def test_a_ratio_is_taken_window_by_window() -> None:
@@ -35,18 +37,20 @@ def test_a_ratio_is_taken_window_by_window() -> None:
 @pytest.mark.parametrize(
     ("windows", "target", "verdict"),
     [
-        ((1.1, 1.2, 1.1), None, "more"),
-        ((0.8, 0.9, 0.8), None, "less"),
-        ((0.9, 1.2, 1.1), None, "no difference within the spread"),
-        ((1.0, 1.0, 1.0), None, "no difference within the spread"),
-        ((1.3, 1.5, 1.4), 1.3, "reached"),
-        ((1.0, 1.2, 1.1), 1.3, "not reached"),
-        ((1.2, 1.4, 1.3), 1.3, "not certain within the spread"),
+        ((1.1, 1.1, 1.2, 1.15, 1.15), None, "more"),
+        ((0.9, 0.8, 0.9, 0.85, 0.85), None, "less"),
+        ((1.1, 1.1, 1.1, 1.1, 1.3), None, "no difference within the spread"),
+        ((1.0, 1.0, 1.0, 1.0, 1.0), None, "no difference within the spread"),
+        ((1.31, 1.4, 1.4, 1.4, 1.45), 1.3, "reached"),
+        ((1.0, 1.1, 1.1, 1.1, 1.2), 1.3, "not reached"),
+        ((1.31, 1.31, 1.31, 1.31, 1.4), 1.3, "not certain within the spread"),
+        ((1.36, 1.4, 1.44), 1.3, "reached"),
+        ((1.31, 1.4, 1.45), 1.3, "not certain within the spread"),
         ((1.4, 1.4), 1.3, "too few windows"),
         ((1.4, 1.4), None, "too few windows"),
     ],
 )
-def test_a_verdict_needs_all_windows_on_one_side(
+def test_a_verdict_needs_a_target_outside_the_spread(
     windows: tuple[float, ...], target: float | None, verdict: str
 ) -> None:
     assert Ratio(name="A / B", windows=windows, target=target).verdict == verdict
@@ -57,8 +61,12 @@ def test_less_is_better_where_a_target_is_the_most_that_is_allowed() -> None:
     theirs = dataclasses.replace(rates("B", 1.0, 1.0, 1.0), cpu_windows=(4.0, 4.0, 6.0))
     found = Ratio.of_cpu(ours, theirs, 0.5)
     assert found.windows == (0.25, 0.5, 0.5)
-    assert found.verdict == "reached"
-    assert Ratio.of_cpu(theirs, ours, 0.5).verdict == "not reached"
+    assert found.verdict == "not certain within the spread"
+    assert Ratio.of_cpu(ours, theirs, 1.0).verdict == "reached"
+    assert Ratio.of_cpu(theirs, ours, 0.5).verdict == "not certain within the spread"
+    assert dataclasses.replace(Ratio.of_cpu(theirs, ours), windows=(0.6, 0.6, 0.6), target=0.5).verdict == (
+        "not reached"
+    )
 
 
 def test_a_measurement_has_a_verdict_if_it_has_a_target() -> None:
@@ -66,6 +74,8 @@ def test_a_measurement_has_a_verdict_if_it_has_a_target() -> None:
     assert found.verdict == ""
     assert dataclasses.replace(found, target=80.0).verdict == "reached"
     assert dataclasses.replace(found, target=95.0).verdict == "not certain within the spread"
+    assert dataclasses.replace(found, target=120.0, at_most=True).verdict == "reached"
+    assert dataclasses.replace(found, target=79.0, at_most=True).verdict == "not reached"
 
 
 def test_a_report_comes_back_from_json() -> None:
@@ -77,11 +87,13 @@ def test_a_report_comes_back_from_json() -> None:
                 setting="2 workers",
                 ours=True,
                 target=9.0,
+                at_most=True,
             )
         ),
         ratios=(Ratio(name="A / B", windows=(1.0,), target=2.0, at_most=True),),
         limits={"loader": 200.0},
         notes=("a note",),
+        befores={"loader": ""},
     )
     assert read_report(json.loads(json.dumps(before.as_json())), "x.json") == before
 
@@ -92,6 +104,20 @@ def test_what_is_no_report_is_refused_by_name(document: object) -> None:
         read_report(document, "x.json")  # type: ignore[arg-type]
 
 
+def test_a_report_that_was_kept_before_there_were_further_fields_is_read() -> None:
+    document = report(rates("loader", 90.0)).as_json()
+    del document["results"][0]["at_most"], document["befores"]
+    found = read_report(document, "x.json")
+    assert (found.measurements[0].at_most, found.befores) == (False, {})
+
+
+def test_a_stage_adds_what_it_takes_longer_than_the_one_that_it_extends() -> None:
+    stages = [rates("read", 1000.0), rates("crop", 500.0)]
+    befores = {"read": "", "crop": "read"}
+    assert added_ms(stages, "read", befores) == 1
+    assert added_ms(stages, "crop", befores) == pytest.approx(1)
+
+
 def test_a_report_without_windows_is_refused() -> None:
     document = report(rates("loader", 90.0)).as_json()
     document["results"][0]["windows"] = []
@@ -99,17 +125,17 @@ def test_a_report_without_windows_is_refused() -> None:
         read_report(document, "x.json")
 
 
-def test_only_windows_that_do_not_overlap_are_a_difference() -> None:
+def test_only_spreads_that_do_not_overlap_are_a_difference() -> None:
     before = report(
-        rates("A", 100, 110, 105),
-        rates("B", 100, 110, 105),
+        rates("A", 100, 105, 105, 105, 110),
+        rates("B", 100, 105, 105, 105, 110),
         rates("plan", 2.0, 2.2, 2.1, unit="s"),
         rates("few", 1.0, 1.0),
         rates("C", 1.0),
     )
     after = report(
-        rates("A", 111, 120, 115),
-        rates("B", 109, 120, 115),
+        rates("A", 111, 115, 115, 115, 115),
+        rates("B", 115, 115, 115, 115, 121),
         rates("plan", 1.0, 1.2, 1.1, unit="s"),
         rates("few", 2.0, 2.0, 2.0),
         rates("D", 1.0),

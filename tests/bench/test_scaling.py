@@ -1,31 +1,104 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from siamusic_fast.bench import scaling
+from siamusic_fast.bench import opening, scaling
+from siamusic_fast.bench.opening import look_at, open_and_run, repeated_shards
+from siamusic_fast.bench.report import Measurement, Report
 from siamusic_fast.bench.timing import Timing
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.manifest import ShardSet, read_manifest
 
 
-def test_rates_openings_and_memory_are_reported(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "_BATCHES", (4,))
-    monkeypatch.setattr(scaling, "_DEALT", 20)
-    monkeypatch.setattr(scaling, "_TRACKS_FOR_SHARDS", 2_000)
+def measure(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, per_track: float = 0.001) -> Report:
+    """Measure a little; start-up takes `per_track` seconds for each pair of tracks."""
+
+    def look(folder: Path, *, batch_size: int, threads: int, **options: Any) -> tuple[float, float, float]:
+        tracks = read_manifest(folder).tracks(["training"])
+        return 1 + per_track * tracks**2, 5.0, 2.0 * batch_size + threads
+
+    monkeypatch.setattr(scaling, "look_at", look)
+    monkeypatch.setattr(scaling, "_BATCHES", (2, 4))
+    monkeypatch.setattr(scaling, "_DEALT", 30)
+    monkeypatch.setattr(scaling, "_DEALT_SECONDS", 0.2)
+    monkeypatch.setattr(scaling, "_TRACKS", (100, 1_000, 10_000))
+    monkeypatch.setattr(scaling, "_TRACKS_FOR_SHARDS", 100)
+    monkeypatch.setattr(scaling, "_PER_SHARD", 60)
+    monkeypatch.setattr(scaling, "_RUN", 32)
     monkeypatch.setattr(scaling, "cores", lambda: 2)
-    found = scaling.measure(
+    return scaling.measure(
         shard_set,
         recipe="none",
         batch_size=4,
         device=torch.device("cpu"),
-        timing=Timing(windows=1, seconds=0.05),
+        timing=Timing(windows=1, seconds=0.02),
         most_tracks=1_000,
         most_shards=10,
     )
-    assert [one.name for one in found.measurements] == [
-        *("DALI: 1 threads", "DALI: 2 threads", "DALI: batches of 4"),
-        *("DALI: 1 shards of 1 s crops", "DALI: 10 shards of 1 s crops"),
-        *("opening 1,000 tracks in 2 shards", "opening 1,000 tracks in 2 shards, memory"),
-        *("opening 2,000 tracks in 1 shards", "opening 2,000 tracks in 1 shards, memory"),
-        *("opening 2,000 tracks in 10 shards", "opening 2,000 tracks in 10 shards, memory"),
+
+
+def test_rates_openings_and_memory_are_of_the_sets_that_were_made(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = measure(shard_set, monkeypatch)
+    names = [one.name for one in found.measurements]
+    assert names[:5] == [
+        *("DALI: 1 thread", "DALI: 2 threads", "DALI: batches of 2"),  # 24 tracks: too few for more
+        *("DALI: 1 shard of 0.2 s crops", "DALI: 10 shards of 0.2 s crops"),
     ]
-    assert {one.unit for one in found.measurements} == {"pairs/s", "s", "MiB"}
-    assert all(one.median > 0 for one in found.measurements if one.unit != "MiB")
+    assert names[5::3] == [
+        "start-up: 120 tracks in 2 shards",
+        "start-up: 1,020 tracks in 17 shards",
+        "start-up: 100 tracks in 1 shard",
+        "start-up: 100 tracks in 10 shards",
+        "start-up: 32 tracks in 16 shards, 1 thread, batches of 64",
+        "start-up: 32 tracks in 16 shards, 2 threads, batches of 64",
+        "start-up: 32 tracks in 16 shards, 2 threads, batches of 2",
+        "start-up: 32 tracks in 16 shards, 2 threads, batches of 4",
+    ]
+    assert [one.unit for one in found.measurements[5:8]] == ["s", "MiB", "MiB"]
+    assert found.measurements[-1].windows == (10.0, 10.0, 10.0)
+
+
+def test_what_grows_faster_than_it_should_is_named_with_its_first_step(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "_rates", lambda *arguments: ([], []))
+    one, ten = (Measurement(name=f"{n}", unit="pairs/s", windows=(10.0 - n / 5,) * 3) for n in (1, 10))
+    monkeypatch.setattr(scaling, "_dealt", lambda *arguments: [one, ten])
+    found = measure(shard_set, monkeypatch)
+    ratios = {one.name: one for one in found.ratios}
+    start_up = ratios["start-up: 1,020 tracks in 17 shards / start-up: 120 tracks in 2 shards"]
+    assert start_up.target == 10.2  # 1.2 times 1,020 / 120
+    assert start_up.median == pytest.approx((1 + 0.001 * 1_020**2) / (1 + 0.001 * 120**2))
+    assert (start_up.at_most, start_up.verdict) == (True, "not reached")
+    memory = ratios["memory of opening: 100 tracks in 10 shards / memory of opening: 100 tracks in 1 shard"]
+    assert (memory.median, memory.target, memory.verdict) == (1.0, 12.0, "reached")
+    assert (ratios["10 / 1"].target, ratios["10 / 1"].verdict) == (0.9, "not reached")
+    assert found.notes == ("start-up grows faster than it should from 120 tracks to 1,020: 68 times",)
+    assert measure(shard_set, monkeypatch, per_track=0).notes == (scaling._NOWHERE,)
+
+
+def test_the_memory_of_a_running_loader_grows_with_its_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_FEWEST_PAIRS", 64)
+    repeated_shards(tmp_path / "shards", 64, 64, seconds=4.0)
+    few, many = (
+        open_and_run(str(tmp_path / "shards"), recipe="none", seconds=4.0, batch_size=size)
+        for size in (2, 64)
+    )
+    assert min(*few, *many) > 0
+    assert many[2] > few[2] + 64 * 2 * 4 * 48 * 300 / 2**20  # two views of 48 mels and 345 frames
+
+
+def test_shards_are_full_and_hold_at_least_the_tracks_asked_for(tmp_path: Path) -> None:
+    made = repeated_shards(tmp_path / "shards", 9, 4)
+    assert (made.tracks(["training"]), len(made.splits["training"])) == (12, 3)
+
+
+def test_why_an_opening_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_LOOK", "raise ValueError('no memory left')")
+    with pytest.raises(RuntimeError, match="no memory left"):
+        look_at(tmp_path)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from siamusic_fast.bench.shard import measure, synthesise
+from siamusic_fast.bench.shard import _at_scale, measure, synthesise
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.shards.look import look
 from siamusic_fast.shards.store import open_store
@@ -30,6 +30,15 @@ def test_rates_ratios_and_the_peer_are_reported(tmp_path: Path) -> None:
     assert ratios[f"{packer.name} / {script.name}"] == packer.median / script.median
     assert "numpy.save" in found.notes[0]
     assert found.settings["tracks"] == 2
+    assert of["opening 1,000 tracks"].target is None
+    summed = next(one for one in found.ratios if "sha256sum" in one.name)
+    assert summed.target == 0.5
+
+
+def test_plan_and_opening_of_a_million_tracks_have_limits() -> None:
+    limited = _at_scale("plan", "s", (3.0, 4.0, 5.0), 1_000_000, 20.0)
+    assert (limited.target, limited.at_most, limited.verdict) == (20.0, True, "reached")
+    assert _at_scale("plan", "s", (30.0, 31.0, 32.0), 1_000_000, 20.0).verdict == "not reached"
 
 
 def test_no_window_is_refused() -> None:

@@ -1,5 +1,6 @@
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_rates_are_items_per_second_measured_in_turns() -> None:
     assert slow.windows == pytest.approx([50] * 3)
     assert fast.windows == pytest.approx([100] * 3)
     turns = [name for name, before in zip(order, ["", *order], strict=False) if name != before]
-    assert turns == ["slow", "fast"] * 4  # once to warm up
+    assert turns == ["slow", "fast", "slow", "fast", "slow", "fast"]  # to warm up, then A B B A A B
     assert slow.cpu_ms == fast.cpu_ms == 0  # they sleep
 
 
@@ -144,3 +145,47 @@ def test_the_share_of_waiting_is_that_of_the_stopwatch() -> None:
 def test_nothing_is_measured_in_no_time_or_for_hours(windows: int, seconds: float) -> None:
     with pytest.raises(ConfigError, match="must be at least 1"):
         Timing(windows=windows, seconds=seconds)
+
+
+def test_a_steady_drift_of_the_machine_is_shared_alike() -> None:
+    clock = FakeClock()
+
+    def slower_and_slower() -> Iterator[None]:
+        while True:
+            clock.sleep(0.1 + clock.time / 1000)
+            yield None
+
+    first, second = in_turns(
+        [contender("first", slower_and_slower()), contender("second", slower_and_slower())],
+        Timing(windows=4, seconds=2.0),
+        CPU,
+        clock=clock,
+    )
+    quotients = [a / b for a, b in zip(first.windows, second.windows, strict=True)]
+    assert sum(quotient > 1 for quotient in quotients) == 2
+
+
+@pytest.mark.parametrize(("windows", "openings"), [(4, 2), (5, 2), (1, 1)])
+def test_everything_is_opened_anew_as_often_as_there_are_windows(windows: int, openings: int) -> None:
+    clock, opened = FakeClock(), list[str]()
+
+    @contextlib.contextmanager
+    def opening() -> Iterator[Iterator[None]]:
+        opened.append("open")
+        yield sleeper(clock, 0.5)
+        opened.append("closed")
+
+    one = Contender(name="one", items=10, open=opening)
+    (found,) = in_turns([one], Timing(windows=windows, seconds=1.0), CPU, openings=2, clock=clock)
+    assert found.windows == pytest.approx([20] * windows)
+    assert opened == ["open", "closed"] * openings
+
+
+def test_a_child_that_ends_while_it_is_looked_at_has_no_cpu_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ended(*_: object, **__: object) -> str:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(Path, "read_text", ended)
+    assert Clock().cpu_seconds() > 0

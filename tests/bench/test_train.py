@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from siamusic_fast.bench import loader, train
+from siamusic_fast.bench import limits, loader, peers, train
+from siamusic_fast.bench.report import named
 from siamusic_fast.bench.timing import Contender, Timing, waiting_of
 from siamusic_fast.bench.train import (
+    ACHIEVED,
     PAPER,
     RESIDENT,
     WITH_DALI,
@@ -20,6 +22,7 @@ from siamusic_fast.bench.train import (
     measure,
 )
 from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError
 from siamusic_fast.shards.manifest import ShardSet
 
 CPU = torch.device("cpu")
@@ -29,7 +32,8 @@ def test_the_step_is_measured_with_each_loader_and_with_none(
     shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = loader.torch_loaders
-    monkeypatch.setattr(loader, "torch_loaders", lambda *arguments: many(*arguments)[:1])
+    monkeypatch.setattr(train, "torch_loaders", lambda *arguments: [many(*arguments)[0][:1]])
+    monkeypatch.setattr(peers, "_COMPARED", 32)
     # The process of its own is started in the next test.
     nothing = contextlib.nullcontext(itertools.repeat(None))
     monkeypatch.setattr(train, "_papers_step", lambda *arguments: nothing)
@@ -41,13 +45,25 @@ def test_the_step_is_measured_with_each_loader_and_with_none(
         timing=Timing(windows=1, seconds=0.1),
     )
     fed = [WITH_DALI, WITH_TORCH, WITH_PAPER]
-    assert [one.name for one in found.measurements] == [RESIDENT, *fed, PAPER, *map(waiting_of, fed)]
-    assert all(one.median > 0 for one in found.measurements[:5])
-    assert all(0 <= one.median <= 100 for one in found.measurements[5:])
-    assert found.measurements[2].setting == "0 workers, samples at a time"
+    assert [one.name for one in found.measurements] == [
+        *(RESIDENT, *fed, PAPER, limits.MULTIPLYING),
+        *map(waiting_of, fed),
+        ACHIEVED,
+    ]
+    assert all(one.median > 0 for one in found.measurements[:6])
+    assert all(0 <= one.median <= 100 for one in found.measurements[6:9])
+    assert found.measurements[2].setting == "0 workers, samples one by one on the CPU"
     assert found.ratios[0].target == 0.98
-    reached = found.settings["flops_per_second"] / found.settings["flops_per_pair"]
-    assert reached == pytest.approx(found.measurements[0].median)
+    achieved, resident = (named(found.measurements, name).median for name in (ACHIEVED, RESIDENT))
+    assert achieved * 1e12 / found.settings["flops_per_pair"] == pytest.approx(resident)
+    share = achieved / named(found.measurements, limits.MULTIPLYING).median
+    assert found.ratios[-1].median == pytest.approx(share)
+    assert found.limits[RESIDENT] == pytest.approx(resident / share)
+
+
+def test_a_batch_that_is_too_small_to_train_on_is_refused(shard_set: ShardSet) -> None:
+    with pytest.raises(ConfigError, match="batch_size = 1 must be at least 2"):
+        measure(shard_set, mel=MelConfig(seconds=0.25), batch_size=1)
 
 
 def test_a_process_that_dies_is_an_error_and_no_hang() -> None:
@@ -69,6 +85,28 @@ def test_waiting_is_the_share_of_time_until_a_batch_is_there() -> None:
     assert slow.stopwatch is not None
     seconds, waited = slow.stopwatch.read()
     assert 0 < waited < seconds
+
+
+def test_batches_made_in_advance_are_used_up_without_training_but_for_one_step() -> None:
+    taken, trained = list[int](), list[int]()
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number in itertools.count():
+            taken.append(number)
+            yield torch.tensor(number), torch.tensor(number)
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+        yield batches()
+
+    loader = Contender(name="any", items=1, open=opened, ahead=3)
+    fed = fed_step("fed", loader, lambda views: trained.append(int(views[0])), CPU)
+    with fed.open() as steps:
+        ongoing = iter(steps)
+        fed.use_up(ongoing, 3)
+        next(ongoing)
+    assert taken == [0, 1, 2, 3, 4]
+    assert trained == [3, 4]
 
 
 def test_the_operations_of_a_step_are_those_of_its_layers() -> None:

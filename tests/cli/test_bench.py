@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from siamusic_fast.bench.doctor import Facts
 from siamusic_fast.bench.report import Measurement, Report
 from siamusic_fast.cli.bench import settings
 from siamusic_fast.shards.manifest import ShardSet
@@ -31,8 +32,8 @@ def test_bench_loader_ends_with_one_line_of_json_and_keeps_it_with_a_chart(
     (line,) = result.stdout.splitlines()
     document = json.loads(line)
     assert document["settings"]["shards"] == "fma_medium"
-    assert document["results"][-2]["name"] == "DALI: recipe image"
-    assert len(document["results"][-1]["windows"]) == 2
+    (image,) = (one for one in document["results"] if one["name"] == "DALI: recipe image")
+    assert len(image["windows"]) == 2
     assert "pairs/s" in result.stderr
     assert json.loads((tmp_path / "kept" / "loader.json").read_text()) == document
     assert (tmp_path / "kept" / "loader.png").read_bytes().startswith(b"\x89PNG")
@@ -112,8 +113,10 @@ def test_bench_all_keeps_every_result_and_is_smaller_on_a_cpu(
     (asked,) = benches["train"]
     assert (asked["backbone"], asked["batch_size"]) == (("resnet50", 64) if on_gpu else ("resnet18", 16))
     assert asked["device"] == device
-    assert benches["loader"][0]["timing"].windows == 3
-    assert benches["shard"][0]["windows"] == 3
+    (loader,), (shard,) = benches["loader"], benches["shard"]
+    assert (loader["batch_size"], loader["peers"]) == (256 if on_gpu else 64, ["torch"])
+    assert loader["timing"].windows == 5
+    assert (shard["windows"], shard["planned"]) == (3, 1_000_000)
 
 
 def test_bench_train_measures_what_it_is_asked_for(
@@ -126,6 +129,22 @@ def test_bench_train_measures_what_it_is_asked_for(
     (asked,) = benches["train"]
     assert (asked["recipe"], asked["backbone"], asked["batch_size"]) == ("audio", "resnet18", 4)
     assert asked["timing"].seconds == 0.05
+
+
+def test_a_quick_look_at_the_loader_leaves_out_the_slow_peer_unless_it_is_named(
+    benches: dict[str, Measured], shard_set: ShardSet
+) -> None:
+    words = ("bench", "loader", "--data", shard_set.folder, "--gpus", 0, "--quiet")
+    for more in ((), ("--quick",), ("--quick", "--peer", "paper"), ("--peer", "none")):
+        assert run(*words, *more).exit_code == 0
+    assert [asked["peers"] for asked in benches["loader"]] == [["torch", "paper"], ["torch"], ["paper"], []]
+
+
+@pytest.mark.parametrize("option", [("--threads", 2), ("--peer", "torch")])
+def test_scaling_refuses_what_it_would_ignore(shard_set: ShardSet, option: tuple[str, object]) -> None:
+    words = ("bench", "loader", "--data", shard_set.folder, "--gpus", 0, "--scaling")
+    line = error_line(run(*words, *option))
+    assert "--scaling measures 1 to all threads and no peer" in line
 
 
 def test_a_quick_look_at_scaling_goes_less_far(benches: dict[str, Measured], shard_set: ShardSet) -> None:
@@ -144,8 +163,35 @@ def test_bench_doctor_shows_the_rates_and_ends_with_the_advice(
     words = ("bench", "doctor", "--data", shard_set.folder, "--gpus", 0)
     shown = run(*words)
     assert shown.exit_code == 0
-    assert "both together" in shown.stdout
+    assert "with the loader" in shown.stdout
     assert "--backend torch" in shown.stdout.splitlines()[-1]
+    assert "waits 30% of the time" in shown.stdout
     values = json.loads(run(*words, "--json").stdout)
-    assert (values["together"], values["codec"]) == (700, "wav")
+    assert (values["together"], values["codec"], values["waiting"]) == (440, "wav", 0.3)
+    assert (values["backbone"], values["batch_size"]) == ("resnet18", 16)
     assert "--backend torch" in values["advice"]
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [(None, None), (0, 0), (1, 1), (4, 1)])
+def test_bench_doctor_measures_one_of_several_gpus(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, gpus: int | None, devices: int | None
+) -> None:
+    asked: list[int | None] = []
+    examined: list[dict[str, Any]] = []
+
+    def device_for(count: int | None) -> torch.device:
+        asked.append(count)
+        return torch.device("cuda" if count else "cpu")
+
+    def examine(*arguments: object, **options: Any) -> Facts:
+        examined.append(options)
+        return CPU
+
+    monkeypatch.setattr(module("doctor"), "device_for", device_for)
+    monkeypatch.setattr(module("doctor"), "examine", examine)
+    words = () if gpus is None else ("--gpus", gpus)
+    assert run("bench", "doctor", "--data", shard_set.folder, "--quiet", *words).exit_code == 0
+    assert asked == [devices]
+    assert examined[0]["gpus"] == (gpus or 1)
+    small = ("resnet18", 16)
+    assert (examined[0]["backbone"], examined[0]["batch_size"]) == (("resnet50", 64) if gpus else small)

@@ -20,8 +20,8 @@ from siamusic_fast.errors import DataError
 def compare(before: Path, after: Path, as_json: bool) -> None:
     """Compare two results of the same benchmark, BEFORE and AFTER.
 
-    What differs by less than the windows of either do among themselves is no difference, and fewer than three
-    windows say nothing. In which settings, and in what of the machine, the two differ is said first.
+    What differs by less than the spreads of both together is no difference, and fewer than three windows say
+    nothing. In which settings, and in what of the machine, the two differ is said first.
 
     \b
     siamusic-fast bench compare before/loader.json after/loader.json

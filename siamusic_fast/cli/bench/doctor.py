@@ -21,8 +21,13 @@ from siamusic_fast.training.distributed import device_for
 @options.data_dir
 @options.aug
 @settings.backbone
-@settings.batch_size
-@options.gpus
+@settings.training_batch_size
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=0),
+    default=None,
+    help="GPUs that share the cores; one is measured, with its share. 0 is the CPU.  [default: one, if any]",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: one a core]"
 )
@@ -32,53 +37,58 @@ def doctor(
     data: str | None,
     data_dir: Path,
     aug: str,
-    backbone: str,
-    batch_size: int,
+    backbone: str | None,
+    batch_size: int | None,
     gpus: int | None,
     threads: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Say why training waits for data, and the one change that would help most.
+    """Say whether training waits for data, why, and the one change that would help most.
+
+    It takes about a minute. A rate that the advice promises is what the other stages would still allow.
 
     \b
     siamusic-fast bench doctor
     siamusic-fast bench doctor --data fma_medium --aug audio --backbone resnet18
     """
     parse_recipe(aug)
+    device = device_for(None if gpus is None else min(gpus, 1))
+    backbone, batch_size = settings.to_train(backbone, batch_size, device)
     with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:
         facts = examine(
             shard_set,
             recipe=aug,
             backbone=backbone,
             batch_size=batch_size,
-            device=device_for(gpus),
+            device=device,
+            gpus=gpus or 1,
             threads=threads,
             progress=progress(quiet),
         )
     if as_json:
-        values = {**dataclasses.asdict(facts), "advice": advise(facts)}
+        values = {
+            **dataclasses.asdict(facts),
+            "backbone": backbone,
+            "batch_size": batch_size,
+            "advice": advise(facts),
+        }
         output.print_json(json.dumps(values), indent=None)
         return
     if not quiet:
-        output.print(_table(facts))
+        output.print(_table(facts, f"{backbone}, batches of {batch_size}, recipe {aug}"))
     output.print(advise(facts), markup=False)
 
 
-def _table(facts: Facts) -> Table:
-    table = Table()
+def _table(facts: Facts, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
     table.add_column("what")
     table.add_column("pairs/s", justify="right")
     table.add_column("")
-    alone = f"fed {min(1.0, facts.loader / facts.training):.0%} of the time by a loader alone on the machine"
-    table.add_row(
-        "training takes",
-        number(facts.training),
-        alone,
-    )
-    together = min(1.0, facts.together / facts.training)
-    table.add_row("both together", number(facts.together), f"{together:.0%} of what training takes")
-    table.add_row("the loader gives", number(facts.loader), f"on {facts.device}")
+    table.add_row("training takes", number(facts.training), "of a batch that is there already")
+    fed = f"{facts.fed:.0%} ± {facts.spread:.0%} of that; waits {facts.waiting:.0%} of the time"
+    table.add_row("with the loader", number(facts.together), fed)
+    table.add_row("the loader alone", number(facts.loader), f"on {facts.device}")
     table.add_row("reading and cropping", number(facts.crops), f"{facts.codec} shards")
     table.add_row("the disk", number(facts.disk), "cold" if facts.cold else "from memory: not dropped")
     if facts.other_backend is not None:

@@ -11,6 +11,9 @@ from siamusic_fast.cli.bench.shard import shard
 from siamusic_fast.cli.bench.train import train
 from siamusic_fast.training.distributed import device_for
 
+_BATCH_ON_GPU = 256
+"""Of the loader: that of the rates which the project asks of itself."""
+
 
 @click.command(name="all")
 @options.gpus
@@ -37,9 +40,9 @@ def everything(context: click.Context, gpus: int | None, quick: bool, out: Path,
     """
     on_cpu = device_for(gpus).type == "cpu"
     shared = {"gpus": gpus, "out": out, "quiet": quiet}
-    timing = {"windows": 3, "window_seconds": 1.0} if quick else {}
-    small = {"backbone": "resnet18", "batch_size": 16} if on_cpu else {}
-    packed = {"tracks": 200, "planned": 100_000} if quick else {}
-    context.invoke(loader, peers=("torch",) if quick else PEERS, **shared, **timing)
-    context.invoke(train, **shared, **timing, **small)
+    timing = {"windows": 5, "window_seconds": 0.6} if quick else {}
+    packed = {"tracks": 200} if quick else {}
+    asked = {} if on_cpu else {"batch_size": _BATCH_ON_GPU}
+    context.invoke(loader, peers=("torch",) if quick else PEERS, **shared, **timing, **asked)
+    context.invoke(train, **shared, **timing)
     context.invoke(shard, out=out, quiet=quiet, **packed)

@@ -10,6 +10,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
 from siamusic_fast.cli.bench.rendering import show
 from siamusic_fast.cli.console import progress
+from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.training.distributed import device_for
 
@@ -34,9 +35,8 @@ _SMALL = {"most_tracks": 10_000, "most_shards": 100}
     "peers",
     type=click.Choice([*loader_bench.PEERS, "none"]),
     multiple=True,
-    default=loader_bench.PEERS,
-    show_default=True,
-    help="What to compare with: the torch backend at its best, the way of the paper's code.",
+    help="What to compare with: the torch backend at its best, either way; the way of the paper's code.  "
+    "[default: both; with --quick torch]",
 )
 @settings.batch_size
 @options.gpus
@@ -74,7 +74,7 @@ def loader(
 
     First the stages of the DALI graph, switched on one by one, then each recipe in turns with its peers on
     the same tracks, after a check that they make the same. A ratio is of windows measured one after the
-    other; one that lies on both sides of its target is not certain.
+    other; if its target, or 1, lies within the spread, it is not certain.
 
     \b
     siamusic-fast bench loader
@@ -83,6 +83,9 @@ def loader(
     """
     for recipe in recipes:
         parse_recipe(recipe)
+    if scaling and (threads or peers):
+        raise ConfigError("--scaling measures 1 to all threads and no peer: leave --threads and --peer out.")
+    peers = peers or (("torch",) if quick else loader_bench.PEERS)
     device = device_for(gpus)
     timing = settings.timing(windows, window_seconds, quick)
     with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:

@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.table import Table
 
 from siamusic_fast.bench import chart
-from siamusic_fast.bench.report import Ratio, Report, number
+from siamusic_fast.bench.report import Measurement, Ratio, Report, added_ms, number
 from siamusic_fast.cli.console import console, note, output
 from siamusic_fast.shards.files import atomic_write
 
-_HEADINGS = ("what", "median", "spread", "unit", "CPU ms each", "limit", "target", "verdict")
-_WORDS = (0, 3, 7)
+_HEADINGS = ("what", "median", "spread", "unit", "adds ms", "CPU ms each", "limit", "target", "verdict")
+_WORDS = (0, 3, 8)
 """Columns of the headings that hold words."""
 _PAPER_WIDTH = 120
 """Characters in a line where there is no terminal to say."""
@@ -44,9 +44,10 @@ def _measurements(report: Report) -> Table:
             number(one.median),
             f"± {one.spread:.0%}",
             one.unit,
+            added_by(one, report),
             "" if one.cpu_ms is None else f"{one.cpu_ms:.2f}",
             number(report.limits[one.name]) if one.name in report.limits else "",
-            "" if one.target is None else number(one.target),
+            target_of(one),
             one.verdict,
         )
         for one in report.measurements
@@ -72,8 +73,15 @@ def _ratios(report: Report) -> Table:
     return table
 
 
-def target_of(one: Ratio) -> str:
-    """Return what is asked of a ratio, if anything is."""
+def added_by(one: Measurement, report: Report) -> str:
+    """Return the milliseconds of an item that a stage adds to those of the stage that it extends."""
+    if one.name not in report.befores:
+        return ""
+    return f"{added_ms(report.measurements, one.name, report.befores):.2f}"
+
+
+def target_of(one: Measurement | Ratio) -> str:
+    """Return what is asked of a measurement or a ratio, if anything is."""
     if one.target is None:
         return ""
-    return f"{'at most ' if one.at_most else ''}{one.target:g}"
+    return f"{'at most ' if one.at_most else ''}{number(one.target)}"

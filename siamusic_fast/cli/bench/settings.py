@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import torch
 
 from siamusic_fast.bench.data import make_shards, tracks_for
 from siamusic_fast.bench.timing import Timing
@@ -13,23 +14,41 @@ from siamusic_fast.config import BACKBONES, PretrainConfig
 from siamusic_fast.progress import Progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
+_SMALL = ("resnet18", 16)
+"""Backbone and batch size of which a CPU trains some steps in a second."""
+
 data = click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
 backbone = click.option(
     "--backbone",
     type=click.Choice(BACKBONES),
     metavar="NAME",
-    default=PretrainConfig.backbone,
-    show_default=True,
-    help="Encoder that trains.",
+    default=None,
+    help=f"Encoder that trains.  [default: {PretrainConfig.backbone}; on a CPU {_SMALL[0]}]",
+)
+training_batch_size = click.option(
+    "--batch-size",
+    type=int,
+    default=None,
+    help=f"Pairs per batch.  [default: {PretrainConfig.batch_size}; on a CPU {_SMALL[1]}]",
 )
 batch_size = click.option("--batch-size", type=int, default=64, show_default=True, help="Pairs per batch.")
 windows = click.option(
-    "--windows", type=int, default=5, show_default=True, help="How often each is measured, in turns."
+    "--windows",
+    type=int,
+    default=Timing.windows,
+    show_default=True,
+    help="How often each is measured, in turns.",
 )
 window_seconds = click.option(
-    "--window-seconds", type=float, default=3.0, show_default=True, help="About how long each time."
+    "--window-seconds",
+    type=float,
+    default=Timing.seconds,
+    show_default=True,
+    help="About how long each time.",
 )
-quick = click.option("--quick", is_flag=True, help="About a minute's look: three windows of half a second.")
+quick = click.option(
+    "--quick", is_flag=True, help="A look of a minute or two: five windows of half a second."
+)
 out = click.option(
     "--out",
     "-o",
@@ -41,7 +60,13 @@ out = click.option(
 
 def timing(windows: int, window_seconds: float, quick: bool) -> Timing:
     """Return how long to measure."""
-    return Timing(windows=3, seconds=0.5) if quick else Timing(windows=windows, seconds=window_seconds)
+    return Timing(windows=5, seconds=0.5) if quick else Timing(windows=windows, seconds=window_seconds)
+
+
+def to_train(backbone: str | None, batch_size: int | None, device: torch.device) -> tuple[str, int]:
+    """Return the backbone and the batch size to train with on `device`; `None` is its default."""
+    usual = _SMALL if device.type == "cpu" else (PretrainConfig.backbone, PretrainConfig.batch_size)
+    return backbone or usual[0], usual[1] if batch_size is None else batch_size
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from siamusic_fast.training.distributed import device_for
 @options.data_dir
 @options.aug
 @settings.backbone
-@settings.batch_size
+@settings.training_batch_size
 @options.gpus
 @settings.windows
 @settings.window_seconds
@@ -30,8 +30,8 @@ def train(
     data: str | None,
     data_dir: Path,
     aug: str,
-    backbone: str,
-    batch_size: int,
+    backbone: str | None,
+    batch_size: int | None,
     gpus: int | None,
     windows: int,
     window_seconds: float,
@@ -44,19 +44,21 @@ def train(
 
     In turns: on one batch that stays on the device, which is the most that a loader could feed, with the DALI
     loader, the torch loader at its best and that of the paper's code, each with the share of time that the
-    step waits for it, and the step of the paper's code on a resident batch.
+    step waits for it, the step of the paper's code on a resident batch, and products of matrices.
 
     \b
     siamusic-fast bench train --backbone resnet18 --batch-size 16
     """
     parse_recipe(aug)
+    device = device_for(gpus)
+    backbone, batch_size = settings.to_train(backbone, batch_size, device)
     with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:
         report = train_bench.measure(
             shard_set,
             recipe=aug,
             backbone=backbone,
             batch_size=batch_size,
-            device=device_for(gpus),
+            device=device,
             timing=settings.timing(windows, window_seconds, quick),
             progress=progress(quiet),
         )
