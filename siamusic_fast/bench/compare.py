@@ -53,11 +53,10 @@ def differences(before: Report, after: Report) -> list[str]:
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*before, *after])
-    # What was measured on the way is no setting.
     return [
         f"{name}: {before.get(name)}, then {after.get(name)}"
         for name in names
-        if before.get(name) != after.get(name) and not name.endswith("_per_second")
+        if before.get(name) != after.get(name)
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from siamusic_fast.bench.timing import Contender
+from siamusic_fast.bench.timing import Contender, calls
 from siamusic_fast.shards.pool import cores
 
 COPYING_CROPS = "limit: copying crops"
@@ -69,7 +69,7 @@ def copying_crops(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> C
     def opened() -> Iterator[Iterator[None]]:
         buffers = [np.empty((places, crop_bytes), np.uint8) for _ in range(workers)]
         with ThreadPoolExecutor(workers) as threads:
-            yield _calls(lambda: list(threads.map(copy_some, range(workers), buffers)))
+            yield calls(lambda: list(threads.map(copy_some, range(workers), buffers)))
 
     return Contender(name=COPYING_CROPS, items=count, open=opened, unit="crops/s")
 
@@ -109,15 +109,9 @@ def multiplying(device: torch.device, dtype: torch.dtype) -> Contender:
     @contextmanager
     def opened() -> Iterator[Iterator[None]]:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        yield _calls(lambda: torch.mm(left, right))
+        yield calls(lambda: torch.mm(left, right))
 
     return Contender(name=MULTIPLYING, items=2 * size**3 / 1e12, open=opened, unit="TFLOP/s")
-
-
-def _calls(call: Callable[[], object]) -> Iterator[None]:
-    while True:
-        call()
-        yield
 
 
 def _fastest(call: Callable[[], object]) -> float:

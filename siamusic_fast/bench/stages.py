@@ -29,7 +29,7 @@ _AHEAD = 3
 """Batches that DALI makes in advance: two that wait, and one in the making."""
 _CROPS_ON_CPU = 4_000.0
 _ON_GPU = {"image": 20_000.0, "audio": 10_000.0}
-_BATCH_ON_GPU = 256
+BATCH_ON_GPU = 256
 """What the project asks of itself: tracks/s on a CPU, and pairs/s on a GPU in batches of so many."""
 
 
@@ -123,7 +123,7 @@ def dali_loader(shard_set: ShardSet, options: LoaderOptions, recipe: str) -> Con
         open=lambda: TwoViewLoader(shard_set, recipe=recipe, **options),
         ahead=_AHEAD,
         ours=True,
-        target=_ON_GPU.get(recipe) if on_gpu and options["batch_size"] == _BATCH_ON_GPU else None,
+        target=_ON_GPU.get(recipe) if on_gpu and options["batch_size"] == BATCH_ON_GPU else None,
     )
 
 

@@ -239,6 +239,13 @@ def endless(batches: Iterable[T]) -> Iterator[T]:
         yield from batches
 
 
+def calls(call: Callable[[], object]) -> Iterator[None]:
+    """Call `call` for every batch that is asked for: the work itself is what is measured."""
+    while True:
+        call()
+        yield
+
+
 def _rest(clock: Clock) -> None:
     """Wait until this process and its children do nothing any more."""
     deadline = clock.now() + _LONGEST_REST

@@ -18,7 +18,7 @@ from siamusic_fast.bench.loader import torch_loaders
 from siamusic_fast.bench.peers import alike, fastest, papers_loader
 from siamusic_fast.bench.report import Measurement, Ratio, Report, named
 from siamusic_fast.bench.stages import dali_loader, prepare
-from siamusic_fast.bench.timing import Contender, Timing, in_turns, take
+from siamusic_fast.bench.timing import Contender, Timing, calls, in_turns, take
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -132,7 +132,8 @@ def resident_step(backbone: str, mel: MelConfig, batch_size: int, device: torch.
 
     @contextmanager
     def opened() -> Iterator[Iterator[None]]:
-        yield _endlessly(_Step(backbone, shape, device, lean=True), _noise(shape, device))
+        step, views = _Step(backbone, shape, device, lean=True), _noise(shape, device)
+        yield calls(lambda: step(views))
 
     return Contender(name=RESIDENT, items=batch_size, open=opened, ours=True)
 
@@ -204,12 +205,6 @@ class _Step:
         self._optimizer.zero_grad()
         if not self._lean:
             loss.item()
-
-
-def _endlessly(step: Step, views: Views) -> Iterator[None]:
-    while True:
-        step(views)
-        yield
 
 
 class _Fed:

@@ -5,14 +5,12 @@ from pathlib import Path
 import click
 
 from siamusic_fast.bench.loader import PEERS
+from siamusic_fast.bench.stages import BATCH_ON_GPU
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench.loader import loader
 from siamusic_fast.cli.bench.shard import shard
 from siamusic_fast.cli.bench.train import train
 from siamusic_fast.training.distributed import device_for
-
-_BATCH_ON_GPU = 256
-"""Of the loader: that of the rates which the project asks of itself."""
 
 
 @click.command(name="all")
@@ -33,7 +31,8 @@ _BATCH_ON_GPU = 256
 def everything(context: click.Context, gpus: int | None, quick: bool, out: Path, quiet: bool) -> None:
     """Run all benchmarks on data made for them and keep the results.
 
-    The way of the paper's code, a slow peer, is left out unless --thorough; `bench loader` has it.
+    The way of the paper's code, a slow peer of the loader, is left out unless --thorough; `bench loader` has
+    it.
 
     \b
     siamusic-fast bench all --out benchmarks/here
@@ -42,7 +41,7 @@ def everything(context: click.Context, gpus: int | None, quick: bool, out: Path,
     shared = {"gpus": gpus, "out": out, "quiet": quiet}
     timing = {"windows": 5, "window_seconds": 0.6} if quick else {}
     packed = {"tracks": 200} if quick else {}
-    asked = {} if on_cpu else {"batch_size": _BATCH_ON_GPU}
+    asked = {} if on_cpu else {"batch_size": BATCH_ON_GPU}
     context.invoke(loader, peers=("torch",) if quick else PEERS, **shared, **timing, **asked)
     context.invoke(train, **shared, **timing)
     context.invoke(shard, out=out, quiet=quiet, **packed)
