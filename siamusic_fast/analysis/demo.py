@@ -14,9 +14,9 @@ from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet, read_manifest
 from siamusic_fast.shards.pack import pack
 from siamusic_fast.shards.synthetic import Corpus, synthesise
-from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.evaluate import EvaluateResult, evaluate
 from siamusic_fast.training.finetune import FinetuneResult, finetune
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.pretrain import PretrainResult, pretrain
 
 PREVIEW_TRACKS = 4

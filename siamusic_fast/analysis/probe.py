@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint, models
-from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.evaluate import RESULTS, check_enough_classes, join_segments, results_folder
 from siamusic_fast.training.features import track_outputs
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.knn import knn_predict
 from siamusic_fast.training.linear import choose_linear
 from siamusic_fast.training.pretrained import Pretrained, load_pretrained

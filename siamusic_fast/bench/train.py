@@ -23,7 +23,7 @@ from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.compiling import compiled
-from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.metrics import Stopwatch
 from siamusic_fast.training.models import SimSiam, place

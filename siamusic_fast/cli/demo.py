@@ -11,7 +11,8 @@ from siamusic_fast.analysis import demo as whole_way
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.shards.pool import cores
-from siamusic_fast.training.distributed import Job, device_for
+from siamusic_fast.training.distributed import device_for
+from siamusic_fast.training.job import Job
 
 
 @click.command()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from siamusic_fast.training.distributed import Job, gradients_kept_apart
+from siamusic_fast.training.job import Job, gradients_kept_apart
 from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.precision import autocast
 

@@ -18,8 +18,8 @@ from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training import checkpoint
-from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.features import track_outputs
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.models import Classifier, place
 from siamusic_fast.training.scores import Scores, scores
 

@@ -12,7 +12,7 @@ from siamusic_fast.pipelines.loader import TrackLoader
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.precision import autocast
 
 TRACKS_PER_BATCH = 8

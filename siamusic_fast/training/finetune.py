@@ -15,9 +15,9 @@ from siamusic_fast.pipelines.loader import LabelledLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
-from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.evaluate import CLASSIFIER, check_enough_classes
 from siamusic_fast.training.features import TrackReader
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.metrics import RunLog, check_finite
 from siamusic_fast.training.models import STAGES, Classifier, place, stage
 from siamusic_fast.training.precision import autocast

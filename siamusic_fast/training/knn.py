@@ -8,8 +8,8 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.distributed import Job
 from siamusic_fast.training.features import evaluating, track_outputs
+from siamusic_fast.training.job import Job
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07

@@ -18,7 +18,7 @@ from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import run as runs
 from siamusic_fast.training.compiling import compiled, rehearse
-from siamusic_fast.training.distributed import Job, gradients_kept_apart
+from siamusic_fast.training.job import Job, gradients_kept_apart
 from siamusic_fast.training.knn import knn_accuracy, knn_possible
 from siamusic_fast.training.lock import FolderLock
 from siamusic_fast.training.losses import simsiam_loss

@@ -21,7 +21,7 @@ from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
-from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.lock import FolderLock, is_locked
 from siamusic_fast.training.metrics import Stopwatch, check_finite
 from siamusic_fast.training.models import SimSiam

@@ -10,7 +10,7 @@ from siamusic_fast.config import MelConfig, PretrainConfig, dump, load_pretrain
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
-from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.run import CHECKPOINT_PARTS, load_resumable
 
 

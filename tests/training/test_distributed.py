@@ -13,13 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
-from siamusic_fast.training.distributed import (
-    Job,
-    device_for,
-    gradients_kept_apart,
-    launch,
-)
+from siamusic_fast.training.distributed import device_for, launch
 from siamusic_fast.training.failures import WorkerError, told_by_leader
+from siamusic_fast.training.job import Job, gradients_kept_apart
 from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.models import predictor, projector
 

@@ -15,10 +15,11 @@ from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training import finetune as module
-from siamusic_fast.training.distributed import Job, launch
+from siamusic_fast.training.distributed import launch
 from siamusic_fast.training.evaluate import evaluate, load_classifier
 from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.finetune import finetune, learning_rates
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.metrics import read_log
 from siamusic_fast.training.models import Classifier, place
 from tests.training.conftest import save_run

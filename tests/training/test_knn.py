@@ -10,8 +10,9 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.loader import TrackLoader
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.distributed import Job, launch
+from siamusic_fast.training.distributed import launch
 from siamusic_fast.training.features import track_outputs
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.knn import knn_accuracy, knn_predict
 from siamusic_fast.training.models import encoder
 

@@ -21,7 +21,8 @@ from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint, lock, models
 from siamusic_fast.training import pretrain as module
 from siamusic_fast.training.compiling import compiled
-from siamusic_fast.training.distributed import Job, launch
+from siamusic_fast.training.distributed import launch
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.metrics import read_log
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, PretrainResult, pretrain
 from siamusic_fast.training.run import is_abandoned, load_run, newest_unfinished

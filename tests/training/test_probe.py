@@ -8,7 +8,8 @@ import torchvision
 
 from siamusic_fast.analysis.probe import ProbeResult, activate_branches, probe, random_encoder
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.distributed import Job, launch
+from siamusic_fast.training.distributed import launch
+from siamusic_fast.training.job import Job
 
 
 def test_an_encoder_that_learnt_nothing_is_as_good_as_the_initial_one(
