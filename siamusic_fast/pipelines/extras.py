@@ -12,6 +12,7 @@ from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
 from siamusic_fast.pipelines.draws import Draws, band, erase, like, uniform
 
 _MOST_DECIBELS = 100.0
+_MOST_DEVIATIONS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,35 @@ class GridDistortion(ImageAugmentation):
         change = fn.random.uniform(range=[-1.0, 1.0], shape=[self.steps]) * self.limit
         drawn = sizes * (1.0 + change)
         return drawn * (extent / fn.reductions.sum(drawn))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tilt(ImageAugmentation):
+    """Tilts the spectrum: adds a straight line over the mels, as another room or another master would.
+
+    In decibels, it turns about the middle band: what the lowest gains, the highest loses.
+    """
+
+    p: float = 0.5
+    most: float = 0.5
+    """Largest change of the outermost mels, in deviations of the features."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.most <= _MOST_DEVIATIONS:
+            raise ConfigError(
+                f"most = {self.most:g} of Tilt must lie between 0 and {_MOST_DEVIATIONS:g} deviations."
+            )
+
+    def parameters(self, mel: MelConfig) -> Draws:
+        return {"rise": uniform(-self.most, self.most)}
+
+    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
+        line = np.linspace(-1, 1, mel.n_mels, dtype=np.float32)[:, None, None]
+        change = like(image, drawn["rise"] * types.Constant(line))
+        if drawn["on"]:
+            image = image + change
+        return image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from siamusic_fast.pipelines.extras import (
     GridDistortion,
     Noise,
     RandomResizedCrop,
+    Tilt,
     TimeMask,
 )
 
@@ -51,6 +52,7 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {
     "cutout": CutOut,
     "griddistortion": GridDistortion,
     "rrc": RandomResizedCrop,
+    "tilt": Tilt,
     "freqmask": FrequencyMask,
     "timemask": TimeMask,
 }

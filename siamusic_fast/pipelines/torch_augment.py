@@ -35,6 +35,7 @@ from siamusic_fast.pipelines.extras import (
     GridDistortion,
     Noise,
     RandomResizedCrop,
+    Tilt,
     TimeMask,
 )
 
@@ -239,6 +240,12 @@ def _grid_distortion(step: GridDistortion, images: Tensor, draws: Draws) -> None
         _resize(images, rows, positions, axis)
 
 
+def _tilt(step: Tilt, images: Tensor, draws: Draws) -> None:
+    rise = np.where(draws.coin(step.p), draws.uniform(-step.most, step.most), 0.0)
+    line = torch.linspace(-1, 1, images.shape[1], device=images.device)
+    images += _column(rise, images)[..., None] * line[:, None]
+
+
 AUDIO: dict[type[Augmentation], Callable[[Any, Draws], Effect]] = {
     WaveMixup: _wave_mixup,
     PitchShift: _pitch_shift,
@@ -259,6 +266,7 @@ IMAGE: dict[type[Augmentation], Callable[[Any, Tensor, Draws], None]] = {
     TimeMask: _time_mask,
     RandomResizedCrop: _random_resized_crop,
     GridDistortion: _grid_distortion,
+    Tilt: _tilt,
 }
 """The steps after the spectrogram."""
 

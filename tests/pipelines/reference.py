@@ -151,6 +151,11 @@ def _griddistortion(images: Array, draws: Draws, step: GridDistortion) -> Array:
     return result
 
 
+def _tilt(images: Array, draws: Draws, step: Any) -> Array:
+    line = np.linspace(-1, 1, images.shape[1])
+    return images + draws["rise"].reshape(-1, 1, 1) * line[:, None]
+
+
 def _box(anchor: Any, shape: Any) -> tuple[slice, slice]:
     return _band(anchor[0], shape[0]), _band(anchor[1], shape[1])
 
@@ -171,5 +176,6 @@ STEPS: dict[str, Callable[[Array, Draws, Any], Array]] = {
     "timemask": _timemask,
     "rrc": _rrc,
     "griddistortion": _griddistortion,
+    "tilt": _tilt,
 }
 """What each image step makes of images if it is on, by its name."""

@@ -13,6 +13,7 @@ from siamusic_fast.pipelines.extras import (
     GridDistortion,
     Noise,
     RandomResizedCrop,
+    Tilt,
     TimeMask,
 )
 from tests.pipelines.graphs import Array, run
@@ -118,6 +119,17 @@ def test_specaugment_masks_are_bands_of_zeros_across_the_image(
         assert 1 <= lines.sum() <= step.count * int(most * SHAPE[axis])
 
 
+def test_a_tilt_adds_a_line_over_the_mels_and_leaves_the_mean() -> None:
+    rises = []
+    for before, after in zip(images(50), augmented(Tilt(p=1, most=0.8), images(50)), strict=True):
+        added = after - before[..., 0]
+        rises.append(float(added[-1, 0]))
+        expected = np.linspace(-rises[-1], rises[-1], SHAPE[0])[:, None]
+        np.testing.assert_allclose(added, np.broadcast_to(expected, SHAPE), atol=1e-5)
+    assert -0.8 <= min(rises) < -0.6
+    assert 0.6 < max(rises) <= 0.8
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
@@ -125,6 +137,7 @@ def test_specaugment_masks_are_bands_of_zeros_across_the_image(
         (GridDistortion, {"steps": 0}, "steps = 0 of GridDistortion"),
         (GridDistortion, {"limit": 1.0}, "limit = 1 between 0 and 1"),
         (RandomResizedCrop, {"fewest_mels": 0.0}, "fewest_mels = 0 of RandomResizedCrop"),
+        (Tilt, {"most": -0.1}, "most = -0.1 of Tilt"),
     ],
 )
 def test_impossible_parameters_are_refused(kind: type, values: dict[str, float], words: str) -> None:

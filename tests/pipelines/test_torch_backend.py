@@ -35,6 +35,7 @@ from siamusic_fast.pipelines.extras import (
     GridDistortion,
     Noise,
     RandomResizedCrop,
+    Tilt,
     TimeMask,
 )
 from siamusic_fast.pipelines.loader import TrackLoader, TwoViewLoader
@@ -55,7 +56,7 @@ from tests.pipelines.test_mel import CONFIGS, noisy_chord, torchaudio_log_mel
 MEL = MelConfig(seconds=1.0)
 IN_DECIBELS = Normalisation(0.0, 1.0)
 CPU = torch.device("cpu")
-EXTRAS: Recipe = (Gain(), GridDistortion(), RandomResizedCrop(), FrequencyMask(), TimeMask())
+EXTRAS: Recipe = (Gain(), GridDistortion(), RandomResizedCrop(), Tilt(), FrequencyMask(), TimeMask())
 fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
@@ -261,6 +262,7 @@ def _statistics(before: Array, after: Array) -> Array:
         TimeMask(),
         RandomResizedCrop(),
         GridDistortion(),
+        Tilt(),
     ],
     ids=lambda step: type(step).__name__,
 )
