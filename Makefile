@@ -15,8 +15,8 @@ test: install  ## Run the tests.
 check: install  ## Check format, lint and types.
 	scripts/check
 
-bench: install  ## Measure this machine on data made for it (under ten minutes on two cores).
-	$(BIN)/siamusic-fast bench all --out benchmarks/here
+bench: install  ## Measure this machine on data made for it (under ten minutes on two cores); each time into a new folder.
+	$(BIN)/siamusic-fast bench all
 
 install: $(VENV)/.installed  ## Make .venv with everything in it.
 

@@ -6,6 +6,8 @@ scripts/performance.py [--check]    with --check, only say whether the file is w
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,66 @@ A stage *adds* the milliseconds of a pair that it takes longer than the stage th
 """
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A figure that the project asks of itself on a `GPU` that few have."""
+
+    words: str
+    report: str
+    """One of `ORDER`, which holds the figure."""
+    rows: tuple[str, ...]
+    """Names of the measurements and ratios that the report then has."""
+    settings: Mapping[str, object]
+    """With which it is to be measured."""
+
+
+GPU = "H200"
+_PAIRS, _STEP = {"batch_size": 256, "codec": "wav"}, {"backbone": "resnet50"}
+_PEER = "DALI: recipe {0}, beside its peers / torch, batches: recipe {0}"
+ASKED = (
+    Asked(
+        "recipe image: at least 20,000 pairs/s in batches of 256, or the limit that holds it",
+        "loader",
+        ("DALI: recipe image",),
+        _PAIRS,
+    ),
+    Asked(
+        "recipe audio: at least 10,000 pairs/s in batches of 256, or the limit that holds it",
+        "loader",
+        ("DALI: recipe audio",),
+        _PAIRS,
+    ),
+    Asked(
+        "both recipes: at least 2 times the pairs/s of the strongest peer, whole batches on the GPU, at no "
+        "more than half its CPU seconds",
+        "loader",
+        (_PEER.format("image"), _PEER.format("audio")),
+        _PAIRS,
+    ),
+    Asked(
+        "training ResNet-50 on 48 by 431, bf16: with the DALI loader at least 0.98 of the pairs/s of the "
+        "same loop on a resident batch",
+        "train",
+        ("train: DALI loader / train: resident batch",),
+        _STEP,
+    ),
+    Asked(
+        "that resident batch: at least 3 times the pairs/s of the paper's public training loop",
+        "train",
+        ("train: resident batch / train: resident batch, the paper's step",),
+        _STEP,
+    ),
+    Asked(
+        "that resident batch: the achieved share of the bf16 peak, which products of matrices measure",
+        "train",
+        ("train: resident batch, operations / limit: product of matrices",),
+        _STEP,
+    ),
+)
+
+
 def page() -> str:
-    parts = [HEAD]
+    parts, kept = [HEAD], []
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         documents = {name: folder / f"{name}.json" for name in ORDER}
         found = {name: path for name, path in documents.items() if path.is_file()}
@@ -41,14 +101,16 @@ def page() -> str:
         if notes.is_file():
             parts.append(notes.read_text().strip())
         parts += [section(report, folder.name, name) for name, report in reports.items()]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+        kept.append(reports)
+    parts.append(not_measured(kept))
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def common_machine(reports: dict[str, Report], folder: str) -> dict[str, Any]:
     """Return what all of the `reports` were measured on; end with what differs if that is not one machine."""
     (first, one), *others = reports.items()
     for name, other in others:
-        differing = [key for key, value in one.hardware.items() if other.hardware.get(key) != value]
+        differing = [key for key, value in one.hardware.items() if other.hardware.get(key, value) != value]
         if differing:
             sys.exit(
                 f"{folder}: {first}.json and {name}.json differ in {', '.join(differing)} of their machines: "
@@ -68,6 +130,8 @@ def title(machine: dict[str, Any]) -> str:
 
 def section(report: Report, machine: str, name: str) -> str:
     lines = [f"### {report.title}", "", f"![{report.title}](../benchmarks/results/{machine}/{name}.png)", ""]
+    if report.seconds is not None:
+        lines += [f"Measured on {report.date}, in {report.seconds / 60:.0f} minutes.", ""]
     lines += ["| what | median | spread | unit | adds ms | CPU ms each | limit | target | verdict |"]
     lines += ["|---|---:|---:|---|---:|---:|---:|---:|---|"]
     for one in report.measurements:
@@ -86,6 +150,25 @@ def section(report: Report, machine: str, name: str) -> str:
     if report.notes:
         lines += ["", *(f"- {note}" for note in report.notes)]
     return "\n".join(lines)
+
+
+def not_measured(kept: list[dict[str, Report]]) -> str:
+    """Return a table of what is `ASKED` and in none of the `kept` results, which are by name."""
+    missing = [one for one in ASKED if not any(measures(reports, one) for reports in kept)]
+    if not missing:
+        return ""
+    lines = ["## Asked, and not measured yet", "", "| hardware | asked |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {GPU} | {one.words} |" for one in missing)])
+
+
+def measures(reports: dict[str, Report], asked: Asked) -> bool:
+    """Return whether one machine's `reports` have the figure, on the `GPU` and as it was asked for."""
+    report = reports.get(asked.report)
+    if report is None or not any(GPU in gpu for gpu in report.hardware["gpus"]):
+        return False
+    names = {one.name for one in report.measurements} | {one.name for one in report.ratios}
+    settings = {"device": "cuda", **asked.settings}
+    return set(asked.rows) <= names and settings.items() <= report.settings.items()
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ import torch
 
 from siamusic_fast.bench import limits
 from siamusic_fast.bench.loader import torch_loader
-from siamusic_fast.bench.report import Ratio, named
-from siamusic_fast.bench.stages import crop_stage, dali_loader, prepare
+from siamusic_fast.bench.report import Measurement, Ratio, named
+from siamusic_fast.bench.stages import HOLDS, bytes_read, copy_stage, crop_stage, dali_loader, prepare
 from siamusic_fast.bench.timing import Timing, in_turns, waiting_of
 from siamusic_fast.bench.train import fed_step, new_step, resident_step
 from siamusic_fast.config import PretrainConfig
-from siamusic_fast.pipelines.options import Setup
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
@@ -22,8 +21,6 @@ _FED = 0.95
 """Training that keeps so much of the rate that it has alone is fed."""
 _WAITING = 0.05
 """Of the time: who waits less does not wait."""
-_BOUND = 1.25
-"""A stage that gives less than so many times what the whole gives is what holds the whole up."""
 _MORE = 1.05
 """Of two rates, the one that is so many times the other is higher."""
 
@@ -46,6 +43,10 @@ class Facts:
     """Share of the time, 0 to 1, that the step waits for batches."""
     crops: float
     """Given by reading and cropping alone."""
+    copied: float | None
+    """Given by reading, cropping and copying to the GPU; only measured on one."""
+    by_cpu: float
+    """What the CPU time of the loader's pairs allows its threads."""
     disk: float
     """Given by the disk, if of each track one crop is read, or all of it where it must be decoded."""
     cold: bool
@@ -83,12 +84,13 @@ def examine(
     )
     loader = dali_loader(shard_set, options, recipe)
     crops = crop_stage(setup, options)
-    resident = resident_step(backbone, setup.mel, batch_size, device)
-    fed = fed_step(_TOGETHER, loader, new_step(backbone, setup.mel, batch_size, device), device)
+    step = new_step(backbone, setup.mel, batch_size, device)
+    resident = resident_step(step, setup.mel, batch_size, device)
+    fed = fed_step(_TOGETHER, loader, step, device)
     contenders = [crops, loader, resident, fed]
     other = torch_loader(shard_set, options, recipe, workers=cores(), per_batch=False)
-    if device.type == "cpu":
-        contenders.append(other)
+    copies = copy_stage(setup, options)
+    contenders.append(other if device.type == "cpu" else copies)
     found = in_turns(contenders, timing, device, title="Looking at every stage", progress=progress)
     together = Ratio.of(named(found, fed.name), named(found, resident.name))
     disk = limits.disk_read([Path(tar) for tar in setup.source.tars])
@@ -100,7 +102,9 @@ def examine(
         spread=together.spread,
         waiting=named(found, waiting_of(fed.name)).median / 100,
         crops=named(found, crops.name).median,
-        disk=disk.bytes_per_second / _bytes_read(setup),
+        copied=named(found, copies.name).median if device.type == "cuda" else None,
+        by_cpu=_by_cpu(named(found, loader.name), options["threads"]),
+        disk=disk.bytes_per_second / bytes_read(setup),
         cold=disk.cold,
         other_backend=named(found, other.name).median if device.type == "cpu" else None,
         codec=shard_set.codec,
@@ -110,12 +114,10 @@ def examine(
     )
 
 
-def _bytes_read(setup: Setup) -> float:
-    """Return what is read of a track: one crop, or all of it where it must be decoded."""
-    source = setup.source
-    if source.mapped:
-        return 2 * source.span(setup.mel)
-    return sum(shard.bytes for shard in source.shards) / source.tracks
+def _by_cpu(loader: Measurement, threads: int) -> float:
+    """Return the pairs per second that `threads` make if each works all the time."""
+    assert loader.cpu_ms
+    return 1000 * threads / loader.cpu_ms
 
 
 def advise(facts: Facts) -> str:
@@ -124,12 +126,13 @@ def advise(facts: Facts) -> str:
         f"Training waits {facts.waiting:.0%} of the time and goes {facts.fed:.0%} as fast with the loader "
         f"as without (± {facts.spread:.0%})"
     )
-    if facts.fed >= _FED:
+    if facts.fed * (1 - facts.spread) >= _FED:
         return f"Nothing to mend. {found}.{_from_memory(facts)}"
     if facts.waiting < _WAITING:
         found += f": it does not wait for data, but shares the {_device(facts)} with the loader"
     if facts.fed * (1 + facts.spread) >= _FED:
-        return f"Not certain within the spread: look again when nothing else runs here. {found}."
+        again = "look again when nothing else runs here"
+        return f"Not certain within the spread: {again}. {found}.{_from_memory(facts)}"
     remedy, rate = _mend_reading(facts) if _reading_holds(facts) else _mend_features(facts)
     gain = "" if rate is None else f" With that, at most {max(rate, facts.together):,.0f} pairs/s."
     return f"{found}. {remedy}{gain}{_from_memory(facts)}"
@@ -146,7 +149,12 @@ def _reading_holds(facts: Facts) -> bool:
     """
     if facts.device == "cpu":
         return facts.crops < _features(facts)
-    return facts.crops < _BOUND * facts.together
+    return _holds(facts.crops, facts)
+
+
+def _holds(ceiling: float, facts: Facts) -> bool:
+    """Return whether so many pairs per second are too near to what both give together."""
+    return ceiling < HOLDS * facts.together
 
 
 def _features(facts: Facts) -> float:
@@ -158,7 +166,7 @@ def _features(facts: Facts) -> float:
 def _mend_reading(facts: Facts) -> tuple[str, float | None]:
     """Return what makes reading faster, and the pairs per second that it allows, if that is known."""
     without = facts.training if facts.device == "cuda" else _one_by_one(facts.training, _features(facts))
-    if facts.cold and facts.crops / _MORE <= facts.disk < _BOUND * facts.crops:
+    if facts.cold and facts.crops / _MORE <= facts.disk < HOLDS * facts.crops:
         return "The disk holds it up: put the shards on a faster one, or into memory.", without
     if facts.codec != "wav":
         return (
@@ -166,21 +174,18 @@ def _mend_reading(facts: Facts) -> tuple[str, float | None]:
             f"without decoding."
         ), without
     if facts.threads < facts.cores:
-        return _all_threads(facts)
+        return _all_threads(facts, facts.crops)
     if facts.device == "cpu":
         return "Reading and cropping takes the CPU from training: use more cores, or a GPU.", None
-    return "Reading and moving crops holds it up: give each GPU more CPU cores.", facts.training
+    return "Reading and cropping holds it up: give each GPU more CPU cores.", facts.training
 
 
 def _mend_features(facts: Facts) -> tuple[str, float | None]:
     """Return what makes features faster, and the pairs per second that it allows, if that is known."""
     if facts.device == "cuda":
-        return (
-            "The GPU computes features and trains: use a lighter recipe or a larger batch.",
-            min(facts.training, facts.crops),
-        )
+        return _mend_gpu(facts)
     if facts.threads < facts.cores:
-        return _all_threads(facts)
+        return _all_threads(facts, facts.loader)
     if facts.other_backend is not None and facts.other_backend > _MORE * facts.loader:
         return (
             f"Features are computed on the CPU, where the torch backend gives {facts.other_backend:,.0f} "
@@ -189,11 +194,30 @@ def _mend_features(facts: Facts) -> tuple[str, float | None]:
     return "Features are computed on the CPU, which training needs as well: use a GPU.", None
 
 
-def _all_threads(facts: Facts) -> tuple[str, float]:
-    """Return that more threads help, and the pairs per second if they did so in full."""
+def _mend_gpu(facts: Facts) -> tuple[str, float]:
+    """Return what makes faster what follows cropping on a GPU: the bus, the CPU's part, or kernels."""
+    assert facts.copied is not None
+    without = min(facts.training, facts.copied)
+    if _holds(facts.copied, facts):
+        remedy = "The bus to the GPU holds it up: see with nvidia-smi -q that it has all its lanes."
+        return remedy, min(facts.training, facts.crops)
+    if _holds(facts.by_cpu, facts) and facts.threads < facts.cores:
+        return _all_threads(facts, facts.by_cpu)
+    if _holds(facts.by_cpu, facts):
+        return (
+            "Setting batches up takes all CPU threads: run fewer processes on this machine, or use lighter "
+            "audio steps."
+        ), without
+    if _holds(facts.loader, facts):
+        return "The GPU takes that long for the recipe alone: use a lighter recipe.", without
+    return "The GPU computes features and trains: use a lighter recipe or a larger batch.", without
+
+
+def _all_threads(facts: Facts, ceiling: float) -> tuple[str, float]:
+    """Return that more threads help, and the pairs per second if they raised the `ceiling` in full."""
     more = facts.cores / facts.threads
     rate = (
-        min(facts.training, facts.crops * more)
+        min(facts.training, ceiling * more)
         if facts.device == "cuda"
         else _one_by_one(facts.training, facts.loader * more)
     )

@@ -3,8 +3,9 @@
 import ctypes
 import mmap
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from siamusic_fast.bench.report import Measurement
 from siamusic_fast.bench.timing import Contender, calls
 from siamusic_fast.shards.pool import cores
 
+COPYING = "limit: copying memory"
 COPYING_CROPS = "limit: copying crops"
+TO_GPU = "limit: copying to the GPU"
 MULTIPLYING = "limit: product of matrices"
 _COPIED = 64 * 2**20
 """Bytes that a thread copies at once: more than a cache holds."""
-_REPEATS = 5
-_MOST_READ = 2 * 2**30
+_READS = 3
+_MOST_READ = 2**30
+"""Bytes that are read each time."""
 _MATRIX = {"cuda": 8192, "cpu": 1024}
 """Rows and columns of the matrices."""
 
@@ -31,19 +36,37 @@ _MATRIX = {"cuda": 8192, "cpu": 1024}
 class DiskRead:
     """How fast files came from the disk, or from memory if they could not be dropped from it before."""
 
-    bytes_per_second: float
+    windows: tuple[float, ...]
+    """Bytes per second, each time."""
     cold: bool
 
+    @property
+    def bytes_per_second(self) -> float:
+        """Median of the windows."""
+        return statistics.median(self.windows)
 
-def memory_copy() -> float:
-    """Return the bytes per second that all cores copy together, each between buffers of its own."""
-    buffers = [(np.ones(_COPIED, np.uint8), np.empty(_COPIED, np.uint8)) for _ in range(cores())]
+    def measurement(self) -> Measurement:
+        """Return it as a row of a report, in GB/s."""
+        return Measurement(
+            name="limit: reading the disk",
+            unit="GB/s",
+            windows=tuple(rate / 1e9 for rate in self.windows),
+            setting="cold" if self.cold else "warm: the files stayed in memory",
+        )
 
-    def copy_all() -> None:
-        with ThreadPoolExecutor(len(buffers)) as threads:
-            list(threads.map(lambda pair: np.copyto(pair[1], pair[0]), buffers))
 
-    return len(buffers) * _COPIED / _fastest(copy_all)
+def copying() -> Contender:
+    """Return copying memory with all cores, each between buffers of its own."""
+    workers = cores()
+
+    @contextmanager
+    def opened() -> Iterator[Iterator[None]]:
+        sources = [np.ones(_COPIED, np.uint8) for _ in range(workers)]
+        targets = [np.empty(_COPIED, np.uint8) for _ in range(workers)]
+        with ThreadPoolExecutor(workers) as threads:
+            yield calls(lambda: list(threads.map(np.copyto, targets, sources)))
+
+    return Contender(name=COPYING, items=workers * _COPIED / 1e9, open=opened, unit="GB/s")
 
 
 def copying_crops(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> Contender:
@@ -75,7 +98,13 @@ def copying_crops(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> C
 
 
 def disk_read(paths: Sequence[Path]) -> DiskRead:
-    """Read up to 2 GiB of `paths` from start to end, after asking the kernel to drop them from memory."""
+    """Read up to 1 GiB of `paths` three times, each after asking the kernel to drop them from memory."""
+    rates, cold = zip(*(_read_once(paths) for _ in range(_READS)), strict=True)
+    return DiskRead(windows=rates, cold=all(cold))
+
+
+def _read_once(paths: Sequence[Path]) -> tuple[float, bool]:
+    """Return the bytes per second, and whether all of them came from the disk."""
     cold, total, seconds = True, 0, 0.0
     for path in paths:
         if total >= _MOST_READ:
@@ -88,18 +117,19 @@ def disk_read(paths: Sequence[Path]) -> DiskRead:
             while block := file.read(8 * 2**20):
                 total += len(block)
             seconds += time.perf_counter() - start
-    return DiskRead(bytes_per_second=total / seconds, cold=cold)
+    return total / seconds, cold
 
 
-def device_copy(device: torch.device) -> float:
-    """Return the bytes per second from page-locked memory to a GPU."""
-    source = torch.empty(4 * _COPIED, dtype=torch.uint8, pin_memory=True)
+def copying_to(device: torch.device) -> Contender:
+    """Return copying page-locked memory to a GPU."""
 
-    def copy() -> None:
-        source.to(device, non_blocking=True)
-        torch.cuda.synchronize(device)
+    @contextmanager
+    def opened() -> Iterator[Iterator[None]]:
+        source = torch.empty(4 * _COPIED, dtype=torch.uint8, pin_memory=True)
+        target = torch.empty_like(source, device=device, pin_memory=False)
+        yield calls(lambda: target.copy_(source, non_blocking=True))
 
-    return 4 * _COPIED / _fastest(copy)
+    return Contender(name=TO_GPU, items=4 * _COPIED / 1e9, open=opened, unit="GB/s")
 
 
 def multiplying(device: torch.device, dtype: torch.dtype) -> Contender:
@@ -112,17 +142,6 @@ def multiplying(device: torch.device, dtype: torch.dtype) -> Contender:
         yield calls(lambda: torch.mm(left, right))
 
     return Contender(name=MULTIPLYING, items=2 * size**3 / 1e12, open=opened, unit="TFLOP/s")
-
-
-def _fastest(call: Callable[[], object]) -> float:
-    """Return the seconds of the fastest of several calls, after one to warm up."""
-    call()
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def _resident_share(path: Path) -> float:

@@ -1,23 +1,26 @@
 """Pairs per second of the loader: stage by stage, beside its peers and beside what the machine allows."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from siamusic_fast.bench import limits
-from siamusic_fast.bench.peers import TORCH_AHEAD, alike, fastest, papers_loader
+from siamusic_fast.bench.peers import TORCH_AHEAD, TorchPeer, alike, fastest, papers_loader
 from siamusic_fast.bench.report import Measurement, Ratio, Report, named
 from siamusic_fast.bench.stages import (
     COPY,
     CROP,
     FEATURES,
     TWO_CROPS,
+    as_asked,
+    bytes_read,
     chains,
     dali_loader,
     held_by,
+    held_on_gpu,
     of_recipe,
     prepare,
     stages,
@@ -26,7 +29,6 @@ from siamusic_fast.bench.stages import (
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.options import LoaderOptions, Setup
-from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
@@ -59,7 +61,8 @@ def measure(
     The peers read the same tracks: `torch` is the torch backend, once with workers that compute on the CPU
     and once with workers that read while whole batches are computed on `device`, each with the best number of
     workers on this machine; `paper` is what the paper's code does. That a peer makes batches of the same
-    shape and statistics is checked before. Raises `ConfigError` if the options do not fit the shards.
+    shape and statistics is checked before; of one that does not, a note says why it is left out. Raises
+    `ConfigError` if the options do not fit the shards.
     """
     device, timing = device or torch.device("cpu"), timing or Timing()
     setup, options = prepare(
@@ -72,6 +75,8 @@ def measure(
             *stages(setup, options, recipes),
             two_crops(setup, options),
             limits.copying_crops(tars, crop_bytes),
+            limits.copying(),
+            *([limits.copying_to(device)] if device.type == "cuda" else []),
         ],
         timing,
         device,
@@ -80,20 +85,28 @@ def measure(
         progress=progress,
     )
     befores = chains(recipes, device)
-    held = tuple(held_by(found, befores, recipe) for recipe in recipes)
-    ratios = _over_features(found, recipes, device)
+    bounds = _bounds(found, crop_bytes)
+    held = _held(found, recipes, befores, bounds, options["threads"])
+    asked, all_cores = as_asked(shard_set, options), options["threads"] >= cores()
+    ratios = _over_features(found, recipes, device, asked)
     ratios.append(Ratio.of(named(found, CROP), named(found, limits.COPYING_CROPS)))
     dropped: list[str] = []
     for recipe in recipes:
         beside, missing = _beside_peers(setup, options, recipe, peers, timing, progress)
         found += beside
         dropped += missing
-        for rival in beside[1:]:
-            ratios += _ratios(beside[0], rival, recipe, device)
-    limit, notes = _limits(setup, tars, crop_bytes, named(found, limits.COPYING_CROPS).median)
+        for rival in beside[1:] if all_cores else ():
+            ratios += _ratios(beside[0], rival, recipe, device, asked)
+    disk = limits.disk_read(tars)
+    found.append(disk.measurement())
+    notes = [_sizes(setup, crop_bytes, disk)]
+    if peers and not all_cores:
+        notes.append(f"DALI had {options['threads']} of {cores()} cores, its peers all: no ratio is fair")
     return Report(
         title=f"Loader on {device.type}, batches of {batch_size}",
         settings={
+            "recipes": list(recipes),
+            "peers": list(peers),
             "shards": shard_set.source,
             "codec": shard_set.codec,
             "tracks": setup.source.tracks,
@@ -106,30 +119,53 @@ def measure(
         },
         measurements=tuple(found),
         ratios=tuple(ratios),
-        limits=limit,
+        limits=bounds,
         notes=(*dropped, *notes, *held),
         befores=befores,
     )
 
 
-def _over_features(found: Sequence[Measurement], recipes: Sequence[str], device: torch.device) -> list[Ratio]:
-    """Return the rate of each recipe over that of the features alone, and on a CPU what it costs there."""
+def _held(
+    found: Sequence[Measurement],
+    recipes: Sequence[str],
+    befores: Mapping[str, str],
+    bounds: Mapping[str, float],
+    threads: int,
+) -> list[str]:
+    """Return in words what holds each recipe."""
+    if COPY in bounds:
+        return [held_on_gpu(found, recipe, threads, bounds[COPY]) for recipe in recipes]
+    return [held_by(found, befores, recipe) for recipe in recipes]
+
+
+def _over_features(
+    found: Sequence[Measurement], recipes: Sequence[str], device: torch.device, asked: bool
+) -> list[Ratio]:
+    """Return the rate of each recipe over that of the features alone, and on a CPU what it costs there.
+
+    Only there, and only if shards and batches are as `asked`, has the rate a target.
+    """
     features = named(found, FEATURES)
+    targets = _OVER_FEATURES if asked and device.type == "cpu" else {}
     ratios = []
     for recipe in recipes:
         if recipe != "none":
             ours = named(found, of_recipe(recipe))
-            ratios.append(Ratio.of(ours, features, _OVER_FEATURES.get(recipe)))
+            ratios.append(Ratio.of(ours, features, targets.get(recipe)))
             if device.type == "cpu":
                 ratios.append(Ratio.of_cpu(ours, features))
     return ratios
 
 
-def _ratios(ours: Measurement, rival: Measurement, recipe: str, device: torch.device) -> list[Ratio]:
+def _ratios(
+    ours: Measurement, rival: Measurement, recipe: str, device: torch.device, asked: bool
+) -> list[Ratio]:
+    """Return the rate and the CPU seconds over those of a peer, with targets if all is as `asked`."""
     if not rival.name.startswith("torch"):
         return [Ratio.of(ours, rival)]
-    cpu = _CPU_OVER_TORCH if device.type == "cuda" else None
-    return [Ratio.of(ours, rival, _OVER_TORCH[device.type].get(recipe)), Ratio.of_cpu(ours, rival, cpu)]
+    rate = _OVER_TORCH[device.type].get(recipe) if asked else None
+    cpu = _CPU_OVER_TORCH if asked and device.type == "cuda" else None
+    return [Ratio.of(ours, rival, rate), Ratio.of_cpu(ours, rival, cpu)]
 
 
 def _beside_peers(
@@ -157,7 +193,7 @@ def _beside_peers(
                 rivals.append(peer)
             else:
                 notes.append(peer)
-        rivals, reasons = alike(ours, rivals, recipe)
+        rivals, reasons = alike(ours, rivals)
         notes += reasons
         if not rivals:
             return [], notes
@@ -187,8 +223,8 @@ def torch_loader(
     spare = max(1, cores() - workers) if per_batch else 1
     own: LoaderOptions = {**options, "threads": spare if workers else cores()}
 
-    def opened() -> TorchTwoViewLoader:
-        return TorchTwoViewLoader(shard_set, recipe=recipe, workers=workers, per_batch=per_batch, **own)
+    def opened() -> TorchPeer:
+        return TorchPeer(shard_set, recipe=recipe, workers=workers, per_batch=per_batch, **own)
 
     on_gpu = per_batch and torch.device(options["device"]).type == "cuda"
     how = "whole batches" if per_batch else "samples one by one"
@@ -201,19 +237,20 @@ def torch_loader(
     )
 
 
-def _limits(
-    setup: Setup, tars: Sequence[Path], crop_bytes: int, copied: float
-) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Return what bounds each stage, in its unit, and how it was measured; `copied` are crops a second."""
-    disk = limits.disk_read(tars)
-    found = {CROP: copied, TWO_CROPS: copied / 2}
-    notes = [
-        f"a crop has {crop_bytes:,} bytes; copying memory: {limits.memory_copy() / 1e9:.1f} GB/s, crops out "
-        f"of the mapped shards: {copied * crop_bytes / 1e9:.1f} GB/s",
-        f"reading the shards from the disk, {'cold' if disk.cold else 'warm: they stayed in memory'}: "
-        f"{disk.bytes_per_second / 1e9:.2f} GB/s, {disk.bytes_per_second / crop_bytes:,.0f} crops/s",
-    ]
-    if setup.device.type == "cuda":
-        found[COPY] = limits.device_copy(setup.device) / crop_bytes
-        notes.append(f"copying a crop to the GPU: {found[COPY]:,.0f} pairs/s")
-    return found, tuple(notes)
+def _bounds(found: Sequence[Measurement], crop_bytes: int) -> dict[str, float]:
+    """Return what bounds each stage, in its unit."""
+    copied = named(found, limits.COPYING_CROPS).median
+    bounds = {CROP: copied, TWO_CROPS: copied / 2}
+    if any(one.name == limits.TO_GPU for one in found):
+        bounds[COPY] = 1e9 * named(found, limits.TO_GPU).median / crop_bytes
+    return bounds
+
+
+def _sizes(setup: Setup, crop_bytes: int, disk: limits.DiskRead) -> str:
+    """Return in words what is read and copied of a track, and how many tracks the disk allows."""
+    read, codec = bytes_read(setup), setup.source.shard_set.codec
+    allows = "the disk allows" if disk.cold else "memory, which held the files, allows"
+    return (
+        f"a crop has {crop_bytes:,} bytes; of a {codec} track {read:,.0f} bytes are read: {allows} "
+        f"{disk.bytes_per_second / read:,.0f} tracks/s"
+    )

@@ -8,7 +8,8 @@ probabilities and the ranges are those of our recipes, so that the same work is 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -119,17 +120,24 @@ class _Crops(Dataset[Tensor]):
         return torch.from_numpy(audio[start : start + self._samples])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _PaperLoader:
     crops: DataLoader[Tensor]
     mel: MelConfig
     log_mel: torch.nn.Module
     normalisation: Normalisation
     recipe: str
+    _waves: Iterator[Tensor] = field(init=False, default_factory=lambda: iter(()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for wave in self.crops:
+        self._waves = iter(self.crops)
+        for wave in self._waves:
             yield self._view(wave), self._view(wave)
+
+    def skip(self, count: int) -> None:
+        """Pass over `count` batches that were read, at most to the end of an epoch: the next has none yet."""
+        for _ in islice(self._waves, count):
+            pass
 
     def _view(self, wave: Tensor) -> Tensor:
         if self.recipe == "audio":

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.bench.paper import RECIPES_OF_PAPER, needed, paper_loader, write_arrays
-from siamusic_fast.bench.timing import Contender, Timing, endless, in_turns
+from siamusic_fast.bench.report import number
+from siamusic_fast.bench.timing import Contender, Sample, Timing, alone, endless, take
 from siamusic_fast.pipelines.options import LoaderOptions, Setup
-from siamusic_fast.pipelines.recipes import RECIPES
+from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.pool import cores
 
@@ -25,32 +27,66 @@ _ARRAYS = 128
 """Tracks, or a batch, that are written for the peer that reads .npy files: 340 MB of clips of 30 s."""
 _TRIAL = Timing(windows=3, seconds=0.3)
 """Of each setting of a peer, to find its best."""
+_WORTH = 0.5
+"""Of the best rate so far: a setting that warms up more slowly is tried no longer."""
 _COMPARED = 512
 """Pairs, at least."""
 _FEWEST_COMPARED = 8
-"""Batches, at least: the paper's way draws once for each."""
+"""Batches, at least."""
 _ALIKE = 0.03
 """How far what is compared may be apart, chance aside, where 1 is the variance of the features."""
-_VOCODED = 0.4
-"""The same for recipe audio in the paper's way: where frames overlap by half, its phase vocoder takes 2 to 3
-dB off noise, which is 0.3 of the deviation of the clips that are made to measure with. What is not augmented
-is farther away: between our views of those clips, the mean square is 0.7.
+_SMALL, _VERY_SMALL = 8, 4
+"""Pairs in the batches of the paper's way that are compared, many as it draws once for each. Of so few, some
+are mixed with themselves. Recipe audio makes few pairs a second.
 """
-_STANDARD_ERRORS = 3
+_MANY, _FEWER = 64, 32
+"""How many of those."""
+_ITS_TRACKS = 0.15
+"""How far the paper's way may be apart: it reads `_ARRAYS` tracks, where we read all."""
+_VOCODED = 0.4
+"""The same for recipe audio: where frames overlap by half, its phase vocoder takes 2 to 3 dB off noise, which
+is 0.3 of the deviation of the clips that are made to measure with. What is not augmented is farther away:
+between our views of those clips, the mean square is 0.7.
+"""
+_STANDARD_ERRORS = 4
+"""That chance explains: of what is alike, fewer than 1 in 1,000 are farther apart."""
 
 
 def fastest(
     candidates: Sequence[Contender], device: torch.device, timing: Timing, progress: Progress = SILENT
 ) -> Contender:
-    """Return the fastest of a short trial, in which no window is longer than those of `timing`."""
+    """Return the fastest of a short trial, in which no window is longer than those of `timing`.
+
+    The last come first: with many workers they mostly are the fastest, and make short work of the others.
+    """
     if len(candidates) == 1:
         return candidates[0]
     trial = Timing(windows=min(_TRIAL.windows, timing.windows), seconds=min(_TRIAL.seconds, timing.seconds))
-    rates = [
-        in_turns([one], trial, device, title="Looking for a peer's best settings", progress=progress)[0]
-        for one in candidates
-    ]
-    return candidates[max(range(len(rates)), key=lambda index: rates[index].median)]
+    best, highest = candidates[-1], 0.0
+    with progress.task("Looking for a peer's best settings", len(candidates), "settings") as task:
+        for one in reversed(candidates):
+            rate = alone(one, trial, device, worth=_WORTH * highest)
+            if rate > highest:
+                best, highest = one, rate
+            task.advance(note=f"{one.name}, {one.setting}: {number(rate)} {one.unit}")
+    return best
+
+
+class TorchPeer(TorchTwoViewLoader):
+    """The torch backend, of which batches that workers only read can be passed over uncomputed."""
+
+    _skips = False
+
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` batches."""
+        self._skips = True
+        take(endless(self), count)
+        self._skips = False
+
+    def _next(self) -> Any:
+        if self._skips and self._stream is not None:
+            return next(self._stream)
+        return super()._next()
 
 
 def papers_loader(
@@ -71,23 +107,26 @@ def papers_loader(
     if not paths:
         return f"the paper's way was not measured: all tracks are too short for its recipe {recipe}"
 
-    def contender(workers: int) -> Contender:
-        def opened() -> AbstractContextManager[Iterable[object]]:
-            return paper_loader(
-                paths,
-                setup.mel,
-                options["normalisation"],
-                recipe=recipe,
-                batch_size=setup.batch_size,
-                workers=workers,
-            )
+    def opened(batch_size: int, workers: int) -> AbstractContextManager[Iterable[object]]:
+        return paper_loader(
+            paths, setup.mel, options["normalisation"], recipe=recipe, batch_size=batch_size, workers=workers
+        )
 
+    vocoded = recipe == "audio"
+    sample = Sample(
+        open=partial(opened, _VERY_SMALL if vocoded else _SMALL, workers=1),
+        batches=_FEWER if vocoded else _MANY,
+        tolerance=_VOCODED if vocoded else _ITS_TRACKS,
+    )
+
+    def contender(workers: int) -> Contender:
         return Contender(
-            name=_papers_name(recipe),
+            name=f"paper's way: recipe {recipe}",
             items=setup.batch_size,
-            open=opened,
+            open=partial(opened, setup.batch_size, workers),
             ahead=TORCH_AHEAD * workers,
             setting=f"{workers} workers",
+            sample=sample,
         )
 
     # One worker reads faster than two cores compute.
@@ -95,31 +134,26 @@ def papers_loader(
     return fastest(candidates, torch.device("cpu"), timing, progress)
 
 
-def _papers_name(recipe: str) -> str:
-    return f"paper's way: recipe {recipe}"
-
-
-def alike(
-    ours: Contender, rivals: Sequence[Contender], recipe: str
-) -> tuple[list[Contender], tuple[str, ...]]:
-    """Return those of the `rivals` that make what we make, and why others are none; open each for a while.
-
-    Raises `RuntimeError` if one does not for a recipe of ours: that would be our mistake.
-    """
+def alike(ours: Contender, rivals: Sequence[Contender]) -> tuple[list[Contender], tuple[str, ...]]:
+    """Return those of the `rivals` that make what we make, and notes on the others; open each for a while."""
     if not rivals:
         return [], ()
-    made = _statistics(ours)
+    made = _statistics(_sample(ours))
     kept, notes = [], []
     for rival in rivals:
-        tolerance = _VOCODED if rival.name == _papers_name("audio") else _ALIKE
-        reason = _unlike(made, _statistics(rival), tolerance)
-        if not reason:
-            kept.append(rival)
-        elif recipe in RECIPES:
-            raise RuntimeError(f"{rival.name}: {reason}: it is no peer for recipe {recipe}.")
+        sample = _sample(rival)
+        reason = _unlike(made, _statistics(sample), sample.tolerance)
+        if reason:
+            notes.append(f"{rival.name} is not measured: it {reason}")
         else:
-            notes.append(f"not measured for recipe {recipe}: {rival.name}: {reason}")
+            kept.append(rival)
     return kept, tuple(notes)
+
+
+def _sample(contender: Contender) -> Sample:
+    """Return the sample of a contender, by default of many pairs in batches of its own size."""
+    batches = max(_FEWEST_COMPARED, math.ceil(_COMPARED / contender.items))
+    return contender.sample or Sample(open=contender.open, batches=batches, tolerance=_ALIKE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +168,11 @@ class _Statistics:
     """
 
 
-def _statistics(contender: Contender) -> _Statistics:
-    """Return the statistics of many pairs."""
-    wanted = max(_FEWEST_COMPARED, math.ceil(_COMPARED / contender.items))
+def _statistics(sample: Sample) -> _Statistics:
     found = []
-    with contender.open() as batches:
+    with sample.open() as batches:
         views: Any
-        for views in islice(endless(batches), wanted):
+        for views in islice(endless(batches), sample.batches):
             view_1, view_2 = (view.float().cpu() for view in views)
             found.append(_moments(view_1, view_2))
     moments = {name: [one[name] for one in found] for name in found[0]}

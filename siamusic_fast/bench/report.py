@@ -1,8 +1,12 @@
 """Measured windows, what they say, and on which machine."""
 
+import datetime
 import importlib.metadata
+import os
 import platform
+import shutil
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +24,8 @@ _ENOUGH_WINDOWS = 5
 """Fewer seldom come upon the extremes: what they spread is doubled."""
 TOO_FEW = "too few windows"
 SAME = "no difference within the spread"
+_PACKAGES = ("torchaudio", "torchvision", "soundfile", "siamusic-fast")
+"""Whose versions a report names, beside those of torch and DALI."""
 
 
 class _Windows:
@@ -180,12 +186,18 @@ class Report:
     """Of measurements that are stages: the name of the stage that each extends, "" if it is the first."""
     hardware: dict[str, Any] = field(default_factory=lambda: machine())
     """The machine that it is of, and its versions."""
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+    """Of the measurement, such as 2026-11-22; "" if that was not kept."""
+    seconds: float | None = None
+    """That all of it took, if that was kept."""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "format": FORMAT,
             "title": self.title,
+            "date": self.date,
+            "seconds": self.seconds,
             "machine": self.hardware,
             "settings": self.settings,
             "results": [one.as_json() for one in self.measurements],
@@ -210,6 +222,8 @@ def read_report(document: dict[str, Any], name: str) -> Report:
             notes=tuple(document["notes"]),
             befores=document.get("befores", {}),
             hardware=document["machine"],
+            date=document.get("date", ""),
+            seconds=document.get("seconds"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -265,17 +279,30 @@ def number(value: float) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on: processor, cores, GPU and versions."""
+    """Return what the figures depend on: processor, cores, memory, GPUs and versions."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "cpu": _processor(),
         "cores": cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "gpus": gpus,
+        "driver": _driver() if gpus else None,
+        "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dali": importlib.metadata.version("nvidia-dali-cuda120"),
-        "siamusic-fast": importlib.metadata.version("siamusic-fast"),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _driver() -> str | None:
+    """Return the version of the GPU's driver, if there is a program that tells it."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    asked = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.partition("\n")[0].strip() or None
 
 
 def _processor() -> str:

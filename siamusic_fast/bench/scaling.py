@@ -109,6 +109,7 @@ def measure(
         title=f"Scaling on {device.type}, recipe {recipe}",
         settings={
             "shards": shard_set.source,
+            "codec": shard_set.codec,
             "recipe": recipe,
             "device": device.type,
             "batch_size": batch_size,
@@ -117,7 +118,7 @@ def measure(
         },
         measurements=tuple(found),
         ratios=tuple(ratios),
-        notes=tuple(notes) or (_NOWHERE,),
+        notes=(*(notes or [_NOWHERE]), *_left_out(shard_set)),
     )
 
 
@@ -130,7 +131,7 @@ def _rates(
     progress: Progress,
 ) -> tuple[list[Measurement], list[Ratio]]:
     """Return the rates with so many threads and in batches of all sizes that fit, and the steps of each."""
-    sizes = [size for size in _BATCHES if _BATCHES_AN_EPOCH * size <= shard_set.tracks(["training"])]
+    sizes = [size for size in _BATCHES if _fits(size, shard_set)]
     contenders = [
         _named(shard_set, {**options, "threads": count}, recipe, _counted(count, "threads"))
         for count in threads
@@ -138,6 +139,20 @@ def _rates(
     device = torch.device(options["device"])
     found = in_turns(contenders, timing, device, title="Threads and batch sizes", progress=progress)
     return found, [*_steps(found[: len(threads)]), *_steps(found[len(threads) :])]
+
+
+def _fits(batch_size: int, shard_set: ShardSet) -> bool:
+    return _BATCHES_AN_EPOCH * batch_size <= shard_set.tracks(["training"])
+
+
+def _left_out(shard_set: ShardSet) -> list[str]:
+    """Return in words which batch sizes are not measured."""
+    return [
+        f"batches of {size} were left out: the {shard_set.tracks(['training']):,} tracks do not fill "
+        f"{_BATCHES_AN_EPOCH} of them"
+        for size in _BATCHES
+        if not _fits(size, shard_set)
+    ]
 
 
 def _dealt(

@@ -4,6 +4,7 @@ import importlib.util
 import multiprocessing
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ _CLIPS = 8
 _SINGLE = 40
 """Tracks that the limit and the script are measured with, in each window."""
 _SHARDS_PER_WORKER = 8
+_FEWEST_TRACKS = 200
+"""That packing from start to end is judged by: of fewer, the start of the processes is much."""
 
 # What the project asks of itself: at least so many times the rate of the other, and at most so much.
 _OF_LIMIT, _OVER_SCRIPT, _OF_SHA256SUM = 0.85, 3.0, 0.5
@@ -69,10 +72,10 @@ def measure(
 ) -> Report:
     """Pack `corpus`, or `tracks` MP3s of 30 s that are made for it, `windows` times, and all else beside it.
 
-    Rates that are compared are measured in turns, in each window: the limit is `workers` over the CPU seconds
-    that decoding and resampling a track takes while as many processes do so; the script is one process, a
-    loop of loading and `numpy.save`. What is written goes to a temporary folder. Raises `ConfigError` for
-    less than one window or track, and `DataError` if no track can be decoded.
+    Rates that are compared are measured in turns, in each window: the limit is the cores that `workers` use
+    over the CPU seconds that decoding and resampling a track takes while as many processes do so; the script
+    is one process, a loop of loading and `numpy.save`. What is written goes to a temporary folder. Raises
+    `ConfigError` for less than one window or track, and `DataError` if no track can be decoded.
     """
     workers = workers or cores()
     if windows < 1 or tracks < 1 or planned < 1:
@@ -107,7 +110,7 @@ def measure(
     limit, packer, running, by_cpu, script = found
     ratios = [
         Ratio.of(running, limit, target=_OF_LIMIT),
-        Ratio.of(packer, limit),
+        Ratio.of(packer, limit, target=_OF_LIMIT if len(corpus.tracks) >= _FEWEST_TRACKS else None),
         Ratio.of(by_cpu, limit),
         Ratio.of(packer, script, target=_OVER_SCRIPT),
     ]
@@ -121,9 +124,17 @@ def measure(
     ]
     return Report(
         title=f"Packing {len(corpus.tracks):,} tracks to wav",
-        settings={"source": corpus.name, "tracks": len(corpus.tracks), "workers": workers},
+        settings={
+            "source": corpus.name,
+            "codec": PackConfig.codec,
+            "tracks": len(corpus.tracks),
+            "workers": workers,
+            "windows": windows,
+            "planned": planned,
+        },
         measurements=tuple(found),
         ratios=tuple(ratios),
+        limits=dict.fromkeys((_PACKER, _RUNNING, _BY_CPU), limit.median),
         notes=(f"obvious script: {_script_name()}",),
     )
 
@@ -190,7 +201,12 @@ def _decodes(path: Path) -> bool:
 def _limit(decoders: Executor, workers: int, paths: Sequence[Path]) -> float:
     """Return the tracks per second that `workers` processes would decode if they did nothing else."""
     futures = [decoders.submit(_cpu_seconds, paths) for _ in range(workers)]
-    return sum(1 / future.result() for future in futures)
+    return _used(workers) / statistics.fmean(future.result() for future in futures)
+
+
+def _used(workers: int) -> int:
+    """Return how many cores so many processes use: none has more than one, and there are no more than all."""
+    return min(workers, cores())
 
 
 def _cpu_seconds(paths: Sequence[Path]) -> float:
@@ -222,7 +238,7 @@ def _pack(corpus: Corpus, folder: Path, workers: int) -> tuple[ShardSet, dict[st
     return shard_set, {
         _PACKER: after / seconds,
         _RUNNING: (after - before) / (last - first) if after > before else after / seconds,
-        _BY_CPU: workers * after / (_cpu_of_children() - cpu_before),
+        _BY_CPU: _used(workers) * after / (_cpu_of_children() - cpu_before),
     }
 
 

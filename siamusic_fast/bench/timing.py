@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from statistics import median
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -21,6 +22,8 @@ _WARM_UP_SECONDS = 2.0
 _FEWEST_WARM_UP_BATCHES = 2
 _FEWEST_BATCHES = 2
 """In a window."""
+_FIRST_BATCHES = 1
+"""Taken just before a window, so that whatever is measured, the machine is at work when the clock starts."""
 _LONGEST_REST = 2.0
 """Seconds that are waited, at most, for what goes on after a window to end."""
 _LOOK_EVERY = 0.1
@@ -54,11 +57,47 @@ def take(batches: Iterator[object], count: int) -> None:
         next(batches)
 
 
+@runtime_checkable
+class Skipping(Protocol):
+    """Batches that can be passed over for less than it takes to make them."""
+
+    def skip(self, count: int) -> None:
+        """Use up the next `count` batches that were made, or read, in advance."""
+
+
+class Stream(Iterator[T]):
+    """The batches of epoch after epoch."""
+
+    def __init__(self, epoch: Iterable[T]) -> None:
+        self._epoch, self._batches = epoch, endless(epoch)
+
+    def __next__(self) -> T:
+        return next(self._batches)
+
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` batches, without what is left to do with each if that is possible."""
+        if isinstance(self._epoch, Skipping):
+            self._epoch.skip(count)
+        else:
+            take(self._batches, count)
+
+
 class Stopwatch(Protocol):
     """Measures which part of a window was spent waiting, such as `training.metrics.Stopwatch`."""
 
     def read(self) -> tuple[float, float]:
         """Return the seconds since the last reading, and those spent waiting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """By which it is told what a contender makes."""
+
+    open: Callable[[], AbstractContextManager[Iterable[object]]]
+    batches: int
+    """That are looked at."""
+    tolerance: float
+    """How far statistics may be apart, chance aside, where 1 is the variance of the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +118,8 @@ class Contender:
     """These three as in `Measurement`."""
     stopwatch: Stopwatch | None = None
     """Of its waiting, which then is measured as well."""
-    use_up: Callable[[Iterator[object], int], None] = take
-    """Takes so many batches that were made in advance, perhaps without all that is done with others."""
+    sample: Sample | None = None
+    """To compare what it makes, if batches of its own size are too few or too slow for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +154,11 @@ def in_turns(
     Every second round goes backwards, so that what the machine gains or loses steadily is shared alike.
     Contenders are opened anew, and warmed up, as often as `openings` says, as far as there are windows: how
     memory and threads happen to be laid out, which stays while they are open, then is part of the spread.
-    Before a window, what its contender made in advance is used up; after it, workers that fill their queues
-    again are waited for, so that they do not do so at the expense of the next. Batches that an epoch drops
-    because they are not full cost time and do not count, so small shard sets measure low. On a GPU the clock
-    is read when all work that was asked for is done. Behind the rates follows, for each contender with a
-    stopwatch, the share of its windows that it waited.
+    Before a window, what its contender made in advance is used up and one more batch is taken, whoever it is;
+    after it, workers that fill their queues again are waited for, so that they do not do so at the expense of
+    the next. Batches that an epoch drops because they are not full cost time and do not count, so small shard
+    sets measure low. On a GPU the clock is read when all work that was asked for is done. Behind the rates
+    follows, for each contender with a stopwatch, the share of its windows that it waited.
     """
     clock = clock or Clock()
     turns = [_Turns(contender, timing, device, clock) for contender in contenders]
@@ -129,7 +168,7 @@ def in_turns(
         for rounds in _shared_out(timing.windows, openings):
             with ExitStack() as stack:
                 for turn in turns:
-                    turn.begin(endless(stack.enter_context(turn.contender.open())))
+                    turn.begin(stack.enter_context(turn.contender.open()))
                     stack.callback(turn.end)
                     _rest(clock)
                     task.advance(note=f"{turn.contender.name} is warm")
@@ -138,6 +177,14 @@ def in_turns(
                     _rest(clock)
                     task.advance(note=f"{turn.contender.name}: {number(rate)} {turn.contender.unit}")
     return [turn.rates() for turn in turns] + [turn.waiting() for turn in turns if turn.contender.stopwatch]
+
+
+def alone(contender: Contender, timing: Timing, device: torch.device, *, worth: float = 0.0) -> float:
+    """Return the items per second of one contender; if its warm-up has less than `worth`, those of that."""
+    turns = _Turns(contender, timing, device, Clock())
+    with contender.open() as batches:
+        rate = turns.begin(batches)
+        return median(turns.take() for _ in range(timing.windows)) if rate >= worth else rate
 
 
 def _shared_out(rounds: int, openings: int) -> list[range]:
@@ -152,27 +199,26 @@ class _Turns:
     def __init__(self, contender: Contender, timing: Timing, device: torch.device, clock: Clock) -> None:
         self.contender = contender
         self._timing, self._device, self._clock = timing, device, clock
-        self._batches: Iterator[object] = iter(())
+        self._batches: Stream[object] = Stream(())
         self._count = 0
         self._rates: list[float] = []
         self._cpu: list[float] = []
         self._waited: list[float] = []
 
-    def begin(self, batches: Iterator[object]) -> None:
-        """Warm up with the first of `batches`; the following windows are of the others."""
-        self._batches = batches
+    def begin(self, batches: Iterable[object]) -> float:
+        """Warm up with the first of `batches`; the following windows are of the others. Return the rate."""
+        self._batches = Stream(batches)
         per_second = self._warm_up(min(_WARM_UP_SECONDS, self._timing.seconds))
         self._count = max(_FEWEST_BATCHES, round(per_second * self._timing.seconds))
+        return per_second * self.contender.items
 
     def end(self) -> None:
         """Let go of the batches, and so of the workers that make them."""
-        self._batches = iter(())
+        self._batches = Stream(())
 
     def take(self) -> float:
         """Measure a window and return its rate."""
-        if self.contender.ahead:
-            self.contender.use_up(self._batches, self.contender.ahead)
-        _wait_for(self._device)
+        self._approach()
         if self.contender.stopwatch:
             self.contender.stopwatch.read()
         cpu = self._clock.cpu_seconds()
@@ -210,14 +256,19 @@ class _Turns:
         """Run until caches, buffers and clocks have settled; return the batches per second after that."""
         start = self._clock.now()
         count = 0
-        while count < max(_FEWEST_WARM_UP_BATCHES, self.contender.ahead) or (
-            self._clock.now() - start < seconds / 2
-        ):
+        while count < _FEWEST_WARM_UP_BATCHES or self._clock.now() - start < seconds / 2:
             next(self._batches)
             count += 1
+        self._approach()
         first = self._time(_FEWEST_BATCHES)
         more = int(_FEWEST_BATCHES * max(0.0, seconds / 2 - first) / first)
         return (_FEWEST_BATCHES + more) / (first + (self._time(more) if more else 0.0))
+
+    def _approach(self) -> None:
+        """Bring the contender to where any window begins: at work, with nothing made in advance."""
+        self._batches.skip(self.contender.ahead)
+        take(self._batches, _FIRST_BATCHES)
+        _wait_for(self._device)
 
     def _time(self, count: int) -> float:
         """Return the seconds that the next `count` batches take."""

@@ -38,6 +38,7 @@ from siamusic_fast.pipelines.extras import (
     Tilt,
     TimeMask,
 )
+from siamusic_fast.pipelines.torch_features import on_device
 
 Array = NDArray[Any]
 
@@ -327,9 +328,9 @@ def _resize(images: Tensor, rows: Array, positions: Array, axis: int) -> None:
 
 
 def _indices(values: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, non_blocking=True)
+    return on_device(values, like.device)
 
 
 def _column(values: Array, like: Tensor) -> Tensor:
     """Return `values` as float32 with one more axis, on the device of `like`."""
-    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)[..., None]
+    return on_device(values.astype(np.float32), like.device)[..., None]

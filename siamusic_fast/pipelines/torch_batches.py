@@ -18,7 +18,7 @@ from siamusic_fast.pipelines.augment import AudioAugmentation
 from siamusic_fast.pipelines.options import Pairing
 from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.pipelines.torch_augment import Draws, Effect, Waves, change, check_known, effect
-from siamusic_fast.pipelines.torch_features import PITCH_GRID, LogMel, shifted, to_float
+from siamusic_fast.pipelines.torch_features import PITCH_GRID, LogMel, on_device, shifted, to_float
 from siamusic_fast.pipelines.torch_source import AUGMENTATIONS, CROPS, Crops, Place, Plan, Tracks, nearest
 
 Array = NDArray[Any]
@@ -151,7 +151,7 @@ class Augmented(Maker):
                 for change_wave in changes:
                     wave = change_wave(Waves(wave, partner, ends, rows))
             wave, ends = self._features.at_rate(wave), self._features.lengths_at_rate(ends)
-            wave, ends = shifted(wave, ends, grid_pitch[rows].tolist())
+            wave, ends = shifted(wave, ends, grid_pitch[rows])
             return self._features.stretched(wave, ends, _column(step[rows].astype(np.float32), wave))
 
         return self._images(draws.count, crops.pcm.device, make)
@@ -212,8 +212,8 @@ def _cut(pcm: Tensor, starts: Array, samples: Array) -> Tensor:
 def _rows(pcm: Tensor, rows: Array) -> Tensor:
     if len(rows) == 1:
         return pcm[int(rows[0])][None]  # without a copy
-    return pcm[torch.from_numpy(rows).to(pcm.device)]
+    return pcm[on_device(rows, pcm.device)]
 
 
 def _column(values: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, non_blocking=True)[:, None]
+    return on_device(values, like.device)[:, None]

@@ -7,13 +7,18 @@ that no filter uses.
 
 import functools
 import warnings
+from typing import Any
 
+import numpy as np
 import torch
 import torchaudio
+from numpy.typing import NDArray
 from torch import Tensor
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.mel import Normalisation
+
+Array = NDArray[Any]
 
 PITCH_GRID = 128
 """Pitches are multiples of 1/128, about 13 cents apart: the resampler wants ratios of integers."""
@@ -100,26 +105,31 @@ def to_float(pcm: Tensor) -> Tensor:
     return pcm.float().mul_(1 / 32768)
 
 
-def shifted(wave: Tensor, lengths: Tensor, grid_pitch: list[int]) -> tuple[Tensor, Tensor]:
+def on_device(values: Array, device: torch.device) -> Tensor:
+    """Return `values` as a tensor; a GPU is given them without waiting for what it does meanwhile."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def shifted(wave: Tensor, lengths: Tensor, grid_pitch: Array) -> tuple[Tensor, Tensor]:
     """Return each wave resampled to 1 / pitch of its length, and the new lengths.
 
-    `wave` is [samples, longest] with zeros behind `lengths`, [samples, 1]; pitches are in units of
-    1 / `PITCH_GRID`.
+    `wave` is [samples, longest] with zeros behind `lengths`, [samples, 1]; pitches, int64 [samples], are in
+    units of 1 / `PITCH_GRID`.
     """
-    if all(pitch == PITCH_GRID for pitch in grid_pitch):
+    if (grid_pitch == PITCH_GRID).all():
         return wave, lengths
     if len(grid_pitch) == 1:
-        result = _resampler(grid_pitch[0], wave.device)(wave)
+        result = _resampler(int(grid_pitch[0]), wave.device)(wave)
         return result, torch.full_like(lengths, result.shape[-1])
-    longest = -(-wave.shape[-1] * PITCH_GRID // min(grid_pitch))
+    longest = -(-wave.shape[-1] * PITCH_GRID // int(grid_pitch.min()))
     result = wave.new_zeros(len(wave), longest)
-    for pitch in set(grid_pitch):
-        rows = torch.tensor(
-            [row for row, other in enumerate(grid_pitch) if other == pitch], device=wave.device
-        )
+    pitches, counts = np.unique(grid_pitch, return_counts=True)
+    by_pitch = on_device(np.argsort(grid_pitch, kind="stable"), wave.device)
+    for pitch, rows in zip(pitches.tolist(), torch.split(by_pitch, counts.tolist()), strict=True):
         part = wave[rows] if pitch == PITCH_GRID else _resampler(pitch, wave.device)(wave[rows])
         result[rows, : part.shape[-1]] = part
-    return result, -(-lengths * PITCH_GRID // torch.tensor(grid_pitch, device=wave.device)[:, None])
+    return result, -(-lengths * PITCH_GRID // on_device(grid_pitch, wave.device)[:, None])
 
 
 @functools.lru_cache(maxsize=256)

@@ -43,6 +43,8 @@ def test_the_page_has_each_row_of_each_machine(
         notes=("a note",),
         befores={"crops": ""},
         hardware={"cpu": "abacus", "cores": 2, "gpus": [], "torch": "2.0", "dali": "1.0"},
+        date="2026-11-22",
+        seconds=130.0,
     )
     for folder in ("abacus", "empty"):
         (tmp_path / folder).mkdir()
@@ -56,6 +58,52 @@ def test_the_page_has_each_row_of_each_machine(
     assert "| opening | 2 | 0% | s |  |  |  | at most 1 | not reached |" in lines
     assert "| CPU: A / B | 0.60 | 0% | at most 0.5 | not reached |" in lines
     assert "- a note" in lines
+    assert "Measured on 2026-11-22, in 2 minutes." in lines
+
+
+def row(name: str) -> Measurement:
+    return Measurement(name=name, unit="pairs/s", windows=(1.0,))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "batch_size", "codec", "missing"),
+    [
+        ("NVIDIA H200", 256, "wav", 5),
+        ("NVIDIA H200", 64, "wav", 6),
+        ("NVIDIA H200", 256, "flac", 6),
+        ("NVIDIA A100", 256, "wav", 6),
+    ],
+)
+def test_what_is_asked_of_an_h200_is_listed_until_it_is_measured_there(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: str,
+    batch_size: int,
+    codec: str,
+    missing: int,
+) -> None:
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    (tmp_path / "machine").mkdir()
+    report = Report(
+        title="Loader",
+        settings={"batch_size": batch_size, "codec": codec, "device": "cuda"},
+        measurements=(row("DALI: recipe image"),),
+        hardware={"cpu": "abacus", "cores": 16, "gpus": [gpu], "torch": "2.0", "dali": "1.0"},
+    )
+    (tmp_path / "machine" / "loader.json").write_text(json.dumps(report.as_json()))
+    page = script.page()
+    assert page.count("\n| H200 | ") == missing
+    assert ("recipe image: at least 20,000 pairs/s" in page) == (missing == 6)
+    assert "that resident batch: at least 3 times" in page
+
+
+def test_the_table_of_what_is_not_measured_goes_with_its_last_row(script: ModuleType) -> None:
+    settings = {"batch_size": 256, "codec": "wav", "backbone": "resnet50", "device": "cuda"}
+    rows = tuple(row(name) for asked in script.ASKED for name in asked.rows)
+    report = Report(title="All", settings=settings, measurements=rows, hardware={"gpus": ["NVIDIA H200"]})
+    assert script.not_measured([{"loader": report, "train": report}]) == ""
+    assert script.not_measured([]).count("| H200 |") == 6
 
 
 def test_results_of_two_machines_in_one_folder_are_refused(

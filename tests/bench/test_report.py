@@ -3,7 +3,9 @@ import json
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
+import torchaudio
 from matplotlib import image
 
 from siamusic_fast.bench.chart import draw
@@ -94,6 +96,7 @@ def test_a_report_comes_back_from_json() -> None:
         limits={"loader": 200.0},
         notes=("a note",),
         befores={"loader": ""},
+        seconds=12.5,
     )
     assert read_report(json.loads(json.dumps(before.as_json())), "x.json") == before
 
@@ -106,9 +109,10 @@ def test_what_is_no_report_is_refused_by_name(document: object) -> None:
 
 def test_a_report_that_was_kept_before_there_were_further_fields_is_read() -> None:
     document = report(rates("loader", 90.0)).as_json()
-    del document["results"][0]["at_most"], document["befores"]
+    del document["results"][0]["at_most"], document["befores"], document["date"], document["seconds"]
     found = read_report(document, "x.json")
     assert (found.measurements[0].at_most, found.befores) == (False, {})
+    assert (found.date, found.seconds) == ("", None)
 
 
 def test_a_stage_adds_what_it_takes_longer_than_the_one_that_it_extends() -> None:
@@ -192,3 +196,19 @@ def test_a_report_names_the_versions_that_the_figures_depend_on() -> None:
     found = machine()
     assert found["torch"] == torch.__version__
     assert found["cores"] >= 1
+    assert found["torchaudio"] == torchaudio.__version__.partition("+")[0]
+    assert (found["soundfile"], found["cuda"]) == (soundfile.__version__, torch.version.cuda)
+    total = Path("/proc/meminfo").read_text().split()[1]  # kB, less what the kernel took at its start
+    assert found["memory_gib"] == pytest.approx(int(total) / 2**20, abs=1)
+
+
+def test_a_report_names_the_driver_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine()["driver"] is None or torch.cuda.is_available()
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\n[ $1 = --query-gpu=driver_version ] && echo 580.82.07 && echo 580.82.07\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    found = machine()
+    assert (found["gpus"], found["driver"]) == (["NVIDIA H200"] * 2, "580.82.07")

@@ -1,9 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import soundfile
 
-from siamusic_fast.bench.shard import _at_scale, measure, synthesise
+from siamusic_fast.bench import shard
+from siamusic_fast.bench.shard import _at_scale, _limit, measure, synthesise
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.shards.look import look
 from siamusic_fast.shards.store import open_store
@@ -28,11 +30,33 @@ def test_rates_ratios_and_the_peer_are_reported(tmp_path: Path) -> None:
     script, packer = of["obvious script"], of["packer, from start to end"]
     ratios = {one.name: one.median for one in found.ratios}
     assert ratios[f"{packer.name} / {script.name}"] == packer.median / script.median
+    limit = of["limit: cores / CPU seconds of decoding and resampling"].median
+    assert found.limits == dict.fromkeys([one for one in of if one.startswith("packer")], limit)
     assert "numpy.save" in found.notes[0]
     assert found.settings["tracks"] == 2
     assert of["opening 1,000 tracks"].target is None
     summed = next(one for one in found.ratios if "sha256sum" in one.name)
     assert summed.target == 0.5
+
+
+def test_more_workers_than_cores_raise_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "_cpu_seconds", lambda paths: 0.5)
+    monkeypatch.setattr(shard, "cores", lambda: 2)
+    with ThreadPoolExecutor(8) as decoders:
+        assert [_limit(decoders, workers, []) for workers in (1, 2, 8)] == [2, 4, 4]
+
+
+@pytest.mark.parametrize(("fewest", "target"), [(2, 0.85), (3, None)])
+def test_packing_from_start_to_end_is_judged_unless_the_tracks_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fewest: int, target: float | None
+) -> None:
+    monkeypatch.setattr(shard, "_FEWEST_TRACKS", fewest)
+    found = measure(synthesise(tmp_path / "audio", 2, seconds=6), workers=1, windows=1, planned=1000)
+    start_to_end, running = (
+        next(one for one in found.ratios if one.name.startswith(f"{packer} / limit"))
+        for packer in ("packer, from start to end", "packer, workers running")
+    )
+    assert (start_to_end.target, running.target) == (target, 0.85)
 
 
 def test_plan_and_opening_of_a_million_tracks_have_limits() -> None:

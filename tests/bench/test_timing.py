@@ -1,11 +1,11 @@
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from siamusic_fast.bench.timing import Clock, Contender, Timing, in_turns
+from siamusic_fast.bench.timing import Clock, Contender, Timing, alone, in_turns
 from siamusic_fast.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -28,9 +28,9 @@ class FakeClock(Clock):
         self.time += seconds
 
 
-def contender(name: str, batches: Iterator[None], ahead: int = 0) -> Contender:
+def contender(name: str, batches: Iterable[None], ahead: int = 0) -> Contender:
     @contextlib.contextmanager
-    def opened() -> Iterator[Iterator[None]]:
+    def opened() -> Iterator[Iterable[None]]:
         yield batches
 
     return Contender(name=name, items=10, open=opened, ahead=ahead)
@@ -83,7 +83,7 @@ def test_batches_made_in_advance_are_no_throughput() -> None:
     honest, flattered, _ = in_turns(
         [
             contender("honest", prefetching(clock, 1.0, queue=6), ahead=6),
-            contender("flattered", prefetching(clock, 1.0, queue=2)),
+            contender("flattered", prefetching(clock, 1.0, queue=3)),
             contender("slow", sleeper(clock, 10.0)),
         ],
         Timing(windows=3, seconds=4.0),
@@ -97,7 +97,37 @@ def test_batches_made_in_advance_are_no_throughput() -> None:
 def test_a_window_has_two_batches_however_slow_they_are() -> None:
     clock, log = FakeClock(), list[str]()
     in_turns([contender("slow", sleeper(clock, 9.0, log))], Timing(windows=1, seconds=1.0), CPU, clock=clock)
-    assert len(log) == 2 + 2 + 2  # to warm up, to see how fast it is, and in the window
+    # To warm up; one more and those that tell how fast it is; one more and those of the window.
+    assert len(log) == 2 + 3 + 3
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_every_window_begins_behind_a_whole_batch_and_with_none_in_advance(ahead: int) -> None:
+    clock, log = FakeClock(), list[str]()
+
+    class Readable:
+        """What can be passed over."""
+
+        def __iter__(self) -> Iterator[None]:
+            return sleeper(clock, 1.0, log, "made")
+
+        def skip(self, count: int) -> None:
+            log.extend(["passed over"] * count)
+
+    one = contender("one", Readable(), ahead)
+    (found,) = in_turns([one], Timing(windows=2, seconds=2.0), CPU, clock=clock)
+    passed, made = ["passed over"] * ahead, ["made"]
+    assert log == 2 * made + passed + 3 * made + 2 * (passed + 3 * made)
+    assert found.windows == pytest.approx([10, 10])
+
+
+@pytest.mark.parametrize(("worth", "batches"), [(0.0, 5 + 2 * 3), (1e9, 5)])
+def test_alone_one_that_warms_up_too_slowly_has_no_window(worth: float, batches: int) -> None:
+    log = list[str]()
+    one = contender("one", sleeper(FakeClock(), 1.0, log))
+    timing = Timing(windows=2, seconds=1e-9)
+    assert alone(one, timing, CPU, worth=worth) > 0
+    assert len(log) == batches
 
 
 def test_what_goes_on_after_a_window_is_not_booked_to_the_next() -> None:
@@ -123,7 +153,7 @@ def test_what_never_rests_is_waited_for_two_seconds_only() -> None:
     clock = FakeClock()
     clock.busy_until = 1e9
     in_turns([contender("one", sleeper(clock, 0.5))], Timing(windows=1, seconds=1.0), CPU, clock=clock)
-    assert clock.time < 2 * 2.2 + 6 * 0.5
+    assert clock.time < 2 * 2.2 + 8 * 0.5
 
 
 def test_the_share_of_waiting_is_that_of_the_stopwatch() -> None:

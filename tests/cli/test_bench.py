@@ -1,5 +1,7 @@
+import errno
 import importlib
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +37,7 @@ def test_bench_loader_ends_with_one_line_of_json_and_keeps_it_with_a_chart(
     (image,) = (one for one in document["results"] if one["name"] == "DALI: recipe image")
     assert len(image["windows"]) == 2
     assert "pairs/s" in result.stderr
+    assert 0.4 < document["seconds"] < 600
     assert json.loads((tmp_path / "kept" / "loader.json").read_text()) == document
     assert (tmp_path / "kept" / "loader.png").read_bytes().startswith(b"\x89PNG")
 
@@ -106,8 +109,8 @@ def test_bench_all_keeps_every_result_and_is_smaller_on_a_cpu(
     device = torch.device("cuda" if on_gpu else "cpu")
     for place in ("everything", "loader", "train"):
         monkeypatch.setattr(module(place), "device_for", lambda gpus: device)
-    assert run("bench", "all", "--quiet", "--out", tmp_path).exit_code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert run("bench", "all", "--quiet", "--out", tmp_path / "new").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         *("loader.json", "loader.png", "shard.json", "shard.png", "train.json", "train.png")
     ]
     (asked,) = benches["train"]
@@ -117,6 +120,66 @@ def test_bench_all_keeps_every_result_and_is_smaller_on_a_cpu(
     assert (loader["batch_size"], loader["peers"]) == (256 if on_gpu else 64, ["torch"])
     assert loader["timing"].windows == 5
     assert (shard["windows"], shard["planned"]) == (3, 1_000_000)
+
+
+def test_bench_all_keeps_each_run_in_a_folder_of_its_own(
+    benches: dict[str, Measured], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for moment in ("2026-11-22-080000", "2026-11-22-090000"):
+        monkeypatch.setattr(time, "strftime", lambda words, moment=moment: moment)
+        assert run("bench", "all", "--quiet", "--gpus", 0).exit_code == 0
+    kept = sorted(tmp_path.glob("benchmarks/here/*/train.json"))
+    assert [path.parent.name for path in kept] == ["2026-11-22-080000", "2026-11-22-090000"]
+
+
+@pytest.mark.parametrize("name", ["loader", "train", "shard", "all"])
+def test_an_earlier_result_is_replaced_only_if_that_is_said(
+    benches: dict[str, Measured], tmp_path: Path, name: str
+) -> None:
+    kept = tmp_path / f"{'shard' if name == 'all' else name}.json"
+    kept.write_text("earlier")
+    gpus = () if name == "shard" else ("--gpus", 0)
+    words = ("bench", name, *gpus, "--quiet", "--out", tmp_path)
+    line = error_line(run(*words))
+    assert f"{kept} exists" in line
+    assert "--force" in line
+    assert not any(benches.values())
+    assert kept.read_text() == "earlier"
+    assert run(*words, "--force").exit_code == 0
+    assert json.loads(kept.read_text())["title"] == "Fake"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    benches: dict[str, Measured], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    error_line(run("bench", "shard", "--quiet", "--out", tmp_path / "file" / "results"))
+    assert benches["shard"] == []
+
+
+def test_a_result_that_cannot_be_kept_is_printed(
+    benches: dict[str, Measured], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("siamusic_fast.cli.bench.rendering.atomic_write", full)
+    result = run("bench", "shard", "--quiet", "--out", tmp_path)
+    assert "No space left" in error_line(result)
+    assert json.loads(result.stdout)["title"] == "Fake"
+
+
+def test_what_is_said_counts_more_than_quick(benches: dict[str, Measured], shard_set: ShardSet) -> None:
+    loader = ("bench", "loader", "--data", shard_set.folder, "--gpus", 0, "--quiet", "--quick")
+    for more in ((), ("--windows", 9), ("--window-seconds", 2)):
+        assert run(*loader, *more).exit_code == 0
+    timings = [asked["timing"] for asked in benches["loader"]]
+    assert [(one.windows, one.seconds) for one in timings] == [(5, 0.5), (9, 0.5), (5, 2)]
+    for words in ((), ("--quick",), ("--quick", "--tracks", 30)):
+        assert run("bench", "shard", "--quiet", *words).exit_code == 0
+    asked = [(one["tracks"], one["windows"], one["planned"]) for one in benches["shard"]]
+    assert asked == [(400, 3, 1_000_000), (100, 3, 100_000), (30, 3, 100_000)]
 
 
 def test_bench_train_measures_what_it_is_asked_for(

@@ -90,6 +90,9 @@ def _table(facts: Facts, title: str) -> Table:
     table.add_row("with the loader", number(facts.together), fed)
     table.add_row("the loader alone", number(facts.loader), f"on {facts.device}")
     table.add_row("reading and cropping", number(facts.crops), f"{facts.codec} shards")
+    if facts.copied is not None:
+        table.add_row("and copying to the GPU", number(facts.copied), "one crop a pair")
+    table.add_row("the loader's CPU time", number(facts.by_cpu), "if all its threads worked all the time")
     table.add_row("the disk", number(facts.disk), "cold" if facts.cold else "from memory: not dropped")
     if facts.other_backend is not None:
         table.add_row("the torch backend", number(facts.other_backend), "--backend torch")

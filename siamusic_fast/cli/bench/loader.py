@@ -8,7 +8,7 @@ from siamusic_fast.bench import loader as loader_bench
 from siamusic_fast.bench import scaling as scaling_bench
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
-from siamusic_fast.cli.bench.rendering import show
+from siamusic_fast.cli.bench.rendering import begin, show
 from siamusic_fast.cli.console import progress
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import parse_recipe
@@ -52,6 +52,7 @@ _SMALL = {"most_tracks": 10_000, "most_shards": 100}
 @settings.window_seconds
 @settings.quick
 @settings.out
+@settings.force
 @options.quiet
 @options.as_json
 def loader(
@@ -63,10 +64,11 @@ def loader(
     gpus: int | None,
     threads: int | None,
     scaling: bool,
-    windows: int,
-    window_seconds: float,
+    windows: int | None,
+    window_seconds: float | None,
     quick: bool,
     out: Path | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -88,6 +90,7 @@ def loader(
     peers = peers or (("torch",) if quick else loader_bench.PEERS)
     device = device_for(gpus)
     timing = settings.timing(windows, window_seconds, quick)
+    begun = begin("scaling" if scaling else "loader", out, force=force)
     with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:
         if scaling:
             report = scaling_bench.measure(
@@ -99,7 +102,7 @@ def loader(
                 progress=progress(quiet),
                 **(_SMALL if quick else {}),
             )
-            show(report, "scaling", out=out, quiet=quiet, as_json=as_json)
+            show(report, begun, quiet=quiet, as_json=as_json)
             return
         report = loader_bench.measure(
             shard_set,
@@ -111,4 +114,4 @@ def loader(
             timing=timing,
             progress=progress(quiet),
         )
-    show(report, "loader", out=out, quiet=quiet, as_json=as_json)
+    show(report, begun, quiet=quiet, as_json=as_json)

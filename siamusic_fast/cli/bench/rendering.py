@@ -1,6 +1,10 @@
 """How benchmarks are shown: tables, one line of JSON, and a folder with both and a chart."""
 
+import dataclasses
 import json
+import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -8,6 +12,7 @@ from rich.table import Table
 from siamusic_fast.bench import chart
 from siamusic_fast.bench.report import Measurement, Ratio, Report, added_ms, number
 from siamusic_fast.cli.console import console, note, output
+from siamusic_fast.errors import DataError
 from siamusic_fast.shards.files import atomic_write
 
 _HEADINGS = ("what", "median", "spread", "unit", "adds ms", "CPU ms each", "limit", "target", "verdict")
@@ -17,8 +22,42 @@ _PAPER_WIDTH = 120
 """Characters in a line where there is no terminal to say."""
 
 
-def show(report: Report, name: str, *, out: Path | None, quiet: bool, as_json: bool) -> None:
-    """Print `report`, and write `out`/`name`.json and .png if there is such a folder."""
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A benchmark that has begun."""
+
+    started: float
+    """By `time.perf_counter`."""
+    document: Path | None
+    """Where its result is kept as JSON, if it is; the chart beside it has the same name."""
+
+    @property
+    def chart(self) -> Path | None:
+        """Where the chart is kept."""
+        return self.document and self.document.with_suffix(".png")
+
+
+def begin(name: str, out: Path | None, *, force: bool) -> Begun:
+    """Make the folder `out` for the results of `name`, so that what is measured can be kept.
+
+    Raises `DataError` if it has such results and `force` is not given, `OSError` if nothing can be written.
+    """
+    begun = Begun(started=time.perf_counter(), document=out and out / f"{name}.json")
+    if out is not None:
+        for path in (begun.document, begun.chart):
+            if path is not None and path.exists() and not force:
+                raise DataError(
+                    f"{path} exists: keep the result elsewhere with --out, or replace it with --force."
+                )
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    return begun
+
+
+def show(report: Report, begun: Begun, *, quiet: bool, as_json: bool) -> None:
+    """Print `report`, then write it and its chart if they are to be kept."""
+    report = dataclasses.replace(report, seconds=time.perf_counter() - begun.started)
     if not (as_json or quiet):
         width = None if console.is_terminal else _PAPER_WIDTH
         console.print(_measurements(report), width=width)
@@ -27,14 +66,13 @@ def show(report: Report, name: str, *, out: Path | None, quiet: bool, as_json: b
         for line in report.notes:
             note(line)
     document = json.dumps(report.as_json())
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out / f"{name}.json") as file:
-            file.write(document.encode() + b"\n")
-        chart.draw(report, out / f"{name}.png")
-        if not quiet:
-            note(f"Kept: {out / name}.json and {name}.png")
     output.print_json(document, indent=None)
+    if begun.document and begun.chart:
+        with atomic_write(begun.document) as file:
+            file.write(document.encode() + b"\n")
+        chart.draw(report, begun.chart)
+        if not quiet:
+            note(f"Kept: {begun.document} and {begun.chart.name}")
 
 
 def _measurements(report: Report) -> Table:

@@ -16,6 +16,7 @@ from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 _SMALL = ("resnet18", 16)
 """Backbone and batch size of which a CPU trains some steps in a second."""
+_QUICK = Timing(windows=5, seconds=0.5)
 
 data = click.option("--data", default=None, help="Shards: a folder, or a name.  [default: clips made for it]")
 backbone = click.option(
@@ -35,19 +36,17 @@ batch_size = click.option("--batch-size", type=int, default=64, show_default=Tru
 windows = click.option(
     "--windows",
     type=int,
-    default=Timing.windows,
-    show_default=True,
-    help="How often each is measured, in turns.",
+    default=None,
+    help=f"How often each is measured, in turns.  [default: {Timing.windows}]",
 )
 window_seconds = click.option(
     "--window-seconds",
     type=float,
-    default=Timing.seconds,
-    show_default=True,
-    help="About how long each time.",
+    default=None,
+    help=f"About how long each time.  [default: {Timing.seconds}]",
 )
 quick = click.option(
-    "--quick", is_flag=True, help="A look of a minute or two: five windows of half a second."
+    "--quick", is_flag=True, help="A look of a minute or two: five windows of half a second unless said."
 )
 out = click.option(
     "--out",
@@ -56,11 +55,16 @@ out = click.option(
     default=None,
     help="Folder to keep the result in, as JSON and as a chart.",
 )
+force = click.option("--force", is_flag=True, help="Replace an earlier result in the folder of --out.")
 
 
-def timing(windows: int, window_seconds: float, quick: bool) -> Timing:
-    """Return how long to measure."""
-    return Timing(windows=5, seconds=0.5) if quick else Timing(windows=windows, seconds=window_seconds)
+def timing(windows: int | None, window_seconds: float | None, quick: bool) -> Timing:
+    """Return how long to measure; `None` is what is usual, or what is for a quick look."""
+    usual = _QUICK if quick else Timing()
+    return Timing(
+        windows=usual.windows if windows is None else windows,
+        seconds=usual.seconds if window_seconds is None else window_seconds,
+    )
 
 
 def to_train(backbone: str | None, batch_size: int | None, device: torch.device) -> tuple[str, int]:

@@ -7,33 +7,42 @@ import click
 from siamusic_fast.bench import shard as shard_bench
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
-from siamusic_fast.cli.bench.rendering import show
+from siamusic_fast.cli.bench.rendering import begin, show
 from siamusic_fast.cli.console import progress
 from siamusic_fast.shards.sources import load_corpus
+
+_USUAL = {"tracks": 400, "windows": 3, "planned": 1_000_000}
+_QUICK = {"tracks": 100, "windows": 3, "planned": 100_000}
 
 
 @click.command()
 @click.argument("source", required=False)
 @options.data_dir
 @click.option(
-    "--tracks", type=int, default=400, show_default=True, help="How many MP3s to make if there is no SOURCE."
+    "--tracks", type=int, help=f"How many MP3s to make if there is no SOURCE.  [default: {_USUAL['tracks']}]"
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that pack.  [default: one per core]")
-@click.option("--windows", type=int, default=3, show_default=True, help="How often to measure.")
+@click.option("--windows", type=int, help=f"How often to measure.  [default: {_USUAL['windows']}]")
+@click.option("--planned", type=int, help=f"Tracks in the synthetic plan.  [default: {_USUAL['planned']:,}]")
 @click.option(
-    "--planned", type=int, default=1_000_000, show_default=True, help="Tracks in the synthetic plan."
+    "--quick",
+    is_flag=True,
+    help=f"A look of a minute: {_QUICK['tracks']} MP3s and {_QUICK['planned']:,} planned tracks unless said.",
 )
 @settings.out
+@settings.force
 @options.quiet
 @options.as_json
 def shard(
     source: str | None,
     data_dir: Path,
-    tracks: int,
+    tracks: int | None,
     workers: int | None,
-    windows: int,
-    planned: int,
+    windows: int | None,
+    planned: int | None,
+    quick: bool,
     out: Path | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -45,15 +54,15 @@ def shard(
     line is all of it as JSON, with every window.
 
     \b
-    siamusic-fast bench shard
+    siamusic-fast bench shard --quick
     siamusic-fast bench shard fma_small --workers 8
     """
+    begun = begin("shard", out, force=force)
+    said = {"tracks": tracks, "windows": windows, "planned": planned}
     report = shard_bench.measure(
         load_corpus(source, data_dir) if source else None,
-        tracks=tracks,
         workers=workers,
-        windows=windows,
-        planned=planned,
         progress=progress(quiet),
+        **(_QUICK if quick else _USUAL) | {name: value for name, value in said.items() if value is not None},
     )
-    show(report, "shard", out=out, quiet=quiet, as_json=as_json)
+    show(report, begun, quiet=quiet, as_json=as_json)

@@ -7,7 +7,7 @@ import click
 from siamusic_fast.bench import train as train_bench
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
-from siamusic_fast.cli.bench.rendering import show
+from siamusic_fast.cli.bench.rendering import begin, show
 from siamusic_fast.cli.console import progress
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.training.distributed import device_for
@@ -24,6 +24,7 @@ from siamusic_fast.training.distributed import device_for
 @settings.window_seconds
 @settings.quick
 @settings.out
+@settings.force
 @options.quiet
 @options.as_json
 def train(
@@ -33,10 +34,11 @@ def train(
     backbone: str | None,
     batch_size: int | None,
     gpus: int | None,
-    windows: int,
-    window_seconds: float,
+    windows: int | None,
+    window_seconds: float | None,
     quick: bool,
     out: Path | None,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -52,6 +54,7 @@ def train(
     parse_recipe(aug)
     device = device_for(gpus)
     backbone, batch_size = settings.to_train(backbone, batch_size, device)
+    begun = begin("train", out, force=force)
     with settings.shards(data, data_dir, batch_size, progress(quiet)) as shard_set:
         report = train_bench.measure(
             shard_set,
@@ -62,4 +65,4 @@ def train(
             timing=settings.timing(windows, window_seconds, quick),
             progress=progress(quiet),
         )
-    show(report, "train", out=out, quiet=quiet, as_json=as_json)
+    show(report, begun, quiet=quiet, as_json=as_json)
