@@ -9,14 +9,13 @@ from typing import Any
 
 from siamusic_fast.analysis import demo
 from siamusic_fast.analysis.probe import EncoderProbes, ProbeResult, probe
-from siamusic_fast.config import MelConfig, PretrainConfig, load_pretrain
+from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.synthetic import Corpus
-from siamusic_fast.training.distributed import Job
+from siamusic_fast.training.job import Job
 from siamusic_fast.training.pretrain import pretrain
-from siamusic_fast.training.pretrained import load_pretrained
-from siamusic_fast.training.run import CHECKPOINT
+from siamusic_fast.training.run import is_finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +84,10 @@ def measure(
     for seed in config.seeds:
         run = root / "gain" / f"seed-{seed}"
         settings = dataclasses.replace(config.pretrain, seed=seed)
-        if not _is_done(run, settings):
+        if not is_finished(run, settings, shard_set):
             pretrain(settings, shard_set, run, force=True, job=job, progress=progress)
         probed.append(probe(run, shard_set, seed=seed, job=job, progress=progress))
     return Gain(config=config, shard_set=shard_set, probed=tuple(probed))
-
-
-def _is_done(run: Path, config: PretrainConfig) -> bool:
-    if not (run / CHECKPOINT).is_file():
-        return False
-    found = load_pretrained(run)
-    return found.epoch == config.epochs and load_pretrain(found.pretraining) == config
 
 
 def table(gain: Gain) -> str:

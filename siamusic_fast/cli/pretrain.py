@@ -28,6 +28,7 @@ from siamusic_fast.config import (
     MelConfig,
     PretrainConfig,
 )
+from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import file_name, parse_recipe
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import distributed
@@ -169,6 +170,8 @@ def pretrain(
     given = _without_what_a_typed_recipe_sets(given)
     if resume not in (None, "auto"):
         _refuse_settings(given, recipe=recipe, out=out, all_splits=all_splits, force=force)
+    if distributed.starts_again() and out is None and resume is None:
+        raise ConfigError("torchrun starts this again if a process dies: name the run with --out to go on.")
     earlier = _run_to_resume(resume, out)
     old_config, old_data = runs.load_run(earlier) if earlier else (None, None)
     shard_set = find_shards(data or old_data or _DATA, data_dir)

@@ -11,6 +11,7 @@ stream of batches depends on the seed and the rank alone, not on workers, nor on
 
 import contextlib
 import itertools
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,9 @@ class _TorchLoader(ABC):
         )
         self.mel, self.device, self.batch_size = setup.mel, setup.device, setup.batch_size
         self._recipe = to_recipe(recipe, self.mel)
-        self.normalisation = setup.normalisation or estimate(setup.source.shard_set, self.mel)
+        self.normalisation = setup.normalisation or estimate(
+            setup.source.shard_set, self.mel, short_tracks=setup.source.short_tracks
+        )
         self._workers = workers
         self._per_batch = self.device.type != "cpu" if per_batch is None else per_batch
         computes_on = self.device if self._per_batch else torch.device("cpu")
@@ -144,6 +147,7 @@ class _TorchLoader(ABC):
                 num_workers=self._workers,
                 prefetch_factor=_PREFETCH,
                 pin_memory=self.device.type == "cuda",
+                worker_init_fn=_leave_stopping_to_the_trainer,
                 generator=torch.Generator(),  # else it would draw from torch's global one as workers start
             )
         )
@@ -155,6 +159,15 @@ class _TorchLoader(ABC):
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+
+def _leave_stopping_to_the_trainer(worker: int) -> None:
+    """Ignore what asks a whole group of processes to stop, as SLURM and `timeout` do.
+
+    The training that the worker serves finishes its step, saves, and then lets it end.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TorchTwoViewLoader(_TorchLoader):
@@ -219,7 +232,7 @@ class TorchTrackLoader(_TorchLoader):
         per_batch: bool | None = None,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        """Take `crops` of each track; by default as many as cover the longest, up to 32."""
+        """Take `crops` of each track; by default as many as cover the longest, up to 128."""
         self._crops = crops
         super().__init__(data, workers=workers, per_batch=per_batch, **options)
 

@@ -22,7 +22,11 @@ OF_RUNS = re.compile(
     r"config\.json|checkpoint\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
     r"|plots|finetune|evaluate|probe|\.job|\.lock|\.\w+\.\w+\.tmp"
 )
-"""What there is in the folder of a run or of a classifier."""
+"""What there is in the folder of a pre-training run, or of a classifier."""
+OF_CLASSIFIERS = re.compile(
+    r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|plots|evaluate|\.\w+\.\w+\.tmp"
+)
+"""What there is in the folder of a classifier: one of a pre-training run is never replaced by it."""
 OF_RESULTS = re.compile(r"results\.json|predictions\.csv|confusion\.png|\.\w+\.\w+\.tmp")
 """What there is in a folder of results."""
 
@@ -115,7 +119,7 @@ def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
     if force and path.is_dir():
         strangers = [name for name in names if not own.fullmatch(name)]
         if strangers:
-            kind = "run has" if own is OF_RUNS else "results have"
+            kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
             raise DataError(
                 f"{path} holds {strangers[0]!r}, which no {kind}: choose another folder with --out."
             )

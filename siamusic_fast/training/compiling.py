@@ -1,6 +1,7 @@
 """torch.compile, or not: a model that cannot be compiled trains as it is."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +18,40 @@ def compiled(model: nn.Module, example: Tensor, job: Job) -> nn.Module:
     Called in every process of `job`: if it fails in one, none goes on with it. Code is made for views of the
     shape and the place of `example`. Raises torch.OutOfMemoryError as it comes.
     """
-    faster: nn.Module = torch.compile(model)  # type: ignore[assignment]
+    reason = _failure(lambda: _compile_a_trifle(example.device), job) if job.world_size > 1 else ""
+    if not reason:
+        faster: nn.Module = torch.compile(model)  # type: ignore[assignment]
+        reason = _failure(lambda: _compile_here(model, faster, example), job)
+        if not reason:
+            return faster
+    if job.leads:
+        warnings.warn(f"torch.compile failed, training goes on without it ({reason})", stacklevel=2)
+    return model
+
+
+def _failure(attempt: Callable[[], None], job: Job) -> str:
+    """Return why `attempt` failed in a process of `job`, of several the first; empty if it failed in none."""
     reason = ""
     try:
-        # A process that fails does not meet the others: they must wait for none of its gradients or buffers.
-        if isinstance(model, DistributedDataParallel):
-            model.require_forward_param_sync = False  # until the next pass
-        with gradients_kept_apart(model, True):
-            rehearse(model, example, through=faster)
+        attempt()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers fail in many ways
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    if not any(job.highest(bool(reason))):
-        return faster
-    reasons = [reason for reason in job.gather(reason) if reason]
-    if job.leads:
-        warnings.warn(f"torch.compile failed, training goes on without it ({reasons[0]})", stacklevel=2)
-    return model
+    return next(filter(None, job.gather(reason)), "")
+
+
+def _compile_a_trifle(device: torch.device) -> None:
+    """Find out whether there is a compiler, before processes meet in the batch norms of a network."""
+    torch.compile(nn.GELU())(torch.zeros(2, device=device))
+
+
+def _compile_here(model: nn.Module, faster: nn.Module, example: Tensor) -> None:
+    # A process that fails does not meet the others: they must wait for none of its gradients or buffers.
+    if isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = False  # until the next pass
+    with gradients_kept_apart(model, True):
+        rehearse(model, example, through=faster)
 
 
 def rehearse(model: nn.Module, example: Tensor, through: nn.Module | None = None) -> None:
@@ -50,7 +67,7 @@ def rehearse(model: nn.Module, example: Tensor, through: nn.Module | None = None
     try:
         with torch.random.fork_rng(devices=[example.device] if on_gpu else []):
             with autocast(example.device):
-                loss = simsiam_loss(*network(example, example))
+                loss = simsiam_loss(*network(example, example.clone()))  # one tensor would be another graph
             loss.backward()  # type: ignore[no-untyped-call]
     finally:
         for name, buffer in model.named_buffers():

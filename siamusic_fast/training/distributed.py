@@ -1,6 +1,7 @@
 """Several processes that train as one: starting them, and joining them."""
 
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -33,6 +35,7 @@ R_co = TypeVar("R_co", covariant=True)
 _HANDLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _BLAME_AFTER = 5.0
 """Seconds that a process whose partner went away waits to be ended, so that the partner's error is shown."""
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
@@ -95,6 +98,11 @@ def is_leader() -> bool:
     return _place().get("RANK", "0") == "0"
 
 
+def starts_again() -> bool:
+    """Whether this is a process of torchrun that is started again if one of them dies."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 def _place() -> dict[str, str]:
     """Return RANK and so on of a process that torch's launcher or SLURM started; empty for another."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -142,12 +150,15 @@ def _start(function: JobFunction[T], processes: int, on_gpu: bool, max_restarts:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            results: dict[int, T] = elastic_launch(config, _spawned)(function, on_gpu)
+            called = functools.partial(_without_restart, function) if max_restarts else function
+            results: dict[int, T | _Mistake] = elastic_launch(config, _spawned)(called, on_gpu)
         except SignalException as error:
             raise Stopped(error.sigval) from None
         except ChildFailedError as error:
             raise _failure(error) from None
-    return results[0]
+    if isinstance(result := results[0], _Mistake):
+        raise result.error
+    return result
 
 
 @contextmanager
@@ -162,6 +173,13 @@ def _own_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@dataclass(frozen=True)
+class _Mistake:
+    """What a process returns when all of them met an error that another start would meet as well."""
+
+    error: SiamusicError
+
+
 def _spawned(function: JobFunction[T], on_gpu: bool) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
     try:
@@ -170,6 +188,30 @@ def _spawned(function: JobFunction[T], on_gpu: bool) -> T:
         raise DataError(describe(error)) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT) from None
+
+
+def _without_restart(function: JobFunction[T], *, job: Job) -> T | _Mistake:
+    """Call `function`; an error that all processes raise is returned, as the launcher would start them again.
+
+    An error of one of them is raised: the others wait for it, and the launcher is to end them.
+    """
+    try:
+        with _explained():
+            return function(job=job)
+    except SiamusicError as error:
+        if _everywhere(job):
+            return _Mistake(error)
+        raise
+
+
+def _everywhere(job: Job) -> bool:
+    """Whether every process comes here within seconds."""
+    store = dist.distributed_c10d._get_default_store()
+    come, until = store.add("mistakes", 1), time.monotonic() + _BLAME_AFTER
+    while come < job.world_size and time.monotonic() < until:
+        time.sleep(0.05)
+        come = store.add("mistakes", 0)
+    return come == job.world_size
 
 
 def _join(function: JobFunction[T], on_gpu: bool) -> T:
@@ -188,6 +230,8 @@ def _process_group(on_gpu: bool) -> Iterator[Job]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
     torch.set_num_threads(share_of_cores())
     store, rank, world_size = next(rendezvous("env://"))
+    # Not TORCHELASTIC_RUN_ID, which torchrun calls "none": this store lasts as long as its job.
+    name = store.compare_set("siamusic-fast/job", "", uuid.uuid4().hex).decode()
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=dist.PrefixStore(meet(store, rank, world_size), store),  # type: ignore[attr-defined]
@@ -199,7 +243,7 @@ def _process_group(on_gpu: bool) -> Iterator[Job]:
         rank=rank,
         world_size=world_size,
         device=device,
-        id=os.environ.get("TORCHELASTIC_RUN_ID", ""),
+        id=name if "TORCHELASTIC_RUN_ID" in os.environ else "",
         cpu_group=dist.new_group(backend="gloo") if on_gpu else None,
     )
     # A node counts the failures of its own processes only.
@@ -246,6 +290,11 @@ def _failure(error: ChildFailedError) -> BaseException:
             if name == kind.__name__:
                 return kind(text)
         return WorkerError(f"rank {rank} failed:\n{report['extraInfo']['py_callstack'].rstrip()}")
+    if -failure.exitcode in _CRASHES:
+        return SiamusicError(
+            f"rank {rank} crashed in a library ({failure.signal_name()}): what it printed above may say why. "
+            f"--resume goes on from the last checkpoint."
+        )
     if failure.exitcode < 0:
         return SiamusicError(
             f"rank {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}) from outside: "

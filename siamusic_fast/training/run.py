@@ -194,8 +194,13 @@ def load_run(run: Path) -> tuple[PretrainConfig, str]:
 
 
 def is_abandoned(run: Path) -> bool:
-    """Whether `run` is a pre-training run that was ended before its first checkpoint."""
-    return _is_of_pretraining(run) and not (run / CHECKPOINT).exists() and not is_locked(run)
+    """Whether `run` is a pre-training run that was ended before its first checkpoint: nothing is in it."""
+    worth_keeping = (CHECKPOINT, BEST, "finetune", "evaluate", "probe")
+    return (
+        _is_of_pretraining(run)
+        and not any((run / name).exists() for name in worth_keeping)
+        and not is_locked(run)
+    )
 
 
 def _is_of_pretraining(run: Path) -> bool:
@@ -206,6 +211,15 @@ def _is_of_pretraining(run: Path) -> bool:
         return False
     names = {field.name for field in dataclasses.fields(PretrainConfig)}
     return isinstance(values, dict) and names <= values.keys()
+
+
+def is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
+    """Whether `run` has all the epochs of `config` on these very shards behind it."""
+    if not (run / CHECKPOINT).is_file():
+        return False
+    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
+    found = [saved["epoch"], saved["config"], saved["shards"]]
+    return found == [config.epochs, settings.dump(config), _checksums(shard_set, config)]
 
 
 def newest_unfinished(runs: Path) -> Path | None:

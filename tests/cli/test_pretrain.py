@@ -207,9 +207,23 @@ def test_an_abandoned_run_in_the_folder_is_started_over_by_auto_alone(
         lock.take(tmp_path / "run")
         call(shard_set, "--out", "run", "--resume", "auto")
     assert not calls.options["force"]
+    (tmp_path / "run" / "best.pt").touch()  # of a run whose last checkpoint was taken away
+    call(shard_set, "--out", "run", "--resume", "auto")
+    assert not calls.options["force"]
+    (tmp_path / "run" / "best.pt").unlink()
     settings.write_text(json.dumps(dump(FinetuneConfig())))
     call(shard_set, "--out", "run", "--resume", "auto")
     assert not calls.options["force"]
+
+
+def test_torchrun_with_restarts_needs_the_name_of_the_run(
+    calls: Calls, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    refused = call(shard_set)
+    assert refused.exit_code == 1
+    assert "name the run with --out" in refused.stderr
+    assert call(shard_set, "--out", "run").exit_code == 0
 
 
 def test_a_recipe_that_is_typed_beats_the_settings_of_an_earlier_run(

@@ -1,5 +1,8 @@
 """The torch backend against DALI, torchaudio, webdataset and numpy."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -153,6 +156,19 @@ def test_workers_do_not_change_the_stream(numbered: ShardSet, recipe: str, per_b
         found = take(loader, 7)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     assert not torch.equal(expected[0], take(two_views(numbered, seed=4, **options), 1)[0])
+
+
+@fork
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_workers_go_on_when_the_whole_group_is_told_to_stop(numbered: ShardSet, number: int) -> None:
+    expected = take(two_views(numbered), 12)
+    with two_views(numbered, workers=2) as loader:
+        found = take(loader, 1)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, number)
+        found += take(loader, 11)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert not multiprocessing.active_children()
 
 
 @fork

@@ -200,8 +200,15 @@ def test_tasks_of_slurm_join_each_other() -> None:
     assert [task.communicate()[0] for task in tasks] == ["[0, 1]\n"] * 2
 
 
-def count_restarts(*, job: Job) -> list[int]:
-    """Be killed as the second process at the first start; say what each process knows of restarts."""
+def count_restarts(ids: Path, *, job: Job) -> list[int]:
+    """Be killed as the second process at the first start; say what each process knows of restarts.
+
+    The leading one adds the job's id to the file `ids` at each start.
+    """
+    if job.leads:
+        with ids.open("a") as file:
+            file.write(f"{job.id}\n")
+    job.wait_for_all()
     if job.rank == 1 and job.restarts == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return job.gather(job.restarts)
@@ -211,9 +218,11 @@ def count_restarts(*, job: Job) -> list[int]:
 def test_two_nodes_of_torchrun_start_again_together_when_one_loses_its_process(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
+        "import functools\n"
+        "from pathlib import Path\n"
         "from tests.training.test_distributed import count_restarts, launch\n"
         "if __name__ == '__main__':\n"
-        "    print(launch(count_restarts, gpus=0))\n"
+        f"    print(launch(functools.partial(count_restarts, Path({str(tmp_path / 'ids')!r})), gpus=0))\n"
     )
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -230,6 +239,21 @@ def test_two_nodes_of_torchrun_start_again_together_when_one_loses_its_process(t
         for _ in range(2)
     ]
     assert [node.communicate(timeout=120)[0] for node in nodes] == ["[1, 1]\n"] * 2
+    before, after = (tmp_path / "ids").read_text().split()
+    assert before == after != "none"
+
+
+def fail_everywhere(attempts: Path, *, job: Job) -> None:
+    with attempts.open("a") as file:
+        file.write(f"{job.rank}")
+    raise DataError("the loss became NaN")
+
+
+def test_an_error_that_all_processes_raise_is_not_tried_again(tmp_path: Path) -> None:
+    function = functools.partial(fail_everywhere, tmp_path / "attempts")
+    with pytest.raises(DataError, match=r"^the loss became NaN$"):
+        launch(function, gpus=0, workers=2, max_restarts=2)
+    assert sorted((tmp_path / "attempts").read_text()) == ["0", "1"]
 
 
 def test_two_processes_learn_what_one_learns_from_the_joined_batch() -> None:

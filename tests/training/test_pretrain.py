@@ -363,15 +363,24 @@ def test_three_processes_that_were_stopped_end_with_the_same_bits(
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
-def compile_in_one(*, job: Job) -> list[bool]:
-    """Let the compiler fail in the second process and return, of all, whether the model is compiled."""
+def broken_for_pairs(model: nn.Module) -> nn.Module:
+    """Return what takes one tensor and fails with the two views of a SimSiam network."""
+    return nn.Sequential()
+
+
+def no_compiler(model: nn.Module) -> nn.Module:
+    raise RuntimeError("no compiler in sight")
+
+
+def compile_in_one(broken: Callable[[nn.Module], nn.Module], sync_batchnorm: bool, *, job: Job) -> list[bool]:
+    """Let the compiler be `broken` in the second process and return, of all, whether a model is compiled."""
     with (
         pytest.MonkeyPatch.context() as patch,
         warnings.catch_warnings(record=True, action="always") as warned,
     ):
         patch.setattr(models, "encoder", tiny_encoder)
-        patch.setattr(torch, "compile", lambda model: nn.Sequential() if job.rank else Same(model))
-        model = job.wrap(models.SimSiam("tiny"))
+        patch.setattr(torch, "compile", broken if job.rank else Same)
+        model = job.wrap(models.SimSiam("tiny"), sync_batchnorm=sync_batchnorm)
         found = compiled(model, torch.zeros(2, 1, 16, 22), job)
     told = [str(one.message) for one in warned if "torch.compile failed" in str(one.message)]
     assert len(told) == (1 if job.leads else 0), [str(one.message) for one in warned]
@@ -389,8 +398,12 @@ class Same(nn.Module):
         return self.model(*views)
 
 
-def test_a_model_that_one_process_cannot_compile_is_compiled_in_none() -> None:
-    assert launch(compile_in_one, gpus=0, workers=2) == [False, False]
+@pytest.mark.parametrize(("broken", "sync_batchnorm"), [(broken_for_pairs, False), (no_compiler, True)])
+def test_a_model_that_one_process_cannot_compile_is_compiled_in_none(
+    broken: Callable[[nn.Module], nn.Module], sync_batchnorm: bool
+) -> None:
+    function = functools.partial(compile_in_one, broken, sync_batchnorm)
+    assert launch(function, gpus=0, workers=2) == [False, False]
 
 
 def test_a_finished_or_different_run_is_not_resumed(run: Path, shard_set: ShardSet) -> None:
