@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint, models
-from siamusic_fast.training.evaluate import RESULTS, check_enough_classes, join_segments, results_folder
+from siamusic_fast.training.evaluate import RESULTS, check_enough_classes, results_folder
 from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.job import Job
 from siamusic_fast.training.knn import knn_predict
@@ -47,6 +47,8 @@ class ProbeResult:
     """Which of the run's encoders: `last` or `best`."""
     epoch: int
     """Epochs of pre-training behind it."""
+    pretrained_on: tuple[str, ...]
+    """Splits that it learnt from."""
     pretrained: EncoderProbes
     random: EncoderProbes
     """With torchvision's own random weights: the usual baseline."""
@@ -73,9 +75,9 @@ def probe(
     """Probe the encoder of the pre-training run `run`, `last` or `best`, and random ones beside it.
 
     Called in every process of `job`, which share the tracks; default: one process on the CPU. A track's
-    features are those of crops that cover it, averaged. The kNN probe looks at the labelled training tracks;
-    the linear one learns from them, with the penalty that does best on validation. Both are scored on the
-    labelled test tracks, which nothing is chosen by.
+    features are those of crops that cover it, up to 128, averaged. The kNN probe looks at the labelled
+    training tracks; the linear one learns from them, with the penalty that does best on validation. Both are
+    scored on the labelled test tracks, which nothing is chosen by.
 
     All are in evaluation mode, where the batch norms of the random encoders have the statistics that they
     start with: mean 0 and variance 1. Their weights depend on `seed`, which is that of the bootstrap too.
@@ -101,6 +103,7 @@ def probe(
         backbone=pretrained.backbone,
         checkpoint=which,
         epoch=pretrained.epoch,
+        pretrained_on=pretrained.splits,
         pretrained=probes[0],
         random=probes[1],
         initial=probes[2],
@@ -143,16 +146,16 @@ def _features(
     for encoder in encoders:
         encoder.eval()
     for split in SPLITS:
-        outputs, labels = track_outputs(
+        _, outputs, labels = track_outputs(
             lambda mels: torch.cat([encoder(mels) for encoder in encoders], dim=1),
             shard_set,
             split,
             pretrained.mel,
             pretrained.normalisation,
+            short_tracks=pretrained.short_tracks,
             job=job,
             progress=progress,
         )
-        _, outputs, labels = join_segments(shard_set, split, outputs, labels)
         for tracks, features in zip(found, outputs.chunk(len(encoders), dim=1), strict=True):
             tracks[split] = features, labels
     return found

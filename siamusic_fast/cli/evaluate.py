@@ -1,6 +1,5 @@
 """`siamusic-fast evaluate`: how good a classifier is on the test tracks."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from siamusic_fast.analysis import plots
 from siamusic_fast.cli import options
-from siamusic_fast.cli.console import output, progress
+from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import distributed
 from siamusic_fast.training import evaluate as training
@@ -48,8 +47,8 @@ def evaluate(
     """Score the classifier of RUN on every test track once.
 
     RUN is a pre-training run that was fine-tuned, or the folder of a classifier. Probabilities are averaged
-    over crops that cover a track. Intervals are those of 95% over 1,000 bootstrap samples of the tracks.
-    Writes results.json, predictions.csv and confusion.png.
+    over crops that cover a track, up to 128. Intervals are those of 95% over 1,000 bootstrap samples of the
+    tracks. Writes results.json, predictions.csv and confusion.png.
 
     \b
     siamusic-fast evaluate runs/20260102-030405-image-resnet50 --data fma_small
@@ -68,14 +67,15 @@ def evaluate(
     if as_json:
         values = {
             "folder": str(result.folder),
-            "data": result.data,
-            **dataclasses.asdict(result.scores),
+            **training.as_json(result),
         }
         output.print_json(json.dumps(values), indent=None)
     elif quiet:
         output.print(str(result.folder))
     else:
         render(result)
+        if words := training.heard_before(result.pretrained_on):
+            note(words)
 
 
 def render(result: training.EvaluateResult) -> None:

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from siamusic_fast.analysis import probe as analysis
 from siamusic_fast.cli import options
-from siamusic_fast.cli.console import output, progress
+from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.config import CHECKPOINTS
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import distributed
+from siamusic_fast.training.evaluate import heard_before
 from siamusic_fast.training.scores import Scores
 
 
@@ -58,8 +59,9 @@ def probe(
 
     The kNN probe takes the vote of the 20 most similar training tracks; the linear probe is a logistic
     regression on the training tracks, whose L2 penalty is chosen on validation. Both are scored on the test
-    tracks. The random encoder has torchvision's own initial weights; the initial one is what pre-training
-    started from, where residual branches begin at zero. Writes results.json.
+    tracks. A track's features are averaged over crops that cover it, up to 128. The random encoder has
+    torchvision's own initial weights; the initial one is what pre-training started from, where residual
+    branches begin at zero. Writes results.json.
 
     \b
     siamusic-fast probe runs/20260102-030405-image-resnet50 --data fma_small
@@ -80,6 +82,8 @@ def probe(
         output.print(str(result.folder))
     else:
         render(result)
+        if words := heard_before(result.pretrained_on):
+            note(words)
 
 
 def render(result: analysis.ProbeResult) -> None:

@@ -73,7 +73,9 @@ class _Loader(ABC, Generic[Batch]):
         self.mel, self.device = self._setup.mel, self._setup.device
         self.batch_size = self._setup.batch_size
         self._recipe = to_recipe(recipe, self.mel)
-        self.normalisation = self._setup.normalisation or estimate(self._source.shard_set, self.mel)
+        self.normalisation = self._setup.normalisation or estimate(
+            self._source.shard_set, self.mel, short_tracks=self._source.short_tracks
+        )
         self._features = graph.Features(
             self.mel, self.normalisation, "gpu" if self.device.type == "cuda" else "cpu"
         )
@@ -263,7 +265,7 @@ class TrackLoader(_Loader[tuple[Tensor, Tensor]]):
     def __init__(
         self, data: ShardSet | Path | str, *, crops: int | None = None, **options: Unpack[LoaderOptions]
     ) -> None:
-        """Take `crops` of each track; by default as many as cover the longest, up to 32."""
+        """Take `crops` of each track; by default as many as cover the longest, up to 128."""
         self._crops = crops
         super().__init__(data, **options)
 

@@ -14,8 +14,8 @@ from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.subset import with_share
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
-_MOST_CROPS = 32
-"""Crops of a track in evaluation unless more are asked for: 160 s of the paper's features, evenly spaced."""
+MOST_CROPS = 128
+"""Crops of a track in evaluation unless more are asked for: 640 s of the paper's features, evenly spaced."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -146,13 +146,13 @@ def set_up(
 
 
 def crops_of(source: Source, mel: MelConfig, asked: int | None) -> int:
-    """Return how many crops to take of a track: as many as `asked`, or as cover the longest, up to 32."""
+    """Return how many crops to take of a track: `asked`, or as cover the longest, up to `MOST_CROPS`."""
     if asked is not None and asked < 1:
         raise ConfigError(f"crops = {asked} must be at least 1.")
     if asked is not None:
         return asked
     longest = max(shard.longest for shard in source.shards)
-    return min(-(-longest // source.span(mel)), _MOST_CROPS)
+    return min(-(-longest // source.span(mel)), MOST_CROPS)
 
 
 def _fitting(batch_size: int, source: Source, *, smaller_batches: bool) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import SHORT_TRACKS, MelConfig
 from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.source import Source, check_crops
@@ -24,21 +24,30 @@ _CROPS = 2048
 _BATCH = 16
 _LEAST_VARIANCE = 1e-4
 """In dB squared."""
+_FORMER_KEY = {"short_tracks": SHORT_TRACKS[0]}
+"""What earlier versions kept constants of without saying so."""
 
 
-def estimate(shard_set: ShardSet, mel: MelConfig, progress: Progress = SILENT) -> Normalisation:
+def estimate(
+    shard_set: ShardSet,
+    mel: MelConfig,
+    progress: Progress = SILENT,
+    *,
+    short_tracks: str = SHORT_TRACKS[0],
+) -> Normalisation:
     """Return mean and deviation, in dB, of the log-mels of about 2,000 random crops of the training split.
 
-    All splits serve if there is none called training. The result depends on the shards and on `mel` alone,
-    and is read from the shard set's folder if it was estimated before. Raises `ConfigError` if `mel` does not
-    fit the shards, `DataError` if they hold nothing but one constant sound.
+    All splits serve if there is none called training. The result depends on the shards, on `mel`
+    and on `short_tracks` (what is done with tracks that are shorter than a crop) alone, and is read from the
+    shard set's folder if it was estimated before. Raises `ConfigError` if `mel` does not fit the shards,
+    `DataError` if they hold nothing but one constant sound.
     """
-    key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel)}
+    key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel), "short_tracks": short_tracks}
     cached = _cached(shard_set)
     for entry in cached:
-        if entry["key"] == key:
+        if {**_FORMER_KEY, **entry["key"]} == key:
             return Normalisation(entry["mean"], entry["deviation"])
-    result = _measure(shard_set, mel, progress)
+    result = _measure(shard_set, mel, short_tracks, progress)
     entry = {"key": key, "mean": result.mean, "deviation": result.deviation}
     # A shard set that cannot be written to serves as well.
     with contextlib.suppress(OSError), atomic_write(shard_set.path(NORMALISATION)) as file:
@@ -46,9 +55,11 @@ def estimate(shard_set: ShardSet, mel: MelConfig, progress: Progress = SILENT) -
     return result
 
 
-def _measure(shard_set: ShardSet, mel: MelConfig, progress: Progress) -> Normalisation:
+def _measure(shard_set: ShardSet, mel: MelConfig, short_tracks: str, progress: Progress) -> Normalisation:
     splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
-    source = Source(shard_set=shard_set, shards=shard_set.shards(splits), shuffle=True)
+    source = Source(
+        shard_set=shard_set, shards=shard_set.shards(splits), shuffle=True, short_tracks=short_tracks
+    )
     check_crops(source, mel)
     tracks = Tracks(source, source.span(mel))
     log_mel = LogMel(mel, Normalisation(0.0, 1.0), source.rate, torch.device("cpu"))

@@ -18,8 +18,9 @@ from siamusic_fast.shards.tables import read_tracks
 def with_share(source: Source, share: float, seed: int) -> Source:
     """Return `source` with `share` of the tracks of each class, rounded, at least one; the same for a `seed`.
 
-    The shards stay as they are: the result reads them by indexes that name the chosen tracks only, in a
-    temporary folder that lasts as long as the result. Raises `ConfigError` for a share outside (0, 1].
+    Of a track that was packed in segments, all come or none, so that the share is one of tracks. The shards
+    stay as they are: the result reads them by indexes that name the chosen tracks only, in a temporary folder
+    that lasts as long as the result. Raises `ConfigError` for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ConfigError(f"labels = {share:g} must be a share of the labelled tracks: above 0, at most 1.")
@@ -42,23 +43,29 @@ def with_share(source: Source, share: float, seed: int) -> Source:
 
 
 def _chosen(source: Source, share: float, seed: int) -> dict[str, Sequence[int]]:
-    """Return the places of the chosen tracks in each shard, in order, by the file name of the shard."""
-    by_class: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    seen: dict[str, int] = defaultdict(int)
-    files = {shard.file for shard in source.shards}
-    for track in read_tracks(source.shard_set.folder):
-        if track.shard in files:
-            by_class[track.genre].append((track.shard, seen[track.shard]))
-            seen[track.shard] += 1
-    rng = np.random.default_rng([seed, len(files)])
+    """Return the rows of the chosen tracks in each shard, in order, by the file name of the shard."""
+    by_class = _by_class(source)
+    rng = np.random.default_rng([seed, len(source.shards)])
     chosen: dict[str, list[int]] = defaultdict(list)
     for genre in sorted(by_class):
-        tracks = by_class[genre]
+        tracks = list(by_class[genre].values())
         count = max(1, round(share * len(tracks)))
         for place in rng.permutation(len(tracks))[:count]:
-            file, row = tracks[place]
-            chosen[file].append(row)
+            for file, row in tracks[place]:
+                chosen[file].append(row)
     return defaultdict(list, {file: sorted(rows) for file, rows in chosen.items()})
+
+
+def _by_class(source: Source) -> dict[str, dict[str, list[tuple[str, int]]]]:
+    """Return, for each class and each of its tracks, where its samples are: the shards and rows in them."""
+    found: dict[str, dict[str, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[str, int] = defaultdict(int)
+    files = {shard.file for shard in source.shards}
+    for sample in read_tracks(source.shard_set.folder):
+        if sample.shard in files:
+            found[sample.genre][sample.track_id].append((sample.shard, seen[sample.shard]))
+            seen[sample.shard] += 1
+    return found
 
 
 def _shortened(index: Path, rows: Sequence[int], folder: Path) -> Path:

@@ -84,7 +84,9 @@ def trace(
     if mel is not None:
         asked["mel"] = mel
     setup = set_up(data, asked, shuffle=False, labelled_only=False, smaller_batches=True)
-    normalisation = normalisation or estimate(setup.source.shard_set, setup.mel)
+    normalisation = normalisation or estimate(
+        setup.source.shard_set, setup.mel, short_tracks=setup.source.short_tracks
+    )
     names: list[str] = []
     pipeline = graph.traced_views(
         setup.source,

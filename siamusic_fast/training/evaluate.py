@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import SHORT_TRACKS, MelConfig
 from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.job import Job
@@ -36,6 +34,8 @@ class EvaluateResult:
     folder: Path
     data: str
     """Corpus that the tracks are from."""
+    pretrained_on: tuple[str, ...] | None
+    """Splits that the encoder learnt from before, none if it began with random weights; None: not known."""
     scores: Scores
 
 
@@ -53,9 +53,9 @@ def evaluate(
 
     Called in every process of `job`, which share the tracks; default: one process on the CPU. `run` is a
     fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the highest
-    probability, averaged over crops that cover the track, and over its segments if it was packed in several.
-    `seed` is that of the bootstrap. Results go to `out`, with `force` in the place of earlier ones; by
-    default to the folder evaluate beside the classifier, where they replace earlier ones.
+    probability, averaged over crops that cover the track, up to 128, and over its segments if it was packed
+    in several. `seed` is that of the bootstrap. Results go to `out`, with `force` in the place of earlier
+    ones; by default to the folder evaluate beside the classifier, where they replace earlier ones.
 
     Raises DataError if there is no classifier, if the shards have other classes or no test tracks, or if
     `out` is not empty.
@@ -67,26 +67,46 @@ def evaluate(
     check_classes(shard_set, classes)
     folder = job.once(lambda: results_folder(out, path.parent / "evaluate", force=force))
     model = place(load_classifier(saved), job.device).eval()
-    probabilities, labels = track_outputs(
+    names, probabilities, labels = track_outputs(
         lambda mels: model(mels).softmax(dim=1),
         shard_set,
         "test",
         MelConfig(**saved["mel"]),
         Normalisation(**saved["normalisation"]),
+        short_tracks=saved.get("short_tracks", SHORT_TRACKS[0]),  # older files have none
         job=job,
         progress=progress,
     )
-    names, probabilities, labels = join_segments(shard_set, "test", probabilities, labels)
+    heard = saved.get("pretrained_on")
     result = EvaluateResult(
         folder=folder,
         data=shard_set.source,
+        pretrained_on=None if heard is None else tuple(heard),
         scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
     )
     if job.leads:
         _write_predictions(result.folder / PREDICTIONS, names, classes, probabilities, labels)
-        values = {"data": result.data, **dataclasses.asdict(result.scores)}
-        checkpoint.save_json(result.folder / RESULTS, values)
+        checkpoint.save_json(result.folder / RESULTS, as_json(result))
     return result
+
+
+def as_json(result: EvaluateResult) -> dict[str, object]:
+    """Return `result` as plain values, but for its folder."""
+    return {
+        "data": result.data,
+        "pretrained_on": result.pretrained_on,
+        **dataclasses.asdict(result.scores),
+    }
+
+
+def heard_before(pretrained_on: tuple[str, ...] | None) -> str:
+    """Return what must be said of scores on the test split if the encoder learnt from one; else nothing."""
+    if "test" not in (pretrained_on or ()):
+        return ""
+    return (
+        f"The encoder was pre-trained on the splits {', '.join(pretrained_on or ())}: if it heard these very "
+        f"test tracks, the scores flatter it."
+    )
 
 
 def results_folder(out: Path | None, default: Path, *, force: bool) -> Path:
@@ -107,26 +127,6 @@ def load_classifier(saved: dict[str, Any]) -> Classifier:
     )
     classifier.load_state_dict(saved["model"])
     return classifier
-
-
-def join_segments(
-    shard_set: ShardSet, split: str, outputs: Tensor, labels: Tensor
-) -> tuple[list[str], Tensor, Tensor]:
-    """Return the names of the tracks of `split`, and outputs and labels with one row for each of them.
-
-    `outputs` [n, d] and `labels` [n] have a row for each sample in the labelled shards, in their order. The
-    samples may be segments of tracks: the outputs of those of one track are averaged.
-    """
-    by_shard: dict[str, list[str]] = {}
-    for track in read_tracks(shard_set.folder):
-        by_shard.setdefault(track.shard, []).append(track.track_id)
-    shards = shard_set.shards([split], labelled_only=True)
-    samples = [name for shard in shards for name in by_shard[shard.file]]
-    places = {name: place for place, name in enumerate(dict.fromkeys(samples))}
-    place_of = torch.tensor([places[name] for name in samples])
-    sums = outputs.new_zeros(len(places), outputs.shape[1]).index_add(0, place_of, outputs)
-    joined_labels = labels.new_zeros(len(places)).scatter(0, place_of, labels)
-    return list(places), sums / place_of.bincount().unsqueeze(1), joined_labels
 
 
 def find_classifier(run: Path) -> Path:

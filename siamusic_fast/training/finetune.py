@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig
+from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.loader import LabelledLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -38,7 +39,7 @@ class FinetuneResult:
     loss: float
     """Cross-entropy on the validation tracks, of that epoch."""
     tracks: int
-    """Validation tracks."""
+    """Validation tracks; segments of one count as one."""
     seconds: float
 
 
@@ -82,13 +83,22 @@ def finetune(
         splits=["training"],
         mel=pretrained.mel,
         normalisation=pretrained.normalisation,
+        short_tracks=pretrained.short_tracks,
         batch_size=config.batch_size,
         device=job.device,
         seed=config.seed,
         rank=job.rank,
         world_size=job.world_size,
     )
-    validation = TrackReader(shard_set, "validation", pretrained.mel, pretrained.normalisation, job=job)
+    _check_batch(training.batch_size, config, job)
+    validation = TrackReader(
+        shard_set,
+        "validation",
+        pretrained.mel,
+        pretrained.normalisation,
+        short_tracks=pretrained.short_tracks,
+        job=job,
+    )
     classifier = Classifier(
         pretrained.backbone, len(shard_set.classes), head=config.head, features=config.features
     )
@@ -108,7 +118,7 @@ def finetune(
     started = time.perf_counter()
     kept_epoch, kept_accuracy, kept_loss = 0, -1.0, 0.0
     step, note = 0, ""
-    tracks_per_epoch = len(training) * training.batch_size * job.world_size + validation.tracks
+    tracks_per_epoch = len(training) * training.batch_size * job.world_size + validation.samples
     with (
         training,
         validation,
@@ -160,6 +170,8 @@ def finetune(
                     "classes": list(shard_set.classes),
                     "mel": settings.dump(pretrained.mel),
                     "normalisation": pretrained.normalisation._asdict(),
+                    "short_tracks": pretrained.short_tracks,
+                    "pretrained_on": [] if config.from_scratch else list(pretrained.splits),
                     "model": classifier.state_dict(),
                     "config": settings.dump(config),
                     "epoch": epoch,
@@ -200,10 +212,19 @@ def learning_rates(classifier: Classifier, config: FinetuneConfig) -> list[dict[
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
+def _check_batch(batch_size: int, config: FinetuneConfig, job: Job) -> None:
+    """Raise ConfigError if `batch_size`, which the loader made fit the tracks, is none for batch norm."""
+    if batch_size < 2 and not config.freeze:
+        raise ConfigError(
+            f"labels = {config.labels:g} leaves each of {job.world_size} processes a batch of {batch_size}, "
+            f"and batch norm needs two samples: use a larger --labels, fewer processes, or --freeze."
+        )
+
+
 def _start(
     folder: Path, config: FinetuneConfig, run: Path, shard_set: ShardSet, job: Job, *, force: bool
 ) -> Path:
-    checkpoint.new_folder(folder, force=force)
+    checkpoint.new_folder(folder, force=force, own=checkpoint.OF_CLASSIFIERS)
     values = {**settings.dump(config), "run": str(run), "data": str(shard_set.folder)}
     checkpoint.save_json(folder / checkpoint.CONFIG, {**values, "processes": job.world_size})
     return folder

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import SHORT_TRACKS, MelConfig
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.features import evaluating, track_outputs
+from siamusic_fast.training.features import TrackOutputs, evaluating, track_outputs
 from siamusic_fast.training.job import Job
 
 NEIGHBOURS = 20
@@ -56,6 +56,7 @@ def knn_accuracy(
     mel: MelConfig,
     normalisation: Normalisation,
     *,
+    short_tracks: str = SHORT_TRACKS[0],
     crops: int | None = CROPS,
     k: int = NEIGHBOURS,
     job: Job | None = None,
@@ -63,17 +64,26 @@ def knn_accuracy(
 ) -> float:
     """Return how many of the labelled validation tracks their neighbours in training name rightly, 0 to 1.
 
-    Called in every process of `job`, each of which computes its part; `encoder` is the module itself, not its
-    DistributedDataParallel. Leaves the encoder's mode and torch's random generators as they are.
+    Segments of a track count as one. Called in every process of `job`, each of which computes its part;
+    `encoder` is the module itself, not its DistributedDataParallel. Leaves the encoder's mode and torch's
+    random generators as they are.
     """
 
-    def features(split: str) -> tuple[Tensor, Tensor]:
+    def features(split: str) -> TrackOutputs:
         return track_outputs(
-            encoder, shard_set, split, mel, normalisation, crops=crops, job=job, progress=progress
+            encoder,
+            shard_set,
+            split,
+            mel,
+            normalisation,
+            short_tracks=short_tracks,
+            crops=crops,
+            job=job,
+            progress=progress,
         )
 
     with evaluating(encoder):
-        bank, bank_labels = features("training")
-        found, labels = features("validation")
+        _, bank, bank_labels = features("training")
+        _, found, labels = features("validation")
     predictions = knn_predict(found, bank, bank_labels, len(shard_set.classes), k=k)
     return int((predictions == labels).sum()) / len(labels)

@@ -62,7 +62,7 @@ class PretrainResult:
     """Share of that time spent waiting for data, 0 to 1."""
     seconds: float
     peak_memory: int
-    """Bytes: of the first GPU, or on the CPU of the first process."""
+    """Bytes: torch's share of the first GPU's, without DALI's, or on the CPU of the first process."""
 
 
 def pretrain(
@@ -242,7 +242,9 @@ def _training(
     if saved:
         normalisation = Normalisation(**saved["normalisation"])
     else:
-        normalisation = job.once(lambda: estimate(shard_set, config.mel, progress))
+        normalisation = job.once(
+            lambda: estimate(shard_set, config.mel, progress, short_tracks=config.short_tracks)
+        )
     loader = two_view_loader(
         config.backend,
         shard_set,
@@ -321,7 +323,14 @@ def _look_at_knn(training: Training, shard_set: ShardSet, config: PretrainConfig
     training.job.share_buffers(training.simsiam)
     normalisation = Normalisation(**training.about["normalisation"])
     with training.stopwatch.paused():
-        knn = knn_accuracy(training.simsiam.encoder, shard_set, config.mel, normalisation, job=training.job)
+        knn = knn_accuracy(
+            training.simsiam.encoder,
+            shard_set,
+            config.mel,
+            normalisation,
+            short_tracks=config.short_tracks,
+            job=training.job,
+        )
     best = knn > training.figures.get("best_knn", -1.0)
     training.figures |= {"knn": knn, **({"best_knn": knn} if best else {})}
     return knn, best

@@ -26,6 +26,10 @@ class Pretrained:
     backbone: str
     mel: MelConfig
     normalisation: Normalisation
+    short_tracks: str
+    """What is done with tracks that are shorter than a crop, one of `config.SHORT_TRACKS`."""
+    splits: tuple[str, ...]
+    """What it learnt from."""
     encoder: dict[str, Tensor]
     """State dict, as the next."""
     projector: dict[str, Tensor]
@@ -52,6 +56,8 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
         backbone=config.backbone,
         mel=config.mel,
         normalisation=Normalisation(**saved["normalisation"]),
+        short_tracks=config.short_tracks,
+        splits=config.splits,
         encoder=saved["encoder"],
         projector=saved["projector"],
         epoch=saved["epoch"],

@@ -40,6 +40,7 @@ def test_a_table_has_each_seed_and_the_means(shard_set: ShardSet) -> None:
         backbone="resnet18",
         checkpoint="last",
         epoch=1,
+        pretrained_on=("training",),
         pretrained=probes(4),
         random=probes(3),
         initial=probes(1),

@@ -42,6 +42,20 @@ def test_options_arrive_where_they_count_and_the_result_says_what_was_kept(
     assert 0 <= low <= values["accuracy"] <= high <= 1
 
 
+def test_scores_on_tracks_that_pretraining_heard_come_with_a_line_that_says_so(
+    run: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    heard = save_run(tmp_path / "heard", splits=("training", "validation", "test"))
+    data = ("--data", shard_set.folder, "--gpus", "0")
+    small = ("--epochs", "1", "--batch-size", "8", "--freeze", "--quiet")
+    for folder, lines in ((heard, 1), (run, 0)):
+        out = tmp_path / str(lines)
+        assert call("finetune", folder, *data, *small, "--out", out).exit_code == 0
+        for result in (call("evaluate", out, *data), call("probe", folder, *data)):
+            assert result.exit_code == 0, result.output
+            assert result.stderr.count("pre-trained on the splits training, validation, test") == lines
+
+
 def test_the_probe_prints_both_encoders_and_the_gain(run: Path, shard_set: ShardSet) -> None:
     data = ("--data", shard_set.folder, "--gpus", "0")
     result = call("probe", run, *data)

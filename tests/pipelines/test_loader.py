@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from typing import Any
 
@@ -162,6 +163,28 @@ def test_constants_are_kept_beside_the_shards_and_serve_again(numbered: ShardSet
     finer = estimate(numbered, MelConfig(seconds=1.0, n_mels=96))
     assert finer != first
     assert estimate(numbered, MEL) == first
+
+
+def test_constants_of_padded_tracks_are_not_those_of_repeated_ones(numbered: ShardSet) -> None:
+    mel = MelConfig(seconds=1.9)  # of 1 to 2 s
+    repeated, padded = estimate(numbered, mel), estimate(numbered, mel, short_tracks="pad")
+    assert padded.mean < repeated.mean - 1  # in dB: some of it is silence
+    with two_views(numbered, mel=mel, short_tracks="pad") as loader:
+        assert loader.normalisation == padded
+
+
+def test_constants_that_were_kept_before_short_tracks_were_told_apart_are_of_repeated_ones(
+    numbered: ShardSet,
+) -> None:
+    mel = MelConfig(seconds=1.8)
+    repeated = estimate(numbered, mel)
+    entries = json.loads(numbered.path(NORMALISATION).read_text())
+    del entries[-1]["key"]["short_tracks"]
+    former = json.dumps(entries)
+    numbered.path(NORMALISATION).write_text(former)
+    assert estimate(numbered, mel) == repeated
+    assert numbered.path(NORMALISATION).read_text() == former
+    assert estimate(numbered, mel, short_tracks="pad") != repeated
 
 
 def test_constants_of_white_noise_are_those_of_its_spectrum(numbered: ShardSet) -> None:

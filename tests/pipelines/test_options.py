@@ -1,5 +1,6 @@
 """What can be asked of a loader, and what is refused: the same of both backends."""
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.pipelines.augment import CutOut, HorizontalFlip
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.pipelines.options import MOST_CROPS, LoaderOptions, crops_of, set_up
+from siamusic_fast.pipelines.source import Source
+from siamusic_fast.shards.manifest import Shard, ShardSet
+from siamusic_fast.shards.tables import read_tracks
 from tests.pipelines.both_backends import BACKENDS, MEL, labelled, same, take, two_views, whole_tracks
 from tests.pipelines.conftest import RATE, PackAudio
 
@@ -84,6 +89,40 @@ def test_the_backends_choose_the_same_tracks(genres: ShardSet) -> None:
         for backend in BACKENDS
     )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)
+
+
+def test_a_share_is_one_of_tracks_and_not_of_their_segments(pack_audio: PackAudio) -> None:
+    rng = np.random.default_rng(0)
+    tracks = {f"{row:06d}": 0.1 * rng.standard_normal((2 + row % 3) * RATE) for row in range(12)}
+    genres = {key: "Folk" if int(key) < 8 else "Rock" for key in tracks}
+    segmented = pack_audio(tracks, genres=genres, max_seconds=1.0)
+    options: LoaderOptions = {"mel": MEL, "batch_size": 1}
+    source = set_up(
+        segmented, options, shuffle=True, labelled_only=True, smaller_batches=True, labels=0.25
+    ).source
+
+    def lines(shard: Shard) -> list[str]:
+        return segmented.path(shard.index).read_text().splitlines()[1:]
+
+    samples = list(read_tracks(segmented.folder))
+    track_of = {
+        (shard.file, line): sample.track_id
+        for shard in segmented.shards(["training"])
+        for line, sample in zip(lines(shard), [s for s in samples if s.shard == shard.file], strict=True)
+    }
+    chosen = Counter(track_of[shard.file, line] for shard in source.shards for line in lines(shard))
+    assert Counter(genres[key] for key in chosen) == {"Folk": 2, "Rock": 1}  # of 8 and 4
+    everything = Counter(sample.track_id for sample in samples)
+    assert chosen == {key: everything[key] for key in chosen}
+    assert source.tracks == chosen.total()
+
+
+@pytest.mark.parametrize("minutes", [1, 10])
+def test_crops_cover_a_whole_song(numbered: ShardSet, minutes: int) -> None:
+    shard = dataclasses.replace(numbered.shards(["training"])[0], longest=minutes * 60 * RATE)
+    source = Source(shard_set=numbered, shards=(shard,), shuffle=False)
+    assert crops_of(source, MelConfig(), None) == minutes * 60 / 5
+    assert crops_of(source, MelConfig(seconds=0.1), None) == MOST_CROPS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,46 +1,40 @@
-import csv
-from collections import defaultdict
+import json
 from pathlib import Path
 
 import pytest
-import torch
 
+from siamusic_fast import config as settings
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.training.evaluate import find_classifier, join_segments
+from siamusic_fast.training import checkpoint
+from siamusic_fast.training.evaluate import evaluate, find_classifier, heard_before
+from siamusic_fast.training.models import Classifier
+from tests.training.conftest import MEL
 
 
-def test_segments_of_a_track_count_as_one(fma_corpus: Path, tmp_path: Path) -> None:
-    segments = pack(
-        load_fma(fma_corpus), tmp_path / "segments", PackConfig(min_seconds=2.0, max_seconds=3.0), workers=2
-    )
-    count = segments.tracks(["test"], labelled_only=True)
-    numbers = torch.arange(float(count)).unsqueeze(1)
-    with (segments.folder / "tracks.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test" and row["class"]]
-    by_shard = [
-        row for shard in segments.shards(["test"], True) for row in rows if row["shard"] == shard.file
-    ]
-    labels = torch.tensor([segments.classes.index(row["class"]) for row in by_shard])
-    expected = defaultdict(list)
-    for number, row in enumerate(by_shard):
-        expected[row["track_id"]].append(number)
-    assert len(expected) < count  # 6 to 9 s are 2 or 3 segments
-    names, outputs, truths = join_segments(segments, "test", numbers, labels)
-    assert names == list(expected)
-    means = [sum(found) / len(found) for found in expected.values()]
-    assert outputs.flatten().tolist() == pytest.approx(means)
-    assert truths.tolist() == [int(labels[found[0]]) for found in expected.values()]
+def save_classifier(folder: Path, **values: object) -> Path:
+    """Write a classifier that has learnt nothing, as the first version of finetune did, and `values`."""
+    saved = {
+        **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
+        "classes": ["Electronic", "Folk", "Rock"],
+        "mel": settings.dump(MEL),
+        "normalisation": {"mean": -40.0, "deviation": 15.0},
+        "model": Classifier("resnet18", 3).state_dict(),
+    }
+    checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})
+    return folder
 
 
-def test_whole_tracks_stay_as_they_are(shard_set: ShardSet) -> None:
-    outputs, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
-    names, joined, truths = join_segments(shard_set, "validation", outputs, labels)
-    assert len(set(names)) == 6
-    assert torch.equal(joined, outputs)
-    assert torch.equal(truths, labels)
+@pytest.mark.parametrize(
+    ("splits", "warned"), [(["training"], False), (["training", "test"], True), ([], False), (None, False)]
+)
+def test_results_say_what_the_encoder_had_heard(
+    splits: list[str] | None, warned: bool, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    known = {} if splits is None else {"pretrained_on": splits}
+    result = evaluate(save_classifier(tmp_path, **known), shard_set)
+    assert json.loads((result.folder / "results.json").read_text())["pretrained_on"] == splits
+    assert bool(heard_before(result.pretrained_on)) == warned
 
 
 def test_a_run_without_a_classifier_is_told_how_to_get_one(tmp_path: Path) -> None:

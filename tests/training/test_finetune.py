@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.analysis.probe import probe
-from siamusic_fast.config import FinetuneConfig, MelConfig
+from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.pipelines.options import Setup, set_up
+from siamusic_fast.shards.manifest import NORMALISATION, ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training import finetune as module
 from siamusic_fast.training.distributed import launch
@@ -22,7 +23,8 @@ from siamusic_fast.training.finetune import finetune, learning_rates
 from siamusic_fast.training.job import Job
 from siamusic_fast.training.metrics import read_log
 from siamusic_fast.training.models import Classifier, place
-from tests.training.conftest import save_run
+from siamusic_fast.training.pretrain import pretrain
+from tests.training.conftest import MEL, save_run
 
 
 def config(**options: Any) -> FinetuneConfig:
@@ -92,6 +94,56 @@ def test_a_protocol_says_which_epoch_is_kept(
     assert result.loss == pytest.approx(-math.log(certainty))
     assert result.accuracy == (certainty > 0.5)
     assert checkpoint.load(tmp_path / "out" / "classifier.pt", "classifier", ())["epoch"] == kept
+
+
+def test_validation_counts_tracks_and_not_their_segments(
+    pretrained: Path, segments: ShardSet, tmp_path: Path
+) -> None:
+    result = finetune(config(freeze=True), pretrained, segments, tmp_path / "out")
+    assert result.tracks == 6
+    assert segments.tracks(["validation"], labelled_only=True) > 6
+
+
+def test_short_tracks_are_what_they_were_in_pretraining(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def recorded(*arguments: Any, **options: Any) -> Setup:
+        setup = set_up(*arguments, **options)
+        found.append(setup.source.short_tracks)
+        return setup
+
+    monkeypatch.setattr("siamusic_fast.pipelines.loader.set_up", recorded)
+    run = tmp_path / "run"
+    pretraining = PretrainConfig(
+        mel=MEL, backbone="resnet18", short_tracks="pad", batch_size=12, epochs=1, knn_every=1
+    )
+    pretrain(pretraining, shard_set, run)
+    assert len(found) == 3  # for the views and for kNN
+    finetune(config(freeze=True), run, shard_set)
+    evaluate(run, shard_set)
+    probe(run, shard_set)
+    assert found == ["pad"] * (3 + 2 + 1 + 3)
+    kept = json.loads((shard_set.folder / NORMALISATION).read_text())
+    assert "pad" in [entry["key"]["short_tracks"] for entry in kept]
+
+
+def test_a_classifier_says_what_its_encoder_had_heard(shard_set: ShardSet, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", splits=("training", "test"))
+    for from_scratch, heard in ((False, ["training", "test"]), (True, [])):
+        out = tmp_path / str(from_scratch)
+        finetune(config(freeze=True, from_scratch=from_scratch), run, shard_set, out)
+        assert checkpoint.load(out / "classifier.pt", "classifier", ())["pretrained_on"] == heard
+    assert probe(run, shard_set).pretrained_on == ("training", "test")
+
+
+def test_a_batch_too_small_for_batch_norm_is_refused(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    # One track of each of three classes is left, and one of them for each process.
+    with pytest.raises(ConfigError, match=r"labels = 0\.01 leaves each of 2 processes a batch of 1"):
+        finetune(config(labels=0.01), pretrained, shard_set, tmp_path, job=Job(rank=0, world_size=2))
 
 
 def test_a_share_of_the_labels_makes_shorter_epochs(
@@ -199,10 +251,18 @@ def validation_loss(folder: Path, shard_set: ShardSet) -> float:
     saved = checkpoint.load(folder / "classifier.pt", "classifier", ())
     model = load_classifier(saved).eval()
     mel, normalisation = MelConfig(**saved["mel"]), Normalisation(**saved["normalisation"])
-    probabilities, labels = track_outputs(
+    _, probabilities, labels = track_outputs(
         lambda mels: model(mels).softmax(dim=1), shard_set, "validation", mel, normalisation
     )
     return -float(probabilities.gather(1, labels[:, None]).log().mean())
+
+
+def test_a_classifier_never_takes_the_place_of_a_pretraining_run(
+    pretrained: Path, shard_set: ShardSet
+) -> None:
+    with pytest.raises(DataError, match=r"holds 'checkpoint\.pt', which no classifier has"):
+        finetune(config(freeze=True), pretrained, shard_set, pretrained, force=True)
+    assert (pretrained / "checkpoint.pt").is_file()
 
 
 def test_results_in_the_way_are_found_before_the_work_and_replaced_by_force(

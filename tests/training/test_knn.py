@@ -1,6 +1,7 @@
+import csv
 import functools
 import math
-from typing import TypeVar
+from collections import defaultdict
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from torch import nn
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.loader import TrackLoader
 from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.progress import SILENT
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.distributed import launch
-from siamusic_fast.training.features import track_outputs
+from siamusic_fast.training.features import TrackReader, track_outputs
 from siamusic_fast.training.job import Job
 from siamusic_fast.training.knn import knn_accuracy, knn_predict
 from siamusic_fast.training.models import encoder
-
-T = TypeVar("T")
 
 MEL = MelConfig(seconds=0.5, n_mels=16, hop_length=512)
 DECIBELS = Normalisation(-40.0, 15.0)
@@ -50,7 +51,7 @@ def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) ->
     def loudness(mels: torch.Tensor) -> torch.Tensor:
         return mels.mean(dim=(1, 2))
 
-    found, labels = track_outputs(loudness, shard_set, "training", MEL, DECIBELS, crops=3)
+    _, found, labels = track_outputs(loudness, shard_set, "training", MEL, DECIBELS, crops=3)
     loader = TrackLoader(
         shard_set, crops=3, splits=["training"], mel=MEL, normalisation=DECIBELS, batch_size=5
     )
@@ -76,34 +77,70 @@ def test_a_look_at_the_encoder_leaves_it_and_the_random_numbers_as_they_were(sha
         assert torch.equal(value, weights[name]), name
 
 
-class Part(Job):
-    """One process of several that is not joined by the others."""
-
-    def gather(self, value: T) -> list[T]:
-        return [value]
-
-
 def pool(mels: torch.Tensor) -> torch.Tensor:
     return nn.functional.avg_pool2d(mels, 8).flatten(1)
 
 
+def test_segments_of_a_track_count_as_one(segments: ShardSet) -> None:
+    with (segments.folder / "tracks.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test" and row["class"]]
+    shards = [shard.file for shard in segments.shards(["test"], labelled_only=True)]
+    in_order = sorted(rows, key=lambda row: shards.index(row["shard"]))
+    loader = TrackLoader(segments, crops=1, splits=["test"], mel=MEL, normalisation=DECIBELS, batch_size=4)
+    with loader:
+        samples = torch.cat([pool(mels[:, 0]) for mels, _ in loader])
+    expected = defaultdict(list)
+    for row, sample in zip(in_order, samples, strict=True):
+        expected[row["track_id"]].append(sample)
+    assert {len(found) for found in expected.values()} == {2, 3}
+    names, outputs, labels = track_outputs(pool, segments, "test", MEL, DECIBELS, crops=1)
+    assert names == list(expected)
+    means = [torch.stack(found).mean(dim=0) for found in expected.values()]
+    torch.testing.assert_close(outputs, torch.stack(means))
+    classes = {row["track_id"]: row["class"] for row in rows}
+    assert [segments.classes[label] for label in labels] == [classes[name] for name in names]
+
+
+def test_knn_scores_tracks_and_not_their_segments(
+    segments: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def predict(features: torch.Tensor, bank: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        counts.append((len(bank), len(features)))
+        return torch.zeros(len(features), dtype=torch.long)
+
+    monkeypatch.setattr("siamusic_fast.training.knn.knn_predict", predict)
+    accuracy = knn_accuracy(nn.Flatten(), segments, MEL, DECIBELS)
+    genres = {track.track_id: track.split for track in read_tracks(segments.folder) if track.genre}
+    assert counts == [tuple(list(genres.values()).count(split) for split in ("training", "validation"))]
+    assert (accuracy * counts[0][1]).is_integer()
+
+
+def test_of_long_tracks_few_go_into_a_batch(shard_set: ShardSet) -> None:
+    with TrackReader(shard_set, "validation", MEL, DECIBELS, crops=100) as reader, SILENT.task("", 1) as task:
+        assert [len(labels) for _, labels in reader.share(pool, task)] == [2, 2, 2]
+
+
 def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
-    whole, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS)
+    _, whole, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS)
     assert len(labels) == 6
     for processes in (2, 4):
-        parts = [
-            track_outputs(
-                pool, shard_set, "validation", MEL, DECIBELS, job=Part(rank=rank, world_size=processes)
-            )
-            for rank in range(processes)
-        ]
+        parts = []
+        for rank in range(processes):
+            job = Job(rank=rank, world_size=processes)
+            with (
+                TrackReader(shard_set, "validation", MEL, DECIBELS, job=job) as reader,
+                SILENT.task("", 1) as task,
+            ):
+                parts += reader.share(pool, task)
         torch.testing.assert_close(torch.cat([found for found, _ in parts]), whole, rtol=0, atol=0)
         assert torch.cat([truths for _, truths in parts]).tolist() == labels.tolist()
 
 
 def shares(shard_set: ShardSet, *, job: Job) -> list[tuple[list[float], list[int]]]:
     """Return what every rank thinks that the features and labels of the validation tracks are."""
-    found, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS, job=job)
+    _, found, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS, job=job)
     return job.gather((found.flatten().tolist(), labels.tolist()))
 
 
