@@ -53,7 +53,7 @@ def test_the_step_is_measured_with_each_loader_and_with_none(
     assert all(one.median > 0 for one in found.measurements[:6])
     assert all(0 <= one.median <= 100 for one in found.measurements[6:9])
     assert found.measurements[2].setting == "0 workers, samples one by one on the CPU"
-    assert found.ratios[0].target == 0.98
+    assert found.ratios[0].target is None  # set for ResNet-50 on a GPU
     achieved, resident = (named(found.measurements, name).median for name in (ACHIEVED, RESIDENT))
     assert achieved * 1e12 / found.settings["flops_per_pair"] == pytest.approx(resident)
     share = achieved / named(found.measurements, limits.MULTIPLYING).median
