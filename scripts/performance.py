@@ -131,7 +131,7 @@ def title(machine: dict[str, Any]) -> str:
 def section(report: Report, machine: str, name: str) -> str:
     lines = [f"### {report.title}", "", f"![{report.title}](../benchmarks/results/{machine}/{name}.png)", ""]
     if report.seconds is not None:
-        lines += [f"Measured on {report.date}, in {report.seconds / 60:.0f} minutes.", ""]
+        lines += [f"Measured on {report.date}, taking {report.seconds / 60:.1f} min.", ""]
     lines += ["| what | median | spread | unit | adds ms | CPU ms each | limit | target | verdict |"]
     lines += ["|---|---:|---:|---|---:|---:|---:|---:|---|"]
     for one in report.measurements:
