@@ -58,7 +58,7 @@ def test_the_page_has_each_row_of_each_machine(
     assert "| opening | 2 | 0% | s |  |  |  | at most 1 | not reached |" in lines
     assert "| CPU: A / B | 0.60 | 0% | at most 0.5 | not reached |" in lines
     assert "- a note" in lines
-    assert "Measured on 2026-11-22, in 2 minutes." in lines
+    assert "Measured on 2026-11-22, taking 2.2 min." in lines
 
 
 def row(name: str) -> Measurement:
