@@ -28,7 +28,7 @@ from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.options import LoaderOptions, Pairing, crops_of, set_up
 from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
 from siamusic_fast.pipelines.source import Source, remedy
-from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.pipelines.stats import normalisation_of
 from siamusic_fast.pipelines.torch_source import Tracks
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import share_of_cores
@@ -73,9 +73,7 @@ class _Loader(ABC, Generic[Batch]):
         self.mel, self.device = self._setup.mel, self._setup.device
         self.batch_size = self._setup.batch_size
         self._recipe = to_recipe(recipe, self.mel)
-        self.normalisation = self._setup.normalisation or estimate(
-            self._source.shard_set, self.mel, short_tracks=self._source.short_tracks
-        )
+        self.normalisation = normalisation_of(self._setup)
         self._features = graph.Features(
             self.mel, self.normalisation, "gpu" if self.device.type == "cuda" else "cpu"
         )

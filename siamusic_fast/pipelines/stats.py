@@ -13,6 +13,7 @@ import torch
 from siamusic_fast.config import SHORT_TRACKS, MelConfig
 from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.options import Setup
 from siamusic_fast.pipelines.source import Source, check_crops
 from siamusic_fast.pipelines.torch_features import LogMel
 from siamusic_fast.pipelines.torch_source import Tracks
@@ -26,6 +27,13 @@ _LEAST_VARIANCE = 1e-4
 """In dB squared."""
 _FORMER_KEY = {"short_tracks": SHORT_TRACKS[0]}
 """What earlier versions kept constants of without saying so."""
+
+
+def normalisation_of(setup: Setup) -> Normalisation:
+    """Return the constants that a loader was given, or else those of its shards; raise as `estimate` does."""
+    return setup.normalisation or estimate(
+        setup.source.shard_set, setup.mel, short_tracks=setup.source.short_tracks
+    )
 
 
 def estimate(

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from siamusic_fast.config import CROPS
 from siamusic_fast.pipelines.options import LoaderOptions, Pairing, crops_of, set_up
 from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
-from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.pipelines.stats import normalisation_of
 from siamusic_fast.pipelines.torch_batches import LabelledCrops, Maker, Outputs, TwoViews, WholeTracks
 from siamusic_fast.pipelines.torch_features import LogMel
 from siamusic_fast.pipelines.torch_source import Place, Plan, Tracks
@@ -68,9 +68,7 @@ class _TorchLoader(ABC):
         )
         self.mel, self.device, self.batch_size = setup.mel, setup.device, setup.batch_size
         self._recipe = to_recipe(recipe, self.mel)
-        self.normalisation = setup.normalisation or estimate(
-            setup.source.shard_set, self.mel, short_tracks=setup.source.short_tracks
-        )
+        self.normalisation = normalisation_of(setup)
         self._workers = workers
         self._per_batch = self.device.type != "cpu" if per_batch is None else per_batch
         computes_on = self.device if self._per_batch else torch.device("cpu")

@@ -12,7 +12,7 @@ from siamusic_fast.pipelines import graph
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.pipelines.options import LoaderOptions, Pairing, set_up
 from siamusic_fast.pipelines.recipes import Recipe, to_recipe
-from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.pipelines.stats import normalisation_of
 from siamusic_fast.shards.manifest import ShardSet
 
 Array = NDArray[Any]
@@ -84,9 +84,7 @@ def trace(
     if mel is not None:
         asked["mel"] = mel
     setup = set_up(data, asked, shuffle=False, labelled_only=False, smaller_batches=True)
-    normalisation = normalisation or estimate(
-        setup.source.shard_set, setup.mel, short_tracks=setup.source.short_tracks
-    )
+    normalisation = normalisation or normalisation_of(setup)
     names: list[str] = []
     pipeline = graph.traced_views(
         setup.source,
