@@ -1,12 +1,14 @@
 """How long it takes until a loader over very many tracks can be asked for its first batch, and its memory."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from siamusic_fast.bench.timing import endless, take
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.loader import TwoViewLoader
 from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.shards.codec import pcm_bytes
 from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.plan import Track
-from siamusic_fast.shards.tables import write_rejects, write_tracks
+from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
 from siamusic_fast.shards.writer import Sample, Storage, write_shard
 
 _RATE = 22_050
@@ -130,10 +133,31 @@ def repeated_shards(
         splits={"training": tuple(shards)},
         rejected={},
     )
-    write_tracks(folder, [])
+    write_tracks(folder, _rows(samples, shards))
     write_rejects(folder, [])
     write_manifest(shard_set)
     return shard_set
+
+
+def _rows(samples: Sequence[Sample], shards: Sequence[Shard]) -> Iterator[PackedTrack]:
+    """Yield the rows of tracks.csv: `samples`, whose audio is the same, once for each of `shards`."""
+    pcm = samples[0].pcm
+    sha256 = hashlib.sha256(pcm_bytes(pcm)).hexdigest()
+    for shard in shards:
+        for sample in samples:
+            yield PackedTrack(
+                key=sample.key,
+                track_id=sample.key,
+                offset=0.0,
+                split=sample.track.split,
+                genre=sample.track.genre,
+                seconds=len(pcm) / _RATE,
+                samples=len(pcm),
+                clipped=0,
+                shard=shard.file,
+                path=sample.track.path,
+                sha256=sha256,
+            )
 
 
 def _link(folder: Path, shard: Shard, number: int) -> Shard:

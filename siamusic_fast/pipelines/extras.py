@@ -1,22 +1,40 @@
 """Augmentations beyond the paper, off by default. Adding one is as short as these are."""
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.augment import AudioAugmentation, ImageAugmentation, check_part
-from siamusic_fast.pipelines.dali import DataNode, dmath, fn, types
-from siamusic_fast.pipelines.draws import Draws, band, erase, like, uniform
+from siamusic_fast.pipelines import noise
+from siamusic_fast.pipelines.augmentations import (
+    ImageAugmentation,
+    WaveAugmentation,
+    check_part,
+    column_boxes,
+    drawn_boxes,
+    row_boxes,
+)
+from siamusic_fast.pipelines.changes import (
+    MAX_BOXES,
+    AddNoise,
+    AddToMels,
+    Array,
+    Erase,
+    ImageChange,
+    Scale,
+    Warp,
+    WaveChange,
+    cell_edges,
+)
+from siamusic_fast.pipelines.draws import Draws
 
-_MOST_DECIBELS = 100.0
-_MOST_DEVIATIONS = 10.0
+_MAX_DECIBELS = 100.0
+_MAX_RISE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gain(AudioAugmentation):
+class Gain(WaveAugmentation):
     """Makes the waveform louder or softer, evenly on the scale of decibels."""
 
     p: float = 0.5
@@ -25,47 +43,38 @@ class Gain(AudioAugmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.decibels <= _MOST_DECIBELS:
+        if not 0 <= self.decibels <= _MAX_DECIBELS:
             raise ConfigError(
-                f"decibels = {self.decibels:g} of Gain must lie between 0 and {_MOST_DECIBELS:g}."
+                f"decibels = {self.decibels:g} of Gain must lie between 0 and {_MAX_DECIBELS:g}."
             )
 
-    def parameters(self, mel: MelConfig) -> Draws:
-        return {"decibels": uniform(-self.decibels, self.decibels)}
-
-    def wave(self, wave: DataNode, partner: DataNode, drawn: Draws) -> DataNode:
-        factor = like(wave, dmath.pow(10.0, drawn["decibels"] / 20.0))
-        if drawn["on"]:
-            wave = wave * factor
-        return wave
+    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
+        factor = 10 ** (draws.uniform(-self.decibels, self.decibels) / 20)
+        return Scale(factor=np.where(draws.coin(self.p), factor, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(AudioAugmentation):
+class Noise(WaveAugmentation):
     """Adds white Gaussian noise at a signal-to-noise ratio that is drawn evenly in decibels."""
 
     p: float = 0.5
-    lowest_snr: float = 10.0
-    """In dB."""
-    highest_snr: float = 40.0
-    """In dB."""
+    min_snr: float = 10.0
+    """Lowest signal-to-noise ratio, in dB."""
+    max_snr: float = 40.0
+    """Highest signal-to-noise ratio, in dB."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not -_MOST_DECIBELS <= self.lowest_snr <= self.highest_snr <= _MOST_DECIBELS:
+        if not -_MAX_DECIBELS <= self.min_snr <= self.max_snr <= _MAX_DECIBELS:
             raise ConfigError(
-                f"lowest_snr = {self.lowest_snr:g} of Noise must not be above "
-                f"highest_snr = {self.highest_snr:g}, and both at most {_MOST_DECIBELS:g} either way."
+                f"min_snr = {self.min_snr:g} of Noise must not be above max_snr = {self.max_snr:g}, and both "
+                f"at most {_MAX_DECIBELS:g} either way."
             )
 
-    def parameters(self, mel: MelConfig) -> Draws:
-        return {"snr": uniform(self.lowest_snr, self.highest_snr)}
-
-    def wave(self, wave: DataNode, partner: DataNode, drawn: Draws) -> DataNode:
-        factor = like(wave, dmath.pow(10.0, drawn["snr"] / -20.0))
-        if drawn["on"]:
-            wave = wave + fn.random.normal(wave) * fn.reductions.rms(wave) * factor
-        return wave
+    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
+        factor = 10 ** (draws.uniform(self.min_snr, self.max_snr) / -20)
+        on, offset = draws.coin(self.p), draws.integers(noise.LENGTH)
+        return AddNoise(factor=np.where(on, factor, 0.0), offset=offset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +90,14 @@ class GridDistortion(ImageAugmentation):
     steps: int = 5
     """Cells along each axis."""
     limit: float = 0.3
+    """Largest change of the size of a cell, as a part of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or not 0 <= self.limit < 1:
             raise ConfigError(
                 f"steps = {self.steps} of GridDistortion must be at least 1 and limit = {self.limit:g} "
-                f"between 0 and 1."
+                f"at least 0 and below 1."
             )
 
     def check(self, mel: MelConfig) -> None:
@@ -97,55 +107,18 @@ class GridDistortion(ImageAugmentation):
                 f"{mel.n_mels} x {mel.frames}."
             )
 
-    def parameters(self, mel: MelConfig) -> Draws:
-        """Draw the sizes of the cells of the original, rows [steps] and columns [steps]."""
-        return {"rows": self._drawn(mel.n_mels), "columns": self._drawn(mel.frames)}
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        return Warp(
+            on=draws.coin(self.p),
+            mels=self._edges(draws, mel.n_mels),
+            frames=self._edges(draws, mel.frames),
+        )
 
-    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
-        if drawn["on"]:
-            image = _cells(image, drawn["rows"], self._sizes(mel.n_mels), axis=0)
-            image = _cells(image, drawn["columns"], self._sizes(mel.frames), axis=1)
-        return image
-
-    def _sizes(self, extent: int) -> list[int]:
-        """Return the sizes of the cells of the result, as equal as whole pixels can be."""
-        edges = [round(extent * step / self.steps) for step in range(self.steps + 1)]
-        return [end - start for start, end in itertools.pairwise(edges)]
-
-    def _drawn(self, extent: int) -> DataNode:
-        sizes = types.Constant(np.array(self._sizes(extent), dtype=np.float32))
-        change = fn.random.uniform(range=[-1.0, 1.0], shape=[self.steps]) * self.limit
-        drawn = sizes * (1.0 + change)
-        return drawn * (extent / fn.reductions.sum(drawn))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tilt(ImageAugmentation):
-    """Tilts the spectrum: adds a straight line over the mels, as another room or another master would.
-
-    In decibels, it turns about the middle band: what the lowest gains, the highest loses.
-    """
-
-    p: float = 0.5
-    most: float = 0.5
-    """Largest change of the outermost mels, in deviations of the features."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.most <= _MOST_DEVIATIONS:
-            raise ConfigError(
-                f"most = {self.most:g} of Tilt must lie between 0 and {_MOST_DEVIATIONS:g} deviations."
-            )
-
-    def parameters(self, mel: MelConfig) -> Draws:
-        return {"rise": uniform(-self.most, self.most)}
-
-    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
-        line = np.linspace(-1, 1, mel.n_mels, dtype=np.float32)[:, None, None]
-        change = like(image, drawn["rise"] * types.Constant(line))
-        if drawn["on"]:
-            image = image + change
-        return image
+    def _edges(self, draws: Draws, extent: int) -> Array:
+        sizes = np.diff(cell_edges(extent, self.steps))
+        drawn = sizes * draws.uniform(1 - self.limit, 1 + self.limit, self.steps)
+        edges = np.pad(np.cumsum(drawn, axis=1), ((0, 0), (1, 0)))
+        return np.asarray(edges * (extent / edges[:, -1:]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,27 +129,46 @@ class RandomResizedCrop(ImageAugmentation):
     """
 
     p: float = 0.5
-    fewest_mels: float = 0.6
-    """Smallest part, of 1."""
-    fewest_frames: float = 0.6
-    """Smallest part, of 1."""
+    min_mels: float = 0.6
+    """Smallest part of the mels."""
+    min_frames: float = 0.6
+    """Smallest part of the frames."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_part("fewest_mels", self.fewest_mels, self)
-        check_part("fewest_frames", self.fewest_frames, self)
+        check_part("min_mels", self.min_mels, self)
+        check_part("min_frames", self.min_frames, self)
 
-    def parameters(self, mel: MelConfig) -> Draws:
-        height, width = uniform(self.fewest_mels, 1) * mel.n_mels, uniform(self.fewest_frames, 1) * mel.frames
-        top, left = uniform(0, 1) * (mel.n_mels - height), uniform(0, 1) * (mel.frames - width)
-        return {"top": top, "height": height, "left": left, "width": width}
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        return Warp(
+            on=draws.coin(self.p),
+            mels=_part(draws, mel.n_mels, self.min_mels),
+            frames=_part(draws, mel.frames, self.min_frames),
+        )
 
-    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
-        top, left = drawn["top"], drawn["left"]
-        if drawn["on"]:
-            image = _resized(image, top, top + drawn["height"], extent=mel.n_mels, axis=0)
-            image = _resized(image, left, left + drawn["width"], extent=mel.frames, axis=1)
-        return image
+
+@dataclass(frozen=True, kw_only=True)
+class Tilt(ImageAugmentation):
+    """Tilts the spectrum: adds a straight line over the mels, as another room or another master would.
+
+    In decibels, it turns about the middle band: what the lowest gains, the highest loses.
+    """
+
+    p: float = 0.5
+    max_rise: float = 0.5
+    """Largest change of the outermost mels, in standard deviations of the features."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.max_rise <= _MAX_RISE:
+            raise ConfigError(
+                f"max_rise = {self.max_rise:g} of Tilt must lie between 0 and {_MAX_RISE:g} deviations."
+            )
+
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        rise = draws.uniform(-self.max_rise, self.max_rise)
+        on = draws.coin(self.p)
+        return AddToMels(amount=np.where(on, rise, 0.0)[:, None] * np.linspace(-1, 1, mel.n_mels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,19 +177,18 @@ class FrequencyMask(ImageAugmentation):
 
     p: float = 0.5
     count: int = 2
-    most: float = 27 / 80
+    """Number of bands, at most 64."""
+    max_mels: float = 27 / 80
+    """Widest band, as a part of all mels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_bands(self)
+        check_part("max_mels", self.max_mels, self)
+        _check_count(self)
 
-    def parameters(self, mel: MelConfig) -> Draws:
-        return _bands(self.count, mel.n_mels, self.most)
-
-    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
-        if drawn["on"]:
-            image = erase(image, drawn["starts"], drawn["widths"], axes="H")
-        return image
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        bands = row_boxes(*draws.bands(mel.n_mels, self.max_mels, self.count), mel)
+        return Erase(boxes=drawn_boxes(bands, draws.coin(self.p)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,52 +197,27 @@ class TimeMask(ImageAugmentation):
 
     p: float = 0.5
     count: int = 2
-    most: float = 100 / 431
+    """Number of bands, at most 64."""
+    max_frames: float = 100 / 431
+    """Widest band, as a part of all frames."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_bands(self)
+        check_part("max_frames", self.max_frames, self)
+        _check_count(self)
 
-    def parameters(self, mel: MelConfig) -> Draws:
-        return _bands(self.count, mel.frames, self.most)
-
-    def image(self, image: DataNode, drawn: Draws, mel: MelConfig) -> DataNode:
-        if drawn["on"]:
-            image = erase(image, drawn["starts"], drawn["widths"], axes="W")
-        return image
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        bands = column_boxes(*draws.bands(mel.frames, self.max_frames, self.count), mel)
+        return Erase(boxes=drawn_boxes(bands, draws.coin(self.p)))
 
 
-def _cells(image: DataNode, drawn: DataNode, sizes: list[int], *, axis: int) -> DataNode:
-    """Return `image` with consecutive cells of `drawn` pixels along `axis` fitted to `sizes` pixels."""
-    cells, start = [], 0.0
-    for cell in range(len(sizes)):
-        end = start + drawn[cell]
-        cells.append(_resized(image, start, end, extent=sizes[cell], axis=axis))
-        start = end
-    return fn.cat(*cells, axis=axis)
+def _part(draws: Draws, extent: int, min_part: float) -> Array:
+    """Draw begin and end of a part of an axis, [batch, 2]."""
+    size = draws.uniform(min_part, 1) * extent
+    begin = draws.uniform(0, 1) * (extent - size)
+    return np.stack([begin, begin + size], axis=-1)
 
 
-def _resized(
-    image: DataNode, start: DataNode | float, end: DataNode | float, *, extent: int, axis: int
-) -> DataNode:
-    """Return what lies between `start` and `end` along `axis`, 0 or 1, with `extent` pixels there."""
-    along = {"roi_start": [start], "roi_end": [end], "size": [float(extent)]}
-    whole = fn.cast(image.shape()[1 - axis], dtype=types.FLOAT)
-    across = {"roi_start": [0.0 * whole], "roi_end": [whole], "size": [whole]}
-    box = {
-        name: fn.stack(*(along[name] + across[name] if axis == 0 else across[name] + along[name]))
-        for name in along
-    }
-    return fn.resize(image, interp_type=types.INTERP_LINEAR, antialias=False, **box)
-
-
-def _bands(count: int, extent: int, most: float) -> Draws:
-    """Draw starts [count] and widths [count] of bands that lie within `extent`."""
-    bands = [band(extent, most) for _ in range(count)]
-    return {"starts": fn.stack(*(start for _, start in bands)), "widths": fn.stack(*(w for w, _ in bands))}
-
-
-def _check_bands(step: FrequencyMask | TimeMask) -> None:
-    check_part("most", step.most, step)
-    if step.count < 1:
-        raise ConfigError(f"count = {step.count} of {type(step).__name__} must be at least 1.")
+def _check_count(step: FrequencyMask | TimeMask) -> None:
+    if not 1 <= step.count <= MAX_BOXES:
+        raise ConfigError(f"count = {step.count} of {type(step).__name__} must be 1 to {MAX_BOXES}.")

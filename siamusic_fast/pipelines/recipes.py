@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.augment import (
+from siamusic_fast.pipelines.augmentations import (
     Augmentation,
     CutMix,
     CutOut,
@@ -78,7 +78,7 @@ def parse_recipe(text: str) -> Recipe:
 
 def to_recipe(recipe: str | Recipe, mel: MelConfig) -> Recipe:
     """Return `recipe`, or what `parse_recipe` reads from it; raise `ConfigError` if it does not fit `mel`."""
-    steps = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    steps = _checked(recipe)
     for step in steps:
         step.check(mel)
     return steps
@@ -86,7 +86,7 @@ def to_recipe(recipe: str | Recipe, mel: MelConfig) -> Recipe:
 
 def check_unmixed(recipe: str | Recipe) -> None:
     """Raise `ConfigError` if `recipe` mixes tracks, whose labels are not mixed with them."""
-    steps = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    steps = _checked(recipe)
     if mixing := [step_name(step) for step in steps if step.mixes]:
         raise ConfigError(
             f"{', '.join(mixing)} would add another track to a labelled one: leave it out of the recipe."
@@ -102,6 +102,18 @@ def step_name(step: Augmentation) -> str:
 def file_name(text: str) -> str:
     """Return the recipe `text` as a part of a file name: ``cutmix(p=0.3),hflip`` is cutmix-p-0.3-hflip."""
     return re.sub(r"[^0-9A-Za-z.]+", "-", text).strip("-")
+
+
+def _checked(recipe: str | Recipe) -> Recipe:
+    """Return `recipe` as a tuple of augmentations, whatever a caller without types may have given."""
+    if isinstance(recipe, str):
+        return parse_recipe(recipe)
+    if isinstance(recipe, tuple | list) and all(isinstance(step, Augmentation) for step in recipe):
+        return tuple(recipe)
+    raise ConfigError(
+        f"recipe = {recipe!r} must be text such as 'image' or 'mask,cutout', or a tuple of augmentations "
+        f"such as (Mask(p=0.5), CutOut())."
+    )
 
 
 def _steps(text: str) -> Iterator[ast.expr]:

@@ -17,6 +17,8 @@ CODECS = {
 }
 """Codec, which is also the ending of the file in the shard, and what it is."""
 
+WAV_HEADER = 44
+"""Bytes before the first sample of a WAV file."""
 _HIGHEST_RATE = {"wav": 1_000_000, "flac": 655_350, "ogg": 192_000}
 """In Hz: what is taken seriously, what a FLAC frame can say, what libvorbis has settings for."""
 

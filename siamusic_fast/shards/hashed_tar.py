@@ -2,27 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO
+
+from siamusic_fast.shards.tar_header import BLOCK, Member, TarError, read_header, whole_blocks
 
 _CHUNK = 1 << 20
 """Bytes read and hashed at a time."""
-_BLOCK = 512
-"""Bytes in a tar block: a header is one, contents are padded to whole ones."""
-
-
-class TarError(Exception):
-    """What is no USTAR archive of regular files; says in a few words what is wrong, and where."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file in the tar."""
-
-    name: str
-    offset: int
-    """Of its contents, in bytes."""
-    size: int
 
 
 class HashedTar:
@@ -39,22 +24,12 @@ class HashedTar:
     def next_member(self) -> Member | None:
         """Return the member that begins here, or None at the end. Raises `TarError` if neither is there."""
         place = self._position
-        block = self.read(_BLOCK)
-        if len(block) == _BLOCK and not block.strip(b"\0"):
+        block = self.read(BLOCK)
+        if len(block) == BLOCK and not block.strip(b"\0"):
             return None
-        if len(block) < _BLOCK:
+        if len(block) < BLOCK:
             raise TarError(f"ends at byte {self._position} without the end of a tar")
-        # POSIX.1-1988: name at 0, size at 124 and checksum at 148 in octal digits, type at 156, magic at 257.
-        try:
-            size, checksum = int(block[124:135], 8), int(block[148:154], 8)
-            name = block[:100].rstrip(b"\0").decode()
-        except ValueError:
-            raise TarError(f"no tar header at byte {place}") from None
-        if checksum != sum(block) - sum(block[148:156]) + 8 * ord(" ") or block[257:263] != b"ustar\0":
-            raise TarError(f"no tar header at byte {place}, or a damaged one")
-        if block[156:157] != b"0":
-            raise TarError(f"{name} at byte {place} is no regular file")
-        return Member(name, self._position, size)
+        return read_header(block, place)
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, or fewer at the end of the file."""
@@ -66,7 +41,7 @@ class HashedTar:
 
     def skip_to_block(self, place: int) -> None:
         """Pass over all up to the first block at byte `place` or after it."""
-        left = -(-place // _BLOCK) * _BLOCK - self._position
+        left = whole_blocks(place) - self._position
         while left > 0 and (piece := self._next(left)):
             left -= len(piece)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.shards.files import atomic_write, open_regular
 from siamusic_fast.shards.tables import REJECTED, TRACKS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-NORMALISATION = "normalisation.json"
-"""Where pipelines keep what they estimated from the shards."""
+FRONTENDS = "frontends.json"
+"""Where pipelines keep the frontends that they estimated from the shards."""
 
 _SEAL = "sha256"
 """Field of the manifest: the checksum of all others, see `checksums`."""
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _NUMBER = (int, float)
 _SHARD_TYPES = {
     "tracks": (int,),
     "bytes": (int,),
     "sha256": (str,),
+    "index_sha256": (str,),
     "labelled": (bool,),
     "shortest": (int,),
     "longest": (int,),
@@ -39,8 +42,6 @@ _TYPES = {
     "min_seconds": _NUMBER,
     "splits": (dict,),
     "rejected": (dict,),
-}
-_OPTIONAL_TYPES = {
     "max_seconds": (*_NUMBER, type(None)),
     "quality": (*_NUMBER, type(None)),
     "tables": (dict,),
@@ -61,6 +62,8 @@ class Shard:
     """Size of the tar."""
     sha256: str
     """Of the tar, in hexadecimal digits."""
+    index_sha256: str
+    """SHA-256 of the index, in hexadecimal digits."""
     labelled: bool
     """Whether its tracks have classes; tracks without have shards of their own, which no classifier reads."""
     shortest: int
@@ -195,9 +198,28 @@ def checksums(folder: Path) -> tuple[str | None, str]:
     return said, _seal(values)
 
 
+def check_tracks(shard_set: ShardSet) -> None:
+    """Raise `DataError` unless tracks.csv has the SHA-256 that the manifest says."""
+    path = shard_set.path(TRACKS)
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from None
+    if sha256 != shard_set.tables.get(TRACKS):
+        raise damaged(path, f"it has SHA-256 {sha256}, the manifest says {shard_set.tables.get(TRACKS)}")
+
+
+def damaged(path: Path, reason: object) -> DataError:
+    """Return the error that says that a file of a shard set is not what was packed, and what to do."""
+    return DataError(
+        f"{path} is missing or damaged ({reason}): `siamusic-fast verify {path.parent}` says what is wrong "
+        f"with it; packing again mends it."
+    )
+
+
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file in hexadecimal digits."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -215,15 +237,16 @@ def _read_values(folder: Path) -> dict[str, Any]:
 def _from_json(folder: Path, values: dict[str, Any]) -> ShardSet:
     values.pop(_SEAL, None)
     _check_types(values, _TYPES)
-    _check_types(values, {name: kinds for name, kinds in _OPTIONAL_TYPES.items() if name in values})
     for name, members, kind in (
         ("classes", values["classes"], str),
         ("rejected", values["rejected"].values(), int),
-        ("tables", values.get("tables", {}).values(), str),
+        ("tables", values["tables"].values(), str),
         ("splits", values["splits"].values(), list),
     ):
         if any(type(member) is not kind for member in members):
             raise TypeError(f"{name} holds something that is no {kind.__name__}")
+    for name in (TRACKS, REJECTED):
+        _check_sha256(f"the SHA-256 of {name}", values["tables"][name])
     splits = {
         split: tuple(_shard_from_json(shard) for shard in shards)
         for split, shards in values.pop("splits").items()
@@ -238,6 +261,8 @@ def _from_json(folder: Path, values: dict[str, Any]) -> ShardSet:
 
 def _shard_from_json(values: dict[str, Any]) -> Shard:
     _check_types(values, _SHARD_TYPES)
+    for name in ("sha256", "index_sha256"):
+        _check_sha256(name, values[name])
     return Shard(**values)
 
 
@@ -245,6 +270,11 @@ def _check_types(values: dict[str, Any], types: Mapping[str, tuple[type, ...]]) 
     for name, kinds in types.items():
         if type(values[name]) not in kinds:
             raise TypeError(f"{name} is {values[name]!r}")
+
+
+def _check_sha256(name: str, value: str) -> None:
+    if not _SHA256.fullmatch(value):
+        raise ValueError(f"{name} is {value!r}, not 64 hexadecimal digits")
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:

@@ -278,6 +278,7 @@ def _cut(job: ShardJob, track: Track, pcm: Pcm) -> Iterator[tuple[Sample, Packed
                 split=track.split,
                 genre=track.genre,
                 seconds=len(part) / config.sample_rate,
+                samples=len(part),
                 clipped=int(clipped.sum()),
                 shard=f"{job.plan.stem}.tar",
                 path=track.path,

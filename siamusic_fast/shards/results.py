@@ -1,13 +1,12 @@
 """What came of each shard, on disk from the moment it is finished until the tables are written."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from siamusic_fast.shards.files import atomic_write
-from siamusic_fast.shards.manifest import Shard
+from siamusic_fast.shards.manifest import Shard, file_sha256
 from siamusic_fast.shards.tables import PackedTrack, Reject
 
 
@@ -40,21 +39,16 @@ def read_result(results: Path, stem: str) -> ShardResult:
 def finished_result(folder: Path, results: Path, stem: str) -> ShardResult | None:
     """Return the result of shard `stem` if it is there, and its tar and index are in `folder` and whole.
 
-    The tar is read and hashed, which takes a small part of the time it took to decode what is in it.
+    Both are read and hashed, which takes a small part of the time it took to decode what is in the tar.
     """
     try:
         result = read_result(results, stem)
         shard = result.shard
         whole = not shard or (
             (folder / shard.file).stat().st_size == shard.bytes
-            and (folder / shard.index).read_bytes().count(b"\n") == shard.tracks + 1
-            and _sha256(folder / shard.file) == shard.sha256
+            and file_sha256(folder / shard.index) == shard.index_sha256
+            and file_sha256(folder / shard.file) == shard.sha256
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return result if whole else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

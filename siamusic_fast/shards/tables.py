@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.shards.files import atomic_write, open_regular
 
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
 
-_TRACK_COLUMNS = (
-    *("index", "key", "track_id", "offset", "split", "class", "seconds", "clipped"),
+TRACK_COLUMNS = (
+    *("index", "key", "track_id", "offset", "split", "class", "seconds", "samples", "clipped"),
     *("shard", "path", "sha256"),
 )
 _REJECT_COLUMNS = ("path", "reason", "detail")
@@ -33,6 +33,8 @@ class PackedTrack:
     genre: str
     """Empty if unknown."""
     seconds: float
+    samples: int
+    """Length of its audio, at the sample rate of the shard set."""
     clipped: int
     """Samples that did not fit into 16 bits and were set to the nearest value that does."""
     shard: str
@@ -56,12 +58,12 @@ def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
     """Write tracks.csv, numbered from 0 in the order of `tracks`."""
     rows = (
         (
-            *(index, t.key, t.track_id, f"{t.offset:.3f}", t.split, t.genre, f"{t.seconds:.3f}", t.clipped),
-            *(t.shard, t.path, t.sha256),
+            *(index, t.key, t.track_id, f"{t.offset:.3f}", t.split, t.genre, f"{t.seconds:.3f}"),
+            *(t.samples, t.clipped, t.shard, t.path, t.sha256),
         )
         for index, t in enumerate(tracks)
     )
-    _write(folder / TRACKS, _TRACK_COLUMNS, rows)
+    _write(folder / TRACKS, TRACK_COLUMNS, rows)
 
 
 def write_rejects(folder: Path, rejects: Iterable[Reject]) -> None:
@@ -81,6 +83,7 @@ def read_tracks(folder: Path) -> Iterator[PackedTrack]:
                 split=row["split"],
                 genre=row["class"],
                 seconds=float(row["seconds"]),
+                samples=int(row["samples"]),
                 clipped=int(row["clipped"]),
                 shard=row["shard"],
                 path=row["path"],
@@ -97,11 +100,18 @@ def read_rejects(folder: Path) -> Iterator[Reject]:
 
 def is_table(path: Path) -> bool:
     """Return whether `path` is a file that begins with the header of our tracks.csv."""
-    header = f"{','.join(_TRACK_COLUMNS)}\n".encode()
+    header = f"{','.join(TRACK_COLUMNS)}\n".encode()
     if not path.is_file():
         return False
     with path.open("rb") as file:
         return file.read(len(header)) == header
+
+
+def open_text(path: Path) -> io.TextIOWrapper:
+    """Open a table as lines of text for `csv`; what is no regular file is an `OSError`."""
+    return io.TextIOWrapper(
+        io.BufferedReader(open_regular(path)), encoding="utf-8", errors="surrogateescape", newline=""
+    )
 
 
 def _checked(sha256: str) -> str:
@@ -121,7 +131,7 @@ def _whole_rows(rows: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
 def _rows(path: Path) -> Iterator[Iterable[dict[str, str]]]:
     """Open a table; what goes wrong while it is read, in the context too, becomes a `DataError`."""
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open_text(path) as file:
             yield _whole_rows(csv.DictReader(file))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.manifest import MANIFEST, NORMALISATION
+from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST
 from siamusic_fast.shards.plan import SPLITS
 from siamusic_fast.shards.tables import REJECTED, TRACKS, is_table
 
@@ -36,7 +36,7 @@ _NO_OPTIONS = {"source", "shards", "inputs", "software"}
 _OPTIONS = {"tracks_per_shard": "--shard-size"}
 """Those options whose names are not those of the settings."""
 
-_TABLES = "|".join(map(re.escape, (MANIFEST, NORMALISATION, TRACKS, REJECTED)))
+_TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
 _SHARD_FILE = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}\.(?:tar|idx)"
 _OWN = re.compile(rf"(?P<temporary>\.)?(?:{_SHARD_FILE}|{_TABLES})(?(temporary)\.tmp)")
 """Names of files that a shard set has, and of those that are being written (see `files.temporary_name`)."""

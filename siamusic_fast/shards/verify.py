@@ -18,8 +18,9 @@ import soundfile
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.codec import wav_header
-from siamusic_fast.shards.hashed_tar import HashedTar, Member, TarError
+from siamusic_fast.shards.codec import WAV_HEADER, wav_header
+from siamusic_fast.shards.files import open_regular
+from siamusic_fast.shards.hashed_tar import HashedTar
 from siamusic_fast.shards.manifest import (
     MANIFEST,
     Shard,
@@ -31,9 +32,8 @@ from siamusic_fast.shards.manifest import (
 from siamusic_fast.shards.plan import SPLITS
 from siamusic_fast.shards.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.shards.tables import REJECTED, TRACKS, read_rejects
+from siamusic_fast.shards.tar_header import Member, TarError
 
-_WAV_HEADER = 44
-"""Bytes before the first sample."""
 _MB = 1_000_000
 _SHARD_FILE = re.compile(rf"(?:{'|'.join(SPLITS)})-.*\.(?:tar|idx)")
 """Names that `webdataset` and its like may take for shards of this set."""
@@ -204,7 +204,7 @@ def _read_sample(tar: HashedTar, shard_set: ShardSet) -> _Sample | None:
             raise TarError(f"{key}.{extension} is not there, but {member.name if member else 'the end'}")
         whole = extension != "wav"
         members.append(member)
-        heads.append(tar.read(member.size if whole else min(member.size, _WAV_HEADER)))
+        heads.append(tar.read(member.size if whole else min(member.size, WAV_HEADER)))
         tar.skip_to_block(member.offset + member.size)
     audio, cls, about = members
     return _Sample(
@@ -218,9 +218,9 @@ def _read_sample(tar: HashedTar, shard_set: ShardSet) -> _Sample | None:
 def _audio_samples(head: bytes, size: int, shard_set: ShardSet) -> int:
     """Return the samples that the header promises, if it is the right one for these shards, or -1."""
     if shard_set.codec == "wav":
-        samples = (size - _WAV_HEADER) // 2
-        right = size >= _WAV_HEADER and head == wav_header(samples, shard_set.sample_rate)
-        return samples if right and size == _WAV_HEADER + 2 * samples else -1
+        samples = (size - WAV_HEADER) // 2
+        right = size >= WAV_HEADER and head == wav_header(samples, shard_set.sample_rate)
+        return samples if right and size == WAV_HEADER + 2 * samples else -1
     try:
         with soundfile.SoundFile(io.BytesIO(head)) as file:
             right = (file.samplerate, file.channels) == (shard_set.sample_rate, 1)
@@ -248,8 +248,12 @@ def _sample_problems(job: VerifyJob, sample: _Sample, row: dict[str, str] | None
     else:
         said |= {"samples": sample.samples}
         seconds = f"{sample.samples / shard_set.sample_rate:.3f}"
-        if row and (row["split"], row["seconds"]) != (job.split, seconds):
-            yield f"{TRACKS} says {row['split']}, {row['seconds']} s; it is {job.split}, {seconds} s"
+        found = (job.split, seconds, str(sample.samples))
+        if row and (row["split"], row["seconds"], row["samples"]) != found:
+            yield (
+                f"{TRACKS} says {row['split']}, {row['seconds']} s, {row['samples']} samples; "
+                f"it is {job.split}, {seconds} s, {sample.samples} samples"
+            )
     for name, value in said.items():
         if sample.about.get(name) != value:
             yield f"its description says {name} {sample.about.get(name)!r}, expected {value!r}"
@@ -274,10 +278,15 @@ def _count_problems(shard: Shard, samples: Sequence[_Sample]) -> Iterator[Proble
 def _index_problems(job: VerifyJob, samples: Sequence[_Sample]) -> Iterator[Problem]:
     expected = [f"v1.2 {len(samples)}", *(sample.index_line for sample in samples), ""]
     try:
-        lines = job.shard_set.path(job.shard.index).read_text("utf-8", "replace").split("\n")
+        with open_regular(job.shard_set.path(job.shard.index)) as file:
+            content = file.read()
     except OSError as error:
-        yield Problem(job.shard.index, f"cannot be read: {error.strerror}")
+        yield Problem(job.shard.index, f"cannot be read: {error.strerror or error}")
         return
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != job.shard.index_sha256:
+        yield Problem(job.shard.index, f"has SHA-256 {sha256}, the manifest says {job.shard.index_sha256}")
+    lines = content.decode("utf-8", "replace").split("\n")
     for number, (line, wanted) in enumerate(itertools.zip_longest(lines, expected), start=1):
         if line != wanted:
             yield Problem(job.shard.index, f"line {number} is {line!r}, its tar says {wanted!r}")
@@ -303,8 +312,8 @@ def _audio_problems(path: Path, sample: _Sample, row: dict[str, str]) -> Iterato
     """Compare the samples themselves with the checksum in tracks.csv."""
     audio = sample.members[0]
     with path.open("rb") as file:
-        file.seek(audio.offset + _WAV_HEADER)
-        sha256 = hashlib.sha256(file.read(audio.size - _WAV_HEADER)).hexdigest()
+        file.seek(audio.offset + WAV_HEADER)
+        sha256 = hashlib.sha256(file.read(audio.size - WAV_HEADER)).hexdigest()
     if sha256 != row["sha256"]:
         yield f"its audio has SHA-256 {sha256}, {TRACKS} says {row['sha256']}"
 
@@ -331,8 +340,8 @@ def _find_rows(shard_set: ShardSet, problems: list[Problem]) -> dict[str, Rows] 
     """
     found: dict[str, Rows] = {}
     try:
-        with shard_set.path(TRACKS).open("rb") as file:
-            lines = _CountedLines(file)
+        with open_regular(shard_set.path(TRACKS)) as file:
+            lines = _CountedLines(io.BufferedReader(file))
             rows = csv.reader(lines)
             columns = tuple(next(rows, ()))
             missing = [name for name in _COLUMNS if name not in columns]
@@ -358,7 +367,7 @@ def _find_rows(shard_set: ShardSet, problems: list[Problem]) -> dict[str, Rows] 
     return found
 
 
-_COLUMNS = ("index", "key", "track_id", "split", "class", "seconds", "shard", "path", "sha256")
+_COLUMNS = ("index", "key", "track_id", "split", "class", "seconds", "samples", "shard", "path", "sha256")
 """Of tracks.csv, as far as they are compared."""
 
 
@@ -396,8 +405,8 @@ def _set_problems(shard_set: ShardSet) -> Iterator[Problem]:
             sha256 = file_sha256(shard_set.path(table))
         except OSError:  # which reading it will tell
             continue
-        if sha256 != shard_set.tables.get(table):
-            yield Problem(table, f"has SHA-256 {sha256}, the manifest says {shard_set.tables.get(table)}")
+        if sha256 != shard_set.tables[table]:
+            yield Problem(table, f"has SHA-256 {sha256}, the manifest says {shard_set.tables[table]}")
     shards = itertools.chain.from_iterable(shard_set.splits.values())
     known = {name for shard in shards for name in (shard.file, shard.index)}
     for name in sorted(file.name for file in shard_set.folder.iterdir()):

@@ -16,9 +16,8 @@ from siamusic_fast.shards.codec import encode
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import Shard
 from siamusic_fast.shards.plan import Track
+from siamusic_fast.shards.tar_header import whole_blocks
 
-_BLOCK = 512
-"""Bytes in a tar block: a header is one, contents are padded to whole ones."""
 _COPY = 1 << 22
 """Bytes that are written and hashed at a time."""
 
@@ -63,7 +62,8 @@ def write_shard(
             for sample in samples:
                 lengths.append(len(sample.pcm))
                 index.append(_add_sample(tar, sample, storage))
-        index_file.write("\n".join([f"v1.2 {len(index)}", *index, ""]).encode(errors="surrogateescape"))
+        index_bytes = "\n".join([f"v1.2 {len(index)}", *index, ""]).encode(errors="surrogateescape")
+        index_file.write(index_bytes)
         size = hashed.tell()
     return Shard(
         file=f"{stem}.tar",
@@ -71,6 +71,7 @@ def write_shard(
         tracks=len(lengths),
         bytes=size,
         sha256=hashed.sha256.hexdigest(),
+        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
         labelled=labelled,
         shortest=min(lengths),
         longest=max(lengths),
@@ -100,7 +101,7 @@ def _add_sample(tar: tarfile.TarFile, sample: Sample, storage: Storage) -> str:
         member = tarfile.TarInfo(f"{sample.key}.{extension}")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
-        offset = tar.offset - -(-len(content) // _BLOCK) * _BLOCK
+        offset = tar.offset - whole_blocks(len(content))
         words.append(f"{extension} {offset} {len(content)} {member.name}")
     return " ".join(words)
 

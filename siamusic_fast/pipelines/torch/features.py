@@ -6,6 +6,7 @@ that no filter uses.
 """
 
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -15,30 +16,32 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.changes import PITCH_GRID
 
 Array = NDArray[Any]
 
-PITCH_GRID = 128
-"""Pitches are multiples of 1/128, about 13 cents apart: the resampler wants ratios of integers."""
+FULL_SCALE = 32_768
+"""Waves are float32 in units of 16 bits: the decibels are shifted instead of dividing every sample."""
 _RATE_LOBES = 16
 """Of the filter that converts sample rates, as in the DALI graph."""
 
 
 class LogMel:
-    """Normalised log-mels of int16 or float32 audio, float32 [samples, n_mels, frames].
+    """Normalized log-mels of audio in units of 16 bits, float32 [rows, n_mels, frames].
 
-    `rate` is that of the audio, in samples per second.
+    `rate` is that of the audio, in Hz.
     """
 
-    def __init__(self, mel: MelConfig, normalisation: Normalisation, rate: int, device: torch.device) -> None:
-        self.mel = mel
+    def __init__(self, frontend: Frontend, rate: int, device: torch.device) -> None:
+        mel = self.mel = frontend.mel
         self._rate = rate
         self._resample = torchaudio.transforms.Resample(
             rate, mel.sample_rate, lowpass_filter_width=_RATE_LOBES
         ).to(device)
-        self._normalisation = normalisation
+        self._factor = 10 / frontend.std
+        self._offset = (frontend.mean + 20 * math.log10(FULL_SCALE)) / frontend.std
+        self._floor = 10 ** (mel.floor_db / 10) * FULL_SCALE**2
         left = (mel.n_fft - mel.window) // 2
         self._window = torch.zeros(mel.n_fft, device=device)
         self._window[left : left + mel.window] = torch.hann_window(mel.window, device=device)
@@ -53,11 +56,10 @@ class LogMel:
         # Real and imaginary parts lie next to each other: the product with these adds up their squares.
         self._filters_of_parts = self._filters.repeat_interleave(2, dim=0)
 
-    def plain(self, pcm: Tensor) -> Tensor:
-        """Return the log-mels of `pcm`, int16 [samples, length]."""
-        wave = self.at_rate(to_float(pcm))[:, : self.mel.samples]
-        half = self.mel.n_fft // 2
-        spectrum = self._spectrum(_padded(wave, half))
+    def plain(self, wave: Tensor) -> Tensor:
+        """Return the log-mels of `wave`, float32 [rows, samples], at the rate of the shards."""
+        wave = self.at_rate(wave)[:, : self.mel.samples]
+        spectrum = self._spectrum(_padded(wave, self.mel.n_fft // 2))
         parts = torch.view_as_real(spectrum).flatten(-2)[..., : 2 * self._bins]
         return self._decibels((parts * parts) @ self._filters_of_parts)
 
@@ -93,16 +95,9 @@ class LogMel:
         return spectrum
 
     def _decibels(self, power: Tensor) -> Tensor:
-        """Return normalised decibels of `power`, [samples, frames, n_mels], last axes exchanged."""
-        mean, deviation = self._normalisation
-        floor = 10 ** (self.mel.floor_db / 10)
-        decibels = power.clamp_(min=floor).log10_().mul_(10 / deviation).sub_(mean / deviation)
+        """Return normalized decibels of `power`, [rows, frames, n_mels], its last axes exchanged."""
+        decibels = power.clamp_(min=self._floor).log10_().mul_(self._factor).sub_(self._offset)
         return decibels.transpose(-1, -2).contiguous()
-
-
-def to_float(pcm: Tensor) -> Tensor:
-    """Return int16 `pcm` as float32 in [-1, 1)."""
-    return pcm.float().mul_(1 / 32768)
 
 
 def on_device(values: Array, device: torch.device) -> Tensor:

@@ -1,0 +1,296 @@
+"""The augmentations of Kim, Hong, Lee 2022, Table 1, and what every augmentation is.
+
+An augmentation is a frozen dataclass: a probability `p`, decided for every sample of a batch on its own, and
+its parameters. `draw` makes everything that is random, in numpy, and says as one of the `changes` what the
+engines are to do.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.changes import (
+    MAX_BOXES,
+    PITCH_GRID,
+    Array,
+    Erase,
+    Flip,
+    ImageChange,
+    MixImages,
+    MixWaves,
+    Paste,
+    Speed,
+    WaveChange,
+)
+from siamusic_fast.pipelines.draws import Draws
+
+_OCTAVE = 12
+"""Semitones."""
+_MAX_STRETCH = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(ABC):
+    """One step of a recipe."""
+
+    mixes: ClassVar[bool] = False
+    """Whether it adds something of another track, so that the label no longer says all."""
+
+    p: float
+    """Probability that a sample is changed."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ConfigError(f"p = {self.p:g} of {type(self).__name__} must lie between 0 and 1.")
+
+    def check(self, mel: MelConfig) -> None:  # noqa: B027 (most fit any features)
+        """Raise `ConfigError` if the change does not fit the features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveAugmentation(Augmentation):
+    """A step before the spectrogram: on the waveform, or on its tempo and pitch."""
+
+    @property
+    def max_rate_drawn(self) -> float:
+        """Highest tempo that `draw` may ask for."""
+        return 1.0
+
+    @property
+    def max_pitch_drawn(self) -> float:
+        """Highest pitch that `draw` may ask for."""
+        return 1.0
+
+    @abstractmethod
+    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
+        """Draw, for every sample of a batch, whether it is changed and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAugmentation(Augmentation):
+    """A step after the spectrogram, on normalized log-mels."""
+
+    @abstractmethod
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        """Draw, for every sample of a batch, whether it is changed and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeStretch(WaveAugmentation):
+    """Plays faster or slower at the same pitch."""
+
+    p: float = 0.6
+    min_rate: float = 0.6
+    """Lowest rate; below 1 is slower."""
+    max_rate: float = 1.5
+    """Highest rate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 / _MAX_STRETCH <= self.min_rate <= self.max_rate <= _MAX_STRETCH:
+            raise ConfigError(
+                f"min_rate = {self.min_rate:g} of TimeStretch must be at least {1 / _MAX_STRETCH:g} and not "
+                f"above max_rate = {self.max_rate:g}, which must be at most {_MAX_STRETCH:g}."
+            )
+
+    @property
+    def max_rate_drawn(self) -> float:
+        return max(self.max_rate, 1.0)
+
+    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
+        rate = draws.uniform(self.min_rate, self.max_rate)
+        return Speed(rate=np.where(draws.coin(self.p), rate, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PitchShift(WaveAugmentation):
+    """Moves the pitch at the same tempo, evenly on the scale of semitones."""
+
+    p: float = 0.6
+    semitones: float = 4.0
+    """Largest shift, up or down."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.semitones <= _OCTAVE:
+            raise ConfigError(
+                f"semitones = {self.semitones:g} of PitchShift must lie between 0 and {_OCTAVE}, an octave."
+            )
+
+    @property
+    def max_pitch_drawn(self) -> float:
+        return round(PITCH_GRID * 2 ** (self.semitones / _OCTAVE)) / PITCH_GRID
+
+    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
+        pitch = 2 ** (draws.uniform(-self.semitones, self.semitones) / _OCTAVE)
+        grid_pitch = np.rint(PITCH_GRID * pitch).astype(np.int64)
+        return Speed(grid_pitch=np.where(draws.coin(self.p), grid_pitch, PITCH_GRID))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveMixup(WaveAugmentation):
+    """Adds another track: w x + (1 - w) partner, w from Beta(alpha, alpha) [Zhang 2017, mixup]."""
+
+    mixes = True
+    p: float = 0.6
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_alpha(self.alpha, self)
+
+    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
+        on, partner, weight = draws.coin(self.p), draws.partners(), 1 - draws.beta(self.alpha)
+        own = np.arange(draws.count)
+        return MixWaves(partner=np.where(on, partner, own), weight=np.where(on, weight, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixup(ImageAugmentation):
+    """Mixes two spectrograms: w x + (1 - w) partner, w from Beta(alpha, alpha) [Zhang 2017, mixup]."""
+
+    mixes = True
+    p: float = 0.6
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_alpha(self.alpha, self)
+
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        on, partner, weight = draws.coin(self.p), draws.partners(), 1 - draws.beta(self.alpha)
+        return MixImages(partner=partner, weight=np.where(on, weight, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutMix(ImageAugmentation):
+    """Replaces a rectangle with the partner's [Yun 2019, CutMix].
+
+    The rectangle has the image's proportions, an area of 1 - w with w from Beta(alpha, alpha), and its
+    center anywhere in the image; what lies outside is cut off.
+    """
+
+    mixes = True
+    p: float = 0.6
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_alpha(self.alpha, self)
+
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        on, partner, side = draws.coin(self.p), draws.partners(), np.sqrt(1 - draws.beta(self.alpha))
+        height, width = np.floor(side * mel.n_mels), np.floor(side * mel.frames)
+        boxes = _boxes(draws, mel, height[:, None], width[:, None], number=1)
+        return Paste(partner=partner, boxes=drawn_boxes(boxes, on))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask(ImageAugmentation):
+    """Sets a band of mels or, as often, a band of frames to the mean.
+
+    Widths are uniform from 1 up to a fraction of the image: for mels that of SpecAugment's LibriSpeech
+    policy (27 of 80) [Park 2019], for frames its 100 frames on the 431 of a crop.
+    """
+
+    p: float = 0.4
+    max_mels: float = 27 / 80
+    """Widest band of mels, as a part of all."""
+    max_frames: float = 100 / 431
+    """Widest band of frames, as a part of all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_part("max_mels", self.max_mels, self)
+        check_part("max_frames", self.max_frames, self)
+
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        on, over_mels = draws.coin(self.p), draws.coin(0.5)
+        rows = row_boxes(*draws.bands(mel.n_mels, self.max_mels), mel)
+        columns = column_boxes(*draws.bands(mel.frames, self.max_frames), mel)
+        return Erase(boxes=drawn_boxes(np.where(over_mels[:, None, None], rows, columns), on))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HorizontalFlip(ImageAugmentation):
+    """Turns time around."""
+
+    p: float = 0.8
+
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        return Flip(mels=np.zeros(draws.count, dtype=bool), frames=draws.coin(self.p))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerticalFlip(ImageAugmentation):
+    """Turns the mel bands upside down."""
+
+    p: float = 0.8
+
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        return Flip(mels=draws.coin(self.p), frames=np.zeros(draws.count, dtype=bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutOut(ImageAugmentation):
+    """Sets square holes to the mean [DeVries 2017].
+
+    A hole's center lies anywhere in the image and what lies outside is cut off, as there. Several small
+    holes instead of one large one suit an image nine times as wide as it is high.
+    """
+
+    p: float = 0.8
+    holes: int = 4
+    """Number of holes, at most 64."""
+    size: int = 16
+    """Side of a hole, in mels and frames."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.holes <= MAX_BOXES or self.size < 1:
+            raise ConfigError(
+                f"holes = {self.holes} of CutOut must be 1 to {MAX_BOXES} and size = {self.size} at least 1: "
+                f"leave it out for none."
+            )
+
+    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
+        on, size = draws.coin(self.p), np.full((draws.count, self.holes), self.size)
+        return Erase(boxes=drawn_boxes(_boxes(draws, mel, size, size, number=self.holes), on))
+
+
+def drawn_boxes(boxes: Array, on: Array) -> Array:
+    """Return `boxes` [batch, number, 4], int64, empty for the samples that are not changed."""
+    return np.where(on[:, None, None], boxes, 0).astype(np.int64)
+
+
+def row_boxes(begin: Array, end: Array, mel: MelConfig) -> Array:
+    """Return boxes over all frames of the mels from `begin` to `end`, [batch, number] each."""
+    return np.stack([begin, end, np.zeros_like(begin), np.full_like(begin, mel.frames)], axis=-1)
+
+
+def column_boxes(begin: Array, end: Array, mel: MelConfig) -> Array:
+    """Return boxes over all mels of the frames from `begin` to `end`, [batch, number] each."""
+    return np.stack([np.zeros_like(begin), np.full_like(begin, mel.n_mels), begin, end], axis=-1)
+
+
+def check_part(name: str, value: float, step: Augmentation) -> None:
+    """Raise `ConfigError` unless `value`, a parameter of `step`, is a part of a whole."""
+    if not 0 < value <= 1:
+        raise ConfigError(f"{name} = {value:g} of {type(step).__name__} must be above 0, at most 1.")
+
+
+def _boxes(draws: Draws, mel: MelConfig, height: Array, width: Array, *, number: int) -> Array:
+    """Draw the centers of `number` boxes; return them as [batch, number, 4]."""
+    top = np.floor(draws.uniform(0, mel.n_mels, number)) - height // 2
+    left = np.floor(draws.uniform(0, mel.frames, number)) - width // 2
+    return np.stack([top, top + height, left, left + width], axis=-1)
+
+
+def _check_alpha(alpha: float, step: Augmentation) -> None:
+    if not 0 < alpha < math.inf:
+        raise ConfigError(f"alpha = {alpha:g} of {type(step).__name__} must be a number above 0.")

@@ -1,0 +1,1 @@
+"""The engine in DALI: one graph for CPU and GPU."""

@@ -1,0 +1,128 @@
+"""DALI nodes that turn audio in units of 16 bits into normalized log-mels, equal to torchaudio's."""
+
+import math
+
+import numpy as np
+from nvidia.dali import fn, types
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.dali.nodes import DataNode
+
+_FULL_SCALE = 32_768.0
+
+
+def to_float(pcm: DataNode) -> DataNode:
+    """Return int16 `pcm` as float32 in the same units: the decibels are shifted instead of every sample."""
+    return fn.cast(pcm, dtype=types.FLOAT)
+
+
+def spectrogram(wave: DataNode, mel: MelConfig, *, power: int) -> DataNode:
+    """Return |STFT| ** `power`, float32 [n_fft / 2 + 1, frames]: frames are centered, ends reflected."""
+    # DALI's own default window is symmetric, which moves the result by 0.7 dB: a periodic one is given.
+    # A shorter one lies in zeros: torch and DALI center one of odd length differently.
+    window = np.zeros(mel.n_fft)
+    left = (mel.n_fft - mel.window) // 2
+    periodic_hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(mel.window) / mel.window)
+    window[left : left + mel.window] = periodic_hann
+    return fn.spectrogram(
+        wave,
+        nfft=mel.n_fft,
+        window_length=mel.n_fft,
+        window_step=mel.hop_length,
+        window_fn=window.tolist(),
+        center_windows=True,
+        reflect_padding=True,
+        power=power,
+    )
+
+
+def at_frames(spectrum: DataNode, start: DataNode, end: DataNode, mel: MelConfig, rows: int) -> DataNode:
+    """Return `spectrum`, [bins, any], at the frames that `frame_box` says: float32 [bins, frames]."""
+    bins = mel.n_fft // 2 + 1
+    resized = fn.resize(
+        fn.reshape(spectrum, shape=[bins, -1, 1], layout="HWC"),
+        size=[bins, mel.frames],
+        roi_start=start,
+        roi_end=end,
+        interp_type=types.INTERP_LINEAR,
+        antialias=False,
+        minibatch_size=rows,
+    )
+    return fn.reshape(resized, shape=[bins, mel.frames], layout="ft")
+
+
+def frame_box(step: np.ndarray, mel: MelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return begin and end, float32 [rows, 2] each, of what a resize takes of spectrograms.
+
+    It is to give the frames 0, step, 2 step, ..., linear between two frames, as a phase vocoder interpolates
+    magnitudes. Resizing takes the center of output pixel j, at j + 0.5, from begin + (j + 0.5) step, where
+    the center of frame i lies at i + 0.5:
+
+        begin + (j + 0.5) step = j step + 0.5    gives    begin = 0.5 - 0.5 step
+    """
+    begin = 0.5 - 0.5 * step
+    bins = np.full_like(begin, mel.n_fft // 2 + 1)
+    start, end = np.stack([0 * begin, begin], axis=-1), np.stack([bins, begin + mel.frames * step], axis=-1)
+    return start.astype(np.float32), end.astype(np.float32)
+
+
+def log_mel(power: DataNode, frontend: Frontend) -> DataNode:
+    """Return the normalized log-mels of `power`, float32 [n_mels, frames, 1].
+
+    Equals `torchaudio.transforms.MelSpectrogram(mel_scale="htk", norm=None)` followed by
+    `AmplitudeToDB(top_db=None)` where `floor_db` is -100, torchaudio's own floor; less the mean, over the
+    standard deviation. All that is one logarithm with a reference and a factor.
+    """
+    mel = frontend.mel
+    bands = fn.mel_filter_bank(
+        power,
+        sample_rate=mel.sample_rate,
+        nfilter=mel.n_mels,
+        freq_low=0.0,
+        freq_high=mel.f_max,
+        mel_formula="htk",
+        normalize=False,
+    )
+    decibels = fn.to_decibels(
+        bands,
+        multiplier=10 / frontend.std,
+        reference=10 ** (frontend.mean / 10) * _FULL_SCALE**2,
+        cutoff_db=(mel.floor_db - frontend.mean) / frontend.std,
+    )
+    return fn.reshape(decibels, shape=[mel.n_mels, mel.frames, 1], layout="HWC")
+
+
+_LOBES = 16
+"""Of the sinc that limits the band, on either side."""
+_ROLLOFF = 0.99
+"""Where it begins to fall, of the band that is kept: torchaudio's default."""
+
+
+def low_pass_half(min_scale: float, mel: MelConfig) -> int:
+    """Return how many taps lie on either side of the middle of the low-pass before resampling; 0: none.
+
+    DALI's resampling does not limit the band: what fewer samples cannot hold comes back, mirrored at the
+    upper end of their band. None is needed if that stays above the mels at `min_scale`, the lowest.
+    """
+    if (2 - 1 / min_scale) * mel.sample_rate / 2 >= mel.f_max:
+        return 0
+    return math.ceil(_LOBES / (_ROLLOFF * min(min_scale, 1.0)))
+
+
+def low_pass(scale: np.ndarray, half: int) -> np.ndarray:
+    """Return taps, float32 [rows, 1, 2 half + 1], that keep what lies below `scale` of the band, if below 1.
+
+    A sinc under a Hann window, as in `torchaudio.functional.resample`.
+    """
+    cutoff = _ROLLOFF * np.minimum(scale, 1.0)[:, None]
+    time = np.arange(-half, half + 1)
+    window = np.cos(np.pi / 2 * np.clip(cutoff * time / _LOBES, -1, 1)) ** 2
+    taps = cutoff * np.sinc(cutoff * time) * window
+    return np.asarray(taps, dtype=np.float32)[:, None, :]
+
+
+def filtered(wave: DataNode, taps: DataNode) -> DataNode:
+    """Return `wave`, [samples], convolved with `taps`, [1, taps]."""
+    row = fn.reshape(wave, shape=[1, -1], layout="HW")
+    return fn.reshape(fn.filter(row, taps, border="constant"), shape=[-1])

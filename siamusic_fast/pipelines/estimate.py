@@ -1,0 +1,115 @@
+"""Mean and standard deviation of a shard set's features: estimated once, and kept beside the manifest."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from siamusic_fast.config import SHORT_TRACKS, MelConfig
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.plan import TrackPlan
+from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.pipelines.torch.engine import TorchEngine
+from siamusic_fast.pipelines.tracks import Tracks, open_tracks
+from siamusic_fast.progress import SILENT, Progress
+from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
+
+_CROPS = 2048
+"""That are looked at, of whole tracks."""
+_MAX_TRACKS = 512
+_MIN_VARIANCE = 1e-4
+"""In dB squared."""
+
+
+def estimate_frontend(
+    shard_set: ShardSet,
+    mel: MelConfig | None = None,
+    progress: Progress = SILENT,
+    *,
+    short_tracks: str = SHORT_TRACKS[0],
+) -> Frontend:
+    """Return the frontend of `shard_set` for the features `mel`, by default the paper's at its sample rate.
+
+    Mean and standard deviation are those of whole tracks, up to 512 spread over the training split, or over
+    all splits if there is none. They depend on the shards and the arguments alone, and are read from the
+    folder of the shard set if they were estimated before. Raises `ConfigError` if `mel` does not fit the
+    shards, `DataError` if they hold nothing but one constant sound.
+    """
+    mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
+    key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel), "short_tracks": short_tracks}
+    kept = _kept(shard_set)
+    for entry in kept:
+        if entry["key"] == key:
+            return Frontend(mel=mel, mean=entry["mean"], std=entry["std"], short_tracks=short_tracks)
+    found = _measured(shard_set, Frontend(mel=mel, mean=0.0, std=1.0, short_tracks=short_tracks), progress)
+    entry = {"key": key, "mean": found.mean, "std": found.std}
+    # A shard set that cannot be written to serves as well.
+    with contextlib.suppress(OSError), atomic_write(shard_set.path(FRONTENDS)) as file:
+        file.write(json.dumps([*kept, entry], indent=2).encode())
+    return found
+
+
+def check_length(tracks: Tracks, mel: MelConfig) -> None:
+    """Raise `ConfigError` if a crop of `mel` is longer than every one of `tracks`."""
+    seconds = int(tracks.samples.max()) / tracks.shard_set.sample_rate
+    if seconds < mel.samples / mel.sample_rate:
+        fitting = math.floor(10 * seconds) / 10
+        raise ConfigError(
+            f"seconds = {mel.seconds:g} makes crops that are longer than the longest track in "
+            f"{tracks.shard_set.folder}, {seconds:.1f} s: use {fitting:g} or less (on the command line "
+            f"--seconds {fitting:g})."
+        )
+
+
+def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Frontend:
+    splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
+    tracks = open_tracks(shard_set, splits)
+    check_length(tracks, raw.mel)
+    crops = max(1, int(np.median(tracks.samples)) // raw.span(shard_set.sample_rate))
+    count = min(len(tracks), _MAX_TRACKS, max(1, _CROPS // crops))
+    chosen = tracks.only(np.linspace(0, len(tracks) - 1, count).round().astype(np.int64))
+    plan = TrackPlan(chosen, raw, crops=min(crops, _CROPS), batch_size=1)
+    reader, engine = Reader(chosen, raw), TorchEngine(plan, torch.device("cpu"))
+    total = squares = values = 0.0
+    with progress.task("Estimating mean and deviation", count, "tracks") as task:
+        for number in range(plan.batches):
+            batch = plan.batch((0, number))
+            rows = slice(0, len(batch.spans[0].tracks))
+            pcm = np.empty((rows.stop, plan.span), dtype=np.int16)
+            reader.read(batch.spans[0], rows, pcm)
+            (images,) = out = engine.begin(batch)
+            engine.compute(batch, [torch.from_numpy(pcm)], rows, out)
+            images = images.double()
+            total, squares = total + float(images.sum()), squares + float(images.square().sum())
+            values += images.numel()
+            task.advance()
+    mean = total / values
+    variance = squares / values - mean**2
+    if variance < _MIN_VARIANCE:
+        raise DataError(
+            f"{shard_set.folder} holds the same sound everywhere: there is nothing to learn from it."
+        )
+    return dataclasses.replace(raw, mean=mean, std=math.sqrt(variance))
+
+
+def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:
+    """Return what was kept of these very shards; a file that is missing or damaged holds nothing."""
+    try:
+        entries = json.loads(shard_set.path(FRONTENDS).read_bytes())
+        kept = [entry for entry in entries if entry["key"]["shards"] == _digest(shard_set)]
+        return [entry for entry in kept if isinstance(entry["mean"] + entry["std"], float)]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _digest(shard_set: ShardSet) -> str:
+    """Return one checksum of all shards, so that constants of an earlier packing are not taken for these."""
+    sums = sorted(shard.sha256 for shards in shard_set.splits.values() for shard in shards)
+    return hashlib.sha256("".join(sums).encode()).hexdigest()

@@ -1,0 +1,106 @@
+"""From samples and draws to views, in torch, on the CPU or a GPU."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from siamusic_fast.pipelines.changes import PITCH_GRID
+from siamusic_fast.pipelines.draws import Array
+from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan, View
+from siamusic_fast.pipelines.prefetch import Computed, Ready
+from siamusic_fast.pipelines.torch.features import LogMel, on_device, shifted
+from siamusic_fast.pipelines.torch.images import changed
+from siamusic_fast.pipelines.torch.waves import waves
+
+
+class TorchEngine:
+    """Computes views: on the CPU in the threads that read, on a GPU whole batches where they are used.
+
+    On the CPU, spectrograms are computed one by one, each of which stays in the cache; on a GPU, together.
+    """
+
+    def __init__(self, plan: Plan | TrackPlan, device: torch.device) -> None:
+        self._mel = plan.frontend.mel
+        self._device = device
+        self._log_mel = LogMel(plan.frontend, plan.rate, device)
+
+    def begin(self, batch: Batch) -> list[Tensor]:
+        """Return room for the views of `batch`, float32 [rows, 1, n_mels, frames] each."""
+        shape = (len(batch.spans[0].tracks), 1, self._mel.n_mels, self._mel.frames)
+        return [torch.empty(shape, device=self._device) for _ in batch.views]
+
+    def work(self, batch: Batch, pcm: Sequence[Array], rows: slice, begun: list[Tensor]) -> None:
+        """On the CPU, compute the views of `rows`."""
+        if self._device.type == "cpu":
+            self.compute(batch, [torch.from_numpy(spans) for spans in pcm], rows, begun)
+
+    def run(self, batches: Iterator[Ready]) -> Iterator[Computed]:
+        """Yield the views of each of `batches`, on the device."""
+        for ready in batches:
+            if self._device.type == "cpu":
+                yield Computed(ready, ready.begun, None)
+                continue
+            with torch.cuda.device(self._device):
+                pcm = [torch.from_numpy(spans).to(self._device, non_blocking=True) for spans in ready.pcm]
+                event = torch.cuda.current_stream().record_event()
+                self.compute(ready.batch, pcm, slice(0, len(ready.batch.spans[0].tracks)), ready.begun)
+            yield Computed(ready, ready.begun, event)
+
+    def compute(self, batch: Batch, pcm: Sequence[Tensor], rows: slice, out: Sequence[Tensor]) -> None:
+        """Put the views of `rows`, whole blocks of `batch`, into those of `out`.
+
+        `pcm` are the spans of the batch, int16 [rows, samples], on the device.
+        """
+        shared: dict[int, Tensor] = {}
+        for view, into in zip(batch.views, out, strict=True):
+            alike = not view.wave and view.step is None  # then all views of these spans begin alike
+            images = shared.get(view.span) if alike else None
+            if images is None:
+                images = self._images(pcm[view.span], view, rows)
+            if alike:
+                shared[view.span] = images
+                images = images.clone() if view.image else images
+            for change in view.image:
+                images = changed(images, change, rows)
+            into[rows, 0] = images
+
+    def _images(self, pcm: Tensor, view: View, rows: slice) -> Tensor:
+        if self._device.type != "cpu":
+            return self._spectrograms(pcm, view, rows)
+        images = torch.empty(rows.stop - rows.start, self._mel.n_mels, self._mel.frames)
+        for place, row in enumerate(range(rows.start, rows.stop)):
+            images[place] = self._spectrograms(pcm, view, slice(row, row + 1))[0]
+        return images
+
+    def _spectrograms(self, pcm: Tensor, view: View, rows: slice) -> Tensor:
+        """Return the log-mels of some rows of a view.
+
+        With tempo r and pitch k, r times as many samples are taken and resampled to 1 / k of their number:
+        the pitch is right, and frame j of the result lies at frame j r / k of the spectrogram.
+        """
+        wave = waves(pcm, view, rows)
+        if view.step is None or view.grid_pitch is None:
+            return self._log_mel.plain(wave)
+        ends = on_device(view.samples[rows], wave.device)[:, None]
+        wave, ends = self._log_mel.at_rate(wave), self._log_mel.lengths_at_rate(ends)
+        wave, ends = shifted(wave, ends, view.grid_pitch[rows])
+        step = on_device(view.step[rows].astype(np.float32), wave.device)[:, None]
+        return self._log_mel.stretched(wave, ends, step)
+
+
+def final_waves(batch: Batch, pcm: Sequence[Array], view: int, plan: Plan) -> list[Array]:
+    """Return what the spectrograms of a view are of, float32 [samples] each, in [-1, 1).
+
+    They have the final pitch and not yet the tempo: by `View.step` the spectrum stage quickens each.
+    """
+    log_mel, shown = LogMel(plan.frontend, plan.rate, torch.device("cpu")), batch.views[view]
+    found = []
+    for row in range(len(batch.tracks)):
+        rows = slice(row, row + 1)
+        wave = log_mel.at_rate(waves(torch.from_numpy(pcm[shown.span]), shown, rows))
+        pitch = np.full(1, PITCH_GRID) if shown.grid_pitch is None else shown.grid_pitch[rows]
+        wave, _ = shifted(wave, torch.tensor([[wave.shape[1]]]), pitch)
+        found.append(wave[0].numpy() / 32_768)
+    return found

@@ -1,0 +1,129 @@
+"""The tracks that a loader reads: how many, how long, of which class, and where in the shards."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.pipelines.draws import Array
+from siamusic_fast.shards.codec import WAV_HEADER
+from siamusic_fast.shards.index import read_index, sample_name
+from siamusic_fast.shards.manifest import Shard, ShardSet, check_tracks, damaged
+from siamusic_fast.shards.track_table import read_track_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracks:
+    """Some tracks of a shard set, numbered from 0 in the order of the shards; arrays have a row for each.
+
+    Segments of a track that was packed in several count as tracks here.
+    """
+
+    shard_set: ShardSet
+    shards: tuple[Shard, ...]
+    shard: Array
+    """Place in `shards`, int64."""
+    row: Array
+    """Number of the sample in its shard, int64."""
+    offset: Array
+    """Where in the tar its audio file begins, in bytes, int64."""
+    size: Array
+    """Size of that file, in bytes, int64."""
+    cls_offset: Array
+    """Where in the tar its label begins, in bytes, int64."""
+    samples: Array
+    """Length of the audio, in samples, int64."""
+    labels: Array | None = None
+    """Place of the class in `shard_set.classes`, -1 for none, int64; None: not asked for."""
+    names: tuple[str, ...] = ()
+    """Which track each sample is, or is a segment of; empty: not asked for."""
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def per_shard(self) -> Array:
+        """Tracks in each of `shards`, int64."""
+        return np.bincount(self.shard, minlength=len(self.shards))
+
+    def path(self, track: int) -> Path:
+        """Return the tar that `track` lies in."""
+        return self.shard_set.path(self.shards[int(self.shard[track])].file)
+
+    def damaged(self, track: int, what: object) -> DataError:
+        """Return the error that says that `track` cannot be read as it should."""
+        shard = self.shards[int(self.shard[track])]
+        name = sample_name(self.shard_set, shard, int(self.row[track]))
+        return damaged(self.path(track), f"{name}: {what}")
+
+    def only(self, chosen: Array) -> "Tracks":
+        """Return the tracks numbered `chosen`, which ascend."""
+        return dataclasses.replace(
+            self,
+            shard=self.shard[chosen],
+            row=self.row[chosen],
+            offset=self.offset[chosen],
+            size=self.size[chosen],
+            cls_offset=self.cls_offset[chosen],
+            samples=self.samples[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            names=tuple(self.names[track] for track in chosen.tolist()) if self.names else (),
+        )
+
+
+def open_tracks(
+    shard_set: ShardSet, splits: Sequence[str], *, labelled_only: bool = False, labels: bool = False
+) -> Tracks:
+    """Return the tracks of `splits`; with `labels`, their classes and names too.
+
+    Every index, and tracks.csv, is compared with its checksum in the manifest, and the first and the last
+    sample of every tar with its index. Raises `DataError` where something does not fit, and for a split
+    without (labelled) tracks.
+    """
+    shards = shard_set.shards(splits, labelled_only=labelled_only)
+    indices = [read_index(shard_set, shard) for shard in shards]
+    counts = [shard.tracks for shard in shards]
+    size = np.concatenate([index.audio_size for index in indices])
+    table = None
+    if labels or shard_set.codec != "wav":
+        table = read_track_table(shard_set, shards)
+    else:
+        check_tracks(shard_set)
+    return Tracks(
+        shard_set=shard_set,
+        shards=shards,
+        shard=np.repeat(np.arange(len(shards)), counts),
+        row=np.concatenate([np.arange(count) for count in counts]),
+        offset=np.concatenate([index.audio_offset for index in indices]),
+        size=size,
+        cls_offset=np.concatenate([index.cls_offset for index in indices]),
+        samples=(size - WAV_HEADER) // 2 if table is None else table.samples,
+        labels=table.labels if table and labels else None,
+        names=tuple(table.track_ids) if table and labels else (),
+    )
+
+
+def with_share(tracks: Tracks, share: float, seed: int) -> Tracks:
+    """Return `share` of the tracks of each class, rounded, at least one; the same for a `seed`.
+
+    Of a track that was packed in segments, all come or none. Raises `ConfigError` for a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"labels = {share:g} must be a share of the labelled tracks: above 0, at most 1.")
+    if share == 1:
+        return tracks
+    assert tracks.labels is not None
+    by_class: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, (label, name) in enumerate(zip(tracks.labels.tolist(), tracks.names, strict=True)):
+        by_class[label][name].append(number)
+    rng = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for label in sorted(by_class):
+        members = list(by_class[label].values())
+        for place in rng.permutation(len(members))[: max(1, round(share * len(members)))]:
+            chosen += members[place]
+    return tracks.only(np.sort(chosen))
