@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from siamusic_fast.config import SHORT_TRACKS, MelConfig
@@ -18,7 +18,7 @@ class Frontend:
     into every checkpoint, and handed to whatever reads audio for that network.
     """
 
-    mel: MelConfig = MelConfig()
+    mel: MelConfig = field(default_factory=MelConfig)
     """Settings of the mel spectrogram."""
     mean: float
     """Mean of the log-mel values of the training tracks, in dB: it becomes 0."""
