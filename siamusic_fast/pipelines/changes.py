@@ -60,8 +60,8 @@ class WaveFunction(WaveChange):
     """Something else, as a function for each engine, or one for both if they understand the same words.
 
     They map (wave, values) to a wave: `dali` a node, float32 [samples], and `torch` a tensor, float32
-    [batch, samples] with zeros behind the end of a shorter wave. Waves are in units of 16 bits: 32,768 is full
-    scale.
+    [batch, samples] with zeros behind the end of a shorter wave. Waves are in units of 16 bits: full scale is
+    32,768.
     """
 
     values: Mapping[str, Array]

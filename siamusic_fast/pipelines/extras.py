@@ -49,8 +49,9 @@ class Gain(WaveAugmentation):
 
     def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
         factor = 10 ** (draws.uniform(-self.decibels, self.decibels) / 20)
-        factor = np.where(draws.coin(self.p), factor, 1.0).astype(np.float32)[:, None]
-        return WaveFunction(values={"factor": factor}, dali=_multiplied, torch=_multiplied)
+        factor = np.where(draws.coin(self.p), factor, 1.0)[:, None]
+        values = {"factor": factor.astype(np.float32)}
+        return WaveFunction(values=values, dali=_multiplied, torch=_multiplied)
 
 
 @dataclass(frozen=True, kw_only=True)
