@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from siamusic_fast.config import SHORT_TRACKS, MelConfig
+from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.progress import SILENT, Progress
@@ -22,7 +22,10 @@ from siamusic_fast.training.models import Classifier, place
 from siamusic_fast.training.scores import Scores, scores
 
 CLASSIFIER = "classifier.pt"
-CLASSIFIER_PARTS = ("backbone", "head", "features", "classes", "mel", "normalisation", "model", "epoch")
+CLASSIFIER_PARTS = (
+    *("backbone", "head", "features", "classes", "mel", "normalisation", "short_tracks"),
+    *("pretrained_on", "model", "epoch"),
+)
 PREDICTIONS = "predictions.csv"
 RESULTS = "results.json"
 
@@ -34,8 +37,8 @@ class EvaluateResult:
     folder: Path
     data: str
     """Corpus that the tracks are from."""
-    pretrained_on: tuple[str, ...] | None
-    """Splits that the encoder learnt from before, none if it began with random weights; None: not known."""
+    pretrained_on: tuple[str, ...]
+    """Splits that the encoder learnt from before, none if it began with random weights."""
     scores: Scores
 
 
@@ -73,15 +76,14 @@ def evaluate(
         "test",
         MelConfig(**saved["mel"]),
         Normalisation(**saved["normalisation"]),
-        short_tracks=saved.get("short_tracks", SHORT_TRACKS[0]),  # older files have none
+        short_tracks=saved["short_tracks"],
         job=job,
         progress=progress,
     )
-    heard = saved.get("pretrained_on")
     result = EvaluateResult(
         folder=folder,
         data=shard_set.source,
-        pretrained_on=None if heard is None else tuple(heard),
+        pretrained_on=tuple(saved["pretrained_on"]),
         scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
     )
     if job.leads:
@@ -99,12 +101,12 @@ def as_json(result: EvaluateResult) -> dict[str, object]:
     }
 
 
-def heard_before(pretrained_on: tuple[str, ...] | None) -> str:
+def heard_before(pretrained_on: tuple[str, ...]) -> str:
     """Return what must be said of scores on the test split if the encoder learnt from one; else nothing."""
-    if "test" not in (pretrained_on or ()):
+    if "test" not in pretrained_on:
         return ""
     return (
-        f"The encoder was pre-trained on the splits {', '.join(pretrained_on or ())}: if it heard these very "
+        f"The encoder was pre-trained on the splits {', '.join(pretrained_on)}: if it heard these very "
         f"test tracks, the scores flatter it."
     )
 

@@ -25,7 +25,7 @@ from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.metrics import RunLog, Stopwatch, collapse_measure, peak_memory
 from siamusic_fast.training.models import PROJECTION_DIM, SimSiam, place
 from siamusic_fast.training.precision import autocast
-from siamusic_fast.training.run import CHECKPOINT, Training
+from siamusic_fast.training.run import Training
 from siamusic_fast.training.schedules import SCHEDULES
 from siamusic_fast.training.signals import Stopped, StopSignals
 
@@ -79,17 +79,19 @@ def pretrain(
 
     Called in every process of `job`; default: one process on the CPU. With `resume`, goes on where the last
     checkpoint of the run in `out` was written, whose configuration must be `config`; on a CPU it ends with
-    the very weights of a run that was never stopped. With `force`, an earlier run in `out` is replaced. Seeds
+    the very weights of a run that was never stopped. If that checkpoint is damaged, warns, and goes on from
+    the one before. With `force`, an earlier run in `out` is replaced. Seeds
     torch's global random generator.
 
     Raises DataError if `out` is not empty (or, with `resume`, holds no run that can go on), if another job is
-    training in it, or if the loss becomes infinite or NaN; ConfigError if the configuration does not fit the
-    shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
+    training in it, if the loss becomes infinite or NaN, or if the disk is full; ConfigError if the
+    configuration does not fit the shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been
+    written.
     """
     job = job or Job()
     with FolderLock() as lock:
         if job.restarts and job.once(lambda: runs.is_of(job, out)):
-            resume, force = job.once(lambda: (out / CHECKPOINT).is_file()), True
+            resume, force = job.once(lambda: runs.has_checkpoint(out)), True
         saved = runs.reopen(out, config, shard_set, job, lock) if resume else None
         torch.manual_seed(config.seed)
         training = _training(config, shard_set, out, job, saved, progress)

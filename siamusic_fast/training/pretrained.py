@@ -1,5 +1,6 @@
 """What a pre-training run left to others: its encoder, and what the encoder expects of its input."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import DataError
 from siamusic_fast.pipelines.mel import Normalisation
 from siamusic_fast.training import checkpoint
-from siamusic_fast.training.run import BEST, CHECKPOINT
+from siamusic_fast.training.run import (
+    BEST,
+    CHECKPOINT,
+    PREVIOUS,
+    damaged_or_missing,
+    only_previous_is_whole,
+)
 
 FILES = {"last": CHECKPOINT, "best": BEST}
 _PARTS = ("config", "normalisation", "encoder", "projector", "epoch")
@@ -42,14 +49,23 @@ class Pretrained:
 def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     """Return the `last` encoder of the pre-training run `run`, or its `best` by kNN accuracy.
 
-    Raises DataError if there is none.
+    Raises DataError if there is none, or if it is damaged: an older one is not taken in its place.
     """
     path = run / FILES[which]
     if which == "best" and not path.is_file() and (run / FILES["last"]).is_file():
         raise DataError(
             f"{path} does not exist: the run was never scored by kNN while it trained; use --checkpoint last."
         )
-    saved = checkpoint.load(path, "pretraining", _PARTS)
+    try:
+        saved = checkpoint.load(path, "pretraining", _PARTS)
+    except DataError as error:
+        if which != "last" or not only_previous_is_whole(run):
+            raise
+        command = shlex.join(("mv", str(run / PREVIOUS), str(path)))
+        raise DataError(
+            f"{path} is {damaged_or_missing(run)}, and the checkpoint before it is whole: `{command}` goes "
+            f"back to that one."
+        ) from error
     config = settings.load_pretrain(saved["config"])
     return Pretrained(
         path=path,
