@@ -65,7 +65,9 @@ _SETTINGS = (
     _setting(
         "--short-tracks", str, "What is done with tracks shorter than a crop.", metavar="|".join(SHORT_TRACKS)
     ),
-    _setting("--backend", str, "What makes the views; torch is faster on a CPU.", metavar="|".join(BACKENDS)),
+    _setting(
+        "--backend", str, "What computes the spectrograms; torch needs no DALI.", metavar="|".join(BACKENDS)
+    ),
     _setting("--backbone", str, "Encoder.", metavar="|".join(BACKBONES)),
     _setting("--epochs", int, "Passes over the tracks."),
     _setting("--batch-size", int, "Pairs per process that go through the network together."),

@@ -230,7 +230,7 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
         most `max_distance` seconds apart if that is given.
         """
         config = config or LoaderConfig()
-        _check_crops(crops, max_distance)
+        check_crops(crops, max_distance)
         frontend, tracks = _opened(data, config)
         plan = Plan(
             tracks,
@@ -392,7 +392,8 @@ def _labels(tracks: Tracks, batch: Batch, device: torch.device) -> Tensor:
     return torch.from_numpy(tracks.labels[batch.tracks]).to(device, non_blocking=True)
 
 
-def _check_crops(crops: str, max_distance: float | None) -> None:
+def check_crops(crops: str, max_distance: float | None) -> None:
+    """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
     if crops not in CROPS:
         raise ConfigError(f"crops = {crops!r} is unknown: choose {' or '.join(CROPS)}.")
     if max_distance is not None and not (max_distance >= 0 and math.isfinite(max_distance)):

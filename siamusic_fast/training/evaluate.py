@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
@@ -22,10 +22,7 @@ from siamusic_fast.training.models import Classifier, place
 from siamusic_fast.training.scores import Scores, scores
 
 CLASSIFIER = "classifier.pt"
-CLASSIFIER_PARTS = (
-    *("backbone", "head", "features", "classes", "mel", "normalisation", "short_tracks"),
-    *("pretrained_on", "model", "epoch"),
-)
+CLASSIFIER_PARTS = ("backbone", "head", "features", "classes", "frontend", "pretrained_on", "model", "epoch")
 PREDICTIONS = "predictions.csv"
 RESULTS = "results.json"
 
@@ -48,6 +45,7 @@ def evaluate(
     out: Path | None = None,
     *,
     seed: int = 0,
+    backend: str = BACKENDS[0],
     job: Job | None = None,
     force: bool = False,
     progress: Progress = SILENT,
@@ -57,8 +55,9 @@ def evaluate(
     Called in every process of `job`, which share the tracks; default: one process on the CPU. `run` is a
     fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the highest
     probability, averaged over crops that cover the track, up to 128, and over its segments if it was packed
-    in several. `seed` is that of the bootstrap. Results go to `out`, with `force` in the place of earlier
-    ones; by default to the folder evaluate beside the classifier, where they replace earlier ones.
+    in several. `seed` is that of the bootstrap; `backend` computes the spectrograms. Results go to `out`,
+    with `force` in the place of earlier ones; by default to the folder evaluate beside the classifier, where
+    they replace earlier ones.
 
     Raises DataError if there is no classifier, if the shards have other classes or no test tracks, or if
     `out` is not empty.
@@ -74,9 +73,8 @@ def evaluate(
         lambda mels: model(mels).softmax(dim=1),
         shard_set,
         "test",
-        MelConfig(**saved["mel"]),
-        Normalisation(**saved["normalisation"]),
-        short_tracks=saved["short_tracks"],
+        Frontend.load(saved["frontend"]),
+        backend=backend,
         job=job,
         progress=progress,
     )

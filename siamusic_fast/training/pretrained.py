@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from siamusic_fast import config as settings
-from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.run import (
     BEST,
@@ -21,20 +20,18 @@ from siamusic_fast.training.run import (
 )
 
 FILES = {"last": CHECKPOINT, "best": BEST}
-_PARTS = ("config", "normalisation", "encoder", "projector", "epoch")
+_PARTS = ("config", "frontend", "encoder", "projector", "epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """An encoder's weights and features."""
+    """An encoder's weights and frontend."""
 
     path: Path
     """The checkpoint that it is from."""
     backbone: str
-    mel: MelConfig
-    normalisation: Normalisation
-    short_tracks: str
-    """What is done with tracks that are shorter than a crop, one of `config.SHORT_TRACKS`."""
+    frontend: Frontend
+    """What it expects of its input."""
     splits: tuple[str, ...]
     """What it learnt from."""
     encoder: dict[str, Tensor]
@@ -70,9 +67,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     return Pretrained(
         path=path,
         backbone=config.backbone,
-        mel=config.mel,
-        normalisation=Normalisation(**saved["normalisation"]),
-        short_tracks=config.short_tracks,
+        frontend=Frontend.load(saved["frontend"]),
         splits=config.splits,
         encoder=saved["encoder"],
         projector=saved["projector"],

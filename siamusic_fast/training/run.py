@@ -19,9 +19,8 @@ from torch.optim import Optimizer
 from siamusic_fast import config as settings
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.pipelines.loader import TwoViewLoader
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.job import Job
@@ -39,7 +38,7 @@ _JOB = ".job"
 _MAY_CHANGE = ("checkpoint_minutes", "knn_every")
 """Settings that do not touch what is learnt: a run goes on with others."""
 CHECKPOINT_PARTS = (
-    *("config", "normalisation", "encoder", "projector", "predictor", "optimizer"),
+    *("config", "frontend", "encoder", "projector", "predictor", "optimizer"),
     *("epoch", "step", "figures", "ranks", "data", "shards"),
 )
 """What a checkpoint holds."""
@@ -51,11 +50,11 @@ class Training:
 
     run: Path
     about: dict[str, Any]
-    """What does not change: `config`, `normalisation`, `data` and `shards` of the checkpoint."""
+    """What does not change: `config`, `frontend`, `data` and `shards` of the checkpoint."""
     job: Job
     simsiam: SimSiam
     optimizer: Optimizer
-    loader: TwoViewLoader | TorchTwoViewLoader
+    loader: TwoViewLoader
     stopwatch: Stopwatch
     epoch: int = 0
     """Whole epochs that are done."""
@@ -176,11 +175,11 @@ class Training:
         )
 
 
-def about(config: PretrainConfig, shard_set: ShardSet, normalisation: Normalisation) -> dict[str, Any]:
+def about(config: PretrainConfig, shard_set: ShardSet, frontend: Frontend) -> dict[str, Any]:
     """Return what a run was started with, as its checkpoints hold it."""
     return {
         "config": settings.dump(config),
-        "normalisation": {"mean": normalisation.mean, "deviation": normalisation.deviation},
+        "frontend": frontend.dump(),
         "data": str(shard_set.folder),
         "shards": _checksums(shard_set, config),
     }

@@ -3,13 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from siamusic_fast import config as settings
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.evaluate import evaluate, find_classifier, heard_before
 from siamusic_fast.training.models import Classifier
-from tests.training.conftest import MEL
+from tests.training.conftest import FRONTEND
 
 
 def save_classifier(folder: Path, **values: object) -> Path:
@@ -17,9 +16,7 @@ def save_classifier(folder: Path, **values: object) -> Path:
     saved = {
         **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
         "classes": ["Electronic", "Folk", "Rock"],
-        "mel": settings.dump(MEL),
-        "normalisation": {"mean": -40.0, "deviation": 15.0},
-        "short_tracks": "repeat",
+        "frontend": FRONTEND.dump(),
         "model": Classifier("resnet18", 3).state_dict(),
     }
     checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})
