@@ -14,10 +14,10 @@ from webdataset import tariterators
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.changes import (
-    AddToMels,
     Erase,
     Flip,
     ImageChange,
+    ImageFunction,
     MixImages,
     Paste,
     Warp,
@@ -45,8 +45,8 @@ def _changed(images: Array, row: int, change: ImageChange) -> Array:
             turned = torch.from_numpy(image)
             turned = vision.vflip(turned) if change.mels[row] else turned
             image = (vision.hflip(turned) if change.frames[row] else turned).numpy()
-        case AddToMels():
-            image = image + change.amount[row][:, None]
+        case ImageFunction():  # of Tilt: others are stated where they are tested
+            image = image + change.values["line"][row, :, 0]
         case Warp() if change.on[row]:
             for axis, edges in enumerate((change.mels[row], change.frames[row])):
                 image = _stretched(image, edges, axis)

@@ -47,9 +47,7 @@ def test_ranks_share_an_epoch_and_leave_out_less_than_a_batch(
     assert {plan.batches for plan in plans} == {23 // (4 * world_size)}
     met: set[int] = set()
     for epoch in range(12):
-        taken = [
-            plan.batch((epoch, number)).tracks for plan in plans for number in range(plan.batches)
-        ]
+        taken = [plan.batch((epoch, number)).tracks for plan in plans for number in range(plan.batches)]
         epoch_of_all = np.concatenate(taken) if taken else np.zeros(0)
         assert len(epoch_of_all) == len(set(epoch_of_all.tolist()))
         assert 23 - len(epoch_of_all) < 4 * world_size
@@ -137,7 +135,9 @@ def test_independent_crops_start_no_further_apart_than_asked_for(tracks: Tracks)
 
 
 @pytest.mark.parametrize("short_tracks", ["repeat", "pad"])
-@pytest.mark.parametrize("recipe", ["none", "audio", "pitch(p=1),wavemix(p=1),stretch(p=1)", "stretch,wavemix,wavemix"])
+@pytest.mark.parametrize(
+    "recipe", ["none", "audio", "pitch(p=1),wavemix(p=1),stretch(p=1)", "stretch,wavemix,wavemix"]
+)
 @pytest.mark.parametrize("independent", [False, True])
 def test_spans_lie_within_tracks_and_hold_all_that_is_taken_of_them(
     tracks: Tracks, short_tracks: str, recipe: str, independent: bool
