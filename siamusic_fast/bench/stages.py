@@ -36,7 +36,6 @@ _BATCH_ON_CPU, _CODEC = 64, "wav"
 """Size of the batches, and codec of the shards, that the targets of the project were set for."""
 _PLANNED = 256
 """Pairs in the batch whose plan has a target of its own."""
-_BATCHES = "batches/s"
 _ON_GPU, _GPU = {"image": 20_000.0, "audio": 10_000.0}, "H200"
 """Pairs/s that the project asks for on that GPU, by recipe."""
 _HANDED_OVER, _CORES = 21_000.0, 2
@@ -133,9 +132,7 @@ def plan_of_batch(setup: Setup, recipe: str) -> Contender:
         views=2,
         batch_size=_PLANNED,
     )
-    return Contender(
-        name=of_plan(recipe), items=1, open=lambda: _plans(plan, setup.device), unit=_BATCHES, ours=True
-    )
+    return Contender(name=of_plan(recipe), items=_PLANNED, open=lambda: _plans(plan, setup.device), ours=True)
 
 
 def with_plan_times(found: Sequence[Measurement], recipes: Sequence[str]) -> list[Measurement]:
@@ -145,7 +142,7 @@ def with_plan_times(found: Sequence[Measurement], recipes: Sequence[str]) -> lis
         Measurement(
             name=one.name,
             unit="ms of one core",
-            windows=one.cpu_windows,
+            windows=tuple(_PLANNED * milliseconds for milliseconds in one.cpu_windows),
             ours=True,
             target=targets[one.name],
             at_most=True,
