@@ -10,6 +10,7 @@ from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
 BACKENDS = ("dali", "torch")
+"""Engines that compute spectrograms and augmentations, the default first."""
 CROPS = ("same", "independent")
 """Which moments of a track the two views show: the same one, as in the paper, or one each."""
 SHORT_TRACKS = ("repeat", "pad")
@@ -120,8 +121,8 @@ class PretrainConfig:
     """Between the starts of independent crops, in seconds; None: anywhere in the track."""
     short_tracks: str = SHORT_TRACKS[0]
     """What is done with tracks that are shorter than a crop: one of `SHORT_TRACKS`."""
-    backend: str = "dali"
-    """What makes the views: one of `BACKENDS`."""
+    backend: str = BACKENDS[0]
+    """Engine that computes the views and the features of kNN: one of `BACKENDS`."""
     backbone: str = "resnet50"
     """One of `BACKBONES`."""
     splits: tuple[str, ...] = ("training",)
@@ -217,9 +218,11 @@ class FinetuneConfig:
     """Share of the labelled training tracks that are used, of each class alike; drawn with `seed`."""
     aug: str = "none"
     """Augmentations of the training crops: text that `pipelines.recipes.parse_recipe` reads."""
+    backend: str = BACKENDS[0]
+    """Engine that computes the features: one of `BACKENDS`."""
     epochs: int = 50
     batch_size: int = 64
-    """Crops per step and process."""
+    """Crops per step and process, and per pass over validation tracks."""
     lr: float = 1e-3
     """Learning rate of Adam, of the head."""
     encoder_lr: float | None = None
@@ -234,6 +237,7 @@ class FinetuneConfig:
         _check_choice("checkpoint", self.checkpoint, CHECKPOINTS)
         _check_choice("head", self.head, HEADS)
         _check_choice("features", self.features, FEATURES)
+        _check_choice("backend", self.backend, BACKENDS)
         _check_positive("epochs", self.epochs)
         _check_positive("batch_size", self.batch_size)
         if not self.freeze:

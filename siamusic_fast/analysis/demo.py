@@ -8,6 +8,7 @@ from pathlib import Path
 
 from siamusic_fast.analysis import plots, preview
 from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.fma import load_fma
@@ -77,9 +78,10 @@ def demo(
     evaluated = evaluate(run, shard_set, job=job, progress=progress)
 
     with progress.task("Drawing", 4, "pictures") as task:
-        recipe, mel = parse_recipe(config.pretrain.aug), MelConfig()
-        found = preview.examples(shard_set, recipe=recipe, mel=mel, count=PREVIEW_TRACKS, seed=seed)
-        preview.draw(found, mel, f"Recipe {config.pretrain.aug}", run / "plots" / "preview.png")
+        recipe, frontend = parse_recipe(config.pretrain.aug), estimate_frontend(shard_set)
+        crops = preview.PreviewConfig(seed=seed)
+        found = preview.examples(shard_set, frontend, recipe=recipe, count=PREVIEW_TRACKS, config=crops)
+        preview.draw(found, frontend.mel, f"Recipe {config.pretrain.aug}", run / "plots" / "preview.png")
         task.advance()
         plots.pretraining(run)
         task.advance()

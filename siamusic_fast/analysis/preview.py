@@ -5,7 +5,6 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
 
 import numpy as np
 import soundfile
@@ -16,10 +15,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import CROPS, MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.recipes import Recipe, step_name
-from siamusic_fast.pipelines.trace import Trace, TraceOptions, trace
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.estimate import check_length
+from siamusic_fast.pipelines.loaders import check_crops
+from siamusic_fast.pipelines.plan import Plan
+from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.pipelines.recipes import Recipe, step_name, to_recipe
+from siamusic_fast.pipelines.torch.engine import TorchEngine, final_waves
+from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
 
@@ -52,47 +57,60 @@ class Example:
     views: tuple[Shown, Shown]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """Where the crops that are shown lie, as in pre-training."""
+
+    split: str = "training"
+    """Split whose first tracks are shown."""
+    crops: str = CROPS[0]
+    """Which moments the two views show: one of `CROPS`."""
+    max_distance: float | None = None
+    """Largest distance between the starts of independent crops, in seconds; None: anywhere in the track."""
+    seed: int = 0
+    """Seed of crops and augmentations."""
+
+    def __post_init__(self) -> None:
+        check_crops(self.crops, self.max_distance)
+
+
 def examples(
     shard_set: ShardSet,
+    frontend: Frontend,
     *,
     recipe: Recipe,
-    mel: MelConfig,
     count: int,
-    split: str = "training",
-    **options: Unpack[TraceOptions],
+    config: PreviewConfig | None = None,
 ) -> list[Example]:
-    """Return the first `count` tracks of `split` with two views each; for `options` see `trace`.
+    """Return the first `count` tracks of a split with two views each, computed by the torch engine.
 
-    Raises `DataError` if there is no such split,
-    `ConfigError` if `mel` does not fit the tracks or `count` is not between 1 and 16.
+    Raises `DataError` if there is no such split, `ConfigError` if the features do not fit the tracks or
+    `count` is not between 1 and 16.
     """
     if not 1 <= count <= _BATCH:
         raise ConfigError(f"tracks = {count} must lie between 1 and {_BATCH}.")
-    found = trace(shard_set, recipe=recipe, mel=mel, splits=(split,), tracks=_BATCH, **options)
-    mean, deviation = found.normalisation
-    tracks = itertools.islice(
-        (track for track in read_tracks(shard_set.folder) if track.split == split), count
-    )
+    config = config or PreviewConfig()
+    tracks = open_tracks(shard_set, [config.split])
+    check_length(tracks, frontend.mel)
+    # The same places are drawn, whatever is done with the crops there.
+    original, _ = _shown(_plan(tracks, frontend, (), config))
+    views = _shown(_plan(tracks, frontend, to_recipe(recipe, frontend.mel), config))
+    listed = (track for track in read_tracks(shard_set.folder) if track.split == config.split)
     return [
         Example(
             label=f"{track.key}\n{track.genre}",
             track=track,
-            original=found.views[0].originals[row] * deviation + mean,
-            views=(_shown(found, 0, row), _shown(found, 1, row)),
+            original=original[row].decibels,
+            views=(views[0][row], views[1][row]),
         )
-        for row, track in enumerate(tracks)
+        for row, track in enumerate(itertools.islice(listed, count))
     ]
 
 
 def each_alone(
-    shard_set: ShardSet,
-    *,
-    recipe: Recipe,
-    mel: MelConfig,
-    split: str = "training",
-    **options: Unpack[TraceOptions],
+    shard_set: ShardSet, frontend: Frontend, *, recipe: Recipe, config: PreviewConfig | None = None
 ) -> list[Example]:
-    """Return the first track of `split` once for each step of `recipe`, alone and certain to happen.
+    """Return the first track of a split once for each step of `recipe`, alone and certain to happen.
 
     Raises what `examples` does, and `ConfigError` if the recipe has no steps.
     """
@@ -101,7 +119,7 @@ def each_alone(
     rows = []
     for step in recipe:
         alone = (dataclasses.replace(step, p=1.0),)
-        (found,) = examples(shard_set, recipe=alone, mel=mel, count=1, split=split, **options)
+        (found,) = examples(shard_set, frontend, recipe=alone, count=1, config=config)
         rows.append(dataclasses.replace(found, label=step_name(step)))
     return rows
 
@@ -154,13 +172,42 @@ def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
     figure.savefig(path, dpi=100, format="png")
 
 
-def _shown(found: Trace, view: int, row: int) -> Shown:
-    traced, (mean, deviation) = found.views[view], found.normalisation
-    return Shown(
-        decibels=traced.images[row] * deviation + mean,
-        wave=traced.waves[row],
-        tempo=float(traced.tempos[row]),
+def _plan(tracks: Tracks, frontend: Frontend, recipe: Recipe, config: PreviewConfig) -> Plan:
+    """Return the plan whose first batch has the first of `tracks` in their order."""
+    return Plan(
+        tracks,
+        frontend,
+        recipe=recipe,
+        views=2,
+        independent=config.crops == "independent",
+        max_distance=config.max_distance,
+        batch_size=min(_BATCH, len(tracks)),
+        shuffle=False,
+        seed=config.seed,
     )
+
+
+def _shown(plan: Plan) -> list[list[Shown]]:
+    """Return, of each view of the first batch of `plan`, what is shown of every track."""
+    reader, engine = Reader(plan.tracks, plan.frontend), TorchEngine(plan, torch.device("cpu"))
+    batch, rows = plan.batch((0, 0)), slice(0, plan.batch_size)
+    pcm = [np.empty((rows.stop, spans.samples.max()), dtype=np.int16) for spans in batch.spans]
+    for spans, into in zip(batch.spans, pcm, strict=True):
+        reader.read(spans, rows, into)
+    images = engine.begin(batch)
+    engine.work(batch, pcm, rows, images)
+    found = []
+    for number, view in enumerate(batch.views):
+        decibels = images[number][:, 0].numpy() * plan.frontend.std + plan.frontend.mean
+        waves = final_waves(batch, pcm, number, plan)
+        tempos = np.ones(rows.stop) if view.step is None else view.step
+        found.append(
+            [
+                Shown(decibels=decibels[row], wave=waves[row], tempo=float(tempos[row]))
+                for row in range(rows.stop)
+            ]
+        )
+    return found
 
 
 def _at_tempo(wave: Tensor, tempo: float, mel: MelConfig) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from siamusic_fast.config import BACKENDS
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint, models
@@ -68,6 +69,7 @@ def probe(
     *,
     which: str = "last",
     seed: int = 0,
+    backend: str = BACKENDS[0],
     job: Job | None = None,
     force: bool = False,
     progress: Progress = SILENT,
@@ -75,9 +77,9 @@ def probe(
     """Probe the encoder of the pre-training run `run`, `last` or `best`, and random ones beside it.
 
     Called in every process of `job`, which share the tracks; default: one process on the CPU. A track's
-    features are those of crops that cover it, up to 128, averaged. The kNN probe looks at the labelled
-    training tracks; the linear one learns from them, with the penalty that does best on validation. Both are
-    scored on the labelled test tracks, which nothing is chosen by.
+    features are those of crops that cover it, up to 128, averaged; `backend` computes their spectrograms. The
+    kNN probe looks at the labelled training tracks; the linear one learns from them, with the penalty that
+    does best on validation. Both are scored on the labelled test tracks, which nothing is chosen by.
 
     All are in evaluation mode, where the batch norms of the random encoders have the statistics that they
     start with: mean 0 and variance 1. Their weights depend on `seed`, which is that of the bootstrap too.
@@ -95,7 +97,7 @@ def probe(
     learnt, random, initial = (random_encoder(pretrained.backbone, seed, job.device) for _ in range(3))
     learnt.load_state_dict(pretrained.encoder)
     encoders = [learnt, activate_branches(random), initial]
-    tracks = _features(encoders, pretrained, shard_set, job, progress)
+    tracks = _features(encoders, pretrained, shard_set, backend, job, progress)
     probes = [_probes(of_one, shard_set.classes, seed) for of_one in tracks]
     result = ProbeResult(
         folder=folder,
@@ -138,6 +140,7 @@ def _features(
     encoders: Sequence[nn.Module],
     pretrained: Pretrained,
     shard_set: ShardSet,
+    backend: str,
     job: Job,
     progress: Progress,
 ) -> list[dict[str, Tracks]]:
@@ -150,9 +153,8 @@ def _features(
             lambda mels: torch.cat([encoder(mels) for encoder in encoders], dim=1),
             shard_set,
             split,
-            pretrained.mel,
-            pretrained.normalisation,
-            short_tracks=pretrained.short_tracks,
+            pretrained.frontend,
+            backend=backend,
             job=job,
             progress=progress,
         )

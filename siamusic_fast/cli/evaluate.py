@@ -19,6 +19,7 @@ from siamusic_fast.training import evaluate as training
 @click.argument("run", type=click.Path(path_type=Path))
 @options.labelled_data
 @options.data_dir
+@options.backend
 @options.gpus
 @options.workers
 @options.seed
@@ -36,6 +37,7 @@ def evaluate(
     run: Path,
     data: str,
     data_dir: Path,
+    backend: str,
     gpus: int | None,
     workers: int | None,
     seed: int,
@@ -56,7 +58,14 @@ def evaluate(
     shard_set = find_shards(data, data_dir)
     result = distributed.launch(
         functools.partial(
-            training.evaluate, run, shard_set, out, seed=seed, force=force, progress=progress(quiet)
+            training.evaluate,
+            run,
+            shard_set,
+            out,
+            seed=seed,
+            backend=backend,
+            force=force,
+            progress=progress(quiet),
         ),
         gpus=gpus,
         workers=workers,

@@ -90,6 +90,7 @@ def _choice(flag: str, choices: tuple[str, ...], default: str, words: str) -> Ca
     show_default=True,
     help="Rate of each stage of the encoder, as a share of the rate of the stage after it.",
 )
+@options.backend
 @options.gpus
 @options.workers
 @options.seed

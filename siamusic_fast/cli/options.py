@@ -25,7 +25,7 @@ backend = click.option(
     metavar="|".join(BACKENDS),
     default=BACKENDS[0],
     show_default=True,
-    help="What makes the views; torch needs no DALI and is faster on a CPU.",
+    help="What computes the spectrograms; torch needs no DALI.",
 )
 seed = click.option(
     "--seed",

@@ -65,7 +65,9 @@ _SETTINGS = (
     _setting(
         "--short-tracks", str, "What is done with tracks shorter than a crop.", metavar="|".join(SHORT_TRACKS)
     ),
-    _setting("--backend", str, "What makes the views; torch is faster on a CPU.", metavar="|".join(BACKENDS)),
+    _setting(
+        "--backend", str, "What computes the spectrograms; torch needs no DALI.", metavar="|".join(BACKENDS)
+    ),
     _setting("--backbone", str, "Encoder.", metavar="|".join(BACKBONES)),
     _setting("--epochs", int, "Passes over the tracks."),
     _setting("--batch-size", int, "Pairs per process that go through the network together."),
@@ -158,8 +160,8 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder with SimSiam.
 
-    The folder of the run gets config.json, checkpoint.pt, best.pt where there are labels to judge it by,
-    metrics.jsonl with TensorBoard's event file, and plots. Ctrl-C saves and stops.
+    The folder of the run gets config.json, checkpoint.pt and the one before it, best.pt where there are
+    labels to judge it by, metrics.jsonl with TensorBoard's event file, and plots. Ctrl-C saves and stops.
 
     \b
     siamusic-fast pretrain --gpus 2 --aug image
@@ -258,7 +260,7 @@ def _run_to_resume(resume: str | None, out: Path | None) -> Path | None:
         return Path(resume) if resume else None
     if out is None:
         return runs.newest_unfinished(RUNS)
-    return out if (out / runs.CHECKPOINT).is_file() else None
+    return out if runs.has_checkpoint(out) else None
 
 
 def _refuse_settings(given: dict[str, Any], **others: object) -> None:
@@ -272,7 +274,7 @@ def _refuse_settings(given: dict[str, Any], **others: object) -> None:
 def _say_how_to_go_on(run: Path, gpus: int | None, workers: int | None) -> None:
     if not distributed.is_leader():
         return
-    if (run / runs.CHECKPOINT).is_file():
+    if runs.has_checkpoint(run):
         where = {"--gpus": gpus, "--workers": workers}
         words = "".join(f" {name} {value}" for name, value in where.items() if value is not None)
         note(f"Stopped. {run} has a checkpoint; go on with: siamusic-fast pretrain --resume {run}{words}")

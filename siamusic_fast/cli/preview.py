@@ -9,10 +9,9 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output
 from siamusic_fast.config import CROPS, SHORT_TRACKS, MelConfig
 from siamusic_fast.errors import DataError
+from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.recipes import file_name, parse_recipe
-from siamusic_fast.pipelines.trace import TraceOptions
 from siamusic_fast.shards.manifest import find_shards
-from siamusic_fast.training.distributed import device_for
 
 
 @click.command()
@@ -48,13 +47,6 @@ from siamusic_fast.training.distributed import device_for
 @click.option(
     "--play", is_flag=True, help="Write both views as WAV files too, into a folder beside the picture."
 )
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "gpu"]),
-    default="cpu",
-    show_default=True,
-    help="Where DALI makes the views.",
-)
 @options.seed
 @click.option(
     "--out",
@@ -76,7 +68,6 @@ def preview(
     short_tracks: str,
     seconds: float,
     play: bool,
-    device: str,
     seed: int,
     out: Path | None,
     force: bool,
@@ -91,26 +82,19 @@ def preview(
     siamusic-fast preview --data fma_small --aug both --each
     siamusic-fast preview --data fma_small --aug pitch,stretch --each --play
     """
-    if device == "gpu":
-        device_for(1)
     if out is not None and out.exists() and not force:
         raise DataError(f"{out} exists: choose another file with --out, or replace it with --force.")
     shard_set = find_shards(data, data_dir)
     mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
     path = out or Path(f"preview-{file_name(aug)}.png")
     recipe = parse_recipe(aug)
-    made: TraceOptions = {
-        "crops": crops,
-        "max_distance": max_distance,
-        "short_tracks": short_tracks,
-        "device": device,
-        "seed": seed,
-    }
+    frontend = estimate_frontend(shard_set, mel, short_tracks=short_tracks)
+    config = drawing.PreviewConfig(split=split, crops=crops, max_distance=max_distance, seed=seed)
     if each:
-        found = drawing.each_alone(shard_set, recipe=recipe, mel=mel, split=split, **made)
+        found = drawing.each_alone(shard_set, frontend, recipe=recipe, config=config)
         title = f"{shard_set.source}, {found[0].track.key}: augmentations of {aug}"
     else:
-        found = drawing.examples(shard_set, recipe=recipe, mel=mel, count=tracks, split=split, **made)
+        found = drawing.examples(shard_set, frontend, recipe=recipe, count=tracks, config=config)
         title = f"{shard_set.source}: recipe {aug}"
     drawing.draw(found, mel, title, path)
     output.print(str(path))

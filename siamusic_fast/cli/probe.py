@@ -29,6 +29,7 @@ from siamusic_fast.training.scores import Scores
     show_default=True,
     help="Which encoder of the run: the last, or the best by kNN accuracy.",
 )
+@options.backend
 @options.gpus
 @options.workers
 @options.seed
@@ -47,6 +48,7 @@ def probe(
     data: str,
     data_dir: Path,
     which: str,
+    backend: str,
     gpus: int | None,
     workers: int | None,
     seed: int,
@@ -69,7 +71,15 @@ def probe(
     shard_set = find_shards(data, data_dir)
     result = distributed.launch(
         functools.partial(
-            analysis.probe, run, shard_set, out, which=which, seed=seed, force=force, progress=progress(quiet)
+            analysis.probe,
+            run,
+            shard_set,
+            out,
+            which=which,
+            seed=seed,
+            backend=backend,
+            force=force,
+            progress=progress(quiet),
         ),
         gpus=gpus,
         workers=workers,

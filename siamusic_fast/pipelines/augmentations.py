@@ -1,14 +1,13 @@
 """The augmentations of Kim, Hong, Lee 2022, Table 1, and what every augmentation is.
 
 An augmentation is a frozen dataclass: a probability `p`, decided for every sample of a batch on its own, and
-its parameters. `draw` makes everything that is random, in numpy, and says as one of the `changes` what the
-engines are to do.
+its parameters, with the bounds of each. `draw` makes everything that is random, in numpy, and says as one of
+the `changes` what the engines are to do.
 """
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +31,23 @@ from siamusic_fast.pipelines.draws import Draws
 _OCTAVE = 12
 """Semitones."""
 _MAX_STRETCH = 4.0
+_MAX_ALPHA = 1e6
+_MAX_SIZE = 100_000
+
+
+def bounded(default: Any, low: float, high: float, *, above: bool = False) -> Any:
+    """Return a field whose value must lie between `low` and `high`, or `above` `low`."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def probability(default: float) -> Any:
+    """Return the field `p` of an augmentation."""
+    return bounded(default, 0, 1)
+
+
+def part(default: float) -> Any:
+    """Return a field that is a part of a whole."""
+    return bounded(default, 0, 1, above=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +61,9 @@ class Augmentation(ABC):
     """Probability that a sample is changed."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"p = {self.p:g} of {type(self).__name__} must lie between 0 and 1.")
+        for parameter in fields(self):
+            if bounds := parameter.metadata:
+                _check(parameter.name, getattr(self, parameter.name), type(self).__name__, **bounds)
 
     def check(self, mel: MelConfig) -> None:  # noqa: B027 (most fit any features)
         """Raise `ConfigError` if the change does not fit the features."""
@@ -84,19 +101,15 @@ class ImageAugmentation(Augmentation):
 class TimeStretch(WaveAugmentation):
     """Plays faster or slower at the same pitch."""
 
-    p: float = 0.6
-    min_rate: float = 0.6
+    p: float = probability(0.6)
+    min_rate: float = bounded(0.6, 1 / _MAX_STRETCH, _MAX_STRETCH)
     """Lowest rate; below 1 is slower."""
-    max_rate: float = 1.5
+    max_rate: float = bounded(1.5, 1 / _MAX_STRETCH, _MAX_STRETCH)
     """Highest rate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 / _MAX_STRETCH <= self.min_rate <= self.max_rate <= _MAX_STRETCH:
-            raise ConfigError(
-                f"min_rate = {self.min_rate:g} of TimeStretch must be at least {1 / _MAX_STRETCH:g} and not "
-                f"above max_rate = {self.max_rate:g}, which must be at most {_MAX_STRETCH:g}."
-            )
+        check_order("min_rate", self.min_rate, "max_rate", self.max_rate, self)
 
     @property
     def max_rate_drawn(self) -> float:
@@ -111,16 +124,9 @@ class TimeStretch(WaveAugmentation):
 class PitchShift(WaveAugmentation):
     """Moves the pitch at the same tempo, evenly on the scale of semitones."""
 
-    p: float = 0.6
-    semitones: float = 4.0
+    p: float = probability(0.6)
+    semitones: float = bounded(4.0, 0, _OCTAVE)
     """Largest shift, up or down."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.semitones <= _OCTAVE:
-            raise ConfigError(
-                f"semitones = {self.semitones:g} of PitchShift must lie between 0 and {_OCTAVE}, an octave."
-            )
 
     @property
     def max_pitch_drawn(self) -> float:
@@ -137,12 +143,9 @@ class WaveMixup(WaveAugmentation):
     """Adds another track: w x + (1 - w) partner, w from Beta(alpha, alpha) [Zhang 2017, mixup]."""
 
     mixes = True
-    p: float = 0.6
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_alpha(self.alpha, self)
+    p: float = probability(0.6)
+    alpha: float = bounded(1.0, 0, _MAX_ALPHA, above=True)
+    """Both parameters of the Beta distribution."""
 
     def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
         on, partner, weight = draws.coin(self.p), draws.partners(), 1 - draws.beta(self.alpha)
@@ -155,12 +158,9 @@ class Mixup(ImageAugmentation):
     """Mixes two spectrograms: w x + (1 - w) partner, w from Beta(alpha, alpha) [Zhang 2017, mixup]."""
 
     mixes = True
-    p: float = 0.6
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_alpha(self.alpha, self)
+    p: float = probability(0.6)
+    alpha: float = bounded(1.0, 0, _MAX_ALPHA, above=True)
+    """Both parameters of the Beta distribution."""
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         on, partner, weight = draws.coin(self.p), draws.partners(), 1 - draws.beta(self.alpha)
@@ -176,12 +176,9 @@ class CutMix(ImageAugmentation):
     """
 
     mixes = True
-    p: float = 0.6
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_alpha(self.alpha, self)
+    p: float = probability(0.6)
+    alpha: float = bounded(1.0, 0, _MAX_ALPHA, above=True)
+    """Both parameters of the Beta distribution."""
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         on, partner, side = draws.coin(self.p), draws.partners(), np.sqrt(1 - draws.beta(self.alpha))
@@ -198,16 +195,11 @@ class Mask(ImageAugmentation):
     policy (27 of 80) [Park 2019], for frames its 100 frames on the 431 of a crop.
     """
 
-    p: float = 0.4
-    max_mels: float = 27 / 80
+    p: float = probability(0.4)
+    max_mels: float = part(27 / 80)
     """Widest band of mels, as a part of all."""
-    max_frames: float = 100 / 431
+    max_frames: float = part(100 / 431)
     """Widest band of frames, as a part of all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_part("max_mels", self.max_mels, self)
-        check_part("max_frames", self.max_frames, self)
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         on, over_mels = draws.coin(self.p), draws.coin(0.5)
@@ -220,7 +212,7 @@ class Mask(ImageAugmentation):
 class HorizontalFlip(ImageAugmentation):
     """Turns time around."""
 
-    p: float = 0.8
+    p: float = probability(0.8)
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         return Flip(mels=np.zeros(draws.count, dtype=bool), frames=draws.coin(self.p))
@@ -230,7 +222,7 @@ class HorizontalFlip(ImageAugmentation):
 class VerticalFlip(ImageAugmentation):
     """Turns the mel bands upside down."""
 
-    p: float = 0.8
+    p: float = probability(0.8)
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         return Flip(mels=draws.coin(self.p), frames=np.zeros(draws.count, dtype=bool))
@@ -244,19 +236,11 @@ class CutOut(ImageAugmentation):
     holes instead of one large one suit an image nine times as wide as it is high.
     """
 
-    p: float = 0.8
-    holes: int = 4
-    """Number of holes, at most 64."""
-    size: int = 16
+    p: float = probability(0.8)
+    holes: int = bounded(4, 1, MAX_BOXES)
+    """Number of holes."""
+    size: int = bounded(16, 1, _MAX_SIZE)
     """Side of a hole, in mels and frames."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.holes <= MAX_BOXES or self.size < 1:
-            raise ConfigError(
-                f"holes = {self.holes} of CutOut must be 1 to {MAX_BOXES} and size = {self.size} at least 1: "
-                f"leave it out for none."
-            )
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         on, size = draws.coin(self.p), np.full((draws.count, self.holes), self.size)
@@ -278,10 +262,17 @@ def column_boxes(begin: Array, end: Array, mel: MelConfig) -> Array:
     return np.stack([np.zeros_like(begin), np.full_like(begin, mel.n_mels), begin, end], axis=-1)
 
 
-def check_part(name: str, value: float, step: Augmentation) -> None:
-    """Raise `ConfigError` unless `value`, a parameter of `step`, is a part of a whole."""
-    if not 0 < value <= 1:
-        raise ConfigError(f"{name} = {value:g} of {type(step).__name__} must be above 0, at most 1.")
+def check_order(low_name: str, low: float, high_name: str, high: float, step: Augmentation) -> None:
+    """Raise `ConfigError` if the lower end of a range of `step` is above the upper one."""
+    if low > high:
+        kind = type(step).__name__
+        raise ConfigError(f"{low_name} = {low:g} of {kind} must not be above {high_name} = {high:g}.")
+
+
+def _check(name: str, value: float, kind: str, *, low: float, high: float, above: bool) -> None:
+    if not (low < value <= high if above else low <= value <= high):
+        least = "above" if above else "at least"
+        raise ConfigError(f"{name} = {value:g} of {kind} must be {least} {low:g} and at most {high:g}.")
 
 
 def _boxes(draws: Draws, mel: MelConfig, height: Array, width: Array, *, number: int) -> Array:
@@ -289,8 +280,3 @@ def _boxes(draws: Draws, mel: MelConfig, height: Array, width: Array, *, number:
     top = np.floor(draws.uniform(0, mel.n_mels, number)) - height // 2
     left = np.floor(draws.uniform(0, mel.frames, number)) - width // 2
     return np.stack([top, top + height, left, left + width], axis=-1)
-
-
-def _check_alpha(alpha: float, step: Augmentation) -> None:
-    if not 0 < alpha < math.inf:
-        raise ConfigError(f"alpha = {alpha:g} of {type(step).__name__} must be a number above 0.")

@@ -46,14 +46,6 @@ class MixWaves(WaveChange):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale(WaveChange):
-    """Multiplies the wave."""
-
-    factor: Array
-    """[batch]."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class AddNoise(WaveChange):
     """Adds white Gaussian noise whose root mean square is `factor` times that of the wave."""
 
@@ -65,15 +57,15 @@ class AddNoise(WaveChange):
 
 @dataclass(frozen=True, kw_only=True)
 class WaveFunction(WaveChange):
-    """Something else, as one function for each engine.
+    """Something else, as a function for each engine, or one for both if they understand the same words.
 
-    `dali` maps a node, float32 [samples], and nodes of `values` to a node; `torch` maps a tensor, float32
-    [batch, samples] with zeros behind the end of a shorter wave, and tensors of `values` to a tensor. Waves
-    are in units of 16 bits: 32,768 is full scale.
+    They map (wave, values) to a wave: `dali` a node, float32 [samples], and `torch` a tensor, float32
+    [batch, samples] with zeros behind the end of a shorter wave. Waves are in units of 16 bits: full scale is
+    32,768.
     """
 
     values: Mapping[str, Array]
-    """Numbers that were drawn, by name; each [batch, ...]."""
+    """Numbers that were drawn, by name, [batch, ...]: what multiplies a wave is float32 [batch, 1]."""
     dali: Function
     torch: Function
 
@@ -136,23 +128,15 @@ class Warp(ImageChange):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddToMels(ImageChange):
-    """Adds a number to each mel band."""
-
-    amount: Array
-    """[batch, n_mels]."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageFunction(ImageChange):
-    """Something else, as one function for each engine.
+    """Something else, as a function for each engine, or one for both if they understand the same words.
 
-    `dali` maps a node, float32 [n_mels, frames, 1], and nodes of `values` to a node; `torch` maps a tensor,
-    float32 [batch, n_mels, frames], and tensors of `values` to a tensor.
+    They map (image, values) to an image: `dali` a node, float32 [n_mels, frames, 1], and `torch` a tensor,
+    float32 [batch, n_mels, frames, 1].
     """
 
     values: Mapping[str, Array]
-    """Numbers that were drawn, by name; each [batch, ...]."""
+    """Numbers that were drawn, by name, [batch, ...]: one for each mel is float32 [batch, n_mels, 1, 1]."""
     dali: Function
     torch: Function
 

@@ -1,6 +1,8 @@
 """Augmentations beyond the paper, off by default. Adding one is as short as these are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,66 +12,61 @@ from siamusic_fast.pipelines import noise
 from siamusic_fast.pipelines.augmentations import (
     ImageAugmentation,
     WaveAugmentation,
-    check_part,
+    bounded,
+    check_order,
     column_boxes,
     drawn_boxes,
+    part,
+    probability,
     row_boxes,
 )
 from siamusic_fast.pipelines.changes import (
     MAX_BOXES,
     AddNoise,
-    AddToMels,
     Array,
     Erase,
     ImageChange,
-    Scale,
+    ImageFunction,
     Warp,
     WaveChange,
+    WaveFunction,
     cell_edges,
 )
 from siamusic_fast.pipelines.draws import Draws
 
 _MAX_DECIBELS = 100.0
 _MAX_RISE = 10.0
+_MAX_STEPS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain(WaveAugmentation):
     """Makes the waveform louder or softer, evenly on the scale of decibels."""
 
-    p: float = 0.5
-    decibels: float = 6.0
+    p: float = probability(0.5)
+    decibels: float = bounded(6.0, 0, _MAX_DECIBELS)
     """Largest change, up or down."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.decibels <= _MAX_DECIBELS:
-            raise ConfigError(
-                f"decibels = {self.decibels:g} of Gain must lie between 0 and {_MAX_DECIBELS:g}."
-            )
 
     def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
         factor = 10 ** (draws.uniform(-self.decibels, self.decibels) / 20)
-        return Scale(factor=np.where(draws.coin(self.p), factor, 1.0))
+        factor = np.where(draws.coin(self.p), factor, 1.0)[:, None]
+        values = {"factor": factor.astype(np.float32)}
+        return WaveFunction(values=values, dali=_multiplied, torch=_multiplied)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(WaveAugmentation):
     """Adds white Gaussian noise at a signal-to-noise ratio that is drawn evenly in decibels."""
 
-    p: float = 0.5
-    min_snr: float = 10.0
+    p: float = probability(0.5)
+    min_snr: float = bounded(10.0, -_MAX_DECIBELS, _MAX_DECIBELS)
     """Lowest signal-to-noise ratio, in dB."""
-    max_snr: float = 40.0
+    max_snr: float = bounded(40.0, -_MAX_DECIBELS, _MAX_DECIBELS)
     """Highest signal-to-noise ratio, in dB."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not -_MAX_DECIBELS <= self.min_snr <= self.max_snr <= _MAX_DECIBELS:
-            raise ConfigError(
-                f"min_snr = {self.min_snr:g} of Noise must not be above max_snr = {self.max_snr:g}, and both "
-                f"at most {_MAX_DECIBELS:g} either way."
-            )
+        check_order("min_snr", self.min_snr, "max_snr", self.max_snr, self)
 
     def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
         factor = 10 ** (draws.uniform(self.min_snr, self.max_snr) / -20)
@@ -86,19 +83,11 @@ class GridDistortion(ImageAugmentation):
     GridDistortion the paper's public code uses.
     """
 
-    p: float = 0.5
-    steps: int = 5
+    p: float = probability(0.5)
+    steps: int = bounded(5, 1, _MAX_STEPS)
     """Cells along each axis."""
-    limit: float = 0.3
+    limit: float = bounded(0.3, 0, 0.99)
     """Largest change of the size of a cell, as a part of it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1 or not 0 <= self.limit < 1:
-            raise ConfigError(
-                f"steps = {self.steps} of GridDistortion must be at least 1 and limit = {self.limit:g} "
-                f"at least 0 and below 1."
-            )
 
     def check(self, mel: MelConfig) -> None:
         if self.steps > min(mel.n_mels, mel.frames):
@@ -128,16 +117,11 @@ class RandomResizedCrop(ImageAugmentation):
     How much is drawn for mels and for frames by themselves.
     """
 
-    p: float = 0.5
-    min_mels: float = 0.6
+    p: float = probability(0.5)
+    min_mels: float = part(0.6)
     """Smallest part of the mels."""
-    min_frames: float = 0.6
+    min_frames: float = part(0.6)
     """Smallest part of the frames."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_part("min_mels", self.min_mels, self)
-        check_part("min_frames", self.min_frames, self)
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         return Warp(
@@ -154,37 +138,26 @@ class Tilt(ImageAugmentation):
     In decibels, it turns about the middle band: what the lowest gains, the highest loses.
     """
 
-    p: float = 0.5
-    max_rise: float = 0.5
+    p: float = probability(0.5)
+    max_rise: float = bounded(0.5, 0, _MAX_RISE)
     """Largest change of the outermost mels, in standard deviations of the features."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.max_rise <= _MAX_RISE:
-            raise ConfigError(
-                f"max_rise = {self.max_rise:g} of Tilt must lie between 0 and {_MAX_RISE:g} deviations."
-            )
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         rise = draws.uniform(-self.max_rise, self.max_rise)
-        on = draws.coin(self.p)
-        return AddToMels(amount=np.where(on, rise, 0.0)[:, None] * np.linspace(-1, 1, mel.n_mels))
+        line = np.where(draws.coin(self.p), rise, 0.0)[:, None] * np.linspace(-1, 1, mel.n_mels)
+        values = {"line": line.astype(np.float32)[:, :, None, None]}
+        return ImageFunction(values=values, dali=_raised, torch=_raised)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrequencyMask(ImageAugmentation):
     """Sets bands of mels to the mean, two of up to 27 in 80: SpecAugment's LibriSpeech double [Park 2019]."""
 
-    p: float = 0.5
-    count: int = 2
-    """Number of bands, at most 64."""
-    max_mels: float = 27 / 80
+    p: float = probability(0.5)
+    count: int = bounded(2, 1, MAX_BOXES)
+    """Number of bands."""
+    max_mels: float = part(27 / 80)
     """Widest band, as a part of all mels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_part("max_mels", self.max_mels, self)
-        _check_count(self)
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         bands = row_boxes(*draws.bands(mel.n_mels, self.max_mels, self.count), mel)
@@ -195,20 +168,23 @@ class FrequencyMask(ImageAugmentation):
 class TimeMask(ImageAugmentation):
     """Sets bands of frames to the mean, two of up to 100: SpecAugment's LibriSpeech double [Park 2019]."""
 
-    p: float = 0.5
-    count: int = 2
-    """Number of bands, at most 64."""
-    max_frames: float = 100 / 431
+    p: float = probability(0.5)
+    count: int = bounded(2, 1, MAX_BOXES)
+    """Number of bands."""
+    max_frames: float = part(100 / 431)
     """Widest band, as a part of all frames."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_part("max_frames", self.max_frames, self)
-        _check_count(self)
 
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         bands = column_boxes(*draws.bands(mel.frames, self.max_frames, self.count), mel)
         return Erase(boxes=drawn_boxes(bands, draws.coin(self.p)))
+
+
+def _multiplied(wave: Any, values: Mapping[str, Any]) -> Any:
+    return wave * values["factor"]
+
+
+def _raised(image: Any, values: Mapping[str, Any]) -> Any:
+    return image + values["line"]
 
 
 def _part(draws: Draws, extent: int, min_part: float) -> Array:
@@ -216,8 +192,3 @@ def _part(draws: Draws, extent: int, min_part: float) -> Array:
     size = draws.uniform(min_part, 1) * extent
     begin = draws.uniform(0, 1) * (extent - size)
     return np.stack([begin, begin + size], axis=-1)
-
-
-def _check_count(step: FrequencyMask | TimeMask) -> None:
-    if not 1 <= step.count <= MAX_BOXES:
-        raise ConfigError(f"count = {step.count} of {type(step).__name__} must be 1 to {MAX_BOXES}.")

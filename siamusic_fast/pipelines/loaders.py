@@ -230,7 +230,7 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
         most `max_distance` seconds apart if that is given.
         """
         config = config or LoaderConfig()
-        _check_crops(crops, max_distance)
+        check_crops(crops, max_distance)
         frontend, tracks = _opened(data, config)
         plan = Plan(
             tracks,
@@ -350,7 +350,7 @@ def _opened(
     data: ShardSet | Path | str, config: LoaderConfig, *, labelled_only: bool = False, labels: bool = False
 ) -> tuple[Frontend, Tracks]:
     """Return the features and the tracks of a loader; raise `ConfigError` if a crop is longer than all."""
-    if config.backend == "dali" and importlib.util.find_spec("nvidia.dali") is None:
+    if config.backend == "dali" and not _has_dali():
         raise ConfigError(
             "backend = 'dali', and DALI is not installed: `pip install nvidia-dali-cuda120`, or use "
             "backend='torch' (on the command line --backend torch)."
@@ -360,6 +360,13 @@ def _opened(
     tracks = open_tracks(shard_set, config.splits, labelled_only=labelled_only, labels=labels)
     check_length(tracks, frontend.mel)
     return frontend, tracks
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 def _engine(plan: Plan | TrackPlan, backend: str, device: torch.device, threads: int) -> Engine:
@@ -385,7 +392,8 @@ def _labels(tracks: Tracks, batch: Batch, device: torch.device) -> Tensor:
     return torch.from_numpy(tracks.labels[batch.tracks]).to(device, non_blocking=True)
 
 
-def _check_crops(crops: str, max_distance: float | None) -> None:
+def check_crops(crops: str, max_distance: float | None) -> None:
+    """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
     if crops not in CROPS:
         raise ConfigError(f"crops = {crops!r} is unknown: choose {' or '.join(CROPS)}.")
     if max_distance is not None and not (max_distance >= 0 and math.isfinite(max_distance)):

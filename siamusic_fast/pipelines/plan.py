@@ -187,7 +187,7 @@ class Plan:
             rate = np.minimum(rate, available / self.span)
             pitch = reduce(np.multiply, [np.divide(speed.grid_pitch, PITCH_GRID) for speed in speeds])
             samples = np.floor(rate * self.span + 0.5).astype(np.int64)
-            grid_pitch = np.broadcast_to(np.rint(PITCH_GRID * pitch).astype(np.int64), draws.count)
+            grid_pitch = np.full(draws.count, np.rint(PITCH_GRID * pitch), dtype=np.int64)
             step = rate * PITCH_GRID / grid_pitch
         return _Draft(
             positions=positions,

@@ -102,7 +102,7 @@ class Prefetcher:
     ) -> None:
         self._plan, self._reader, self._engine, self._places = plan, reader, engine, places
         self._planners = ThreadPoolExecutor(_PLANNERS, "siamusic-fast-plan")
-        self._workers = ThreadPoolExecutor(threads, "siamusic-fast-read", initializer=_compute_alone)
+        self._workers = ThreadPoolExecutor(threads, "siamusic-fast-read")
         self._free = deque(Buffers(pinned=pinned) for _ in range(depth))
         self._pending: deque[Future[Ready]] = deque()
 
@@ -146,8 +146,3 @@ class Prefetcher:
         for spans, into in zip(batch.spans, pcm, strict=True):
             self._reader.read(spans, rows, into)
         self._engine.work(batch, pcm, rows, begun)
-
-
-def _compute_alone() -> None:
-    """Keep torch's operations of this thread to it: the threads beside it do the same with other samples."""
-    torch.set_num_threads(1)

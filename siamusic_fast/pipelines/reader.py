@@ -46,7 +46,7 @@ class Reader:
         self._tracks = tracks
         self._repeats = frontend.short_tracks == "repeat"
         self._check_labels = check_labels
-        self._files: OrderedDict[int, FileIO] = OrderedDict()
+        self._files: OrderedDict[int, _Tar] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, spans: Spans, rows: slice, out: Array) -> None:
@@ -133,7 +133,7 @@ class Reader:
                 raise self._tracks.damaged(track, f"the tar ends at byte {offset + done}")
             done += count
 
-    def _file(self, shard: int) -> FileIO:
+    def _file(self, shard: int) -> "_Tar":
         """Return a tar, opened. One that is dropped here is closed when the last thread is done with it."""
         with self._lock:
             if shard in self._files:
@@ -141,12 +141,25 @@ class Reader:
                 return self._files[shard]
             path = self._tracks.shard_set.path(self._tracks.shards[shard].file)
             try:
-                file = self._files[shard] = open_regular(path)
+                file = self._files[shard] = _Tar(open_regular(path))
             except OSError as error:
                 raise damaged(path, error.strerror or error) from error
             if len(self._files) > _MAX_OPEN:
                 self._files.popitem(last=False)
             return file
+
+
+class _Tar:
+    """A tar that is open until nobody holds it any more."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def __del__(self) -> None:
+        self._file.close()
 
 
 def _together(parts: list[_Part], own: int) -> Iterator[tuple[int, int, list[_Part]]]:

@@ -14,53 +14,39 @@ from collections.abc import Iterator
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.augmentations import (
-    Augmentation,
-    CutMix,
-    CutOut,
-    HorizontalFlip,
-    Mask,
-    Mixup,
-    PitchShift,
-    TimeStretch,
-    VerticalFlip,
-    WaveMixup,
-)
-from siamusic_fast.pipelines.extras import (
-    FrequencyMask,
-    Gain,
-    GridDistortion,
-    Noise,
-    RandomResizedCrop,
-    Tilt,
-    TimeMask,
-)
+from siamusic_fast.pipelines import augmentations as paper
+from siamusic_fast.pipelines import extras
+from siamusic_fast.pipelines.augmentations import Augmentation
 
 Recipe = tuple[Augmentation, ...]
 
 AUGMENTATIONS: dict[str, type[Augmentation]] = {
-    "wavemix": WaveMixup,
-    "pitch": PitchShift,
-    "stretch": TimeStretch,
-    "gain": Gain,
-    "noise": Noise,
-    "cutmix": CutMix,
-    "mixup": Mixup,
-    "mask": Mask,
-    "hflip": HorizontalFlip,
-    "vflip": VerticalFlip,
-    "cutout": CutOut,
-    "griddistortion": GridDistortion,
-    "rrc": RandomResizedCrop,
-    "tilt": Tilt,
-    "freqmask": FrequencyMask,
-    "timemask": TimeMask,
+    "wavemix": paper.WaveMixup,
+    "pitch": paper.PitchShift,
+    "stretch": paper.TimeStretch,
+    "gain": extras.Gain,
+    "noise": extras.Noise,
+    "cutmix": paper.CutMix,
+    "mixup": paper.Mixup,
+    "mask": paper.Mask,
+    "hflip": paper.HorizontalFlip,
+    "vflip": paper.VerticalFlip,
+    "cutout": paper.CutOut,
+    "griddistortion": extras.GridDistortion,
+    "rrc": extras.RandomResizedCrop,
+    "tilt": extras.Tilt,
+    "freqmask": extras.FrequencyMask,
+    "timemask": extras.TimeMask,
 }
 """What a recipe can be made of, by the name that the command line knows."""
 
-_AUDIO: Recipe = (WaveMixup(), PitchShift(), TimeStretch())
-_IMAGE: Recipe = (CutMix(), Mixup(), Mask(), HorizontalFlip(), VerticalFlip(), CutOut())
-
+_AUDIO, _IMAGE = (
+    tuple(AUGMENTATIONS[name]() for name in names)  # type: ignore[call-arg]
+    for names in (
+        ("wavemix", "pitch", "stretch"),
+        ("cutmix", "mixup", "mask", "hflip", "vflip", "cutout"),
+    )
+)
 RECIPES: dict[str, Recipe] = {"image": _IMAGE, "audio": _AUDIO, "both": _AUDIO + _IMAGE, "none": ()}
 """The recipes of the paper, in the order of Table 1, and both of them one after the other."""
 

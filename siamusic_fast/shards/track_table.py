@@ -9,7 +9,6 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from siamusic_fast.errors import DataError
 from siamusic_fast.shards.manifest import Shard, ShardSet, check_tracks, damaged
 from siamusic_fast.shards.tables import TRACK_COLUMNS, TRACKS, open_text
 
@@ -56,8 +55,10 @@ def _read_parts(shard_set: ShardSet, shards: dict[str, Shard]) -> dict[str, Trac
             if tuple(next(reader, ())) != TRACK_COLUMNS:
                 raise ValueError(f"its columns are not {', '.join(TRACK_COLUMNS)}")
             for name, rows in itertools.groupby(reader, key=itemgetter(_SHARD)):
+                if name in parts:
+                    raise ValueError(f"its rows on {name} are not together")
                 if name in shards:
-                    parts[name] = _part(shard_set, shards[name], list(rows), label_of)
+                    parts[name] = _part(shards[name], list(rows), label_of)
     except OSError as error:
         raise damaged(path, error.strerror or error) from None
     except (ValueError, OverflowError, IndexError, csv.Error) as error:
@@ -68,23 +69,23 @@ def _read_parts(shard_set: ShardSet, shards: dict[str, Shard]) -> dict[str, Trac
     return parts
 
 
-def _part(shard_set: ShardSet, shard: Shard, rows: list[list[str]], label_of: dict[str, int]) -> TrackTable:
-    """Return what the rows on one shard say, once they fit its description in the manifest."""
+def _part(shard: Shard, rows: list[list[str]], label_of: dict[str, int]) -> TrackTable:
+    """Return what the rows on one shard say, or raise `ValueError` if its description does not fit them."""
     if len(rows) != shard.tracks:
-        raise _misfit(shard_set, shard, f"{len(rows)} tracks", f"{shard.tracks}")
+        raise ValueError(f"it has {len(rows)} rows on {shard.file}, the manifest says {shard.tracks} tracks")
     unknown = {row[_CLASS] for row in rows} - label_of.keys()
     if unknown:
-        raise _misfit(shard_set, shard, f"the class {min(unknown)!r}", f"{len(shard_set.classes)} others")
+        raise ValueError(
+            f"it says {min(unknown)!r} in {shard.file}, which is none of the classes of the manifest"
+        )
     labels = np.array([label_of[row[_CLASS]] for row in rows], dtype=np.int64)
     if ((labels >= 0) != shard.labelled).any():
-        found, said = ("without", "with") if shard.labelled else ("with", "without")
-        raise _misfit(shard_set, shard, f"tracks {found} a class", f"only tracks {said} one")
+        found, said = ("no class", "all") if shard.labelled else ("a class", "none")
+        raise ValueError(
+            f"it has tracks with {found} in {shard.file}, the manifest says that {said} have one"
+        )
     return TrackTable(
         labels=labels,
         samples=np.array([int(row[_SAMPLES]) for row in rows], dtype=np.int64),
         track_ids=[row[_TRACK_ID] for row in rows],
     )
-
-
-def _misfit(shard_set: ShardSet, shard: Shard, found: str, said: str) -> DataError:
-    return damaged(shard_set.path(TRACKS), f"it lists {found} in {shard.file}, the manifest says {said}")

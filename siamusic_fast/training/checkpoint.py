@@ -1,13 +1,16 @@
-"""Checkpoints: one file of tensors and plain values, written whole or not at all; JSON beside it to read."""
+"""Checkpoints: tensors and plain values with a checksum, written whole or not at all; JSON beside them."""
 
+import errno
+import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,11 +19,12 @@ from siamusic_fast.errors import DataError
 from siamusic_fast.shards.files import atomic_write, temporary_name
 from siamusic_fast.training.lock import LOCK, FolderLock, in_use, is_locked
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""The only format that this version writes and reads."""
 CONFIG = "config.json"
 OF_RUNS = re.compile(
-    r"config\.json|checkpoint\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
-    r"|plots|finetune|evaluate|probe|\.job|\.lock|\.\w+\.\w+\.tmp"
+    r"config\.json|checkpoint(-previous)?\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
+    r"|plots|finetune|evaluate|probe|\.job|\.lock|\.[\w-]+\.\w+\.tmp"
 )
 """What there is in the folder of a pre-training run, or of a classifier."""
 OF_CLASSIFIERS = re.compile(
@@ -31,54 +35,185 @@ OF_RESULTS = re.compile(r"results\.json|predictions\.csv|confusion\.png|\.\w+\.\
 """What there is in a folder of results."""
 
 
-def save(path: Path, kind: str, values: dict[str, Any]) -> None:
+_SEAL = re.compile(rb"\nsiamusic-fast checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})\n\Z")
+_AFTER_SHA = 64 + 1
+"""Bytes at the end that the SHA-256 does not cover: itself, in hexadecimal, and the end of the line."""
+_BLOCK = 2**20
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is used up"}
+
+
+def save(
+    path: Path,
+    kind: str,
+    values: dict[str, Any],
+    *,
+    previous: str | None = None,
+    remedy: str = "Then run the same command again with --force.",
+) -> None:
     """Write `values` (tensors, numbers, text, bytes, and lists and dicts of them) to `path`.
 
-    `kind` says what the file is for ("pretraining", "classifier"), so that `load` can tell them apart.
+    `kind` says what the file is for ("pretraining", "classifier"), so that `load` can tell them apart. With
+    `previous`, the file that `path` was until now keeps that name in its folder.
+
+    The file is what `torch.save` writes, with one line of text after it: the format number and the SHA-256 of
+    every byte before it. `torch.load(path, weights_only=True)` reads it and pays no heed to that line;
+    `head -c -65 checkpoint.pt | sha256sum` computes the SHA-256 anew.
+
+    Raises DataError, which ends in `remedy`, if the disk is full or the file cannot be written; what `path`
+    was before is left whole then.
     """
-    content = {"format": f"siamusic-fast {kind}", "format_version": FORMAT_VERSION, **values}
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    with _replaced(path, previous, remedy) as file:
+        sealed = _SealedFile(file)
+        torch.save({"format": f"siamusic-fast {kind}", **values}, sealed)  # type: ignore[arg-type]
+        sealed.close()
 
 
 def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
     """Return what `save` wrote, with all tensors on the CPU; `expected` names what must be in it.
 
-    Nothing but tensors and plain values is unpickled: a file from elsewhere cannot run code. Raises DataError
-    if there is no such file, if it is damaged or incomplete, or if it is something else.
+    Nothing is unpickled before the SHA-256 of the whole file is found right, and then nothing but tensors and
+    plain values: a file from elsewhere cannot run code. Raises DataError if there is no such file, if a
+    single bit of it has changed, if it is incomplete, or if it is something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            _check_seal(path, _format_number(file))
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist: this is no {kind} run, or it was stopped too early."
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged or no checkpoint: use the file of another run.") from error
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(f"{path} is whole and cannot be loaded ({reason}): use another file.") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != f"siamusic-fast {kind}":
         raise DataError(f"{path} is no {kind} checkpoint of siamusic-fast (format {found!r}).")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {content.get('format_version')!r}, this siamusic-fast reads "
-            f"{FORMAT_VERSION}: use the version that wrote it."
-        )
     if missing := [name for name in expected if name not in content]:
         raise DataError(f"{path} is incomplete, it has no {', '.join(missing)}: use the file of another run.")
-    return {name: value for name, value in content.items() if not name.startswith("format")}
+    return {name: value for name, value in content.items() if name != "format"}
 
 
-def duplicate(path: Path, name: str) -> None:
-    """Give the checkpoint `path` a second `name` in its folder, which stays when `path` is written anew."""
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a checkpoint, of whatever format, of which every byte is as it was written."""
+    try:
+        with path.open("rb") as file:
+            return _format_number(file) is not None
+    except OSError:
+        return False
+
+
+def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str = "") -> None:
+    """Give the checkpoint `path` a second `name` in its folder, which stays when `path` is written anew.
+
+    `previous` and `remedy` are as in `save`.
+    """
     temporary = path.with_name(temporary_name(name))
     temporary.unlink(missing_ok=True)
     try:
         temporary.hardlink_to(path)
     except OSError:  # not every file system has hard links
-        shutil.copyfile(path, temporary)
+        with path.open("rb") as source, _replaced(path.with_name(name), previous, remedy) as file:
+            shutil.copyfileobj(source, file, _BLOCK)
+        return
+    _keep(path.with_name(name), previous)
     temporary.replace(path.with_name(name))
+
+
+class _SealedFile:
+    """What `torch.save` writes to: it computes the SHA-256 meanwhile, and `close` writes that at the end.
+
+    `close` raises the first error of the disk: torch would replace one that `write` raises by its own.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+            self._sha256.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.write(b"\nsiamusic-fast checkpoint, format %d, sha256 " % FORMAT_VERSION)
+        if self._error is not None:
+            raise self._error
+        self._file.write(self._sha256.hexdigest().encode() + b"\n")
+
+
+def _format_number(file: BinaryIO) -> int | None:
+    """Return the format number of a checkpoint, or None if its SHA-256 is wrong or it has none."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 200, 0))
+    seal = _SEAL.search(file.read())
+    if seal is None:
+        return None
+    file.seek(0)
+    sha256, left = hashlib.sha256(), size - _AFTER_SHA
+    while block := file.read(min(left, _BLOCK)):
+        sha256.update(block)
+        left -= len(block)
+    return int(seal[1]) if seal[2] == sha256.hexdigest().encode() else None
+
+
+def _check_seal(path: Path, version: int | None) -> None:
+    """Raise DataError if `version` says that the checkpoint `path` is not whole, or not ours to read."""
+    if version is None:
+        raise DataError(
+            f"{path} is damaged or no checkpoint: its content does not have the SHA-256 at its end; use the "
+            f"file of another run."
+        )
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format {version}, this siamusic-fast reads {FORMAT_VERSION}: "
+            f"use the version that wrote it."
+        )
+
+
+@contextmanager
+def _replaced(path: Path, previous: str | None, remedy: str) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` once it is on disk; see `save`."""
+    # It may be another name of a checkpoint, which a kill has left: opening it would empty both.
+    path.with_name(temporary_name(path.name)).unlink(missing_ok=True)
+    try:
+        with atomic_write(path) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            _keep(path, previous)
+    except OSError as error:
+        reason = _FULL.get(error.errno or 0)
+        what = f"{reason}: free some space" if reason else f"{error.strerror or error}: see to that first"
+        raise DataError(f"{path} could not be written, {what}. {remedy}") from error
+
+
+def _keep(path: Path, name: str | None) -> None:
+    """Give the file `path`, if there is one, a second `name`; without hard links, that one alone."""
+    if name is None:
+        return
+    temporary = path.with_name(temporary_name(name))
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except FileNotFoundError:
+        return
+    except OSError:  # not every file system has hard links
+        path.replace(path.with_name(name))
+        return
+    temporary.replace(path.with_name(name))
+    temporary.unlink(missing_ok=True)  # a name is not replaced by another one of the same file
 
 
 def save_json(path: Path, values: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from siamusic_fast.training.job import Job, gradients_kept_apart
 from siamusic_fast.training.losses import simsiam_loss
@@ -47,9 +46,7 @@ def _compile_a_trifle(device: torch.device) -> None:
 
 
 def _compile_here(model: nn.Module, faster: nn.Module, example: Tensor) -> None:
-    # A process that fails does not meet the others: they must wait for none of its gradients or buffers.
-    if isinstance(model, DistributedDataParallel):
-        model.require_forward_param_sync = False  # until the next pass
+    # A process that fails does not meet the others: they must not wait for its gradients.
     with gradients_kept_apart(model, True):
         rehearse(model, example, through=faster)
 

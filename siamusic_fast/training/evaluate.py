@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from siamusic_fast.config import SHORT_TRACKS, MelConfig
+from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
-from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
@@ -22,7 +22,7 @@ from siamusic_fast.training.models import Classifier, place
 from siamusic_fast.training.scores import Scores, scores
 
 CLASSIFIER = "classifier.pt"
-CLASSIFIER_PARTS = ("backbone", "head", "features", "classes", "mel", "normalisation", "model", "epoch")
+CLASSIFIER_PARTS = ("backbone", "head", "features", "classes", "frontend", "pretrained_on", "model", "epoch")
 PREDICTIONS = "predictions.csv"
 RESULTS = "results.json"
 
@@ -34,8 +34,8 @@ class EvaluateResult:
     folder: Path
     data: str
     """Corpus that the tracks are from."""
-    pretrained_on: tuple[str, ...] | None
-    """Splits that the encoder learnt from before, none if it began with random weights; None: not known."""
+    pretrained_on: tuple[str, ...]
+    """Splits that the encoder learnt from before, none if it began with random weights."""
     scores: Scores
 
 
@@ -45,6 +45,7 @@ def evaluate(
     out: Path | None = None,
     *,
     seed: int = 0,
+    backend: str = BACKENDS[0],
     job: Job | None = None,
     force: bool = False,
     progress: Progress = SILENT,
@@ -54,8 +55,9 @@ def evaluate(
     Called in every process of `job`, which share the tracks; default: one process on the CPU. `run` is a
     fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the highest
     probability, averaged over crops that cover the track, up to 128, and over its segments if it was packed
-    in several. `seed` is that of the bootstrap. Results go to `out`, with `force` in the place of earlier
-    ones; by default to the folder evaluate beside the classifier, where they replace earlier ones.
+    in several. `seed` is that of the bootstrap; `backend` computes the spectrograms. Results go to `out`,
+    with `force` in the place of earlier ones; by default to the folder evaluate beside the classifier, where
+    they replace earlier ones.
 
     Raises DataError if there is no classifier, if the shards have other classes or no test tracks, or if
     `out` is not empty.
@@ -71,17 +73,15 @@ def evaluate(
         lambda mels: model(mels).softmax(dim=1),
         shard_set,
         "test",
-        MelConfig(**saved["mel"]),
-        Normalisation(**saved["normalisation"]),
-        short_tracks=saved.get("short_tracks", SHORT_TRACKS[0]),  # older files have none
+        Frontend.load(saved["frontend"]),
+        backend=backend,
         job=job,
         progress=progress,
     )
-    heard = saved.get("pretrained_on")
     result = EvaluateResult(
         folder=folder,
         data=shard_set.source,
-        pretrained_on=None if heard is None else tuple(heard),
+        pretrained_on=tuple(saved["pretrained_on"]),
         scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
     )
     if job.leads:
@@ -99,12 +99,12 @@ def as_json(result: EvaluateResult) -> dict[str, object]:
     }
 
 
-def heard_before(pretrained_on: tuple[str, ...] | None) -> str:
+def heard_before(pretrained_on: tuple[str, ...]) -> str:
     """Return what must be said of scores on the test split if the encoder learnt from one; else nothing."""
-    if "test" not in (pretrained_on or ()):
+    if "test" not in pretrained_on:
         return ""
     return (
-        f"The encoder was pre-trained on the splits {', '.join(pretrained_on or ())}: if it heard these very "
+        f"The encoder was pre-trained on the splits {', '.join(pretrained_on)}: if it heard these very "
         f"test tracks, the scores flatter it."
     )
 

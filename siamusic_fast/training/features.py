@@ -1,78 +1,73 @@
 """What a network says about tracks: averaged over crops and segments, each track once, by any processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from siamusic_fast.config import SHORT_TRACKS, MelConfig
-from siamusic_fast.pipelines.loader import TrackLoader
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.options import crops_of
-from siamusic_fast.pipelines.source import Source
+from siamusic_fast.config import BACKENDS
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader, covering_crops
+from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.progress import SILENT, Progress, Task
-from siamusic_fast.shards.manifest import Shard, ShardSet
-from siamusic_fast.shards.tables import read_tracks
+from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.job import Job
 from siamusic_fast.training.precision import autocast
 
-TRACKS_PER_BATCH = 8
-CROPS_PER_BATCH = 256
-"""Bounds the memory of a batch: of long tracks, fewer go into one."""
-CROPS_PER_PASS = 64
-"""Bounds the memory of a forward pass, however long the tracks are."""
+CROPS_PER_PASS = {"cuda": 256, "cpu": 64}
+"""Crops that go through a network together, by the type of device, where no size of batch is known."""
 
 
 class TrackReader:
     """Reads the labelled tracks of a split as often as it is asked to; each process of `job` has a part.
 
     `crops` of each track, or of each segment if it was packed in several, evenly spaced; by default as many
-    as cover the longest, up to 128. `short_tracks` says what is done with those shorter than a crop. Raises
-    DataError if `split` has no labelled tracks, ConfigError if the crops do not fit them.
+    as cover the longest, up to 128. `batch_size` of them go through the network together, by default 256 on
+    a GPU and 64 on the CPU. Raises DataError if `split` has no labelled tracks, ConfigError if the crops do
+    not fit them.
     """
 
     def __init__(
         self,
         shard_set: ShardSet,
         split: str,
-        mel: MelConfig,
-        normalisation: Normalisation,
+        frontend: Frontend,
         *,
-        short_tracks: str = SHORT_TRACKS[0],
         crops: int | None = None,
+        backend: str = BACKENDS[0],
+        batch_size: int | None = None,
         job: Job | None = None,
     ) -> None:
         self._job = job or Job()
-        shards = shard_set.shards([split], labelled_only=True)
-        samples = _track_ids(shard_set, shards)
-        self.samples = len(samples)
+        self._crops_per_pass = batch_size or CROPS_PER_PASS[self._job.device.type]
+        crops = covering_crops(open_tracks(shard_set, [split], labelled_only=True), frontend, crops)
+        self.samples = shard_set.tracks([split], labelled_only=True)
         """Tracks that are whole and segments of others, of all processes."""
-        places = {name: place for place, name in enumerate(dict.fromkeys(samples))}
-        self.names = list(places)
-        """Of the tracks of all processes, in the order of the shards."""
-        self._place_of = torch.tensor([places[name] for name in samples])
-        crops = crops_of(Source(shard_set=shard_set, shards=shards, shuffle=False), mel, crops)
         sharing = min(self._job.world_size, self.samples)
-        self._loader: TrackLoader | None = None
-        if self._job.rank < sharing:
-            self._loader = TrackLoader(
-                shard_set,
-                crops=crops,
-                splits=[split],
-                mel=mel,
-                normalisation=normalisation,
-                short_tracks=short_tracks,
-                batch_size=min(TRACKS_PER_BATCH, max(1, CROPS_PER_BATCH // crops), self.samples // sharing),
-                device=self._job.device,
-                rank=self._job.rank,
-                world_size=sharing,
-            )
+        self._has_part = self._job.rank < sharing
+        config = LoaderConfig(
+            splits=[split],
+            frontend=frontend,
+            batch_size=max(1, self._crops_per_pass // crops),
+            backend=backend,
+            device=self._job.device,
+            rank=min(self._job.rank, sharing - 1),
+            world_size=sharing,
+        )
+        self._loader = TrackLoader(shard_set, config, crops=crops, labelled_only=True)
+        tracks = self._loader.plan.tracks
+        assert tracks.labels is not None
+        places = {name: place for place, name in enumerate(dict.fromkeys(tracks.names))}
+        self.names = list(places)
+        """Names of the tracks of all processes, in the order of the shards."""
+        self._place_of = torch.tensor([places[name] for name in tracks.names])
+        self._labels = torch.from_numpy(tracks.labels)
 
     @property
     def tracks(self) -> int:
-        """Of all processes; segments of a track count as one."""
+        """Number of the tracks of all processes; segments of a track count as one."""
         return len(self.names)
 
     def averages(self, function: Callable[[Tensor], Tensor], task: Task) -> tuple[Tensor, Tensor]:
@@ -82,22 +77,34 @@ class TrackReader:
         are on the CPU, in the order of `names`, and the same in every process. No gradients are kept and no
         random numbers drawn. `task` advances by the number of samples.
         """
-        parts = [part for parts in self._job.gather(self.share(function, task)) for part in parts]
-        outputs, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return join_segments(self._place_of, outputs, labels)
+        found = self.share(function, task)
+        parts = self._job.gather(torch.cat(found).cpu() if found else None)
+        outputs = torch.cat([part for part in parts if part is not None])
+        return join_segments(self._place_of, outputs, self._labels)
 
-    def share(self, function: Callable[[Tensor], Tensor], task: Task) -> list[tuple[Tensor, Tensor]]:
-        """Return what this process has to say to `averages`: by batches, with a row for each sample."""
+    def share(self, function: Callable[[Tensor], Tensor], task: Task) -> list[Tensor]:
+        """Return what this process has to say to `averages`: by batches, with a row for each sample.
+
+        It stays on the device of the job, so that the host need not wait for it.
+        """
         found = []
-        for mels, labels in self._loader or ():
-            found.append((_average(function, mels), labels.cpu()))
+        for mels, labels in self._loader if self._has_part else ():
+            found.append(self._average(function, mels))
             task.advance(len(labels) * self._job.world_size)
         return found
 
+    @torch.no_grad()
+    def _average(self, function: Callable[[Tensor], Tensor], mels: Tensor) -> Tensor:
+        """Return `function` of `mels`, [tracks, crops, 1, n_mels, frames], averaged over crops."""
+        tracks, crops = mels.shape[:2]
+        passes = torch.split(mels.flatten(0, 1), self._crops_per_pass)
+        with autocast(mels.device):
+            outputs = [function(part).float() for part in passes]
+        return torch.cat(outputs).view(tracks, crops, -1).mean(dim=1)
+
     def close(self) -> None:
         """Free what the reader holds; it is of no use afterwards."""
-        if self._loader is not None:
-            self._loader.close()
+        self._loader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,11 +127,11 @@ def track_outputs(
     function: Callable[[Tensor], Tensor],
     shard_set: ShardSet,
     split: str,
-    mel: MelConfig,
-    normalisation: Normalisation,
+    frontend: Frontend,
     *,
-    short_tracks: str = SHORT_TRACKS[0],
     crops: int | None = None,
+    backend: str = BACKENDS[0],
+    batch_size: int | None = None,
     job: Job | None = None,
     progress: Progress = SILENT,
 ) -> TrackOutputs:
@@ -132,7 +139,7 @@ def track_outputs(
     shown = SILENT if job and not job.leads else progress
     with (
         TrackReader(
-            shard_set, split, mel, normalisation, short_tracks=short_tracks, crops=crops, job=job
+            shard_set, split, frontend, crops=crops, backend=backend, batch_size=batch_size, job=job
         ) as reader,
         shown.task(f"Reading {split}", reader.samples, "tracks") as task,
     ):
@@ -148,23 +155,6 @@ def join_segments(place_of: Tensor, outputs: Tensor, labels: Tensor) -> tuple[Te
     sums = outputs.new_zeros(tracks, outputs.shape[1]).index_add(0, place_of, outputs)
     joined_labels = labels.new_zeros(tracks).scatter(0, place_of, labels)
     return sums / place_of.bincount().unsqueeze(1), joined_labels
-
-
-def _track_ids(shard_set: ShardSet, shards: Sequence[Shard]) -> list[str]:
-    """Return which track each sample in `shards` is, or is a segment of, in their order."""
-    by_shard: dict[str, list[str]] = {}
-    for sample in read_tracks(shard_set.folder):
-        by_shard.setdefault(sample.shard, []).append(sample.track_id)
-    return [name for shard in shards for name in by_shard[shard.file]]
-
-
-@torch.no_grad()
-def _average(function: Callable[[Tensor], Tensor], mels: Tensor) -> Tensor:
-    """Return `function` of `mels`, [tracks, crops, 1, n_mels, frames], averaged over crops, on the CPU."""
-    tracks, crops = mels.shape[:2]
-    with autocast(mels.device):
-        outputs = [function(part).float() for part in torch.split(mels.flatten(0, 1), CROPS_PER_PASS)]
-    return torch.cat(outputs).view(tracks, crops, -1).mean(dim=1).cpu()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.loader import LabelledLoader
+from siamusic_fast.pipelines.loaders import LabelledLoader, LoaderConfig
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
@@ -78,25 +78,25 @@ def finetune(
 
     training = LabelledLoader(
         shard_set,
+        LoaderConfig(
+            frontend=pretrained.frontend,
+            batch_size=config.batch_size,
+            backend=config.backend,
+            device=job.device,
+            seed=config.seed,
+            rank=job.rank,
+            world_size=job.world_size,
+        ),
         recipe=config.aug,
         labels=config.labels,
-        splits=["training"],
-        mel=pretrained.mel,
-        normalisation=pretrained.normalisation,
-        short_tracks=pretrained.short_tracks,
-        batch_size=config.batch_size,
-        device=job.device,
-        seed=config.seed,
-        rank=job.rank,
-        world_size=job.world_size,
     )
     _check_batch(training.batch_size, config, job)
     validation = TrackReader(
         shard_set,
         "validation",
-        pretrained.mel,
-        pretrained.normalisation,
-        short_tracks=pretrained.short_tracks,
+        pretrained.frontend,
+        backend=config.backend,
+        batch_size=config.batch_size,
         job=job,
     )
     classifier = Classifier(
@@ -168,9 +168,7 @@ def finetune(
                     "head": config.head,
                     "features": config.features,
                     "classes": list(shard_set.classes),
-                    "mel": settings.dump(pretrained.mel),
-                    "normalisation": pretrained.normalisation._asdict(),
-                    "short_tracks": pretrained.short_tracks,
+                    "frontend": pretrained.frontend.dump(),
                     "pretrained_on": [] if config.from_scratch else list(pretrained.splits),
                     "model": classifier.state_dict(),
                     "config": settings.dump(config),

@@ -42,12 +42,14 @@ class Job:
         """Return `model`, with gradients averaged over the processes if there are several.
 
         With `sync_batchnorm`, batch norms take the statistics of all batches; state dicts stay as they are.
+        Each process keeps buffers of its own until `share_buffers`.
         """
         if self.world_size == 1:
             return model
         return DistributedDataParallel(
             synchronised(model, self.device) if sync_batchnorm else model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
         )
 
     def once(self, function: Callable[[], T]) -> T:

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from siamusic_fast.config import SHORT_TRACKS, MelConfig
-from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.config import BACKENDS
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.features import TrackOutputs, evaluating, track_outputs
@@ -53,20 +53,20 @@ def knn_possible(shard_set: ShardSet) -> bool:
 def knn_accuracy(
     encoder: nn.Module,
     shard_set: ShardSet,
-    mel: MelConfig,
-    normalisation: Normalisation,
+    frontend: Frontend,
     *,
-    short_tracks: str = SHORT_TRACKS[0],
     crops: int | None = CROPS,
     k: int = NEIGHBOURS,
+    backend: str = BACKENDS[0],
+    batch_size: int | None = None,
     job: Job | None = None,
     progress: Progress = SILENT,
 ) -> float:
     """Return how many of the labelled validation tracks their neighbours in training name rightly, 0 to 1.
 
     Segments of a track count as one. Called in every process of `job`, each of which computes its part;
-    `encoder` is the module itself, not its DistributedDataParallel. Leaves the encoder's mode and torch's
-    random generators as they are.
+    `encoder` is the module itself, not its DistributedDataParallel. For `crops` and `batch_size` see
+    `TrackReader`. Leaves the encoder's mode and torch's random generators as they are.
     """
 
     def features(split: str) -> TrackOutputs:
@@ -74,10 +74,10 @@ def knn_accuracy(
             encoder,
             shard_set,
             split,
-            mel,
-            normalisation,
-            short_tracks=short_tracks,
+            frontend,
             crops=crops,
+            backend=backend,
+            batch_size=batch_size,
             job=job,
             progress=progress,
         )

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from siamusic_fast.config import PretrainConfig
-from siamusic_fast.pipelines.backends import two_view_loader
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.stats import estimate
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.estimate import estimate_frontend
+from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import run as runs
@@ -25,7 +25,7 @@ from siamusic_fast.training.losses import simsiam_loss
 from siamusic_fast.training.metrics import RunLog, Stopwatch, collapse_measure, peak_memory
 from siamusic_fast.training.models import PROJECTION_DIM, SimSiam, place
 from siamusic_fast.training.precision import autocast
-from siamusic_fast.training.run import CHECKPOINT, Training
+from siamusic_fast.training.run import Training
 from siamusic_fast.training.schedules import SCHEDULES
 from siamusic_fast.training.signals import Stopped, StopSignals
 
@@ -79,17 +79,19 @@ def pretrain(
 
     Called in every process of `job`; default: one process on the CPU. With `resume`, goes on where the last
     checkpoint of the run in `out` was written, whose configuration must be `config`; on a CPU it ends with
-    the very weights of a run that was never stopped. With `force`, an earlier run in `out` is replaced. Seeds
+    the very weights of a run that was never stopped. If that checkpoint is damaged, warns, and goes on from
+    the one before. With `force`, an earlier run in `out` is replaced. Seeds
     torch's global random generator.
 
     Raises DataError if `out` is not empty (or, with `resume`, holds no run that can go on), if another job is
-    training in it, or if the loss becomes infinite or NaN; ConfigError if the configuration does not fit the
-    shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
+    training in it, if the loss becomes infinite or NaN, or if the disk is full; ConfigError if the
+    configuration does not fit the shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been
+    written.
     """
     job = job or Job()
     with FolderLock() as lock:
         if job.restarts and job.once(lambda: runs.is_of(job, out)):
-            resume, force = job.once(lambda: (out / CHECKPOINT).is_file()), True
+            resume, force = job.once(lambda: runs.has_checkpoint(out)), True
         saved = runs.reopen(out, config, shard_set, job, lock) if resume else None
         torch.manual_seed(config.seed)
         training = _training(config, shard_set, out, job, saved, progress)
@@ -240,31 +242,31 @@ def _training(
 ) -> Training:
     """Return a network that has learnt nothing yet, and what it learns with."""
     if saved:
-        normalisation = Normalisation(**saved["normalisation"])
+        frontend = Frontend.load(saved["frontend"])
     else:
-        normalisation = job.once(
-            lambda: estimate(shard_set, config.mel, progress, short_tracks=config.short_tracks)
+        frontend = job.once(
+            lambda: estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks)
         )
-    loader = two_view_loader(
-        config.backend,
+    loader = TwoViewLoader(
         shard_set,
+        LoaderConfig(
+            splits=config.splits,
+            frontend=frontend,
+            batch_size=config.batch_size,
+            backend=config.backend,
+            device=job.device,
+            seed=config.seed,
+            rank=job.rank,
+            world_size=job.world_size,
+        ),
         recipe=config.aug,
         crops=config.crops,
         max_distance=config.max_distance,
-        short_tracks=config.short_tracks,
-        splits=config.splits,
-        mel=config.mel,
-        normalisation=normalisation,
-        batch_size=config.batch_size,
-        device=job.device,
-        seed=config.seed,
-        rank=job.rank,
-        world_size=job.world_size,
     )
     simsiam = place(SimSiam(config.backbone), job.device)
     return Training(
         run=out,
-        about=runs.about(config, shard_set, normalisation),
+        about=runs.about(config, shard_set, frontend),
         job=job,
         simsiam=simsiam,
         optimizer=optimizer_of(config, simsiam),
@@ -321,14 +323,13 @@ def _note(values: Mapping[str, float]) -> str:
 def _look_at_knn(training: Training, shard_set: ShardSet, config: PretrainConfig) -> tuple[float, bool]:
     """Return the kNN accuracy and whether it is the best so far; `figures` then has it."""
     training.job.share_buffers(training.simsiam)
-    normalisation = Normalisation(**training.about["normalisation"])
     with training.stopwatch.paused():
         knn = knn_accuracy(
             training.simsiam.encoder,
             shard_set,
-            config.mel,
-            normalisation,
-            short_tracks=config.short_tracks,
+            training.loader.frontend,
+            backend=config.backend,
+            batch_size=config.batch_size,
             job=training.job,
         )
     best = knn > training.figures.get("best_knn", -1.0)

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import shlex
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +19,8 @@ from torch.optim import Optimizer
 from siamusic_fast import config as settings
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.pipelines.loader import TwoViewLoader
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.job import Job
@@ -27,13 +29,16 @@ from siamusic_fast.training.metrics import Stopwatch, check_finite
 from siamusic_fast.training.models import SimSiam
 
 CHECKPOINT = "checkpoint.pt"
+"""The last checkpoint."""
+PREVIOUS = "checkpoint-previous.pt"
+"""The one before it, from which a run goes on if the last one is damaged."""
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
 _JOB = ".job"
 _MAY_CHANGE = ("checkpoint_minutes", "knn_every")
 """Settings that do not touch what is learnt: a run goes on with others."""
 CHECKPOINT_PARTS = (
-    *("config", "normalisation", "encoder", "projector", "predictor", "optimizer"),
+    *("config", "frontend", "encoder", "projector", "predictor", "optimizer"),
     *("epoch", "step", "figures", "ranks", "data", "shards"),
 )
 """What a checkpoint holds."""
@@ -45,11 +50,11 @@ class Training:
 
     run: Path
     about: dict[str, Any]
-    """What does not change: `config`, `normalisation`, `data` and `shards` of the checkpoint."""
+    """What does not change: `config`, `frontend`, `data` and `shards` of the checkpoint."""
     job: Job
     simsiam: SimSiam
     optimizer: Optimizer
-    loader: TwoViewLoader | TorchTwoViewLoader
+    loader: TwoViewLoader
     stopwatch: Stopwatch
     epoch: int = 0
     """Whole epochs that are done."""
@@ -108,26 +113,30 @@ class Training:
             "random": checkpoint.random_states(self.job.device),
         }
         ranks = self.job.gather(here)
-        if self.job.leads:
-            content = {
-                **self.about,
-                "encoder": self.simsiam.encoder.state_dict(),
-                "projector": self.simsiam.projector.state_dict(),
-                "predictor": self.simsiam.predictor.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "figures": self.figures,
-                "ranks": ranks,
-            }
-            if best:
-                # First: what a checkpoint says of the best accuracy is true of best.pt, whatever happens.
-                checkpoint.save(self.run / BEST, "pretraining", content)
-                checkpoint.duplicate(self.run / BEST, CHECKPOINT)
-            else:
-                checkpoint.save(self.run / CHECKPOINT, "pretraining", content)
-        self.job.wait_for_all()  # one that is told to stop and ends would end the leader, which still writes
+        # The others wait for the leading process: one that is told to stop and ends would end it.
+        self.job.once(functools.partial(self._write, ranks, best=best))
         self.saved_step = self.step
+
+    def _write(self, ranks: list[dict[str, Any]], *, best: bool) -> None:
+        content = {
+            **self.about,
+            "encoder": self.simsiam.encoder.state_dict(),
+            "projector": self.simsiam.projector.state_dict(),
+            "predictor": self.simsiam.predictor.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "figures": self.figures,
+            "ranks": ranks,
+        }
+        remedy = self._remedy_without_space()
+        if best:
+            # First: what a checkpoint says of the best accuracy is true of best.pt, whatever happens.
+            checkpoint.save(self.run / BEST, "pretraining", content, remedy=remedy)
+            checkpoint.duplicate(self.run / BEST, CHECKPOINT, previous=PREVIOUS, remedy=remedy)
+        else:
+            path = self.run / CHECKPOINT
+            checkpoint.save(path, "pretraining", content, previous=PREVIOUS, remedy=remedy)
 
     def losses_over_processes(self, *others: Tensor) -> list[float]:
         """Return the losses since the last line of the log and scalars `others`, averaged over processes.
@@ -154,12 +163,23 @@ class Training:
             f"whether the data is whole with `siamusic-fast verify {self.about['data']}`; {last}"
         )
 
+    def _remedy_without_space(self) -> str:
+        if self.saved_step is None:
+            return "There is no earlier checkpoint: then run the same command again with --force."
+        processes = self.job.world_size
+        on_cpu = f" --gpus 0{f' --workers {processes}' if processes > 1 else ''}"
+        where = on_cpu if self.job.device.type == "cpu" else f" --gpus {processes}"
+        return (
+            f"The checkpoint of step {self.saved_step} is whole: then go on from it with "
+            f"`siamusic-fast pretrain --resume {shlex.quote(str(self.run))}{where}`."
+        )
 
-def about(config: PretrainConfig, shard_set: ShardSet, normalisation: Normalisation) -> dict[str, Any]:
+
+def about(config: PretrainConfig, shard_set: ShardSet, frontend: Frontend) -> dict[str, Any]:
     """Return what a run was started with, as its checkpoints hold it."""
     return {
         "config": settings.dump(config),
-        "normalisation": {"mean": normalisation.mean, "deviation": normalisation.deviation},
+        "frontend": frontend.dump(),
         "data": str(shard_set.folder),
         "shards": _checksums(shard_set, config),
     }
@@ -187,15 +207,39 @@ def is_of(job: Job, run: Path) -> bool:
     return (run / _JOB).is_file() and (run / _JOB).read_text() == job.id
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is a checkpoint in `run`, the last or the one before."""
+    return any((run / name).is_file() for name in (CHECKPOINT, PREVIOUS))
+
+
 def load_run(run: Path) -> tuple[PretrainConfig, str]:
     """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
+    saved = _load(_to_go_on_from(run))
     return settings.load_pretrain(saved["config"]), saved["data"]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return checkpoint.load(path, "pretraining", CHECKPOINT_PARTS)
+
+
+def _to_go_on_from(run: Path) -> Path:
+    """Return the last checkpoint of `run`, or the one before if that alone is whole."""
+    return run / (PREVIOUS if only_previous_is_whole(run) else CHECKPOINT)
+
+
+def only_previous_is_whole(run: Path) -> bool:
+    """Whether the last checkpoint of `run` is damaged or missing and the one before is not."""
+    return not checkpoint.is_whole(run / CHECKPOINT) and checkpoint.is_whole(run / PREVIOUS)
+
+
+def damaged_or_missing(run: Path) -> str:
+    """Return which of the two the last checkpoint of `run` is, if it is not whole."""
+    return "damaged" if (run / CHECKPOINT).exists() else "missing"
 
 
 def is_abandoned(run: Path) -> bool:
     """Whether `run` is a pre-training run that was ended before its first checkpoint: nothing is in it."""
-    worth_keeping = (CHECKPOINT, BEST, "finetune", "evaluate", "probe")
+    worth_keeping = (CHECKPOINT, PREVIOUS, BEST, "finetune", "evaluate", "probe")
     return (
         _is_of_pretraining(run)
         and not any((run / name).exists() for name in worth_keeping)
@@ -215,37 +259,56 @@ def _is_of_pretraining(run: Path) -> bool:
 
 def is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
     """Whether `run` has all the epochs of `config` on these very shards behind it."""
-    if not (run / CHECKPOINT).is_file():
+    if not has_checkpoint(run):
         return False
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
+    saved = _load(_to_go_on_from(run))
     found = [saved["epoch"], saved["config"], saved["shards"]]
     return found == [config.epochs, settings.dump(config), _checksums(shard_set, config)]
 
 
 def newest_unfinished(runs: Path) -> Path | None:
     """Return the run in `runs` that was saved last of those that have epochs left and no job, if any."""
-    found = sorted(runs.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        if is_locked(path.parent):
+    saved_at: dict[Path, float] = {}
+    for path in itertools.chain(runs.glob(f"*/{PREVIOUS}"), runs.glob(f"*/{CHECKPOINT}")):
+        with contextlib.suppress(FileNotFoundError):  # it is being replaced
+            saved_at[path.parent] = path.stat().st_mtime
+    for run in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
+        if is_locked(run):
             continue
         with contextlib.suppress(DataError):  # of another version, or damaged
-            saved = checkpoint.load(path, "pretraining", CHECKPOINT_PARTS)
+            saved = _load(_to_go_on_from(run))
             if saved["epoch"] < saved["config"]["epochs"]:
-                return path.parent
+                return run
     return None
 
 
 def reopen(
     run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job, lock: FolderLock
 ) -> dict[str, Any]:
-    """Lock `run` and return its checkpoint, if this job can continue it, or raise what is in the way."""
+    """Lock `run` and return its last whole checkpoint, if this job can continue it exactly.
+
+    If that is not the newest one, warns, and puts it in the place of the newest. Raises what is in the way.
+    """
     job.once(lambda: lock.take(run) if run.is_dir() else None)
-    return load_resumable(run, config, shard_set, job)
+    path = job.once(lambda: _to_go_on_from(run))  # the same in all processes
+    saved = _load(path)
+    _check_resumable(saved, run, config, shard_set, job)
+    if path.name == PREVIOUS:
+        if job.leads:
+            warnings.warn(
+                f"{run / CHECKPOINT} is {damaged_or_missing(run)}: {PREVIOUS}, of step {saved['step']}, "
+                f"takes its place and the run goes on from there",
+                stacklevel=2,
+            )
+        job.wait_for_all()  # until each has read it under its old name
+        job.once(lambda: path.replace(run / CHECKPOINT))
+    return saved
 
 
-def load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job) -> dict[str, Any]:
-    """Return the checkpoint of `run` if this job can continue it exactly, or raise what is in the way."""
-    saved = checkpoint.load(run / CHECKPOINT, "pretraining", CHECKPOINT_PARTS)
+def _check_resumable(
+    saved: dict[str, Any], run: Path, config: PretrainConfig, shard_set: ShardSet, job: Job
+) -> None:
+    """Raise what keeps this job from going on exactly from the checkpoint `saved` of `run`."""
     differing = [
         name for name in _differing(saved["config"], settings.dump(config)) if name not in _MAY_CHANGE
     ]
@@ -263,7 +326,6 @@ def load_resumable(run: Path, config: PretrainConfig, shard_set: ShardSet, job: 
         )
     if saved["shards"] != _checksums(shard_set, config):
         raise DataError(f"{run} was started with other shards than those in {shard_set.folder}: use --data.")
-    return saved
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -83,13 +83,13 @@ def test_verify_names_all_that_is_wrong_and_exits_with_1(shard_set: ShardSet, tm
     result = run("verify", "mine", "--data-dir", tmp_path, "--quiet", "--workers", 1)
     assert result.exit_code == 1
     assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [
-        "training-000000.idx",
+        *("training-000000.idx", "training-000000.idx"),
         "test-000000.tar",
     ]
-    assert result.stderr.startswith("error: 2 problems")
+    assert result.stderr.startswith("error: 3 problems")
     as_json = run("verify", folder, "--quiet", "--workers", 1, "--json")
     assert as_json.exit_code == 1
-    assert len(json.loads(as_json.stdout)["problems"]) == 2
+    assert len(json.loads(as_json.stdout)["problems"]) == 3
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

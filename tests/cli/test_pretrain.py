@@ -19,10 +19,11 @@ from siamusic_fast.cli import main, panel
 from siamusic_fast.cli import pretrain as command
 from siamusic_fast.config import FinetuneConfig, PretrainConfig, dump
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import models
+from siamusic_fast.training import checkpoint, models
 from siamusic_fast.training import pretrain as training
 from siamusic_fast.training.lock import FolderLock
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, TASK, PretrainResult
+from siamusic_fast.training.run import CHECKPOINT_PARTS
 from siamusic_fast.training.signals import Stopped
 from tests.training.networks import tiny_encoder
 
@@ -169,6 +170,30 @@ def test_auto_goes_on_with_what_was_stopped_and_starts_otherwise(
     first, second = (torch.load(r / "checkpoint.pt", weights_only=True) for r in (run, tmp_path / "again"))
     for name, weight in first["encoder"].items():
         assert torch.equal(second["encoder"][name], weight), name
+
+
+@pytest.mark.parametrize("newest_is_there", [True, False])
+def test_a_run_whose_last_checkpoint_is_lost_is_still_a_run_to_go_on_with(
+    calls: Calls, shard_set: ShardSet, tmp_path: Path, newest_is_there: bool
+) -> None:
+    content = {**dict.fromkeys(CHECKPOINT_PARTS), "epoch": 1, "data": str(shard_set.folder)}
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    old = PretrainConfig(lr=0.125)
+    checkpoint.save(run / "checkpoint-previous.pt", "pretraining", {**content, "config": dump(old)})
+    if newest_is_there:
+        (run / "checkpoint.pt").write_bytes(b"damaged")
+    for words in (("auto",), ("auto", "--out", "runs/first"), ("runs/first",)):
+        calls.options.clear()
+        assert call(shard_set, "--resume", *words).exit_code == 0
+        assert (calls.out, calls.config, calls.options["resume"]) == (Path("runs/first"), old, True)
+    calls.error = Stopped(signal.SIGTERM)
+    assert "first has a checkpoint; go on with" in call(shard_set, "--resume", "runs/first").output
+    (run / "checkpoint-previous.pt").write_bytes(b"damaged")
+    refused = call(shard_set, "--resume", "runs/first")
+    state = "is damaged" if newest_is_there else "does not exist"
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert f"error: runs/first/checkpoint.pt {state}" in refused.stderr
 
 
 class Stopping:

@@ -32,6 +32,7 @@ def test_sizes_and_checksums_are_those_of_the_files(shard_set: ShardSet) -> None
         content = shard_set.path(shard.file).read_bytes()
         assert len(content) == shard.bytes
         assert hashlib.sha256(content).hexdigest() == shard.sha256
+        assert hashlib.sha256(shard_set.path(shard.index).read_bytes()).hexdigest() == shard.index_sha256
 
 
 def test_shards_are_found_by_path_and_by_name(copied: Path, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_folder_without_manifest_is_no_shard_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", "{", '{"format_version": 1}', '{"format_version": 1, "splits": 3, "classes": []}'],
+    ["", "[]", "{}", "{", '{"format_version": 2}', '{"format_version": 2, "splits": 3, "classes": []}'],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
@@ -75,9 +76,10 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
         read_manifest(tmp_path)
 
 
-def test_a_newer_format_is_refused(copied: Path) -> None:
-    edit(copied, lambda values: values.update(format_version=2))
-    with pytest.raises(DataError, match="format version 2, this version of siamusic-fast reads 1"):
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_is_refused(copied: Path, version: int) -> None:
+    edit(copied, lambda values: values.update(format_version=version))
+    with pytest.raises(DataError, match=f"format version {version}, this version of siamusic-fast reads 2"):
         read_manifest(copied)
 
 
@@ -116,6 +118,13 @@ def test_missing_and_cut_files_are_named(copied: Path) -> None:
         (lambda v: v["splits"]["test"][0].update(bytes="123"), "bytes is '123'"),
         (lambda v: v["splits"]["test"][0].update(labelled=1), "labelled is 1"),
         (lambda v: v["splits"]["test"].append(7), "TypeError"),
+        (lambda v: v["splits"]["test"][0].pop("index_sha256"), "index_sha256"),
+        (lambda v: v["splits"]["test"][0].update(index_sha256=7), "index_sha256 is 7"),
+        (lambda v: v["splits"]["test"][0].update(index_sha256="ab"), "index_sha256 is 'ab', not 64"),
+        (lambda v: v["splits"]["test"][0].update(sha256="g" * 64), "sha256 is 'g+', not 64"),
+        (lambda v: v.pop("tables"), "tables"),
+        (lambda v: v["tables"].pop("tracks.csv"), r"tracks\.csv"),
+        (lambda v: v["tables"].update({"tracks.csv": ""}), r"the SHA-256 of tracks\.csv is '', not 64"),
         (lambda v: v.update(surprise=1), "surprise"),
         (lambda v: v["splits"]["test"].append(v["splits"]["test"][0]), r"names 'test-000000\.tar' 2 times"),
     ],

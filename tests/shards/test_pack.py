@@ -128,6 +128,7 @@ def test_the_table_of_tracks_agrees_with_the_shards(shard_set: ShardSet) -> None
         )
         assert row["shard"] == sample["__url__"]
         assert row["sha256"] == hashlib.sha256(sample["wav"][44:]).hexdigest()
+        assert int(row["samples"]) == (len(sample["wav"]) - 44) // 2
         assert float(row["seconds"]) == pytest.approx(about["samples"] / 22_050, abs=1e-3)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -74,6 +75,11 @@ def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -156,8 +162,21 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
         ),
         pytest.param(
             lambda folder: replace(folder / IDX, "wav 512 ", "wav 513 "),
-            [rf"{IDX}: line 2 is 'wav 513 .*', its tar says 'wav 512 "],
+            [
+                rf"{IDX}: has SHA-256 \w+, the manifest says \w+",
+                rf"{IDX}: line 2 is 'wav 513 .*', its tar says 'wav 512 ",
+            ],
             id="index",
+        ),
+        pytest.param(
+            lambda folder: edit(folder, index_sha256="0" * 64),
+            [rf"{IDX}: has SHA-256 \w+, the manifest says 0{{64}}", MANIFEST_CHANGED],
+            id="SHA-256 of the index",
+        ),
+        pytest.param(
+            lambda folder: replace_by_pipe(folder / IDX),
+            [rf"{IDX}: cannot be read: {IDX} is no regular file"],
+            id="pipe for an index",
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Folk,0.100"),
@@ -166,8 +185,21 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Rock,0.200"),
-            [rf"{TAR}: 00000\d: tracks\.csv says test, 0\.200 s; it is test, 0\.100 s", TABLE_CHANGED],
-            id="length in tracks.csv",
+            [
+                rf"{TAR}: 00000\d: tracks\.csv says test, 0\.200 s, 2205 samples; "
+                r"it is test, 0\.100 s, 2205 samples",
+                TABLE_CHANGED,
+            ],
+            id="seconds in tracks.csv",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100,2205", ",test,Rock,0.100,2206"),
+            [
+                rf"{TAR}: 00000\d: tracks\.csv says test, 0\.100 s, 2206 samples; "
+                r"it is test, 0\.100 s, 2205 samples",
+                TABLE_CHANGED,
+            ],
+            id="samples in tracks.csv",
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", TAR, "test-000009.tar"),
@@ -215,7 +247,7 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
             lambda folder: replace(folder / "tracks.csv", ",0.000,", ",1.000,"), [TABLE_CHANGED], id="offset"
         ),
         pytest.param(
-            lambda folder: replace(folder / "tracks.csv", ",0.100,0,", ",0.100,5,"),
+            lambda folder: replace(folder / "tracks.csv", ",2205,0,", ",2205,5,"),
             [TABLE_CHANGED],
             id="clipped",
         ),

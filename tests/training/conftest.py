@@ -8,6 +8,7 @@ import torch
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -16,6 +17,7 @@ from siamusic_fast.training.models import SimSiam
 
 MEL = MelConfig(seconds=0.5, n_mels=16, hop_length=512)
 """Small features, 16 x 22, so that tests are quick."""
+FRONTEND = Frontend(mel=MEL, mean=-40.0, std=15.0)
 
 
 def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options: Any) -> Path:
@@ -24,9 +26,10 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
         torch.manual_seed(seed)
         simsiam = SimSiam("resnet18")
     config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
+    frontend = Frontend(mel=config.mel, mean=-40.0, std=15.0, short_tracks=config.short_tracks)
     values = {
         "config": settings.dump(config),
-        "normalisation": {"mean": -40.0, "deviation": 15.0},
+        "frontend": frontend.dump(),
         "encoder": simsiam.encoder.state_dict(),
         "projector": simsiam.projector.state_dict(),
         "epoch": 3,

@@ -3,22 +3,20 @@ from pathlib import Path
 
 import pytest
 
-from siamusic_fast import config as settings
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training.evaluate import evaluate, find_classifier, heard_before
 from siamusic_fast.training.models import Classifier
-from tests.training.conftest import MEL
+from tests.training.conftest import FRONTEND
 
 
 def save_classifier(folder: Path, **values: object) -> Path:
-    """Write a classifier that has learnt nothing, as the first version of finetune did, and `values`."""
+    """Write a classifier that has learnt nothing, with `values`."""
     saved = {
         **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
         "classes": ["Electronic", "Folk", "Rock"],
-        "mel": settings.dump(MEL),
-        "normalisation": {"mean": -40.0, "deviation": 15.0},
+        "frontend": FRONTEND.dump(),
         "model": Classifier("resnet18", 3).state_dict(),
     }
     checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})
@@ -26,13 +24,12 @@ def save_classifier(folder: Path, **values: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("splits", "warned"), [(["training"], False), (["training", "test"], True), ([], False), (None, False)]
+    ("splits", "warned"), [(["training"], False), (["training", "test"], True), ([], False)]
 )
 def test_results_say_what_the_encoder_had_heard(
-    splits: list[str] | None, warned: bool, shard_set: ShardSet, tmp_path: Path
+    splits: list[str], warned: bool, shard_set: ShardSet, tmp_path: Path
 ) -> None:
-    known = {} if splits is None else {"pretrained_on": splits}
-    result = evaluate(save_classifier(tmp_path, **known), shard_set)
+    result = evaluate(save_classifier(tmp_path, pretrained_on=splits), shard_set)
     assert json.loads((result.folder / "results.json").read_text())["pretrained_on"] == splits
     assert bool(heard_before(result.pretrained_on)) == warned
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.analysis.probe import probe
-from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.options import Setup, set_up
-from siamusic_fast.shards.manifest import NORMALISATION, ShardSet
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines import loaders
+from siamusic_fast.pipelines.plan import Plan, TrackPlan
+from siamusic_fast.pipelines.prefetch import Engine
+from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
 from siamusic_fast.training import checkpoint
 from siamusic_fast.training import finetune as module
 from siamusic_fast.training.distributed import launch
@@ -104,29 +106,49 @@ def test_validation_counts_tracks_and_not_their_segments(
     assert segments.tracks(["validation"], labelled_only=True) > 6
 
 
-def test_short_tracks_are_what_they_were_in_pretraining(
-    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Frontend]]:
+    """Backend and frontend of every engine that is made."""
+    found: list[tuple[str, Frontend]] = []
+    make = loaders._engine
+
+    def recorded(plan: Plan | TrackPlan, backend: str, *rest: Any) -> Engine:
+        found.append((backend, plan.frontend))
+        return make(plan, backend, *rest)
+
+    monkeypatch.setattr(loaders, "_engine", recorded)
+    return found
+
+
+def test_everything_after_pretraining_has_its_frontend(
+    shard_set: ShardSet, tmp_path: Path, engines: list[tuple[str, Frontend]]
 ) -> None:
-    found: list[str] = []
-
-    def recorded(*arguments: Any, **options: Any) -> Setup:
-        setup = set_up(*arguments, **options)
-        found.append(setup.source.short_tracks)
-        return setup
-
-    monkeypatch.setattr("siamusic_fast.pipelines.loader.set_up", recorded)
     run = tmp_path / "run"
     pretraining = PretrainConfig(
         mel=MEL, backbone="resnet18", short_tracks="pad", batch_size=12, epochs=1, knn_every=1
     )
     pretrain(pretraining, shard_set, run)
-    assert len(found) == 3  # for the views and for kNN
+    assert len(engines) == 3  # for the views and for kNN
     finetune(config(freeze=True), run, shard_set)
     evaluate(run, shard_set)
     probe(run, shard_set)
-    assert found == ["pad"] * (3 + 2 + 1 + 3)
-    kept = json.loads((shard_set.folder / NORMALISATION).read_text())
+    frontend = Frontend.load(checkpoint.load(run / "checkpoint.pt", "pretraining", ())["frontend"])
+    assert engines == [("dali", frontend)] * (3 + 2 + 1 + 3)
+    assert (frontend.mel, frontend.short_tracks) == (MEL, "pad")
+    kept = json.loads((shard_set.folder / FRONTENDS).read_text())
     assert "pad" in [entry["key"]["short_tracks"] for entry in kept]
+
+
+def test_one_backend_serves_all_that_a_call_reads(
+    shard_set: ShardSet, tmp_path: Path, engines: list[tuple[str, Frontend]]
+) -> None:
+    run = tmp_path / "run"
+    pretraining = PretrainConfig(mel=MEL, backbone="resnet18", backend="torch", batch_size=12, epochs=1)
+    pretrain(pretraining, shard_set, run)
+    finetune(config(freeze=True, backend="torch"), run, shard_set)
+    evaluate(run, shard_set, backend="torch")
+    probe(run, shard_set, backend="torch")
+    assert [backend for backend, _ in engines] == ["torch"] * (3 + 2 + 1 + 3)
 
 
 def test_a_classifier_says_what_its_encoder_had_heard(shard_set: ShardSet, tmp_path: Path) -> None:
@@ -193,6 +215,7 @@ def test_rates_fall_from_the_head_to_the_first_layer() -> None:
     ("options", "words"),
     [
         ({"protocol": "mine"}, "'mine' is unknown: choose one of clean, paper"),
+        ({"backend": "jax"}, "'jax' is unknown: choose one of dali, torch"),
         ({"head": "deep"}, "'deep' is unknown: choose one of linear, mlp"),
         ({"labels": 10.0}, "labels = 10 is a share"),
         ({"layer_decay": 0.0}, "layer_decay = 0 must be above 0 and at most 1"),
@@ -250,9 +273,9 @@ def validation_loss(folder: Path, shard_set: ShardSet) -> float:
     """Return the cross-entropy of the classifier in `folder`, read from its file, by one process."""
     saved = checkpoint.load(folder / "classifier.pt", "classifier", ())
     model = load_classifier(saved).eval()
-    mel, normalisation = MelConfig(**saved["mel"]), Normalisation(**saved["normalisation"])
+    frontend = Frontend.load(saved["frontend"])
     _, probabilities, labels = track_outputs(
-        lambda mels: model(mels).softmax(dim=1), shard_set, "validation", mel, normalisation
+        lambda mels: model(mels).softmax(dim=1), shard_set, "validation", frontend
     )
     return -float(probabilities.gather(1, labels[:, None]).log().mean())
 

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.loader import TrackLoader
-from siamusic_fast.pipelines.mel import Normalisation
+from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader
 from siamusic_fast.progress import SILENT
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import read_tracks
@@ -18,9 +16,7 @@ from siamusic_fast.training.features import TrackReader, track_outputs
 from siamusic_fast.training.job import Job
 from siamusic_fast.training.knn import knn_accuracy, knn_predict
 from siamusic_fast.training.models import encoder
-
-MEL = MelConfig(seconds=0.5, n_mels=16, hop_length=512)
-DECIBELS = Normalisation(-40.0, 15.0)
+from tests.training.conftest import FRONTEND
 
 
 def at(*degrees: float) -> torch.Tensor:
@@ -51,11 +47,9 @@ def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) ->
     def loudness(mels: torch.Tensor) -> torch.Tensor:
         return mels.mean(dim=(1, 2))
 
-    _, found, labels = track_outputs(loudness, shard_set, "training", MEL, DECIBELS, crops=3)
-    loader = TrackLoader(
-        shard_set, crops=3, splits=["training"], mel=MEL, normalisation=DECIBELS, batch_size=5
-    )
-    with loader:
+    _, found, labels = track_outputs(loudness, shard_set, "training", FRONTEND, crops=3)
+    config = LoaderConfig(splits=["training"], frontend=FRONTEND, batch_size=5)
+    with TrackLoader(shard_set, config, crops=3, labelled_only=True) as loader:
         batches = list(loader)
     expected = torch.cat([mels.mean(dim=(1, 2, 3)) for mels, _ in batches])
     torch.testing.assert_close(found, expected)
@@ -69,7 +63,7 @@ def test_a_look_at_the_encoder_leaves_it_and_the_random_numbers_as_they_were(sha
     weights = {name: value.clone() for name, value in resnet.state_dict().items()}
     modes = [part.training for part in resnet.modules()]
     random = torch.get_rng_state()
-    accuracy = knn_accuracy(resnet, shard_set, MEL, DECIBELS)
+    accuracy = knn_accuracy(resnet, shard_set, FRONTEND)
     assert (accuracy * 6).is_integer()  # of 6 validation tracks
     assert torch.equal(torch.get_rng_state(), random)
     assert [part.training for part in resnet.modules()] == modes
@@ -86,14 +80,14 @@ def test_segments_of_a_track_count_as_one(segments: ShardSet) -> None:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test" and row["class"]]
     shards = [shard.file for shard in segments.shards(["test"], labelled_only=True)]
     in_order = sorted(rows, key=lambda row: shards.index(row["shard"]))
-    loader = TrackLoader(segments, crops=1, splits=["test"], mel=MEL, normalisation=DECIBELS, batch_size=4)
-    with loader:
+    config = LoaderConfig(splits=["test"], frontend=FRONTEND, batch_size=4)
+    with TrackLoader(segments, config, crops=1, labelled_only=True) as loader:
         samples = torch.cat([pool(mels[:, 0]) for mels, _ in loader])
     expected = defaultdict(list)
     for row, sample in zip(in_order, samples, strict=True):
         expected[row["track_id"]].append(sample)
     assert {len(found) for found in expected.values()} == {2, 3}
-    names, outputs, labels = track_outputs(pool, segments, "test", MEL, DECIBELS, crops=1)
+    names, outputs, labels = track_outputs(pool, segments, "test", FRONTEND, crops=1)
     assert names == list(expected)
     means = [torch.stack(found).mean(dim=0) for found in expected.values()]
     torch.testing.assert_close(outputs, torch.stack(means))
@@ -111,36 +105,53 @@ def test_knn_scores_tracks_and_not_their_segments(
         return torch.zeros(len(features), dtype=torch.long)
 
     monkeypatch.setattr("siamusic_fast.training.knn.knn_predict", predict)
-    accuracy = knn_accuracy(nn.Flatten(), segments, MEL, DECIBELS)
+    accuracy = knn_accuracy(nn.Flatten(), segments, FRONTEND)
     genres = {track.track_id: track.split for track in read_tracks(segments.folder) if track.genre}
     assert counts == [tuple(list(genres.values()).count(split) for split in ("training", "validation"))]
     assert (accuracy * counts[0][1]).is_integer()
 
 
-def test_of_long_tracks_few_go_into_a_batch(shard_set: ShardSet) -> None:
-    with TrackReader(shard_set, "validation", MEL, DECIBELS, crops=100) as reader, SILENT.task("", 1) as task:
-        assert [len(labels) for _, labels in reader.share(pool, task)] == [2, 2, 2]
+def test_a_pass_has_as_many_crops_as_a_batch_whatever_the_length_of_the_tracks(shard_set: ShardSet) -> None:
+    sizes = []
+
+    def noted(mels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(mels))
+        return pool(mels)
+
+    for crops, batch_size, tracks, passes in (
+        (100, 256, [2, 2, 2], [200] * 3),
+        (100, 40, [1] * 6, [40, 40, 20] * 6),
+    ):
+        sizes.clear()
+        with (
+            TrackReader(shard_set, "validation", FRONTEND, crops=crops, batch_size=batch_size) as reader,
+            SILENT.task("", 1) as task,
+        ):
+            assert [len(found) for found in reader.share(noted, task)] == tracks
+        assert sizes == passes
 
 
 def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
-    _, whole, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS)
-    assert len(labels) == 6
+    listed = [track for track in read_tracks(shard_set.folder) if track.split == "validation" and track.genre]
+    assert len(listed) == 6
+    names, whole, labels = track_outputs(pool, shard_set, "validation", FRONTEND)
+    assert names == [track.track_id for track in listed]
+    assert [shard_set.classes[label] for label in labels] == [track.genre for track in listed]
     for processes in (2, 4):
-        parts = []
+        parts: list[torch.Tensor] = []
         for rank in range(processes):
             job = Job(rank=rank, world_size=processes)
             with (
-                TrackReader(shard_set, "validation", MEL, DECIBELS, job=job) as reader,
+                TrackReader(shard_set, "validation", FRONTEND, job=job) as reader,
                 SILENT.task("", 1) as task,
             ):
                 parts += reader.share(pool, task)
-        torch.testing.assert_close(torch.cat([found for found, _ in parts]), whole, rtol=0, atol=0)
-        assert torch.cat([truths for _, truths in parts]).tolist() == labels.tolist()
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
 
 
 def shares(shard_set: ShardSet, *, job: Job) -> list[tuple[list[float], list[int]]]:
     """Return what every rank thinks that the features and labels of the validation tracks are."""
-    _, found, labels = track_outputs(pool, shard_set, "validation", MEL, DECIBELS, job=job)
+    _, found, labels = track_outputs(pool, shard_set, "validation", FRONTEND, job=job)
     return job.gather((found.flatten().tolist(), labels.tolist()))
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import Task
+from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import checkpoint, lock, models
 from siamusic_fast.training import pretrain as module
@@ -177,6 +179,81 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint_to_the_same_bits(
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_bits(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    often = dataclasses.replace(TINY, checkpoint_minutes=1e-9, knn_every=0, epochs=1)
+    pretrain(often, shard_set, tmp_path / "whole")
+    run = tmp_path / "runs" / "died"
+    newest, previous = run / "checkpoint.pt", run / "checkpoint-previous.pt"
+    with pytest.raises(MemoryError):
+        pretrain(often, shard_set, run, job=Job(id="1"), progress=Watching(4, crash))
+    with newest.open("r+b") as file:
+        file.seek(100_000)
+        file.write(bytes(64))
+    assert load_run(run) == (often, str(shard_set.folder))
+    assert newest_unfinished(tmp_path / "runs") == run
+    told = f"{newest} is damaged: checkpoint-previous.pt, of step 2, takes its place and the run goes on"
+    with pytest.warns(UserWarning, match=told) as warned, pytest.raises(MemoryError):
+        pretrain(often, shard_set, run, resume=True, progress=Watching(3, crash))
+    assert len(warned) == 1
+    assert [checkpoint.load(path, "pretraining", ())["step"] for path in (previous, newest)] == [3, 4]
+    newest.unlink()  # as a kill can leave it on a file system without hard links
+    assert not is_abandoned(run)
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is missing: .* of step 3"):
+        pretrain(often, shard_set, run, job=Job(id="1", restarts=1))
+    assert_same_weights(tmp_path / "whole", run)
+
+
+@contextmanager
+def disk_that_fills_up(saves: int) -> Iterator[None]:
+    """Be a disk that has room for so many checkpoints and not for the next."""
+    left = iter([*[True] * saves, False])
+
+    @contextmanager
+    def full(path: Path) -> Iterator[Any]:
+        with atomic_write(path) as file:
+            if path.suffix == ".pt" and not next(left):
+                file.write(b"as much as there is room for")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "atomic_write", full)
+        yield
+
+
+def run_on_a_full_disk(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job) -> list[str]:
+    """Return what each process was told."""
+    with disk_that_fills_up(saves=2), pytest.raises(DataError) as error:
+        tiny_run(config, shard_set, out, job=job)
+    return job.gather(str(error.value))
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=slow)])
+def test_a_disk_that_fills_up_ends_a_run_in_all_processes_and_it_goes_on_later(
+    shard_set: ShardSet, tmp_path: Path, processes: int
+) -> None:
+    often = dataclasses.replace(TINY, checkpoint_minutes=1e-9, knn_every=0, epochs=1, accumulate=1)
+    run = tmp_path / "run"
+    function = functools.partial(run_on_a_full_disk, often, shard_set, run)
+    told = launch(function, gpus=0, workers=processes)
+    workers = f" --workers {processes}" if processes > 1 else ""
+    assert told == processes * [
+        f"{run}/checkpoint.pt could not be written, the disk is full: free some space. "
+        f"The checkpoint of step 2 is whole: then go on from it with "
+        f"`siamusic-fast pretrain --resume {run} --gpus 0{workers}`."
+    ]
+    saved = {name: checkpoint.load(run / name, "pretraining", ())["step"] for name in TWO_LAST}
+    assert list(saved.values()) == [1, 2]
+    assert not list(run.glob(".*.tmp"))
+    launch(functools.partial(tiny_run, often, shard_set, run, resume=True), gpus=0, workers=processes)
+
+
+TWO_LAST = ("checkpoint-previous.pt", "checkpoint.pt")
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_job_started_again_resumes_or_else_starts_over(shard_set: ShardSet, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, knn_every=0)
     once, again = Job(id="1"), Job(id="1", restarts=1)
@@ -248,10 +325,10 @@ def test_a_crash_between_two_files_leaves_no_accuracy_without_its_weights(
     config = dataclasses.replace(TINY, knn_every=1)
     duplicate, calls = checkpoint.duplicate, iter([False, True, False])
 
-    def die_at_the_second(path: Path, name: str) -> None:
+    def die_at_the_second(path: Path, name: str, **options: Any) -> None:
         if next(calls):
             raise MemoryError
-        duplicate(path, name)
+        duplicate(path, name, **options)
 
     monkeypatch.setattr(checkpoint, "duplicate", die_at_the_second)
     with pytest.raises(MemoryError):

@@ -8,7 +8,6 @@ from nvidia.dali import fn, types
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.changes import (
-    AddToMels,
     Array,
     Erase,
     Flip,
@@ -132,9 +131,8 @@ def _warp(image: DataNode, change: Warp, inputs: Inputs) -> DataNode:
     if inputs.cpu("on"):
         for axis in range(2):
             image = _fitted(image, np.diff(cells[axis]).tolist(), shape, axis, inputs.of(f"{axis}"))
-    return (
-        image * 1.0
-    )  # what two branches gave lies in pieces: as an output it would be copied piece by piece
+    # What two branches gave lies in pieces, and as an output would be copied piece by piece.
+    return image * 1.0
 
 
 def _fitted(
@@ -147,14 +145,6 @@ def _fitted(
         at = inputs.of(f"{cell}")
         cells.append(_resized(image, at.cpu("start"), at.cpu("end"), size, types.INTERP_LINEAR, inputs))
     return fn.cat(*cells, axis=axis)
-
-
-def _add_arrays(change: AddToMels, mel: MelConfig) -> dict[str, Array]:
-    return {"amount": change.amount.astype(np.float32)[:, :, None, None]}
-
-
-def _add(image: DataNode, change: AddToMels, inputs: Inputs) -> DataNode:
-    return image + inputs.data("amount")
 
 
 def _function_arrays(change: ImageFunction, mel: MelConfig) -> dict[str, Array]:
@@ -171,7 +161,6 @@ ON_CPU: dict[type[ImageChange], Kind] = {
     Erase: Kind(_erase_arrays, _erase),
     Flip: Kind(_flip_arrays, _flip),
     Warp: Kind(_warp_arrays, _warp),
-    AddToMels: Kind(_add_arrays, _add),
     ImageFunction: Kind(_function_arrays, _function),
 }
 ON_GPU = ON_CPU | {

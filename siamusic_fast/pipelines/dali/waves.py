@@ -4,7 +4,7 @@ import numpy as np
 from nvidia.dali import fn, types
 
 from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.changes import PITCH_GRID, AddNoise, Array, Scale, WaveChange, WaveFunction
+from siamusic_fast.pipelines.changes import PITCH_GRID, AddNoise, Array, WaveChange, WaveFunction
 from siamusic_fast.pipelines.dali.features import (
     at_frames,
     filtered,
@@ -102,8 +102,6 @@ def _cut(spans: DataNode, view: View, inputs: Inputs, at: Inputs) -> DataNode:
 def _change_arrays(change: WaveChange | Mix) -> dict[str, Array]:
     if isinstance(change, Mix):
         return {"partner": _int32(change.partner), "weight": change.weight.astype(np.float32)}
-    if isinstance(change, Scale):
-        return {"factor": change.factor.astype(np.float32)}
     if isinstance(change, AddNoise):
         factor = (change.factor / noise.SCALE).astype(np.float32)
         return {"factor": factor, "offset": _int32(change.offset)}
@@ -118,8 +116,6 @@ def _changed(
     if isinstance(change, Mix):
         partner = _cut(fn.permute_batch(spans, indices=at.cpu("partner")), view, inputs, at)
         return wave + at.data("weight") * (to_float(partner) - wave)
-    if isinstance(change, Scale):
-        return wave * at.data("factor")
     if isinstance(change, AddNoise):
         return wave + _noise(view, inputs, at) * (fn.reductions.rms(wave) * at.data("factor"))
     assert isinstance(change, WaveFunction)

@@ -34,6 +34,7 @@ class TorchEngine:
     def work(self, batch: Batch, pcm: Sequence[Array], rows: slice, begun: list[Tensor]) -> None:
         """On the CPU, compute the views of `rows`."""
         if self._device.type == "cpu":
+            torch.set_num_threads(1)  # in this thread: those beside it do the same with other rows
             self.compute(batch, [torch.from_numpy(spans) for spans in pcm], rows, begun)
 
     def run(self, batches: Iterator[Ready]) -> Iterator[Computed]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.pipelines.changes import (
-    AddToMels,
     Array,
     Erase,
     Flip,
@@ -29,7 +28,7 @@ def changed(images: Tensor, change: ImageChange, rows: slice) -> Tensor:
 
 
 def _mix(images: Tensor, change: MixImages, rows: slice) -> Tensor:
-    return images.lerp(_partners(images, change.partner, rows), _floats(change.weight, rows, images, 2))
+    return images.lerp(_partners(images, change.partner, rows), _weights(change.weight, rows, images))
 
 
 def _paste(images: Tensor, change: Paste, rows: slice) -> Tensor:
@@ -54,14 +53,10 @@ def _warp(images: Tensor, change: Warp, rows: slice) -> Tensor:
     return images
 
 
-def _add_to_mels(images: Tensor, change: AddToMels, rows: slice) -> Tensor:
-    return images.add_(_floats(change.amount, rows, images, 1))
-
-
 def _function(images: Tensor, change: ImageFunction, rows: slice) -> Tensor:
     values = {name: on_device(value[rows], images.device) for name, value in change.values.items()}
-    result: Tensor = change.torch(images, values)
-    return result
+    result: Tensor = change.torch(images[..., None], values)
+    return result[..., 0]
 
 
 _KINDS: dict[type[ImageChange], Callable[[Tensor, Any, slice], Tensor]] = {
@@ -70,7 +65,6 @@ _KINDS: dict[type[ImageChange], Callable[[Tensor, Any, slice], Tensor]] = {
     Erase: _erase,
     Flip: _flip,
     Warp: _warp,
-    AddToMels: _add_to_mels,
     ImageFunction: _function,
 }
 
@@ -79,10 +73,9 @@ def _partners(images: Tensor, partner: Array, rows: slice) -> Tensor:
     return images.index_select(0, on_device(partner[rows] - rows.start, images.device))
 
 
-def _floats(values: Array, rows: slice, like: Tensor, axes: int) -> Tensor:
-    """Return the `rows` of `values` as float32 with so many more axes, on the device of `like`."""
-    found = on_device(values[rows].astype(np.float32), like.device)
-    return found.view(*found.shape, *[1] * axes)
+def _weights(values: Array, rows: slice, like: Tensor) -> Tensor:
+    """Return the `rows` of `values` as float32 [rows, 1, 1], on the device of `like`."""
+    return on_device(values[rows].astype(np.float32)[:, None, None], like.device)
 
 
 def _inside(images: Tensor, boxes: Array, rows: slice) -> Tensor:

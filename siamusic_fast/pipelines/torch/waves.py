@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.changes import AddNoise, Array, Scale, WaveChange, WaveFunction
+from siamusic_fast.pipelines.changes import AddNoise, Array, WaveChange, WaveFunction
 from siamusic_fast.pipelines.plan import Mix, View
 from siamusic_fast.pipelines.torch.features import on_device
 
@@ -28,10 +28,6 @@ def waves(pcm: Tensor, view: View, rows: slice) -> Tensor:
     return wave
 
 
-def _scale(wave: Tensor, change: Scale, view: View, rows: slice) -> Tensor:
-    return wave.mul_(_column(change.factor[rows], wave))
-
-
 def _add_noise(wave: Tensor, change: AddNoise, view: View, rows: slice) -> Tensor:
     places = np.arange(wave.shape[1]) % noise.LENGTH
     index = on_device((change.offset[rows, None] + places) % noise.LENGTH, wave.device)
@@ -48,7 +44,6 @@ def _function(wave: Tensor, change: WaveFunction, view: View, rows: slice) -> Te
 
 
 _KINDS: dict[type[WaveChange], Callable[[Tensor, Any, View, slice], Tensor]] = {
-    Scale: _scale,
     AddNoise: _add_noise,
     WaveFunction: _function,
 }
