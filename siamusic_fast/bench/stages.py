@@ -277,7 +277,7 @@ class _HandingOver(DaliEngine):
             prefetch_queue_depth=PREFETCH,
         )
         with self._pipeline:
-            (spans,) = fn.external_source(self._hand_over, num_outputs=1, batch=True, no_copy=True)
+            (spans,) = fn.external_source(self._feed, num_outputs=1, batch=True, no_copy=True)
             self._pipeline.set_outputs(spans.gpu() if device.type == "cuda" else spans)
         self._pipeline.build()
 
