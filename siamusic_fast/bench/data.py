@@ -1,19 +1,22 @@
 """Shards to measure with where there are none: noise and chords, as long as FMA's clips."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.manifest import ShardSet, write_manifest
+from siamusic_fast.shards.codec import pcm_bytes
+from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.plan import Track
-from siamusic_fast.shards.tables import write_rejects, write_tracks
+from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
 from siamusic_fast.shards.writer import Sample, Storage, write_shard
 
 RATE = 22_050
 Pcm = NDArray[np.int16]
+_CLASSES = ("Folk", "Rock")
 
 _CLIPS = 4
 """Recordings that are made; tracks begin at different moments of them, and some are upside down."""
@@ -35,36 +38,59 @@ def make_shards(
     """Write `tracks` clips, of 1.3 MB each if they last 30 s, to shards in the new folder `folder`."""
     clips = _clips(seconds)
     folder.mkdir(parents=True)
-    shards = []
+    shards, rows = [], list[PackedTrack]()
     with progress.task("Making shards to measure with", tracks, "tracks") as task:
         for number, first in enumerate(range(0, tracks, per_shard)):
             count = min(per_shard, tracks - first)
-            samples = _samples(clips, first, count)
-            shards.append(
-                write_shard(
-                    folder,
-                    f"training-{number:06d}",
-                    samples,
-                    storage=Storage(sample_rate=RATE),
-                    labelled=True,
-                )
-            )
+            stem = f"training-{number:06d}"
+            samples = list(_samples(clips, first, count))
+            storage = Storage(sample_rate=RATE)
+            shards.append(write_shard(folder, stem, samples, storage=storage, labelled=True))
+            rows += [packed_track(sample, shards[-1].file, pcm_sha256(sample.pcm)) for sample in samples]
             task.advance(count)
-    shard_set = ShardSet(
-        folder=folder,
-        source="noise and chords",
-        codec="wav",
-        sample_rate=RATE,
-        classes=("Folk", "Rock"),
-        seed=0,
-        min_seconds=0.0,
-        splits={"training": tuple(shards)},
-        rejected={},
-    )
-    write_tracks(folder, [])
+    return described(folder, "noise and chords", shards, rows)
+
+
+def described(folder: Path, source: str, shards: Sequence[Shard], rows: Iterable[PackedTrack]) -> ShardSet:
+    """Write the tables and the manifest beside `shards` in `folder`; return them as a shard set."""
+    write_tracks(folder, rows)
     write_rejects(folder, [])
-    write_manifest(shard_set)
-    return shard_set
+    write_manifest(
+        ShardSet(
+            folder=folder,
+            source=source,
+            codec="wav",
+            sample_rate=RATE,
+            classes=_CLASSES,
+            seed=0,
+            min_seconds=0.0,
+            splits={"training": tuple(shards)},
+            rejected={},
+        )
+    )
+    return read_manifest(folder)
+
+
+def packed_track(sample: Sample, shard: str, sha256: str) -> PackedTrack:
+    """Return the row of tracks.csv on a whole track in `shard`, whose samples have that SHA-256."""
+    return PackedTrack(
+        key=sample.key,
+        track_id=sample.key,
+        offset=0.0,
+        split=sample.track.split,
+        genre=sample.track.genre,
+        seconds=len(sample.pcm) / RATE,
+        samples=len(sample.pcm),
+        clipped=0,
+        shard=shard,
+        path=sample.track.path,
+        sha256=sha256,
+    )
+
+
+def pcm_sha256(pcm: Pcm) -> str:
+    """Return the SHA-256 of samples, as tracks.csv has it."""
+    return hashlib.sha256(pcm_bytes(pcm)).hexdigest()
 
 
 def _clips(seconds: float) -> list[Pcm]:
@@ -85,5 +111,5 @@ def _samples(clips: list[Pcm], first: int, count: int) -> Iterator[Sample]:
         clip = clips[number % len(clips)]
         pcm = np.roll(clip, rng.integers(len(clip))) * np.int16(rng.choice([-1, 1]))
         label = number % 2
-        track = Track(f"{number:06d}", f"{number:06d}.wav", "training", ("Folk", "Rock")[label])
+        track = Track(f"{number:06d}", f"{number:06d}.wav", "training", _CLASSES[label])
         yield Sample(track.key, track, label, pcm)

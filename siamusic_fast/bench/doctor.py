@@ -1,14 +1,23 @@
 """Why does my GPU wait? What each stage gives, what training takes, and the change that helps most."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from siamusic_fast.bench import limits
-from siamusic_fast.bench.loader import torch_loader
+from siamusic_fast.bench.peers import torch_loader
 from siamusic_fast.bench.report import Measurement, Ratio, named
-from siamusic_fast.bench.stages import HOLDS, bytes_read, copy_stage, crop_stage, dali_loader, prepare
+from siamusic_fast.bench.stages import (
+    FEATURES,
+    HAND_OVER,
+    HOLDS,
+    READ,
+    bytes_read,
+    of_recipe,
+    plan_of_batch,
+    prepare,
+    stages,
+)
 from siamusic_fast.bench.timing import Timing, in_turns, waiting_of
 from siamusic_fast.bench.train import fed_step, new_step, resident_step
 from siamusic_fast.config import PretrainConfig
@@ -41,10 +50,14 @@ class Facts:
     """How far the windows of `fed` are from their median, as a share of it."""
     waiting: float
     """Share of the time, 0 to 1, that the step waits for batches."""
-    crops: float
-    """Given by reading and cropping alone."""
-    copied: float | None
-    """Given by reading, cropping and copying to the GPU; only measured on one."""
+    plan: float
+    """Decided, and prepared for DALI, by one thread."""
+    read: float
+    """Given by planning and reading alone."""
+    handed_over: float
+    """Given by planning, reading and handing over to DALI, on a GPU with copying to it."""
+    features: float
+    """Given by the loader without augmentations."""
     by_cpu: float
     """What the CPU time of the loader's pairs allows its threads."""
     disk: float
@@ -79,37 +92,39 @@ def examine(
     PretrainConfig(backbone=backbone, batch_size=batch_size)  # it refuses what training does
     timing = timing or Timing(windows=5, seconds=0.5)
     share = max(1, cores() // max(1, gpus))
-    setup, options = prepare(
+    setup = prepare(
         shard_set, batch_size=batch_size, device=device, threads=threads or share, progress=progress
     )
-    loader = dali_loader(shard_set, options, recipe)
-    crops = crop_stage(setup, options)
+    plan = plan_of_batch(setup, recipe)
+    own = stages(setup, [recipe])[1:]
     step = new_step(backbone, setup.mel, batch_size, device)
     resident = resident_step(step, setup.mel, batch_size, device)
-    fed = fed_step(_TOGETHER, loader, step, device)
-    contenders = [crops, loader, resident, fed]
-    other = torch_loader(shard_set, options, recipe, workers=cores(), per_batch=False)
-    copies = copy_stage(setup, options)
-    contenders.append(other if device.type == "cpu" else copies)
-    found = in_turns(contenders, timing, device, title="Looking at every stage", progress=progress)
+    fed = fed_step(_TOGETHER, own[-1], step, device)
+    other = [torch_loader(setup, recipe)] if device.type == "cpu" else []
+    found = in_turns(
+        [plan, *own, resident, fed, *other], timing, device, title="Looking at every stage", progress=progress
+    )
+    rates = {one.name: one.median for one in found}
     together = Ratio.of(named(found, fed.name), named(found, resident.name))
-    disk = limits.disk_read([Path(tar) for tar in setup.source.tars])
+    disk = limits.disk_read([shard_set.path(shard.file) for shard in setup.plan.tracks.shards])
     return Facts(
-        training=named(found, resident.name).median,
-        loader=named(found, loader.name).median,
-        together=named(found, fed.name).median,
+        training=rates[resident.name],
+        loader=rates[of_recipe(recipe)],
+        together=rates[fed.name],
         fed=together.median,
         spread=together.spread,
-        waiting=named(found, waiting_of(fed.name)).median / 100,
-        crops=named(found, crops.name).median,
-        copied=named(found, copies.name).median if device.type == "cuda" else None,
-        by_cpu=_by_cpu(named(found, loader.name), options["threads"]),
+        waiting=rates[waiting_of(fed.name)] / 100,
+        plan=rates[plan.name],
+        read=rates[READ],
+        handed_over=rates[HAND_OVER],
+        features=rates[FEATURES],
+        by_cpu=_by_cpu(named(found, of_recipe(recipe)), setup.threads),
         disk=disk.bytes_per_second / bytes_read(setup),
         cold=disk.cold,
-        other_backend=named(found, other.name).median if device.type == "cpu" else None,
+        other_backend=rates[other[0].name] if other else None,
         codec=shard_set.codec,
         device=device.type,
-        threads=options["threads"],
+        threads=setup.threads,
         cores=share,
     )
 
@@ -143,13 +158,13 @@ def _device(facts: Facts) -> str:
 
 
 def _reading_holds(facts: Facts) -> bool:
-    """Return whether reading and cropping is the lowest of the ceilings that loader and training have.
+    """Return whether reading is what costs most of the loader's time, or on a GPU a ceiling that is too near.
 
-    A CPU does everything in turns, so that times add up; a GPU computes features while crops are read.
+    What shares a CPU is done one after the other, so that times add up; a GPU computes while spans are read.
     """
     if facts.device == "cpu":
-        return facts.crops < _features(facts)
-    return _holds(facts.crops, facts)
+        return facts.handed_over < _computing(facts)
+    return _holds(facts.read, facts)
 
 
 def _holds(ceiling: float, facts: Facts) -> bool:
@@ -157,16 +172,21 @@ def _holds(ceiling: float, facts: Facts) -> bool:
     return ceiling < HOLDS * facts.together
 
 
-def _features(facts: Facts) -> float:
-    """Return what a CPU would give of features and augmentations if their crops came from nowhere."""
-    seconds = 1 / facts.loader - 1 / facts.crops
+def _computing(facts: Facts) -> float:
+    """Return what a CPU would give of features and augmentations if their samples came from nowhere."""
+    return _without(facts.loader, facts.handed_over)
+
+
+def _without(rate: float, before: float) -> float:
+    """Return the rate of what is done after `before`, when all of it has that `rate`."""
+    seconds = 1 / rate - 1 / before
     return 1 / seconds if seconds > 0 else float("inf")
 
 
 def _mend_reading(facts: Facts) -> tuple[str, float | None]:
     """Return what makes reading faster, and the pairs per second that it allows, if that is known."""
-    without = facts.training if facts.device == "cuda" else _one_by_one(facts.training, _features(facts))
-    if facts.cold and facts.crops / _MORE <= facts.disk < HOLDS * facts.crops:
+    without = facts.training if facts.device == "cuda" else _one_by_one(facts.training, _computing(facts))
+    if facts.cold and facts.read / _MORE <= facts.disk < HOLDS * facts.read:
         return "The disk holds it up: put the shards on a faster one, or into memory.", without
     if facts.codec != "wav":
         return (
@@ -174,10 +194,10 @@ def _mend_reading(facts: Facts) -> tuple[str, float | None]:
             f"without decoding."
         ), without
     if facts.threads < facts.cores:
-        return _all_threads(facts, facts.crops)
+        return _all_threads(facts, facts.read)
     if facts.device == "cpu":
-        return "Reading and cropping takes the CPU from training: use more cores, or a GPU.", None
-    return "Reading and cropping holds it up: give each GPU more CPU cores.", facts.training
+        return "Reading takes the CPU from training: use more cores, or a GPU.", None
+    return "Reading holds it up: give each GPU more CPU cores.", facts.training
 
 
 def _mend_features(facts: Facts) -> tuple[str, float | None]:
@@ -191,16 +211,22 @@ def _mend_features(facts: Facts) -> tuple[str, float | None]:
             f"Features are computed on the CPU, where the torch backend gives {facts.other_backend:,.0f} "
             f"pairs/s: use --backend torch, or a GPU."
         ), _one_by_one(facts.training, facts.other_backend)
+    if _without(facts.loader, facts.features) < _without(facts.features, facts.handed_over):
+        remedy = "Augmentations take more of the CPU than features: use a lighter recipe, or a GPU."
+        return remedy, _one_by_one(facts.training, facts.features)
     return "Features are computed on the CPU, which training needs as well: use a GPU.", None
 
 
 def _mend_gpu(facts: Facts) -> tuple[str, float]:
-    """Return what makes faster what follows cropping on a GPU: the bus, the CPU's part, or kernels."""
-    assert facts.copied is not None
-    without = min(facts.training, facts.copied)
-    if _holds(facts.copied, facts):
+    """Return what makes faster what is not reading: the plan, the bus, the CPU's part, or kernels."""
+    without = min(facts.training, facts.handed_over)
+    if _holds(facts.plan, facts):
+        return (
+            "Planning, which one core does, holds it up: use a recipe of fewer steps, or larger batches."
+        ), without
+    if _holds(facts.handed_over, facts):
         remedy = "The bus to the GPU holds it up: see with nvidia-smi -q that it has all its lanes."
-        return remedy, min(facts.training, facts.crops)
+        return remedy, min(facts.training, facts.read)
     if _holds(facts.by_cpu, facts) and facts.threads < facts.cores:
         return _all_threads(facts, facts.by_cpu)
     if _holds(facts.by_cpu, facts):
@@ -208,6 +234,8 @@ def _mend_gpu(facts: Facts) -> tuple[str, float]:
             "Setting batches up takes all CPU threads: run fewer processes on this machine, or use lighter "
             "audio steps."
         ), without
+    if _holds(facts.features, facts):
+        return "The GPU takes that long for the features alone: use shorter crops with --seconds.", without
     if _holds(facts.loader, facts):
         return "The GPU takes that long for the recipe alone: use a lighter recipe.", without
     return "The GPU computes features and trains: use a lighter recipe or a larger batch.", without
@@ -234,7 +262,7 @@ def _one_by_one(*rates: float) -> float:
 
 def _from_memory(facts: Facts) -> str:
     """Return what the disk would do to shards that do not fit into memory, if these were read from there."""
-    if facts.cold and facts.disk * _MORE < min(facts.crops, facts.training):
+    if facts.cold and facts.disk * _MORE < min(facts.read, facts.training):
         return (
             f" This was measured from memory: if your shards do not fit into it, the disk allows "
             f"{facts.disk:,.0f} pairs/s."

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import horizontal_flip, vertical_flip
 
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.augment import (
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.augmentations import (
     CutMix,
     CutOut,
     HorizontalFlip,
@@ -31,15 +32,15 @@ from siamusic_fast.pipelines.augment import (
     VerticalFlip,
     WaveMixup,
 )
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.source import Source
-from siamusic_fast.pipelines.torch_features import to_float
-from siamusic_fast.pipelines.torch_source import Tracks
+from siamusic_fast.pipelines.plan import Spans
+from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.pipelines.tracks import Tracks
 
 RECIPES_OF_PAPER = ("none", "image", "audio")
 """What this peer can make."""
 _EPOCH = 64
 """Batches in an epoch, at least."""
+_FULL_SCALE = 32_768
 
 _WAVE_MIX, _PITCH, _STRETCH = WaveMixup(), PitchShift(), TimeStretch()
 _CUT_MIX, _MIX, _MASK, _CUT_OUT = CutMix(), Mixup(), Mask(), CutOut()
@@ -48,33 +49,33 @@ _SIDEWAYS, _UPSIDE_DOWN = HorizontalFlip(), VerticalFlip()
 
 def needed(mel: MelConfig, recipe: str) -> int:
     """Return how many samples are cut out of a track: a stretch asks for more than it gives."""
-    return round(_STRETCH.reach * mel.samples) if recipe == "audio" else mel.samples
+    return round(_STRETCH.max_rate * mel.samples) if recipe == "audio" else mel.samples
 
 
-def write_arrays(source: Source, folder: Path, count: int, shortest: int = 0) -> list[Path]:
-    """Write up to `count` tracks of `source` to `folder` as .npy files of float32 samples, as they are.
+def write_arrays(
+    tracks: Tracks, frontend: Frontend, folder: Path, count: int, shortest: int = 0
+) -> list[Path]:
+    """Write up to `count` of `tracks` to `folder` as .npy files of float32 samples, as they are.
 
     Those of less than `shortest` samples are left out.
     """
-    tracks = Tracks(source, span=1)
+    reader = Reader(tracks, frontend)
     paths: list[Path] = []
-    for track in range(source.tracks):
-        if len(paths) == count:
-            break
-        (length,) = tracks.lengths(np.array([track]))
-        if length < shortest:
-            continue
-        pcm = tracks.crops(np.array([track]), np.zeros(1), int(length)).pcm
+    for track in np.flatnonzero(tracks.samples >= shortest)[:count]:
+        samples = tracks.samples[[track]]
+        pcm = np.empty((1, int(samples[0])), dtype=np.int16)
+        whole = Spans(tracks=np.array([track]), starts=np.zeros(1, dtype=np.int64), samples=samples)
+        reader.read(whole, slice(0, 1), pcm)
         paths.append(folder / f"{track:06d}.npy")
-        np.save(paths[-1], to_float(pcm)[0].numpy())
+        np.save(paths[-1], pcm[0].astype(np.float32) / _FULL_SCALE)
+    reader.close()
     return paths
 
 
 @contextmanager
 def paper_loader(
     paths: list[Path],
-    mel: MelConfig,
-    normalisation: Normalisation,
+    frontend: Frontend,
     *,
     recipe: str,
     batch_size: int,
@@ -85,6 +86,7 @@ def paper_loader(
     `paths` are of tracks that are long enough; they are repeated, since workers begin each epoch anew, which
     among the many batches of a large data set does not matter.
     """
+    mel = frontend.mel
     crops = DataLoader(
         _Crops(paths * -(-_EPOCH * batch_size // len(paths)), needed(mel, recipe)),
         batch_size=batch_size,
@@ -103,7 +105,7 @@ def paper_loader(
         ),
         torchaudio.transforms.AmplitudeToDB("power"),
     )
-    yield _PaperLoader(crops, mel, log_mel, normalisation, recipe)
+    yield _PaperLoader(crops, frontend, log_mel, recipe)
 
 
 class _Crops(Dataset[Tensor]):
@@ -123,9 +125,8 @@ class _Crops(Dataset[Tensor]):
 @dataclass
 class _PaperLoader:
     crops: DataLoader[Tensor]
-    mel: MelConfig
+    frontend: Frontend
     log_mel: torch.nn.Module
-    normalisation: Normalisation
     recipe: str
     _waves: Iterator[Tensor] = field(init=False, default_factory=lambda: iter(()))
 
@@ -141,8 +142,8 @@ class _PaperLoader:
 
     def _view(self, wave: Tensor) -> Tensor:
         if self.recipe == "audio":
-            wave = _augmented_wave(wave, self.mel)[:, : self.mel.samples]
-        image: Tensor = (self.log_mel(wave) - self.normalisation.mean) / self.normalisation.deviation
+            wave = _augmented_wave(wave, self.frontend.mel)[:, : self.frontend.mel.samples]
+        image: Tensor = (self.log_mel(wave) - self.frontend.mean) / self.frontend.std
         if self.recipe == "image":
             image = _augmented_image(image)
         return image[:, None]
@@ -157,7 +158,7 @@ def _augmented_wave(wave: Tensor, mel: MelConfig) -> Tensor:
         most = int(_PITCH.semitones)
         wave = _shifted(wave, random.randint(-most, most), mel)
     if random.random() < _STRETCH.p:
-        wave = _stretched(wave, random.uniform(_STRETCH.slowest, _STRETCH.fastest), mel)
+        wave = _stretched(wave, random.uniform(_STRETCH.min_rate, _STRETCH.max_rate), mel)
     return wave
 
 
@@ -202,9 +203,9 @@ def _augmented_image(image: Tensor) -> Tensor:
     if random.random() < _MASK.p:
         image = image.clone()
         if random.random() < 0.5:
-            image[_box(image, _width(_MASK.most_mels, n_mels), 2 * frames)] = 0
+            image[_box(image, _width(_MASK.max_mels, n_mels), 2 * frames)] = 0
         else:
-            image[_box(image, 2 * n_mels, _width(_MASK.most_frames, frames))] = 0
+            image[_box(image, 2 * n_mels, _width(_MASK.max_frames, frames))] = 0
     if random.random() < _SIDEWAYS.p:
         image = horizontal_flip(image)
     if random.random() < _UPSIDE_DOWN.p:

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from siamusic_fast.bench.paper import RECIPES_OF_PAPER, needed, paper_loader, write_arrays
 from siamusic_fast.bench.report import number
-from siamusic_fast.bench.timing import Contender, Sample, Timing, alone, endless, take
-from siamusic_fast.pipelines.options import LoaderOptions, Setup
-from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
+from siamusic_fast.bench.stages import AHEAD, Setup
+from siamusic_fast.bench.timing import Contender, Sample, Timing, alone, endless
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.pool import cores
 
-TORCH_AHEAD = 3
-"""Batches that each worker of torch makes in advance: two that wait, and one in the making."""
+_PER_WORKER = 3
+"""Batches that each worker of a `DataLoader` makes in advance: two that wait, and one in the making."""
 _ARRAYS = 128
 """Tracks, or a batch, that are written for the peer that reads .npy files: 340 MB of clips of 30 s."""
 _TRIAL = Timing(windows=3, seconds=0.3)
@@ -72,26 +72,21 @@ def fastest(
     return best
 
 
-class TorchPeer(TorchTwoViewLoader):
-    """The torch backend, of which batches that workers only read can be passed over uncomputed."""
-
-    _skips = False
-
-    def skip(self, count: int) -> None:
-        """Pass over the next `count` batches."""
-        self._skips = True
-        take(endless(self), count)
-        self._skips = False
-
-    def _next(self) -> Any:
-        if self._skips and self._stream is not None:
-            return next(self._stream)
-        return super()._next()
+def torch_loader(setup: Setup, recipe: str) -> Contender:
+    """Return the torch backend with all cores, whatever the DALI loader has."""
+    config = replace(setup.config, backend="torch", threads=cores())
+    computing = "reading, whole batches on the GPU" if setup.device.type == "cuda" else "on the CPU"
+    return Contender(
+        name=f"torch: recipe {recipe}",
+        items=config.batch_size,
+        open=lambda: TwoViewLoader(setup.shard_set, config, recipe=recipe),
+        ahead=AHEAD,
+        setting=f"{cores()} threads {computing}",
+    )
 
 
 def papers_loader(
     setup: Setup,
-    options: LoaderOptions,
     recipe: str,
     folder: Path,
     timing: Timing,
@@ -100,17 +95,17 @@ def papers_loader(
     """Return the way of the paper's code, on the CPU and with arrays in `folder`; or why there is none."""
     if recipe not in RECIPES_OF_PAPER:
         return f"the paper's way has no recipe {recipe}"
-    if setup.source.rate != setup.mel.sample_rate:
+    if setup.shard_set.sample_rate != setup.mel.sample_rate:
         return "the paper's way was not measured: it does not resample"
-    count = max(_ARRAYS, setup.batch_size)
-    paths = write_arrays(setup.source, folder, count, shortest=needed(setup.mel, recipe))
+    tracks, frontend, batch_size = setup.plan.tracks, setup.frontend, setup.plan.batch_size
+    paths = write_arrays(
+        tracks, frontend, folder, max(_ARRAYS, batch_size), shortest=needed(setup.mel, recipe)
+    )
     if not paths:
         return f"the paper's way was not measured: all tracks are too short for its recipe {recipe}"
 
     def opened(batch_size: int, workers: int) -> AbstractContextManager[Iterable[object]]:
-        return paper_loader(
-            paths, setup.mel, options["normalisation"], recipe=recipe, batch_size=batch_size, workers=workers
-        )
+        return paper_loader(paths, frontend, recipe=recipe, batch_size=batch_size, workers=workers)
 
     vocoded = recipe == "audio"
     sample = Sample(
@@ -122,9 +117,9 @@ def papers_loader(
     def contender(workers: int) -> Contender:
         return Contender(
             name=f"paper's way: recipe {recipe}",
-            items=setup.batch_size,
-            open=partial(opened, setup.batch_size, workers),
-            ahead=TORCH_AHEAD * workers,
+            items=batch_size,
+            open=partial(opened, batch_size, workers),
+            ahead=_PER_WORKER * workers,
             setting=f"{workers} workers",
             sample=sample,
         )

@@ -14,8 +14,7 @@ from torch import Tensor, multiprocessing, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from siamusic_fast.bench import limits
-from siamusic_fast.bench.loader import torch_loaders
-from siamusic_fast.bench.peers import alike, fastest, papers_loader
+from siamusic_fast.bench.peers import alike, papers_loader, torch_loader
 from siamusic_fast.bench.report import Measurement, Ratio, Report, named
 from siamusic_fast.bench.stages import dali_loader, prepare
 from siamusic_fast.bench.timing import Contender, Stream, Timing, calls, in_turns
@@ -64,14 +63,13 @@ def measure(
     """
     device, timing = device or torch.device("cpu"), timing or Timing()
     PretrainConfig(backbone=backbone, batch_size=batch_size)
-    setup, options = prepare(shard_set, batch_size=batch_size, device=device, mel=mel, progress=progress)
+    setup = prepare(shard_set, batch_size=batch_size, device=device, mel=mel, progress=progress)
     shape = (batch_size, 1, setup.mel.n_mels, setup.mel.frames)
     flops = _flops(backbone, _noise(shape, device)) / batch_size
     with tempfile.TemporaryDirectory() as folder:
-        ours = dali_loader(shard_set, options, recipe)
-        ways = torch_loaders(shard_set, options, recipe)
-        rivals = {WITH_TORCH: fastest([one for way in ways for one in way], device, timing, progress)}
-        papers = papers_loader(setup, options, recipe, Path(folder), timing, progress)
+        ours = dali_loader(shard_set, setup.config, recipe)
+        rivals = {WITH_TORCH: torch_loader(setup, recipe)}
+        papers = papers_loader(setup, recipe, Path(folder), timing, progress)
         if isinstance(papers, Contender):
             rivals[WITH_PAPER] = papers
         kept, reasons = alike(ours, list(rivals.values()))
@@ -123,12 +121,7 @@ def measure(
             **dict.fromkeys((RESIDENT, *loaders), product.median * 1e12 / flops),
             ACHIEVED: product.median,
         },
-        notes=(
-            *((papers,) if isinstance(papers, str) else ()),
-            *reasons,
-            "the torch loader has whichever setting was fastest alone, in a short trial of "
-            f"{sum(map(len, ways))}",
-        ),
+        notes=(*((papers,) if isinstance(papers, str) else ()), *reasons),
     )
 
 

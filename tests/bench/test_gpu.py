@@ -8,7 +8,7 @@ import torch
 from siamusic_fast.bench import limits, loader, train
 from siamusic_fast.bench.doctor import examine
 from siamusic_fast.bench.report import named
-from siamusic_fast.bench.stages import COPY, CROP, READ, TWO_CROPS, of_recipe
+from siamusic_fast.bench.stages import HAND_OVER, PLAN, READ, of_plan, of_recipe
 from siamusic_fast.bench.timing import Timing, waiting_of
 from siamusic_fast.config import MelConfig
 from siamusic_fast.shards.manifest import ShardSet
@@ -22,35 +22,25 @@ RECIPES = ("image", "audio")
 FROM_THE_BUS = [limits.TO_GPU] if DEVICE.type == "cuda" else []
 
 
-@pytest.fixture(autouse=True)
-def few_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the torch backend be tried without workers and with one, either way."""
-    many = loader.torch_loaders
-    for module in (loader, train):
-        monkeypatch.setattr(module, "torch_loaders", lambda *options: [way[:2] for way in many(*options)])
-
-
 def test_every_stage_every_peer_and_every_limit_is_measured(shard_set: ShardSet) -> None:
     found = loader.measure(shard_set, recipes=RECIPES, mel=MEL, **QUICK)
-    stages = [READ, CROP, *([COPY] if FROM_THE_BUS else []), *map(of_recipe, ("none", *RECIPES)), TWO_CROPS]
+    stages = [PLAN, READ, HAND_OVER, *map(of_recipe, ("none", *RECIPES)), *map(of_plan, RECIPES)]
     beside = [
         name
         for recipe in RECIPES
         for name in (
             f"DALI: recipe {recipe}, beside its peers",
             f"torch: recipe {recipe}",
-            f"torch, batches: recipe {recipe}",
             f"paper's way: recipe {recipe}",
         )
     ]
     bounds = [limits.COPYING_CROPS, limits.COPYING, *FROM_THE_BUS]
     assert {*stages, *bounds, *beside} <= {one.name for one in found.measurements}
     assert all(min(one.windows) > 0 for one in found.measurements)
-    place = "GPU" if DEVICE.type == "cuda" else "CPU"
-    for recipe in RECIPES:
-        batches = named(found.measurements, f"torch, batches: recipe {recipe}")
-        assert batches.setting.endswith(f"workers, whole batches on the {place}")
-    assert set(found.limits) == {CROP, TWO_CROPS, *([COPY] if FROM_THE_BUS else [])}
+    for recipe in RECIPES if DEVICE.type == "cuda" else ():
+        batches = named(found.measurements, f"torch: recipe {recipe}")
+        assert batches.setting.endswith("whole batches on the GPU")
+    assert set(found.limits) == {READ, HAND_OVER}
     assert min(found.limits.values()) > 0
 
 
@@ -68,8 +58,10 @@ def test_training_is_measured_with_every_loader_and_beside_what_the_device_multi
 
 def test_the_doctor_measures_everything_on_the_way_to_the_gpu(shard_set: ShardSet) -> None:
     found = examine(shard_set, recipe="image", backbone="resnet18", **QUICK)
-    rates = [found.training, found.loader, found.together, found.fed, found.crops, found.by_cpu, found.disk]
+    rates = [
+        *(found.training, found.loader, found.together, found.fed, found.plan, found.read),
+        *(found.handed_over, found.features, found.by_cpu, found.disk),
+    ]
     assert min(rates) > 0
     assert 0 <= found.waiting <= 1
     assert found.device == DEVICE.type
-    assert (found.copied is not None) == (DEVICE.type == "cuda")

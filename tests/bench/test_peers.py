@@ -1,60 +1,26 @@
 import contextlib
-import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from siamusic_fast.bench.paper import paper_loader
-from siamusic_fast.bench.peers import TorchPeer, _Statistics, _unlike, fastest
-from siamusic_fast.bench.timing import Contender, Stream, Timing
+from siamusic_fast.bench.peers import _Statistics, _unlike, fastest
+from siamusic_fast.bench.timing import Contender, Timing
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.mel import Normalisation
-from siamusic_fast.pipelines.torch_backend import TorchTwoViewLoader
-from siamusic_fast.pipelines.torch_batches import TwoViews
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.frontend import Frontend
 
 CPU = torch.device("cpu")
-MEL = MelConfig(seconds=0.5)
-NORMALISATION = Normalisation(0.0, 1.0)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_batches_that_were_only_read_are_passed_over_uncomputed(
-    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    options: Any = {"mel": MEL, "normalisation": NORMALISATION, "batch_size": 8, "per_batch": True}
-    with TorchTwoViewLoader(shard_set, **options) as loader:
-        per_epoch = len(loader)
-        expected = list(itertools.islice(Stream(loader), 2 * per_epoch + 1))
-    computed = list[tuple[int, int]]()
-    compute = TwoViews.compute
-
-    def noting(maker: TwoViews, crops: Any, place: tuple[int, int]) -> Any:
-        computed.append(place)
-        return compute(maker, crops, place)
-
-    monkeypatch.setattr(TwoViews, "compute", noting)
-    with TorchPeer(shard_set, workers=workers, **options) as peer:
-        batches = Stream(peer)
-        next(batches)
-        batches.skip(2 * per_epoch - 1)  # into the third epoch
-        view_1, view_2 = next(batches)
-    assert computed == [(0, 0), (2, 0)]
-    assert torch.equal(view_1, expected[-1][0])
-    assert torch.equal(view_2, expected[-1][1])
+FRONTEND = Frontend(mel=MelConfig(seconds=0.5), mean=0.0, std=1.0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_papers_way_passes_over_crops_up_to_the_end_of_an_epoch(tmp_path: Path, workers: int) -> None:
     np.save(tmp_path / "a.npy", np.zeros(30_000, np.float32))
-    made = paper_loader(
-        [tmp_path / "a.npy"], MEL, NORMALISATION, recipe="none", batch_size=2, workers=workers
-    )
+    made = paper_loader([tmp_path / "a.npy"], FRONTEND, recipe="none", batch_size=2, workers=workers)
     with made as loader:
         epoch = iter(loader)
         next(epoch)

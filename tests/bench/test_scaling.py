@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from siamusic_fast.bench import opening, scaling
-from siamusic_fast.bench.opening import look_at, open_and_run, repeated_shards
+from siamusic_fast.bench.opening import Opened, look_at, open_and_run, repeated_shards
 from siamusic_fast.bench.report import Measurement, Report
 from siamusic_fast.bench.timing import Timing
 from siamusic_fast.shards.manifest import ShardSet, read_manifest
@@ -14,9 +15,15 @@ from siamusic_fast.shards.manifest import ShardSet, read_manifest
 def measure(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, per_track: float = 0.001) -> Report:
     """Measure a little; start-up takes `per_track` seconds for each pair of tracks."""
 
-    def look(folder: Path, *, batch_size: int, threads: int, **options: Any) -> tuple[float, float, float]:
+    def look(folder: Path, *, batch_size: int, threads: int, **options: Any) -> Opened:
         tracks = read_manifest(folder).tracks(["training"])
-        return 1 + per_track * tracks**2, 5.0, 2.0 * batch_size + threads
+        return Opened(
+            start_up=1 + per_track * tracks**2,
+            first_batch=1000.0,
+            opening=5.0,
+            running=2.0 * batch_size + threads,
+            grown=float(options["batches"]),
+        )
 
     monkeypatch.setattr(scaling, "look_at", look)
     monkeypatch.setattr(scaling, "_BATCHES", (2, 4))
@@ -35,6 +42,7 @@ def measure(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, per_track: flo
         timing=Timing(windows=1, seconds=0.02),
         most_tracks=1_000,
         most_shards=10,
+        long_run=7,
     )
 
 
@@ -47,7 +55,7 @@ def test_rates_openings_and_memory_are_of_the_sets_that_were_made(
         *("DALI: 1 thread", "DALI: 2 threads", "DALI: batches of 2"),  # 24 tracks: too few for more
         *("DALI: 1 shard of 0.2 s crops", "DALI: 10 shards of 0.2 s crops"),
     ]
-    assert names[5::3] == [
+    assert names[5:-1:4] == [
         "start-up: 120 tracks in 2 shards",
         "start-up: 1,020 tracks in 17 shards",
         "start-up: 100 tracks in 1 shard",
@@ -57,8 +65,9 @@ def test_rates_openings_and_memory_are_of_the_sets_that_were_made(
         "start-up: 32 tracks in 16 shards, 2 threads, batches of 2",
         "start-up: 32 tracks in 16 shards, 2 threads, batches of 4",
     ]
-    assert [one.unit for one in found.measurements[5:8]] == ["s", "MiB", "MiB"]
-    assert found.measurements[-1].windows == (10.0, 10.0, 10.0)
+    assert [one.unit for one in found.measurements[5:9]] == ["s", "s", "MiB", "MiB"]
+    assert found.measurements[-2].windows == (10.0, 10.0, 10.0)
+    assert (names[-1], found.measurements[-1].median) == ("memory added by 7 batches", 7.0)
     assert found.notes[-1] == "batches of 4 were left out: the 24 tracks do not fill 8 of them"
 
 
@@ -90,8 +99,9 @@ def test_the_memory_of_a_running_loader_grows_with_its_batches(
         open_and_run(str(tmp_path / "shards"), recipe="none", seconds=4.0, batch_size=size)
         for size in (2, 64)
     )
-    assert min(*few, *many) > 0
-    assert many[2] > few[2] + 64 * 2 * 4 * 48 * 300 / 2**20  # two views of 48 mels and 345 frames
+    assert min(*dataclasses.astuple(few), *dataclasses.astuple(many)) > 0
+    assert few.start_up < few.first_batch
+    assert many.running > few.running + 64 * 2 * 4 * 48 * 300 / 2**20  # two views of 48 mels and 345 frames
 
 
 def test_shards_are_full_and_hold_at_least_the_tracks_asked_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from siamusic_fast.bench import limits, loader, peers, train
+from siamusic_fast.bench import limits, peers, train
 from siamusic_fast.bench.report import named
 from siamusic_fast.bench.timing import Contender, Stream, Timing, waiting_of
 from siamusic_fast.bench.train import (
@@ -24,6 +24,7 @@ from siamusic_fast.bench.train import (
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.pool import cores
 
 CPU = torch.device("cpu")
 
@@ -31,8 +32,6 @@ CPU = torch.device("cpu")
 def test_the_step_is_measured_with_each_loader_and_with_none(
     shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = loader.torch_loaders
-    monkeypatch.setattr(train, "torch_loaders", lambda *arguments: [many(*arguments)[0][:1]])
     monkeypatch.setattr(peers, "_COMPARED", 32)
     # The process of its own is started in the next test.
     nothing = contextlib.nullcontext(itertools.repeat(None))
@@ -52,7 +51,7 @@ def test_the_step_is_measured_with_each_loader_and_with_none(
     ]
     assert all(one.median > 0 for one in found.measurements[:6])
     assert all(0 <= one.median <= 100 for one in found.measurements[6:9])
-    assert found.measurements[2].setting == "0 workers, samples one by one on the CPU"
+    assert found.measurements[2].setting == f"{cores()} threads on the CPU"
     assert found.ratios[0].target is None  # set for ResNet-50 on a GPU
     achieved, resident = (named(found.measurements, name).median for name in (ACHIEVED, RESIDENT))
     assert achieved * 1e12 / found.settings["flops_per_pair"] == pytest.approx(resident)

@@ -89,9 +89,11 @@ def _table(facts: Facts, title: str) -> Table:
     fed = f"{facts.fed:.0%} ± {facts.spread:.0%} of that; waits {facts.waiting:.0%} of the time"
     table.add_row("with the loader", number(facts.together), fed)
     table.add_row("the loader alone", number(facts.loader), f"on {facts.device}")
-    table.add_row("reading and cropping", number(facts.crops), f"{facts.codec} shards")
-    if facts.copied is not None:
-        table.add_row("and copying to the GPU", number(facts.copied), "one crop a pair")
+    table.add_row("features alone", number(facts.features), "the loader without augmentations")
+    on_gpu = " and copied to the GPU" if facts.device == "cuda" else ""
+    table.add_row("handing over", number(facts.handed_over), f"planned, read, given to DALI{on_gpu}")
+    table.add_row("reading", number(facts.read), f"planned and read, {facts.codec} shards")
+    table.add_row("planning", number(facts.plan), "in one thread")
     table.add_row("the loader's CPU time", number(facts.by_cpu), "if all its threads worked all the time")
     table.add_row("the disk", number(facts.disk), "cold" if facts.cold else "from memory: not dropped")
     if facts.other_backend is not None:

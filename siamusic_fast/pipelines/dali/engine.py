@@ -62,6 +62,23 @@ def arrays(batch: Batch, plan: Plan | TrackPlan, kinds: Mapping[Any, images.Kind
     return found
 
 
+class Feed:
+    """Hands one batch after the other over to a graph, and keeps those whose memory the graph may read.
+
+    It knows nothing of the engine, so that an engine that nobody uses any more ends at once, and with it the
+    graph and its threads: a process that is forked later would end them in vain.
+    """
+
+    def __init__(self) -> None:
+        self.batches: Iterator[Ready] = iter(())
+        self.given: deque[Ready] = deque()
+
+    def __call__(self) -> Sequence[Array]:
+        ready = next(self.batches)
+        self.given.append(ready)
+        return [*ready.pcm, *ready.begun]
+
+
 class DaliEngine:
     """Computes the views of batches that arrive one after the other, a few of them ahead."""
 
@@ -69,13 +86,12 @@ class DaliEngine:
         self._plan, self._device = plan, device
         on_gpu = device.type == "cuda"
         self._kinds = images.ON_GPU if on_gpu else images.ON_CPU
-        self._batches: Iterator[Ready] = iter(())
-        self._fed: deque[Ready] = deque()
+        self._feed = Feed()
         example = plan.batch((0, 0))
         rows = len(example.spans[0].tracks)
         spans = [f"spans.{number}" for number in range(len(example.spans))]
         self._pipeline: Pipeline = views(
-            self._hand_over,
+            self._feed,
             [*spans, *arrays(example, plan, self._kinds)],
             example,
             Inputs(plan=plan, rows=rows, on_gpu=on_gpu, kinds=self._kinds),
@@ -96,7 +112,13 @@ class DaliEngine:
 
     def run(self, batches: Iterator[Ready]) -> Iterator[Computed]:
         """Yield the views of each of `batches`, on the device."""
-        self._batches = batches
+        self._feed.batches = batches
+        try:
+            yield from self._computed()
+        finally:
+            self._feed.batches = iter(())  # what makes them knows the engine
+
+    def _computed(self) -> Iterator[Computed]:
         while True:
             try:
                 outputs, event = self._outputs()
@@ -104,7 +126,7 @@ class DaliEngine:
                 self._pipeline.reset()
                 return
             tensors: list[Tensor] = [from_dlpack(output.as_tensor()) for output in outputs]
-            yield Computed(self._fed.popleft(), tensors, event)
+            yield Computed(self._feed.given.popleft(), tensors, event)
 
     def _outputs(self) -> tuple[Any, torch.cuda.Event | None]:
         if self._device.type == "cpu":
@@ -113,9 +135,3 @@ class DaliEngine:
             stream = torch.cuda.current_stream()
             outputs = self._pipeline.run(stream)
             return outputs, stream.record_event()
-
-    def _hand_over(self) -> Sequence[Array]:
-        """Return the next batch, whose memory DALI reads until it gives the views of it."""
-        ready = next(self._batches)
-        self._fed.append(ready)
-        return [*ready.pcm, *ready.begun]
