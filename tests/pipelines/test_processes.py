@@ -5,26 +5,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from siamusic_fast.shards.manifest import ShardSet
-from tests.pipelines.helpers import BACKENDS
 
 SCRIPT = """
 import sys, time
+from siamusic_fast.config import MelConfig
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
-folder, backend, end = sys.argv[1:]
-loader = TwoViewLoader(folder, LoaderConfig(batch_size=4, backend=backend, threads=2))
-views = iter(loader)
-next(views), next(views)
+folder, end = sys.argv[1:]
+frontend = Frontend(mel=MelConfig(seconds=1.0), mean=-30.0, std=10.0)
+loaders = [
+    TwoViewLoader(folder, LoaderConfig(frontend=frontend, batch_size=4, backend=backend, threads=2))
+    for backend in ("dali", "torch")
+]
+iterators = [iter(loader) for loader in loaders]
+for batches in iterators:
+    next(batches), next(batches)
 print("halfway", flush=True)
 if end == "raise":
     raise LookupError("of the script")
 while end == "interrupt":
-    for one, other in loader:
-        time.sleep(0.01)
+    for loader in loaders:
+        for one, other in loader:
+            time.sleep(0.01)
 """
 WITHOUT_DALI = """
 import sys
@@ -34,10 +40,14 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 import siamusic_fast
+from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
 from siamusic_fast.pipelines.recipes import parse_recipe
-with TwoViewLoader(sys.argv[1], LoaderConfig(batch_size=4, backend="torch"), recipe="both") as loader:
+frontend = Frontend(mel=MelConfig(seconds=1.0), mean=-30.0, std=10.0)
+config = LoaderConfig(frontend=frontend, batch_size=4, backend="torch")
+with TwoViewLoader(sys.argv[1], config, recipe="both") as loader:
     print(len(list(loader)))
 try:
     TwoViewLoader(sys.argv[1], LoaderConfig(batch_size=4))
@@ -67,23 +77,20 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(numbered: ShardSet) -> Iterator[dict[tuple[str, str], Running]]:
+def running(numbered: ShardSet) -> Iterator[dict[str, Running]]:
     """All scripts at once: most of their time is that of their imports."""
-    started = {
-        (backend, end): Running(SCRIPT, numbered.folder, backend, end) for backend in BACKENDS for end in ENDS
-    }
+    started = {end: Running(SCRIPT, numbered.folder, end) for end in ENDS}
     yield started
     for script in started.values():
         script.process.kill()
         script.process.communicate()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("end", ENDS)
-def test_a_process_ends_in_the_middle_of_an_epoch(
-    running: dict[tuple[str, str], Running], backend: str, end: str
+def test_a_process_with_loaders_of_both_engines_ends_in_the_middle_of_their_epochs(
+    running: dict[str, Running], end: str
 ) -> None:
-    script = running[backend, end]
+    script = running[end]
     assert script.process.stdout is not None
     assert script.process.stdout.readline() == "halfway\n"
     began = time.monotonic()
@@ -98,7 +105,7 @@ def test_a_process_ends_in_the_middle_of_an_epoch(
 
 
 def test_the_torch_backend_works_where_there_is_no_dali_and_the_other_says_what_to_do(
-    numbered: ShardSet, tmp_path: Path
+    numbered: ShardSet,
 ) -> None:
     code, output, errors = Running(WITHOUT_DALI, numbered.folder).finish()
     assert (code, errors) == (0, "")
