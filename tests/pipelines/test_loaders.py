@@ -1,4 +1,4 @@
-"""What loaders promise whatever the engine: order, labels, resumption, errors, and that they leave nothing."""
+"""What loaders promise whatever the engine: order, labels, resumption, errors, and to leave nothing."""
 
 import gc
 import os
@@ -259,7 +259,7 @@ def test_what_cannot_be_is_one_clear_line_at_once(
 def test_what_labelled_loaders_cannot_do_is_refused(genres: ShardSet, share: float) -> None:
     with pytest.raises(ConfigError, match=f"labels = {share:g} must be a share"):
         LabelledLoader(genres, config(), labels=share)
-    with pytest.raises(ConfigError, match="^cutmix, mixup would add another track"):
+    with pytest.raises(ConfigError, match=r"^cutmix, mixup would add another track"):
         LabelledLoader(genres, config(), recipe="image")
     with pytest.raises(ConfigError, match="crops = -1 must be at least 1"):
         TrackLoader(genres, config(), crops=-1)
@@ -338,7 +338,8 @@ def _endless(loader: TwoViewLoader) -> Any:
 
 def threads_and_files() -> tuple[int, int]:
     gc.collect()
-    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+    task, files = Path("/proc/self/task"), Path("/proc/self/fd")
+    return len(list(task.iterdir())), len(list(files.iterdir()))
 
 
 def resident_megabytes() -> float:

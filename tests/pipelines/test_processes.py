@@ -1,4 +1,4 @@
-"""Real processes that leave a loader in the middle, and one that has no DALI: all of them end as they should."""
+"""Real processes that leave loaders in the middle, and one that has no DALI: all end as they should."""
 
 import signal
 import subprocess
