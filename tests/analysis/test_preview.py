@@ -48,7 +48,9 @@ def test_the_picture_is_a_png_with_a_row_per_track(shard_set: ShardSet, tmp_path
 
 @pytest.mark.parametrize("count", [0, 17])
 def test_a_picture_has_one_to_sixteen_tracks(shard_set: ShardSet, count: int) -> None:
-    with pytest.raises(ConfigError, match=f"tracks = {count} must lie between 1 and 16"):
+    with pytest.raises(
+        ConfigError, match=rf"count = {count} must lie between 1 and 16 \(on the command line --tracks\)"
+    ):
         examples(shard_set, FRONTEND, recipe=IMAGE, count=count)
 
 
