@@ -117,8 +117,8 @@ def _refuse_restarts(max_restarts: int) -> None:
     if max_restarts:
         raise ConfigError(
             f"max_restarts = {max_restarts} is for processes that are started here, not for those of "
-            f"torchrun or SLURM: leave it out (on the command line --max-restarts), and give torchrun its own "
-            f"--max-restarts, or sbatch --requeue."
+            f"torchrun or SLURM: leave it out (on the command line --max-restarts), and give torchrun its "
+            f"own --max-restarts, or sbatch --requeue."
         )
 
 
