@@ -62,6 +62,7 @@ def test_an_unknown_split_is_refused(shard_set: ShardSet) -> None:
 def test_each_augmentation_alone_always_happens_to_the_same_crop(shard_set: ShardSet) -> None:
     found = each_alone(shard_set, FRONTEND, recipe=parse_recipe("stretch,mask(p=0),cutout"))
     assert [example.label for example in found] == ["stretch", "mask", "cutout"]
+    np.testing.assert_array_equal(found[0].original, found[1].original)
     np.testing.assert_array_equal(found[1].original, found[2].original)
     for example in found:
         assert not np.array_equal(example.views[0].decibels, example.original)
