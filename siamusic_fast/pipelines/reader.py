@@ -112,7 +112,7 @@ class Reader:
                     for start, part in members:
                         self._lengthened(track, start, part, _from(decoded, begin))
         except soundfile.LibsndfileError as error:
-            raise self._tracks.damaged(track, error) from error
+            raise self._tracks.damaged(track, error.error_string.rstrip(".")) from error
 
     def _check_label(self, track: int) -> None:
         assert self._tracks.labels is not None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.frontend import Frontend
 from siamusic_fast.progress import Task
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
@@ -25,6 +26,7 @@ from siamusic_fast.training import pretrain as module
 from siamusic_fast.training.compiling import compiled
 from siamusic_fast.training.distributed import launch
 from siamusic_fast.training.job import Job
+from siamusic_fast.training.knn import knn_accuracy
 from siamusic_fast.training.metrics import read_log
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, PretrainResult, pretrain
 from siamusic_fast.training.run import is_abandoned, load_run, newest_unfinished
@@ -411,6 +413,57 @@ def test_processes_take_as_many_steps_each_whatever_the_shards(
     assert found == [found[0]] * processes
 
 
+Buffers = dict[str, Tensor]
+
+
+def shared_buffers(
+    config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job
+) -> list[list[tuple[Buffers, Buffers]]]:
+    """Return, of every process, the buffers that it has before and after each time that they are shared."""
+    seen: list[tuple[Buffers, Buffers]] = []
+    share = Job.share_buffers
+
+    def noted(job: Job, model: nn.Module) -> None:
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        share(job, model)
+        seen.append((before, {name: buffer.clone() for name, buffer in model.named_buffers()}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "encoder", tiny_encoder)
+        patch.setattr(Job, "share_buffers", noted)
+        pretrain(config, shard_set, out, job=job)
+    return job.gather(seen)
+
+
+def equal(one: Buffers, other: Buffers) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, backend="torch", batch_size=4, sync_batchnorm=False, knn_every=1)
+    function = functools.partial(shared_buffers, config, shard_set, tmp_path / "run")
+    leading, other = launch(function, gpus=0, workers=2)
+    # In each of two epochs: for the checkpoint before the look at kNN, for that, and for the one after it.
+    assert len(leading) == len(other) == 6
+    for place, ((own, shared), (others, others_shared)) in enumerate(zip(leading, other, strict=True)):
+        assert equal(own, others) == (place % 3 > 0)  # statistics of other tracks, until they are shared
+        assert equal(own, shared)
+        assert equal(own, others_shared)
+    saved = checkpoint.load(tmp_path / "run" / "checkpoint.pt", "pretraining", ())
+    states = {
+        f"{part}.{name}": value
+        for part in ("encoder", "projector", "predictor")
+        for name, value in saved[part].items()
+    }
+    assert equal(leading[-1][0], {name: states[name] for name in leading[-1][0]})
+    encoder, _ = models.encoder("resnet18")
+    encoder.load_state_dict(saved["encoder"])
+    frontend = Frontend.load(saved["frontend"])
+    accuracy = knn_accuracy(encoder, shard_set, frontend, backend="torch", batch_size=4)
+    assert read_log(tmp_path / "run")[-1]["knn"] == accuracy
+
+
 def tiny_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job, **options: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "encoder", tiny_encoder)
@@ -496,7 +549,9 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_good_checkpoin
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
     bad = dataclasses.replace(TINY, optimizer="adam", lr=1e30, accumulate=1, knn_every=0)
-    with pytest.raises(DataError, match=r"became nan at step 2, .* try --lr 1e\+29 .* no checkpoint yet"):
+    with pytest.raises(
+        DataError, match=r"became nan at step 2, .* try lr = 1e\+29 .* --lr 1e\+29 .* no checkpoint yet"
+    ):
         pretrain(bad, shard_set, tmp_path / "bad")
     assert not (tmp_path / "bad" / "checkpoint.pt").exists()
 
