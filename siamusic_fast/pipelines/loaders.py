@@ -267,22 +267,27 @@ class TrackLoader(Loader[tuple[Tensor, Tensor]]):
         config: LoaderConfig | None = None,
         *,
         crops: int | None = None,
+        crops_per_batch: int | None = None,
         labelled_only: bool = False,
     ) -> None:
-        """Take `crops` of each track; by default as many as cover the longest, up to 128."""
+        """Take `crops` of each track; by default as many as cover the longest, up to 128.
+
+        With `crops_per_batch`, a batch has fewer tracks if they would have more crops than that together.
+        """
         config = config or LoaderConfig()
         frontend, tracks = _opened(data, config, labelled_only=labelled_only, labels=True)
         _each(tracks, config)
+        self.crops = covering_crops(tracks, frontend, crops)
+        """Crops of each track."""
+        most = max(1, (crops_per_batch or self.crops * config.batch_size) // self.crops)
         plan = TrackPlan(
             tracks,
             frontend,
-            crops=covering_crops(tracks, frontend, crops),
-            batch_size=min(config.batch_size, len(tracks)),
+            crops=self.crops,
+            batch_size=min(config.batch_size, most, len(tracks)),
             rank=config.rank,
             world_size=config.world_size,
         )
-        self.crops = plan.crops
-        """Crops of each track."""
         super().__init__(config, plan, check_labels=True)
 
     def _output(self, batch: Batch, views: list[Tensor]) -> tuple[Tensor, Tensor]:
