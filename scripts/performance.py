@@ -45,7 +45,7 @@ class Asked:
 
 GPU = "H200"
 _PAIRS, _STEP = {"batch_size": 256, "codec": "wav"}, {"backbone": "resnet50"}
-_PEER = "DALI: recipe {0}, beside its peers / torch, batches: recipe {0}"
+_PEER = "DALI: recipe {0}, beside its peers / torch: recipe {0}"
 ASKED = (
     Asked(
         "recipe image: at least 20,000 pairs/s in batches of 256, or the limit that holds it",

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from siamusic_fast.analysis import plots, preview
-from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.config import BACKENDS, FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.progress import SILENT, Progress
@@ -59,6 +59,7 @@ def demo(
     config: DemoConfig = DEFAULT,
     *,
     seed: int = 0,
+    backend: str = BACKENDS[0],
     workers: int = 1,
     job: Job | None = None,
     progress: Progress = SILENT,
@@ -66,16 +67,17 @@ def demo(
     """Synthesise, pack, preview, pre-train, fine-tune, evaluate and draw, all inside the folder `root`.
 
     The corpus and its shards are made by `workers` processes, once, and serve again; each call trains anew,
-    with `seed`, into a run folder of its own. Raises `DataError` if `root` holds something else.
+    with `seed`, into a run folder of its own. `backend` computes the views and the features. Raises
+    `DataError` if `root` holds something else.
     """
     started = time.perf_counter()
     shard_set = shards(root / "data", config.corpus, workers, progress)
     run = root / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}"
-    pretrain_config = dataclasses.replace(config.pretrain, seed=seed)
+    pretrain_config = dataclasses.replace(config.pretrain, seed=seed, backend=backend)
     pretrained = pretrain(pretrain_config, shard_set, run, job=job, progress=progress)
-    finetune_config = dataclasses.replace(config.finetune, seed=seed)
+    finetune_config = dataclasses.replace(config.finetune, seed=seed, backend=backend)
     finetuned = finetune(finetune_config, run, shard_set, job=job, progress=progress)
-    evaluated = evaluate(run, shard_set, job=job, progress=progress)
+    evaluated = evaluate(run, shard_set, backend=backend, job=job, progress=progress)
 
     with progress.task("Drawing", 4, "pictures") as task:
         recipe, frontend = parse_recipe(config.pretrain.aug), estimate_frontend(shard_set)

@@ -86,7 +86,7 @@ def measure(
         settings = dataclasses.replace(config.pretrain, seed=seed)
         if not is_finished(run, settings, shard_set):
             pretrain(settings, shard_set, run, force=True, job=job, progress=progress)
-        probed.append(probe(run, shard_set, seed=seed, job=job, progress=progress))
+        probed.append(probe(run, shard_set, seed=seed, backend=settings.backend, job=job, progress=progress))
     return Gain(config=config, shard_set=shard_set, probed=tuple(probed))
 
 

@@ -88,7 +88,7 @@ def examples(
     `count` is not between 1 and 16.
     """
     if not 1 <= count <= _BATCH:
-        raise ConfigError(f"tracks = {count} must lie between 1 and {_BATCH}.")
+        raise ConfigError(f"count = {count} must lie between 1 and {_BATCH} (on the command line --tracks).")
     config = config or PreviewConfig()
     tracks = open_tracks(shard_set, [config.split])
     check_length(tracks, frontend.mel)
@@ -115,7 +115,7 @@ def each_alone(
     Raises what `examples` does, and `ConfigError` if the recipe has no steps.
     """
     if not recipe:
-        raise ConfigError("The recipe has no augmentation to show: name some with --aug.")
+        raise ConfigError("recipe has no augmentation to show: name some (on the command line --aug).")
     rows = []
     for step in recipe:
         alone = (dataclasses.replace(step, p=1.0),)

@@ -24,11 +24,12 @@ from siamusic_fast.training.job import Job
     show_default=True,
     help="Folder for everything: audio, shards, runs.",
 )
+@options.backend
 @options.gpus
 @options.seed
 @options.quiet
 @options.as_json
-def demo(out: Path, gpus: int | None, seed: int, quiet: bool, as_json: bool) -> None:
+def demo(out: Path, backend: str, gpus: int | None, seed: int, quiet: bool, as_json: bool) -> None:
     """Run everything on a small synthetic corpus: shard, pretrain, finetune, evaluate.
 
     Makes 360 tracks of eight genres, some of them broken on purpose, as MP3s in the layout of FMA. Packs
@@ -40,7 +41,9 @@ def demo(out: Path, gpus: int | None, seed: int, quiet: bool, as_json: bool) -> 
     """
     job = Job(device=device_for(gpus))
     try:
-        result = whole_way.demo(out, seed=seed, workers=cores(), job=job, progress=progress(quiet))
+        result = whole_way.demo(
+            out, seed=seed, backend=backend, workers=cores(), job=job, progress=progress(quiet)
+        )
     except KeyboardInterrupt:
         note(f"Stopped. The same command trains anew, with the audio and the shards that are in {out}.")
         sys.exit(130)

@@ -88,8 +88,8 @@ def preview(
     mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
     path = out or Path(f"preview-{file_name(aug)}.png")
     recipe = parse_recipe(aug)
-    frontend = estimate_frontend(shard_set, mel, short_tracks=short_tracks)
     config = drawing.PreviewConfig(split=split, crops=crops, max_distance=max_distance, seed=seed)
+    frontend = estimate_frontend(shard_set, mel, short_tracks=short_tracks)
     if each:
         found = drawing.each_alone(shard_set, frontend, recipe=recipe, config=config)
         title = f"{shard_set.source}, {found[0].track.key}: augmentations of {aug}"

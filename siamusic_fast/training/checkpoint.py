@@ -256,12 +256,13 @@ def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
         if strangers:
             kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
             raise DataError(
-                f"{path} holds {strangers[0]!r}, which no {kind}: choose another folder with --out."
+                f"{path} holds {strangers[0]!r}, which no {kind}: use another out (on the command line "
+                f"--out)."
             )
     elif names:
         raise DataError(
-            f"{path} already exists and is not empty: choose another folder with --out, "
-            f"or replace an earlier run with --force."
+            f"{path} already exists and is not empty: use another out, or replace an earlier run with "
+            f"force=True (on the command line --out or --force)."
         )
 
 

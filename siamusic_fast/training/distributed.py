@@ -78,9 +78,11 @@ def processes_wanted(gpus: int | None = None, workers: int | None = None) -> int
     found = _check_gpus(gpus)
     if found and workers not in (None, found):
         raise ConfigError(
-            f"--workers {workers} does not fit --gpus {gpus}: each GPU has one process; leave it out."
+            f"workers = {workers} does not fit gpus = {gpus}: each GPU has one process; leave workers out "
+            f"(on the command line --workers)."
             if gpus
-            else f"--workers {workers} asks for processes on the CPU, and a GPU is visible: add --gpus 0."
+            else f"workers = {workers} asks for processes on the CPU, and a GPU is visible: add gpus=0 (on "
+            f"the command line --gpus 0)."
         )
     return found or workers or 1
 
@@ -89,7 +91,7 @@ def device_for(gpus: int | None) -> torch.device:
     """Return the device of work that one process does; `gpus` is 0, 1, or `None`: a GPU if there is one."""
     found = _check_gpus(gpus)
     if found > 1:
-        raise ConfigError(f"--gpus {found}: this command uses one; give --gpus 1.")
+        raise ConfigError(f"gpus = {found} is too many, one is used: give 1 (on the command line --gpus 1).")
     return _device(0, on_gpu=found > 0)
 
 
@@ -114,8 +116,9 @@ def _refuse_restarts(max_restarts: int) -> None:
     """Raise ConfigError if a process that another launcher started is to start processes again."""
     if max_restarts:
         raise ConfigError(
-            f"--max-restarts {max_restarts} is for processes that this command starts, not for those of "
-            f"torchrun or SLURM: give torchrun its own --max-restarts, or sbatch --requeue."
+            f"max_restarts = {max_restarts} is for processes that are started here, not for those of "
+            f"torchrun or SLURM: leave it out (on the command line --max-restarts), and give torchrun its "
+            f"own --max-restarts, or sbatch --requeue."
         )
 
 
@@ -126,8 +129,9 @@ def _explained() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"the GPU's memory does not suffice ({str(error).splitlines()[0]}): give a smaller --batch-size, "
-            f"in pre-training with --accumulate for as many pairs per step."
+            f"the GPU's memory does not suffice ({str(error).splitlines()[0]}): use a smaller batch_size, in "
+            f"pre-training with accumulate for as many pairs per step (on the command line --batch-size and "
+            f"--accumulate)."
         ) from error
 
 
@@ -272,9 +276,15 @@ def _check_gpus(gpus: int | None) -> int:
     if gpus is None:
         return min(visible, 1)
     if gpus > 0 and visible == 0:
-        raise DeviceError(f"--gpus {gpus} asks for a GPU and none is visible; use --gpus 0 for the CPU.")
+        raise DeviceError(
+            f"gpus = {gpus} asks for a GPU and none is visible: use 0 for the CPU (on the command line "
+            f"--gpus 0)."
+        )
     if gpus > visible:
-        raise DeviceError(f"--gpus {gpus} asks for more than the {visible} visible; use --gpus {visible}.")
+        raise DeviceError(
+            f"gpus = {gpus} asks for more than the {visible} visible: use {visible} (on the command line "
+            f"--gpus {visible})."
+        )
     return gpus
 
 
@@ -293,11 +303,12 @@ def _failure(error: ChildFailedError) -> BaseException:
     if -failure.exitcode in _CRASHES:
         return SiamusicError(
             f"rank {rank} crashed in a library ({failure.signal_name()}): what it printed above may say why. "
-            f"--resume goes on from the last checkpoint."
+            f"resume=True (on the command line --resume) goes on from the last checkpoint."
         )
     if failure.exitcode < 0:
         return SiamusicError(
             f"rank {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}) from outside: "
-            f"see whether the memory sufficed. --resume goes on; --max-restarts does so by itself."
+            f"see whether the memory sufficed. resume=True (on the command line --resume) goes on; "
+            f"max_restarts (--max-restarts) does so by itself."
         )
     return WorkerError(f"rank {rank} ended with exit code {failure.exitcode} and no traceback.")

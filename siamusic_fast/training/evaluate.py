@@ -151,7 +151,7 @@ def check_classes(shard_set: ShardSet, classes: tuple[str, ...]) -> None:
     if shard_set.classes != classes:
         raise DataError(
             f"the classifier tells {', '.join(classes)} apart and {shard_set.folder} has "
-            f"{', '.join(shard_set.classes)}: give the shards it was trained on with --data."
+            f"{', '.join(shard_set.classes)}: use the shards it was trained on (on the command line --data)."
         )
 
 

@@ -144,7 +144,7 @@ def finetune(
                 task.advance(len(labels) * job.world_size, note=note)
 
             step_losses = job.mean(torch.stack(losses)).tolist()
-            check_finite(step_losses, step, remedy=f"try --lr {config.lr / 10:g}")
+            check_finite(step_losses, step, remedy=_remedy(config))
             classifier.eval()
             job.share_buffers(classifier)
             probabilities, truths = validation.averages(lambda mels: classifier(mels).softmax(dim=1), task)
@@ -215,8 +215,14 @@ def _check_batch(batch_size: int, config: FinetuneConfig, job: Job) -> None:
     if batch_size < 2 and not config.freeze:
         raise ConfigError(
             f"labels = {config.labels:g} leaves each of {job.world_size} processes a batch of {batch_size}, "
-            f"and batch norm needs two samples: use a larger --labels, fewer processes, or --freeze."
+            f"and batch norm needs two samples: use more labels, fewer processes, or freeze=True (on the "
+            f"command line --labels, --gpus or --workers, or --freeze)."
         )
+
+
+def _remedy(config: FinetuneConfig) -> str:
+    lr = f"{config.lr / 10:g}"
+    return f"try lr = {lr} (on the command line --lr {lr})"
 
 
 def _start(

@@ -60,8 +60,8 @@ def is_locked(folder: Path) -> bool:
 def in_use(folder: Path) -> DataError:
     """Return the error that says that another job has `folder`."""
     return DataError(
-        f"{folder} is in use by a job that is training: wait for it or stop it, or choose another folder "
-        f"with --out."
+        f"{folder} is in use by a job that is training: wait for it or stop it, or use another out (on the "
+        f"command line --out)."
     )
 
 

@@ -51,7 +51,8 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     path = run / FILES[which]
     if which == "best" and not path.is_file() and (run / FILES["last"]).is_file():
         raise DataError(
-            f"{path} does not exist: the run was never scored by kNN while it trained; use --checkpoint last."
+            f"{path} does not exist: the run was never scored by kNN while it trained; use the last one (on "
+            f"the command line --checkpoint last)."
         )
     try:
         saved = checkpoint.load(path, "pretraining", _PARTS)

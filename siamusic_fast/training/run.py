@@ -158,9 +158,11 @@ class Training:
             if self.saved_step is not None
             else "there is no checkpoint yet"
         )
+        lr = f"{self.about['config']['lr'] / 10:g}"
         return (
-            f"try --lr {self.about['config']['lr'] / 10:g} or --warmup-epochs; if that does not help, see "
-            f"whether the data is whole with `siamusic-fast verify {self.about['data']}`; {last}"
+            f"try lr = {lr} or warmup_epochs (on the command line --lr {lr} or --warmup-epochs); if that "
+            f"does not help, see whether the data is whole with "
+            f"`siamusic-fast verify {self.about['data']}`; {last}"
         )
 
     def _remedy_without_space(self) -> str:
@@ -321,11 +323,14 @@ def _check_resumable(
         raise DataError(f"{run} has all of its {config.epochs} epochs: there is nothing to resume.")
     if len(saved["ranks"]) != job.world_size:
         raise ConfigError(
-            f"{run} was started with {len(saved['ranks'])} processes, not {job.world_size}: give as many "
-            f"with --gpus, or with --workers on the CPU."
+            f"{run} was started with {len(saved['ranks'])} processes, not {job.world_size}: start as many "
+            f"(on the command line --gpus, or --workers on the CPU)."
         )
     if saved["shards"] != _checksums(shard_set, config):
-        raise DataError(f"{run} was started with other shards than those in {shard_set.folder}: use --data.")
+        raise DataError(
+            f"{run} was started with other shards than those in {shard_set.folder}: use {saved['data']} (on "
+            f"the command line --data)."
+        )
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

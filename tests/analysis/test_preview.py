@@ -48,7 +48,9 @@ def test_the_picture_is_a_png_with_a_row_per_track(shard_set: ShardSet, tmp_path
 
 @pytest.mark.parametrize("count", [0, 17])
 def test_a_picture_has_one_to_sixteen_tracks(shard_set: ShardSet, count: int) -> None:
-    with pytest.raises(ConfigError, match=f"tracks = {count} must lie between 1 and 16"):
+    with pytest.raises(
+        ConfigError, match=rf"count = {count} must lie between 1 and 16 \(on the command line --tracks\)"
+    ):
         examples(shard_set, FRONTEND, recipe=IMAGE, count=count)
 
 
@@ -60,6 +62,7 @@ def test_an_unknown_split_is_refused(shard_set: ShardSet) -> None:
 def test_each_augmentation_alone_always_happens_to_the_same_crop(shard_set: ShardSet) -> None:
     found = each_alone(shard_set, FRONTEND, recipe=parse_recipe("stretch,mask(p=0),cutout"))
     assert [example.label for example in found] == ["stretch", "mask", "cutout"]
+    np.testing.assert_array_equal(found[0].original, found[1].original)
     np.testing.assert_array_equal(found[1].original, found[2].original)
     for example in found:
         assert not np.array_equal(example.views[0].decibels, example.original)

@@ -206,7 +206,7 @@ def test_the_plan_of_a_batch_is_of_256_pairs_however_few_tracks_there_are(shard_
     assert {len(array) for array in begun} == {256}
     other, planned = with_plan_times([rate("any", 1.0), rate(of_plan("image"), 1.0, cpu_ms=0.03)], ["image"])
     assert other == rate("any", 1.0)
-    assert planned.windows == (pytest.approx(256 * 0.03),)
+    assert planned.windows == pytest.approx((256 * 0.03,))
 
 
 def test_peers_that_have_more_cores_than_dali_are_no_ratio(

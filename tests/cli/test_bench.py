@@ -74,7 +74,7 @@ def test_bench_refuses_a_gpu_where_there_is_none(
 
 def test_bench_refuses_a_batch_larger_than_the_split(shard_set: ShardSet) -> None:
     line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 0, "--quiet"))
-    assert "A batch of 64 does not fit the 24 tracks" in line
+    assert "batch_size = 64 does not fit the 24 tracks" in line
     assert "--batch-size 24" in line
 
 
@@ -215,7 +215,7 @@ def test_a_quick_look_at_scaling_goes_less_far(benches: dict[str, Measured], sha
     assert run("bench", "loader", *words, "--quick").exit_code == 0
     assert run("bench", "loader", *words).exit_code == 0
     quick, thorough = benches["scaling"]
-    assert (quick["most_tracks"], quick["most_shards"]) == (10_000, 100)
+    assert (quick["most_tracks"], quick["most_shards"], quick["long_run"]) == (25_000, 100, 1_000)
     assert "most_tracks" not in thorough
 
 

@@ -98,7 +98,10 @@ MISTAKES = {
         "'loud' is unknown: there are the recipes image, audio, both, none",
     ),
     "an unknown backend": (("pretrain", "--backend", "jax"), "'jax' is unknown: choose one of dali, torch"),
-    "a GPU that is not there": (("pretrain", "--gpus", "1"), "none is visible; use --gpus 0 for the CPU"),
+    "a GPU that is not there": (
+        ("pretrain", "--gpus", "1"),
+        "none is visible: use 0 for the CPU (on the command line --gpus 0)",
+    ),
     "a batch too large": (("pretrain", "--gpus", "0", "--batch-size", "999"), "999 does not fit the "),
     "no such run to resume": (("pretrain", "--resume", "nowhere"), "nowhere/checkpoint.pt does not exist"),
     "no such run to fine-tune": (
@@ -130,7 +133,8 @@ def test_nothing_that_is_there_is_overwritten(run: Path, shard_set: ShardSet) ->
     for command in (("pretrain", "--out", run, "--seconds", "0.5"), ("finetune", run)):
         result = call(*command, "--data", shard_set.folder, *SMALL)
         assert result.exit_code == 1
-        assert "already exists and is not empty: choose another folder with --out" in result.output
+        assert "already exists and is not empty: use another out" in result.output
+        assert "(on the command line --out or --force)" in result.output
 
 
 def test_settings_beside_resume_are_refused_by_name(run: Path) -> None:

@@ -309,7 +309,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert checkpoint.new_folder(tmp_path / "runs" / "new").is_dir()
     assert checkpoint.new_folder(tmp_path / "runs" / "new").is_dir()
     (tmp_path / "runs" / "new" / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match="already exists and is not empty: choose another folder with --out"):
+    with pytest.raises(DataError, match="already exists and is not empty: use another out"):
         checkpoint.new_folder(tmp_path / "runs" / "new")
 
 

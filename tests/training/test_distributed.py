@@ -306,7 +306,7 @@ def run_out_of(what: str, *, job: Job) -> None:
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_lack_of_memory_names_the_options_that_help(workers: int) -> None:
-    words = r"Tried to allocate 2\.00 GiB\.\): give a smaller --batch-size, .* --accumulate"
+    words = r"Tried to allocate 2\.00 GiB\.\): use a smaller batch_size, .* --batch-size and --accumulate"
     with pytest.raises(DeviceError, match=words):
         launch(functools.partial(run_out_of, "memory"), gpus=0, workers=workers)
 
@@ -319,21 +319,21 @@ def test_a_file_that_a_worker_cannot_use_is_named() -> None:
 def test_restarts_are_left_to_the_launcher_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"--max-restarts 3 .* give torchrun its own --max-restarts"):
+    with pytest.raises(ConfigError, match=r"max_restarts = 3 .* give torchrun its own --max-restarts"):
         launch(whoami, gpus=0, max_restarts=3)
 
 
 def test_gpus_that_are_not_there_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(DeviceError, match="--gpus 2 asks for a GPU and none is visible; use --gpus 0"):
+    with pytest.raises(DeviceError, match=r"gpus = 2 asks for a GPU and none is visible: .* --gpus 0"):
         launch(train, gpus=2)
     assert device_for(None) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match="--gpus 3 asks for more than the 2 visible"):
+    with pytest.raises(DeviceError, match=r"gpus = 3 asks for more than the 2 visible: .* --gpus 2"):
         launch(train, gpus=3)
-    with pytest.raises(ConfigError, match="--gpus 2: this command uses one"):
+    with pytest.raises(ConfigError, match=r"gpus = 2 is too many, .* --gpus 1"):
         device_for(2)
-    with pytest.raises(ConfigError, match="--workers 3 does not fit --gpus 2"):
+    with pytest.raises(ConfigError, match=r"workers = 3 does not fit gpus = 2: .* --workers"):
         launch(functools.partial(train), gpus=2, workers=3)
-    with pytest.raises(ConfigError, match=r"--workers 2 asks for processes on the CPU, .* add --gpus 0"):
+    with pytest.raises(ConfigError, match=r"workers = 2 asks for processes on the CPU, .* --gpus 0"):
         launch(functools.partial(train), workers=2)

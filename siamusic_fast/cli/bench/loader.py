@@ -14,7 +14,7 @@ from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.training.distributed import device_for
 
-_SMALL = {"most_tracks": 10_000, "most_shards": 100}
+_SMALL = {"most_tracks": 25_000, "most_shards": 100, "long_run": 1_000}
 """How far --scaling goes for a quick look."""
 
 
@@ -35,7 +35,7 @@ _SMALL = {"most_tracks": 10_000, "most_shards": 100}
     "peers",
     type=click.Choice([*loader_bench.PEERS, "none"]),
     multiple=True,
-    help="What to compare with: the torch backend at its best, either way; the way of the paper's code.  "
+    help="What to compare with: the torch backend; the way of the paper's code.  "
     "[default: both; with --quick torch]",
 )
 @settings.batch_size
@@ -74,9 +74,10 @@ def loader(
 ) -> None:
     """Measure pairs per second of the two-view loader.
 
-    First the stages of the DALI graph, switched on one by one, then each recipe in turns with its peers on
-    the same tracks, after a check that they make the same. A ratio is of windows measured one after the
-    other; if its target, or 1, lies within the spread, it is not certain.
+    First the stages of the DALI loader, one more at a time: the plan, reading, handing over, features, each
+    recipe. Then each recipe in turns with its peers on the same tracks, after a check that they make the
+    same. A ratio is of windows measured one after the other; if its target, or 1, lies within the spread, it
+    is not certain.
 
     \b
     siamusic-fast bench loader

@@ -45,7 +45,7 @@ def train(
     """Measure pairs per second of pre-training.
 
     In turns: on one batch that stays on the device, which is the most that a loader could feed, with the DALI
-    loader, the torch loader at its best and that of the paper's code, each with the share of time that the
+    loader, the torch loader and that of the paper's code, each with the share of time that the
     step waits for it, the step of the paper's code on a resident batch, and products of matrices.
 
     \b
