@@ -154,7 +154,7 @@ def test_the_graph_of_a_gpu_has_few_operators_and_copies(
 
 @pytest.mark.parametrize("rate", [22_050, 44_100])
 def test_all_steps_there_are_need_no_other_operators(numbered: ShardSet, rate: int) -> None:
-    steps = "wavemix,pitch,stretch,gain,noise,cutmix,mixup,mask,hflip,vflip,cutout,griddistortion,rrc,tilt"
+    steps = "wavemix,pitch,stretch,gain,noise,cutmix,mixup,mask,hflip,vflip,cutout,tilt,griddistortion,rrc"
     frontend = Frontend(mel=MelConfig(seconds=1.0, sample_rate=rate, f_max=rate / 2), mean=-30.0, std=10.0)
     plan = plan_of(numbered, steps, frontend=frontend, batch_size=23)
     found, outputs = operators(graph(plan, images.ON_GPU, on_gpu=True))

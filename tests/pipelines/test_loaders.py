@@ -52,6 +52,9 @@ def test_a_restored_loader_goes_on_from_any_batch_on_other_threads_as_if_never_s
                 assert same(take(fresh, 1), [expected[given]])
                 assert same(take(stopped, 1), [expected[given]])
         assert stopped.state_dict() == {"epoch": 1, "batch": 2}
+    with two_views(numbered, recipe, **settings) as fresh:
+        fresh.load_state_dict({"epoch": 0, "batch": 3})
+        assert same(take(fresh, 5), expected[3:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
