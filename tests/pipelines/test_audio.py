@@ -121,7 +121,7 @@ def test_the_table_of_noise_is_white_and_gaussian() -> None:
     assert abs(values.std() - 1) < 4.5 / np.sqrt(2 * count)
     assert abs((values**4).mean() - 3) < 4.5 * np.sqrt(96 / count)
     spectrum = abs(np.fft.rfft(values)) ** 2 / count
-    bands = spectrum[1:-1].reshape(-1, 1).ravel()[: 64 * 1023].reshape(64, 1023).mean(axis=1)
+    bands = spectrum[1 : 1 + 64 * 1023].reshape(64, 1023).mean(axis=1)
     assert abs(bands - 1).max() < 5 / np.sqrt(1023)
 
 
@@ -233,22 +233,6 @@ def test_shifted_partials_equal_synthesized_ones(pack_audio: PackAudio, backend:
             bands = expected.mean(axis=1) > expected.mean(axis=1).max() - 30
             difference = (image[:, 4:-4] - expected)[bands]
             assert np.sqrt(np.square(difference).mean()) < 0.5  # dB
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_shifted_spectra_equal_those_of_torchaudio(pack_audio: PackAudio, backend: str) -> None:
-    # Cosines go on undisturbed when reflected at the start: the phase vocoder of torchaudio, which starts
-    # from the phases there, keeps the partials coherent. Its frequencies are rounded to 1 in 1,000.
-    shard_set = pack_audio({f"{row:06d}": partials(220 * 2 ** (row / 7), 20) for row in range(6)})
-    frontend = Frontend(mel=MelConfig(seconds=2.0), mean=0.0, std=1.0)
-    case = Case(shard_set, "pitch(p=1)", backend, frontend=frontend, batch_size=6)
-    pitch = case.drawn(0, "pitch").grid_pitch / 128
-    for image, crop, factor in zip(case.views[0], case.crops(0), pitch, strict=True):
-        wave = torch.from_numpy(crop).float() / 32768
-        shifted = torchaudio.functional.pitch_shift(wave, 1000, 12 * float(np.log2(factor)), n_fft=2048)
-        expected = torchaudio_log_mel(shifted.numpy() * 32768, frontend.mel)[:, 4:-4]
-        bands = expected.mean(axis=1) > expected.mean(axis=1).max() - 30
-        assert np.sqrt(np.square((image[:, 4:-4] - expected)[bands]).mean()) < 0.5  # dB
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,7 +1,7 @@
 """The graph that a GPU would run, defined where there is none, and counted.
 
-DALI launches each GPU operator once for a batch or more often, and schedules each CPU operator by itself: so
-their number is time, however small the work. Where the graph is serialized, every operator says its device.
+DALI launches each GPU operator once for a batch or more often, after an upload of what it must know of each
+sample, and schedules each CPU operator by itself. So their number is time, however small the work.
 """
 
 import struct
@@ -18,25 +18,25 @@ from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.helpers import graph, plan_of
 
 ALLOWED = {
-    "ExternalSource": "Hands arrays over: no work on the CPU, and no launch.",
-    "_conditional__Split": "Sorts samples by a CPU predicate: tensors are shared, nothing is launched.",
-    "_conditional__Merge": "Puts them together again: shared as well, unless it is an output.",
-    "Cast": "One launch for the whole batch.",
-    "_ArithmeticGenericOp": "One launch for the whole batch and expression; a broadcast one too.",
+    "ExternalSource": "Hands an array over: with `no_copy` no work on the CPU, and no launch.",
+    "_conditional__Split": "Makes views of the samples by a predicate on the CPU: no launch.",
+    "_conditional__Merge": "Makes views of all samples again: no launch, but as an output it is copied.",
+    "Cast": "One launch.",
+    "_ArithmeticGenericOp": "One launch, over tiles of the whole batch (expression_impl_gpu.cuh).",
     "Reshape": "Changes the shape alone: no launch.",
-    "Spectrogram": "A launch for windows and one of cuFFT; no synchronization.",
+    "Spectrogram": "One launch for the windows, and those of cuFFT.",
     "MelFilterBank": "One launch.",
-    "ToDecibels": "One launch, with a reference that is given: no maximum is looked for.",
-    "PermuteBatch": "One launch that copies the whole batch, by indices on the CPU.",
-    "Resize": "Two launches for the whole batch in one minibatch.",
-    "AudioResample": "One launch; the window is uploaded once.",
-    "Slice": "One launch for the whole batch.",
+    "ToDecibels": "One launch: with a reference no maximum is looked for (to_decibels_gpu.cu).",
+    "PermuteBatch": "One copy of the whole batch, by indices on the CPU (permute_batch.cc).",
+    "Resize": "A launch for each axis and minibatch, of which there is one (resize_op_impl_gpu.h).",
+    "AudioResample": "One launch: the window is uploaded once and for all (resampling_gpu.h).",
+    "Slice": "One launch, by starts and shapes on the CPU.",
     "Filter": "One launch.",
-    "reductions__RMS": "Two launches; no synchronization.",
+    "reductions__RMS": "One or two launches; its result stays on the GPU.",
     "Cat": "One launch.",
     "Constant": "Uploaded once.",
 }
-"""Operators that a graph may have, and what DALI's source says about launches and synchronization."""
+"""Operators that a graph may have, and what they do there: none waits for the GPU."""
 
 
 class Operator(NamedTuple):

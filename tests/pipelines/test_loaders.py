@@ -84,14 +84,6 @@ def test_an_epoch_counted_or_left_early_goes_on_where_it_stopped(numbered: Shard
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_another_seed_or_epoch_gives_other_views(numbered: ShardSet, backend: str) -> None:
-    with two_views(numbered, backend=backend) as one, two_views(numbered, backend=backend, seed=4) as other:
-        first, second = take(one, 5), take(one, 5)
-        assert not same(first, second)
-        assert not same(first, take(other, 5))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_batches_have_the_documented_shape_and_bfloat16_is_float32_rounded(
     numbered: ShardSet, backend: str, kind: Any
