@@ -104,9 +104,13 @@ def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:
     try:
         entries = json.loads(shard_set.path(FRONTENDS).read_bytes())
         kept = [entry for entry in entries if entry["key"]["shards"] == _digest(shard_set)]
-        return [entry for entry in kept if isinstance(entry["mean"] + entry["std"], float)]
+        return [entry for entry in kept if _normalizes(entry["mean"], entry["std"])]
     except (OSError, ValueError, TypeError, KeyError):
         return []
+
+
+def _normalizes(mean: object, std: object) -> bool:
+    return isinstance(mean, float) and isinstance(std, float) and math.isfinite(mean) and 0 < std < math.inf
 
 
 def _digest(shard_set: ShardSet) -> str:

@@ -12,19 +12,19 @@ import importlib.util
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from siamusic_fast.config import BACKENDS, CROPS, MAX_SEED, MelConfig
+from siamusic_fast.config import CROPS, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.draws import Place
 from siamusic_fast.pipelines.estimate import check_length, estimate_frontend
+from siamusic_fast.pipelines.loader_config import LoaderConfig, checked_device
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine, Prefetcher
 from siamusic_fast.pipelines.reader import Reader
@@ -34,62 +34,16 @@ from siamusic_fast.pipelines.tracks import Tracks, open_tracks, with_share
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.shards.pool import share_of_cores
 
+__all__ = ["LabelledLoader", "Loader", "LoaderConfig", "TrackLoader", "TwoViewLoader"]
+
 T = TypeVar("T")
 
 MAX_CROPS = 128
 """Crops of a track in evaluation unless more are asked for: 640 s of the paper's features, evenly spaced."""
-DTYPES = (torch.float32, torch.bfloat16)
 _MAX_READERS = 4
 """Threads that read wav shards: one reads about 30,000 crops a second."""
 _DEPTH = 4
 """Batches whose samples are in memory: two that an engine computes, two that are being read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """What all loaders are told."""
-
-    splits: Sequence[str] = ("training",)
-    """Splits of the shard set to read."""
-    frontend: Frontend | None = None
-    """Features; None: those of the paper at the sample rate of the shards, estimated once and kept there."""
-    batch_size: int = 64
-    """Tracks per batch of this process."""
-    backend: str = BACKENDS[0]
-    """Engine that computes the features: `dali` or `torch`."""
-    device: torch.device | str = "cpu"
-    """Device on which features are computed and the batches are, such as `cpu` or `cuda:0`."""
-    dtype: torch.dtype = torch.float32
-    """Type of the spectrograms: torch.float32 or torch.bfloat16."""
-    threads: int | None = None
-    """CPU threads; None: this process's share of the cores."""
-    window: int | None = None
-    """Number of shards among whose tracks the order is drawn; None: all of them."""
-    seed: int = 0
-    """Seed of order, crops and augmentations."""
-    rank: int = 0
-    """Number of this process; each gets tracks of its own."""
-    world_size: int = 1
-    """Number of processes."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.splits, str) or not self.splits:
-            raise ConfigError(f"splits = {self.splits!r} must be a list of names, such as ['training'].")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size} must be at least 1.")
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"backend = {self.backend!r} is unknown: choose one of {', '.join(BACKENDS)}.")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype = {self.dtype} must be one of {', '.join(map(str, DTYPES))}.")
-        for name, value in (("threads", self.threads), ("window", self.window)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} = {value} must be at least 1.")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ConfigError(f"seed = {self.seed} must lie between 0 and {MAX_SEED}.")
-        if not 0 <= self.rank < self.world_size:
-            raise ConfigError(
-                f"rank = {self.rank} must be at least 0 and below world_size = {self.world_size}."
-            )
 
 
 class Loader(ABC, Generic[T]):
@@ -104,7 +58,7 @@ class Loader(ABC, Generic[T]):
 
     def __init__(self, config: LoaderConfig, plan: Plan | TrackPlan, *, check_labels: bool) -> None:
         self.config, self.plan, self.frontend = config, plan, plan.frontend
-        self.device = _checked_device(config)
+        self.device = checked_device(config)
         self._reader = Reader(plan.tracks, plan.frontend, check_labels=check_labels)
         self._engine: Engine | None = None
         self._stream: Iterator[T] | None = None
@@ -313,22 +267,27 @@ class TrackLoader(Loader[tuple[Tensor, Tensor]]):
         config: LoaderConfig | None = None,
         *,
         crops: int | None = None,
+        crops_per_batch: int | None = None,
         labelled_only: bool = False,
     ) -> None:
-        """Take `crops` of each track; by default as many as cover the longest, up to 128."""
+        """Take `crops` of each track; by default as many as cover the longest, up to 128.
+
+        With `crops_per_batch`, a batch has fewer tracks if they would have more crops than that together.
+        """
         config = config or LoaderConfig()
         frontend, tracks = _opened(data, config, labelled_only=labelled_only, labels=True)
         _each(tracks, config)
+        self.crops = covering_crops(tracks, frontend, crops)
+        """Crops of each track."""
+        most = max(1, (crops_per_batch or self.crops * config.batch_size) // self.crops)
         plan = TrackPlan(
             tracks,
             frontend,
-            crops=covering_crops(tracks, frontend, crops),
-            batch_size=min(config.batch_size, len(tracks)),
+            crops=self.crops,
+            batch_size=min(config.batch_size, most, len(tracks)),
             rank=config.rank,
             world_size=config.world_size,
         )
-        self.crops = plan.crops
-        """Crops of each track."""
         super().__init__(config, plan, check_labels=True)
 
     def _output(self, batch: Batch, views: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -400,23 +359,3 @@ def check_crops(crops: str, max_distance: float | None) -> None:
         raise ConfigError(f"max_distance = {max_distance:g} s must be a number that is not negative.")
     if max_distance is not None and crops != "independent":
         raise ConfigError(f"max_distance = {max_distance:g} s is for crops = 'independent' only.")
-
-
-def _checked_device(config: LoaderConfig) -> torch.device:
-    """Return the device, with a number if it is a GPU: engines and torch must mean the same one."""
-    try:
-        device = torch.device(config.device)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device = {config.device!s} must be cpu or cuda.")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    index = (torch.cuda.current_device() if count else 0) if device.index is None else device.index
-    if index >= count:
-        raise ConfigError(
-            f"device = {config.device!s} asks for a GPU, and {count} are visible: use device='cpu' (on the "
-            f"command line --gpus 0)."
-        )
-    return torch.device("cuda", index)

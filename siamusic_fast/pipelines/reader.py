@@ -11,8 +11,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
-from io import FileIO
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -126,7 +126,7 @@ class Reader:
         done = 0
         while done < len(out):
             try:
-                count = os.preadv(file.fileno(), [out[done:]], offset + done)
+                count = os.preadv(file.descriptor, [out[done:]], offset + done)
             except OSError as error:
                 raise self._tracks.damaged(track, error.strerror or error) from error
             if count == 0:
@@ -141,7 +141,7 @@ class Reader:
                 return self._files[shard]
             path = self._tracks.shard_set.path(self._tracks.shards[shard].file)
             try:
-                file = self._files[shard] = _Tar(open_regular(path))
+                file = self._files[shard] = _Tar(path)
             except OSError as error:
                 raise damaged(path, error.strerror or error) from error
             if len(self._files) > _MAX_OPEN:
@@ -152,14 +152,15 @@ class Reader:
 class _Tar:
     """A tar that is open until nobody holds it any more."""
 
-    def __init__(self, file: FileIO) -> None:
-        self._file = file
-
-    def fileno(self) -> int:
-        return self._file.fileno()
+    def __init__(self, path: Path) -> None:
+        # A descriptor alone: Python warns of a file that the garbage collector closes, as it does where the
+        # traceback of an error is the last to hold one.
+        with open_regular(path) as file:
+            self.descriptor = os.dup(file.fileno())
 
     def __del__(self) -> None:
-        self._file.close()
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 def _together(parts: list[_Part], own: int) -> Iterator[tuple[int, int, list[_Part]]]:

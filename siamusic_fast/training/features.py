@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader, covering_crops
-from siamusic_fast.pipelines.tracks import open_tracks
+from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.job import Job
@@ -42,7 +41,6 @@ class TrackReader:
     ) -> None:
         self._job = job or Job()
         self._crops_per_pass = batch_size or CROPS_PER_PASS[self._job.device.type]
-        crops = covering_crops(open_tracks(shard_set, [split], labelled_only=True), frontend, crops)
         self.samples = shard_set.tracks([split], labelled_only=True)
         """Tracks that are whole and segments of others, of all processes."""
         sharing = min(self._job.world_size, self.samples)
@@ -50,13 +48,15 @@ class TrackReader:
         config = LoaderConfig(
             splits=[split],
             frontend=frontend,
-            batch_size=max(1, self._crops_per_pass // crops),
+            batch_size=self._crops_per_pass,
             backend=backend,
             device=self._job.device,
             rank=min(self._job.rank, sharing - 1),
             world_size=sharing,
         )
-        self._loader = TrackLoader(shard_set, config, crops=crops, labelled_only=True)
+        self._loader = TrackLoader(
+            shard_set, config, crops=crops, labelled_only=True, crops_per_batch=self._crops_per_pass
+        )
         tracks = self._loader.plan.tracks
         assert tracks.labels is not None
         places = {name: place for place, name in enumerate(dict.fromkeys(tracks.names))}

@@ -1,6 +1,6 @@
 """Shard sets whose tracks can be told apart, and shard sets of given audio."""
 
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,9 +10,7 @@ import soundfile
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.plan import Corpus, Track
-from tests.pipelines.graphs import Array
-
-RATE = 22_050
+from tests.pipelines.helpers import RATE, Array
 
 
 class PackAudio(Protocol):
@@ -62,9 +60,17 @@ def pack_audio(tmp_path_factory: pytest.TempPathFactory) -> PackAudio:
             ),
         )
         config = {"min_seconds": 0.5, "tracks_per_shard": 10, "sample_rate": rate, **settings}
-        return pack(corpus, root / "shards", PackConfig(**config), workers=1)
+        with ThreadPoolExecutor(1) as executor:
+            return pack(corpus, root / "shards", PackConfig(**config), executor=executor)
 
     return packed
+
+
+def chord(samples: int, rng: np.random.Generator) -> Array:
+    """Return tones that fade, with some noise: every band has something, and neither clips."""
+    time = np.arange(samples) / RATE
+    tones = sum(np.sin(2 * np.pi * hertz * time) for hertz in rng.uniform(200, 6000, 4))
+    return np.asarray(0.1 * tones * np.exp(-time) + 0.02 * rng.standard_normal(samples))
 
 
 def noises(count: int) -> dict[str, Array]:
@@ -81,12 +87,6 @@ def numbered(pack_audio: PackAudio) -> ShardSet:
 
 
 @pytest.fixture(scope="session")
-def numbered_flac(pack_audio: PackAudio) -> ShardSet:
-    """The tracks of `numbered` in flac."""
-    return pack_audio(noises(23), codec="flac")
-
-
-@pytest.fixture(scope="session")
 def uneven(pack_audio: PackAudio) -> ShardSet:
     """The tracks of `numbered` in shards of 10 and 10 (training), 2 (validation) and 1 (test)."""
     tracks = noises(23)
@@ -95,6 +95,20 @@ def uneven(pack_audio: PackAudio) -> ShardSet:
 
 
 @pytest.fixture(scope="session")
-def pcm(numbered: ShardSet) -> dict[int, Path]:
-    """The audio files behind `numbered`, by label."""
-    return {i: numbered.folder.parent / f"{i:06d}.wav" for i in range(23)}
+def short_and_long(pack_audio: PackAudio) -> dict[str, ShardSet]:
+    """Nine tracks of 0.3 to 2.1 s for crops of 1 s, by the codec that they are packed in."""
+    rng = np.random.default_rng(0)
+    lengths = [0.3, 0.5, 0.51, 0.95, 1.0, 1.3, 1.5, 1.8, 2.1]
+    tracks = {f"{row:06d}": chord(round(s * RATE), rng) for row, s in enumerate(lengths)}
+    return {
+        codec: pack_audio(tracks, min_seconds=0.2, tracks_per_shard=4, codec=codec)
+        for codec in ("wav", "flac", "ogg")
+    }
+
+
+@pytest.fixture(scope="session")
+def many(pack_audio: PackAudio) -> ShardSet:
+    """300 tracks of 0.3 to 0.6 s, one in each shard."""
+    rng = np.random.default_rng(0)
+    tracks = {f"{row:06d}": 0.1 * rng.standard_normal(6_615 + 22 * row) for row in range(300)}
+    return pack_audio(tracks, min_seconds=0.2, tracks_per_shard=1)

@@ -1,38 +1,73 @@
-"""What the augmentations do, in numpy and torchvision, given what was drawn: the other side of the tests."""
+"""What changes and audio steps do, in numpy, torchvision and torchaudio: the other side of the tests."""
 
 import io
 import itertools
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 import torch
+import torchaudio
 from torchvision.transforms import functional as vision
 from webdataset import tariterators
 
-from siamusic_fast.pipelines.augment import CutOut
-from siamusic_fast.pipelines.extras import GridDistortion
-from siamusic_fast.pipelines.recipes import Recipe, step_name
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.changes import (
+    Erase,
+    Flip,
+    ImageChange,
+    ImageFunction,
+    MixImages,
+    Paste,
+    Warp,
+)
 from siamusic_fast.shards.manifest import ShardSet
-from tests.pipelines.graphs import Array
-
-Draws = dict[str, Array]
+from tests.pipelines.helpers import Array
 
 
-def augmented(images: Array, recipe: Recipe, draws: Draws) -> Array:
-    """Return `images`, [tracks, n_mels, frames], after all steps of `recipe`, as `draws` has them."""
-    times: Counter[str] = Counter()
-    for step in recipe:
-        kind = step_name(step)
-        times[kind] += 1
-        name = kind if times[kind] == 1 else f"{kind}_{times[kind]}"
-        own = {key.removeprefix(f"{name}."): draws[key] for key in draws if key.startswith(f"{name}.")}
-        changed = STEPS[kind](images, own, step)
-        images = np.where(own["on"].astype(bool)[:, None, None], changed, images)
-    return images
+def changed(images: Array, change: ImageChange) -> Array:
+    """Return `images`, [rows, n_mels, frames], one by one as the text of each kind of change says."""
+    return np.stack([_changed(images, row, change) for row in range(len(images))])
+
+
+def _changed(images: Array, row: int, change: ImageChange) -> Array:
+    image = images[row].copy()
+    match change:
+        case MixImages():
+            weight = change.weight[row]
+            return np.asarray((1 - weight) * image + weight * images[change.partner[row]])
+        case Paste() | Erase():
+            for top, bottom, left, right in change.boxes[row].clip(0).tolist():
+                box = slice(top, bottom), slice(left, right)
+                image[box] = images[change.partner[row]][box] if isinstance(change, Paste) else 0
+        case Flip():
+            turned = torch.from_numpy(image)
+            turned = vision.vflip(turned) if change.mels[row] else turned
+            image = (vision.hflip(turned) if change.frames[row] else turned).numpy()
+        case ImageFunction():  # of Tilt: others are stated where they are tested
+            image = image + change.values["line"][row, :, 0]
+        case Warp() if change.on[row]:
+            for axis, edges in enumerate((change.mels[row], change.frames[row])):
+                image = _stretched(image, edges, axis)
+    return image
+
+
+def _stretched(image: Array, edges: Array, axis: int) -> Array:
+    """Return `image` with what lies between consecutive `edges` along `axis` fitted to equal cells.
+
+    The center of pixel i lies at i + 0.5; beyond the first and the last center, their values are held.
+    """
+    extent, cells = image.shape[axis], len(edges) - 1
+    sizes = np.diff([round(extent * cell / cells) for cell in range(cells + 1)])
+    centers = np.concatenate(
+        [
+            begin + (np.arange(size) + 0.5) * (end - begin) / size
+            for (begin, end), size in zip(itertools.pairwise(edges), sizes, strict=True)
+        ]
+    )
+    known = np.arange(extent) + 0.5
+    return np.apply_along_axis(lambda line: np.interp(centers, known, line), axis, image)
 
 
 def samples_of(shard_set: ShardSet) -> list[dict[str, Any]]:
@@ -52,130 +87,40 @@ def pcm_of(shard_set: ShardSet) -> list[Array]:
     ]
 
 
-def crop(audio: Array, samples: int, position: Any) -> Array:
-    """Return `samples` of `audio` at `position`, from 0, its start, to 1, its end."""
-    start = int(np.floor(np.float32(position) * np.float32(len(audio) - samples) + np.float32(0.5)))
-    return audio[start : start + samples]
+def lengthened(audio: Array, samples: int, short_tracks: str) -> Array:
+    """Return `audio` repeated as often as makes `samples`, or padded with zeros until it does."""
+    if short_tracks == "pad":
+        return np.pad(audio, (0, max(0, samples - len(audio))))
+    return np.tile(audio, max(1, -(-samples // len(audio))))
 
 
-def stretched_by_interpolation(image: Array, edges: Array, sizes: list[int], axis: int) -> Array:
-    """Return `image` with what lies between consecutive `edges` along `axis` fitted to `sizes` pixels.
+def torchaudio_log_mel(audio: Array, mel: MelConfig) -> Array:
+    """Return the log-mels of `audio` in units of 16 bits, in dB, by torchaudio."""
+    power = torchaudio.transforms.MelSpectrogram(
+        sample_rate=mel.sample_rate,
+        n_fft=mel.n_fft,
+        win_length=mel.window,
+        hop_length=mel.hop_length,
+        n_mels=mel.n_mels,
+        f_max=mel.f_max,
+    )(torch.from_numpy(audio).float() / 32768)
+    to_decibels = torchaudio.transforms.AmplitudeToDB("power")
+    to_decibels.amin = 10 ** (mel.floor_db / 10)
+    return np.asarray(to_decibels(power))
 
-    The centre of pixel i lies at i + 0.5; beyond the first and the last centre, their values are held.
-    """
-    centres = np.concatenate(
-        [
-            start + (np.arange(size) + 0.5) * (end - start) / size
-            for (start, end), size in zip(itertools.pairwise(edges.astype(np.float64)), sizes, strict=True)
-        ]
-    )
-    known = np.arange(image.shape[axis]) + 0.5
-    return np.apply_along_axis(lambda line: np.interp(centres, known, line), axis, image)
+
+def vocoded_log_mel(audio: Array, mel: MelConfig, rate: float) -> Array:
+    """Return the log-mels of `audio` played at `rate`, by torchaudio's phase vocoder."""
+    wave = torch.from_numpy(audio).float() / 32768
+    spectrum = torchaudio.transforms.Spectrogram(mel.n_fft, hop_length=mel.hop_length, power=None)(wave)
+    bins = mel.n_fft // 2 + 1
+    stretch = torchaudio.transforms.TimeStretch(mel.hop_length, bins, fixed_rate=rate)
+    scale = torchaudio.transforms.MelScale(mel.n_mels, mel.sample_rate, f_max=mel.f_max, n_stft=bins)
+    power = scale(stretch(spectrum).abs().square()[:, : mel.frames])
+    return np.asarray(torchaudio.transforms.AmplitudeToDB("power")(power))
 
 
 def _read_with_webdataset(tar: Path) -> list[dict[str, Any]]:
     with tar.open("rb") as stream:
         files = tariterators.tar_file_expander([{"url": str(tar), "stream": stream}])
         return list(tariterators.group_by_keys(files))
-
-
-def _hflip(images: Array, draws: Draws, step: Any) -> Array:
-    return np.asarray(vision.hflip(torch.from_numpy(images)))
-
-
-def _vflip(images: Array, draws: Draws, step: Any) -> Array:
-    return np.asarray(vision.vflip(torch.from_numpy(images)))
-
-
-def _mixup(images: Array, draws: Draws, step: Any) -> Array:
-    weight = draws["weight"].reshape(-1, 1, 1)
-    return np.asarray(weight * images + (1 - weight) * images[draws["partner"].ravel()])
-
-
-def _cutmix(images: Array, draws: Draws, step: Any) -> Array:
-    result = images.copy()
-    for row, partner in enumerate(images[draws["partner"].ravel()]):
-        box = _box(draws["anchor"][row], draws["shape"][row])
-        result[row][box] = partner[box]
-    return result
-
-
-def _mask(images: Array, draws: Draws, step: Any) -> Array:
-    result = images.copy()
-    for row in range(len(images)):
-        if draws["over_mels"][row]:
-            result[row, _band(draws["first_mel"][row], draws["mels"][row])] = 0
-        else:
-            result[row, :, _band(draws["first_frame"][row], draws["frames"][row])] = 0
-    return result
-
-
-def _cutout(images: Array, draws: Draws, step: CutOut) -> Array:
-    result = images.copy()
-    for image, anchors in zip(result, draws["anchors"], strict=True):
-        for anchor in anchors.reshape(step.holes, 2):
-            image[_box(anchor, [step.size, step.size])] = 0
-    return result
-
-
-def _freqmask(images: Array, draws: Draws, step: Any) -> Array:
-    result = images.copy()
-    for row in range(len(images)):
-        for start, width in zip(draws["starts"][row], draws["widths"][row], strict=True):
-            result[row, _band(start, width)] = 0
-    return result
-
-
-def _timemask(images: Array, draws: Draws, step: Any) -> Array:
-    return _freqmask(images.transpose(0, 2, 1), draws, step).transpose(0, 2, 1)
-
-
-def _rrc(images: Array, draws: Draws, step: Any) -> Array:
-    shape = images.shape[1:]
-    result = images.astype(np.float64)
-    for row in range(len(images)):
-        for axis, (start, extent) in enumerate((("top", "height"), ("left", "width"))):
-            edges = np.array([draws[start][row], draws[start][row] + draws[extent][row]])
-            result[row] = stretched_by_interpolation(result[row], edges, [shape[axis]], axis)
-    return result
-
-
-def _griddistortion(images: Array, draws: Draws, step: GridDistortion) -> Array:
-    shape = images.shape[1:]
-    result = images.astype(np.float64)
-    for row in range(len(images)):
-        for axis, name in enumerate(("rows", "columns")):
-            edges = np.concatenate([[0], np.cumsum(draws[name][row], dtype=np.float64)])
-            sizes = np.diff([round(shape[axis] * cell / step.steps) for cell in range(step.steps + 1)])
-            result[row] = stretched_by_interpolation(result[row], edges, sizes.tolist(), axis)
-    return result
-
-
-def _tilt(images: Array, draws: Draws, step: Any) -> Array:
-    line = np.linspace(-1, 1, images.shape[1])
-    return images + draws["rise"].reshape(-1, 1, 1) * line[:, None]
-
-
-def _box(anchor: Any, shape: Any) -> tuple[slice, slice]:
-    return _band(anchor[0], shape[0]), _band(anchor[1], shape[1])
-
-
-def _band(start: Any, width: Any) -> slice:
-    """Return where a band lies; what would lie before the image is cut off, as is what lies behind."""
-    return slice(max(int(start), 0), max(int(start) + int(width), 0))
-
-
-STEPS: dict[str, Callable[[Array, Draws, Any], Array]] = {
-    "hflip": _hflip,
-    "vflip": _vflip,
-    "mixup": _mixup,
-    "cutmix": _cutmix,
-    "mask": _mask,
-    "cutout": _cutout,
-    "freqmask": _freqmask,
-    "timemask": _timemask,
-    "rrc": _rrc,
-    "griddistortion": _griddistortion,
-    "tilt": _tilt,
-}
-"""What each image step makes of images if it is on, by its name."""

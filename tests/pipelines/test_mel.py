@@ -1,12 +1,16 @@
+"""Log-mels of both engines, against torchaudio."""
+
+from typing import Any
+
 import numpy as np
 import pytest
-import torch
-import torchaudio
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.mel import log_mel, powers, to_float
-from tests.pipelines.graphs import Array, run
+from siamusic_fast.frontend import Frontend
+from tests.pipelines.conftest import PackAudio
+from tests.pipelines.helpers import BACKENDS, Array, first_views, two_views
+from tests.pipelines.reference import pcm_of, torchaudio_log_mel
 
 CONFIGS = [
     MelConfig(),
@@ -14,7 +18,7 @@ CONFIGS = [
     MelConfig(n_fft=2048, hop_length=500, n_mels=96, f_max=11_025),
     MelConfig(sample_rate=16_000, n_fft=400, hop_length=160, n_mels=40, f_max=8_000),
     MelConfig(sample_rate=44_100, seconds=1.0, n_fft=2048, hop_length=441, n_mels=80, f_max=20_000),
-    MelConfig(n_fft=1024, win_length=512),
+    MelConfig(n_fft=1024, win_length=512, floor_db=-40),
     MelConfig(sample_rate=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=64, f_max=7_600),
     MelConfig(
         sample_rate=48_000,
@@ -26,50 +30,40 @@ CONFIGS = [
         f_max=24_000,
     ),
     MelConfig(sample_rate=8_000, seconds=2.0, n_fft=256, hop_length=64, n_mels=20, f_max=4_000),
+    MelConfig(seconds=0.333, n_fft=510, win_length=333, hop_length=77, floor_db=-150.0),
 ]
 
 
 def noisy_chord(mel: MelConfig, seed: int) -> Array:
+    """Return a fading chord with some noise and a silent half, as long as a crop."""
     rng = np.random.default_rng(seed)
     time = np.arange(mel.samples) / mel.sample_rate
     tones = sum(np.sin(2 * np.pi * frequency * time) for frequency in (220.0, 277.2, 329.6, 3520.0))
     audio = 0.1 * tones * np.exp(-time) + 0.01 * rng.standard_normal(mel.samples)
-    return (audio * 32767).astype(np.int16)
+    return np.asarray(audio * (time < 0.75 * mel.seconds))
 
 
-def torchaudio_log_mel(audio: Array, mel: MelConfig) -> torch.Tensor:
-    power = torchaudio.transforms.MelSpectrogram(
-        sample_rate=mel.sample_rate,
-        n_fft=mel.n_fft,
-        win_length=mel.window,
-        hop_length=mel.hop_length,
-        n_mels=mel.n_mels,
-        f_max=mel.f_max,
-    )(torch.from_numpy(audio).float() / 32768)
-    decibels: torch.Tensor = torchaudio.transforms.AmplitudeToDB("power")(power)
-    return decibels
-
-
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "mel", CONFIGS, ids=lambda mel: f"{mel.sample_rate}-{mel.n_fft}-{mel.window}-{mel.n_mels}"
 )
-def test_log_mels_equal_those_of_torchaudio_to_a_thousandth_of_a_decibel(mel: MelConfig) -> None:
-    batch = [noisy_chord(mel, seed) for seed in range(3)]
-    for audio, found in zip(batch, run(lambda x: log_mel(powers(to_float(x), mel), mel), batch), strict=True):
-        expected = torchaudio_log_mel(audio, mel)
-        assert found.shape == (mel.n_mels, mel.frames) == tuple(expected.shape)
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-3)
-
-
-def test_silence_is_the_floor_of_the_decibel_scale() -> None:
-    mel = MelConfig()
-    (found,) = run(lambda x: log_mel(powers(to_float(x), mel), mel), [np.zeros(mel.samples, dtype=np.int16)])
-    np.testing.assert_allclose(found, -100, rtol=1e-6)
-
-
-def test_int16_becomes_float_between_minus_one_and_one() -> None:
-    (found,) = run(to_float, [np.array([-32768, 0, 16384, 32767], dtype=np.int16)])
-    np.testing.assert_array_equal(found, np.array([-1, 0, 0.5, 32767 / 32768], dtype=np.float32))
+def test_log_mels_equal_those_of_torchaudio_to_a_thousandth_of_a_decibel(
+    pack_audio: PackAudio, mel: MelConfig, backend: str
+) -> None:
+    tracks = {f"{seed:06d}": noisy_chord(mel, seed) for seed in range(3)}
+    shard_set = pack_audio(tracks, rate=mel.sample_rate, min_seconds=0.1)
+    for mean, std in ((0.0, 1.0), (-31.5, 12.25)):
+        loader = two_views(
+            shard_set, "none", frontend=Frontend(mel=mel, mean=mean, std=std), batch_size=3, backend=backend
+        )
+        order = loader.plan.batch((0, 0)).tracks
+        view, _ = first_views(loader)
+        assert view.shape == (3, mel.n_mels, mel.frames)
+        audio = pcm_of(shard_set)
+        for image, track in zip(view, order, strict=True):
+            expected = torchaudio_log_mel(audio[track], mel)
+            np.testing.assert_allclose(std * image + mean, expected, rtol=0, atol=1e-3)
+            assert expected.min() == pytest.approx(mel.floor_db, abs=1e-3)
 
 
 def test_five_seconds_of_the_paper_make_48_by_431() -> None:
@@ -91,8 +85,9 @@ def test_five_seconds_of_the_paper_make_48_by_431() -> None:
         ({"f_max": 0.0}, "f_max = 0 Hz must be above 0 and at most 11025 Hz"),
         ({"f_max": 11_025.5}, r"f_max = 11025.5 Hz must be above 0 and at most 11025 Hz, half of the"),
         ({"sample_rate": 0}, "sample_rate = 0"),
+        ({"floor_db": float("-inf")}, "floor_db = -inf must be a number of decibels"),
     ],
 )
-def test_impossible_features_are_refused_with_the_value(settings: dict[str, float], words: str) -> None:
+def test_impossible_features_are_refused_with_the_value(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        MelConfig(**settings)  # type: ignore[arg-type]
+        MelConfig(**settings)

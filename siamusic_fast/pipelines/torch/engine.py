@@ -10,7 +10,7 @@ from siamusic_fast.pipelines.changes import PITCH_GRID
 from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan, View
 from siamusic_fast.pipelines.prefetch import Computed, Ready
-from siamusic_fast.pipelines.torch.features import LogMel, on_device, shifted
+from siamusic_fast.pipelines.torch.features import LogMel, on_device
 from siamusic_fast.pipelines.torch.images import changed
 from siamusic_fast.pipelines.torch.waves import waves
 
@@ -24,7 +24,7 @@ class TorchEngine:
     def __init__(self, plan: Plan | TrackPlan, device: torch.device) -> None:
         self._mel = plan.frontend.mel
         self._device = device
-        self._log_mel = LogMel(plan.frontend, plan.rate, device)
+        self._log_mel = LogMel(plan.frontend, plan.rate, device, max_pitch=plan.max_pitch)
 
     def begin(self, batch: Batch) -> list[Tensor]:
         """Return room for the views of `batch`, float32 [rows, 1, n_mels, frames] each."""
@@ -86,7 +86,7 @@ class TorchEngine:
             return self._log_mel.plain(wave)
         ends = on_device(view.samples[rows], wave.device)[:, None]
         wave, ends = self._log_mel.at_rate(wave), self._log_mel.lengths_at_rate(ends)
-        wave, ends = shifted(wave, ends, view.grid_pitch[rows])
+        wave, ends = self._log_mel.shifted(wave, ends, view.grid_pitch[rows])
         step = on_device(view.step[rows].astype(np.float32), wave.device)[:, None]
         return self._log_mel.stretched(wave, ends, step)
 
@@ -96,12 +96,13 @@ def final_waves(batch: Batch, pcm: Sequence[Array], view: int, plan: Plan) -> li
 
     They have the final pitch and not yet the tempo: by `View.step` the spectrum stage quickens each.
     """
-    log_mel, shown = LogMel(plan.frontend, plan.rate, torch.device("cpu")), batch.views[view]
+    log_mel = LogMel(plan.frontend, plan.rate, torch.device("cpu"), max_pitch=plan.max_pitch)
+    shown = batch.views[view]
     found = []
     for row in range(len(batch.tracks)):
         rows = slice(row, row + 1)
         wave = log_mel.at_rate(waves(torch.from_numpy(pcm[shown.span]), shown, rows))
         pitch = np.full(1, PITCH_GRID) if shown.grid_pitch is None else shown.grid_pitch[rows]
-        wave, _ = shifted(wave, torch.tensor([[wave.shape[1]]]), pitch)
+        wave, _ = log_mel.shifted(wave, torch.tensor([[wave.shape[1]]]), pitch)
         found.append(wave[0].numpy() / 32_768)
     return found

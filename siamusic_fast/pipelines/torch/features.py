@@ -25,17 +25,24 @@ FULL_SCALE = 32_768
 """Waves are float32 in units of 16 bits: the decibels are shifted instead of dividing every sample."""
 _RATE_LOBES = 16
 """Of the filter that converts sample rates, as in the DALI graph."""
+_PITCH_LOBES = 6
+"""Of the filter that shifts the pitch, torchaudio's default, where what it lets through does not show."""
 
 
 class LogMel:
     """Normalized log-mels of audio in units of 16 bits, float32 [rows, n_mels, frames].
 
-    `rate` is that of the audio, in Hz.
+    `rate` is that of the audio, in Hz, and `max_pitch` the highest that it is shifted to.
     """
 
-    def __init__(self, frontend: Frontend, rate: int, device: torch.device) -> None:
+    def __init__(
+        self, frontend: Frontend, rate: int, device: torch.device, *, max_pitch: float = 1.0
+    ) -> None:
         mel = self.mel = frontend.mel
         self._rate = rate
+        # What is shifted beyond the upper end of the band comes back mirrored there, but for the filter.
+        shows = (2 - max_pitch) * mel.sample_rate / 2 < mel.f_max
+        self._pitch_lobes = _RATE_LOBES if shows else _PITCH_LOBES
         self._resample = torchaudio.transforms.Resample(
             rate, mel.sample_rate, lowpass_filter_width=_RATE_LOBES
         ).to(device)
@@ -70,6 +77,27 @@ class LogMel:
     def lengths_at_rate(self, lengths: Tensor) -> Tensor:
         """Return the lengths that `at_rate` makes of `lengths`, int64."""
         return -(-lengths * self.mel.sample_rate // self._rate)
+
+    def shifted(self, wave: Tensor, lengths: Tensor, grid_pitch: Array) -> tuple[Tensor, Tensor]:
+        """Return each wave resampled to 1 / pitch of its length, and the new lengths.
+
+        `wave` is [samples, longest] with zeros behind `lengths`, [samples, 1]; pitches, int64 [samples], are
+        in units of 1 / `PITCH_GRID`.
+        """
+        if (grid_pitch == PITCH_GRID).all():
+            return wave, lengths
+        resampler = functools.partial(_resampler, lobes=self._pitch_lobes, device=wave.device)
+        if len(grid_pitch) == 1:
+            result = resampler(int(grid_pitch[0]))(wave)
+            return result, torch.full_like(lengths, result.shape[-1])
+        longest = -(-wave.shape[-1] * PITCH_GRID // int(grid_pitch.min()))
+        result = wave.new_zeros(len(wave), longest)
+        pitches, counts = np.unique(grid_pitch, return_counts=True)
+        by_pitch = on_device(np.argsort(grid_pitch, kind="stable"), wave.device)
+        for pitch, rows in zip(pitches.tolist(), torch.split(by_pitch, counts.tolist()), strict=True):
+            part = wave[rows] if pitch == PITCH_GRID else resampler(pitch)(wave[rows])
+            result[rows, : part.shape[-1]] = part
+        return result, -(-lengths * PITCH_GRID // on_device(grid_pitch, wave.device)[:, None])
 
     def stretched(self, wave: Tensor, lengths: Tensor, step: Tensor) -> Tensor:
         """Return the log-mels of the frames 0, step, 2 step... of each wave.
@@ -106,30 +134,9 @@ def on_device(values: Array, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def shifted(wave: Tensor, lengths: Tensor, grid_pitch: Array) -> tuple[Tensor, Tensor]:
-    """Return each wave resampled to 1 / pitch of its length, and the new lengths.
-
-    `wave` is [samples, longest] with zeros behind `lengths`, [samples, 1]; pitches, int64 [samples], are in
-    units of 1 / `PITCH_GRID`.
-    """
-    if (grid_pitch == PITCH_GRID).all():
-        return wave, lengths
-    if len(grid_pitch) == 1:
-        result = _resampler(int(grid_pitch[0]), wave.device)(wave)
-        return result, torch.full_like(lengths, result.shape[-1])
-    longest = -(-wave.shape[-1] * PITCH_GRID // int(grid_pitch.min()))
-    result = wave.new_zeros(len(wave), longest)
-    pitches, counts = np.unique(grid_pitch, return_counts=True)
-    by_pitch = on_device(np.argsort(grid_pitch, kind="stable"), wave.device)
-    for pitch, rows in zip(pitches.tolist(), torch.split(by_pitch, counts.tolist()), strict=True):
-        part = wave[rows] if pitch == PITCH_GRID else _resampler(pitch, wave.device)(wave[rows])
-        result[rows, : part.shape[-1]] = part
-    return result, -(-lengths * PITCH_GRID // on_device(grid_pitch, wave.device)[:, None])
-
-
 @functools.lru_cache(maxsize=256)
-def _resampler(grid_pitch: int, device: torch.device) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(grid_pitch, PITCH_GRID).to(device)
+def _resampler(grid_pitch: int, lobes: int, device: torch.device) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(grid_pitch, PITCH_GRID, lowpass_filter_width=lobes).to(device)
 
 
 def _padded(wave: Tensor, half: int) -> Tensor:

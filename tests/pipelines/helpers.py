@@ -1,0 +1,118 @@
+"""What the tests of the pipelines share: loaders with small settings, and two graphs to compare."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.dali import images
+from siamusic_fast.pipelines.dali.engine import arrays, views
+from siamusic_fast.pipelines.dali.nodes import Inputs
+from siamusic_fast.pipelines.loaders import LabelledLoader, LoaderConfig, TrackLoader, TwoViewLoader
+from siamusic_fast.pipelines.plan import Batch, Plan
+from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.pipelines.recipes import Recipe
+from siamusic_fast.shards.manifest import ShardSet
+
+Array = NDArray[Any]
+Pairs = list[tuple[Tensor, Tensor]]
+
+RATE = 22_050
+BACKENDS = ("dali", "torch")
+LOADERS = (TwoViewLoader, LabelledLoader, TrackLoader)
+MEL = MelConfig(seconds=1.0)
+IN_DECIBELS = Frontend(mel=MEL, mean=0.0, std=1.0)
+NORMALIZED = Frontend(mel=MEL, mean=-30.0, std=10.0)
+"""Of which pixels are about as large as those that a network sees."""
+
+
+def config(**settings: Any) -> LoaderConfig:
+    return LoaderConfig(**{"frontend": IN_DECIBELS, "batch_size": 4, "seed": 3, "threads": 1, **settings})
+
+
+def two_views(
+    shard_set: ShardSet,
+    recipe: str | Recipe = "image",
+    crops: str = "same",
+    max_distance: float | None = None,
+    **settings: Any,
+) -> TwoViewLoader:
+    return TwoViewLoader(shard_set, config(**settings), recipe=recipe, crops=crops, max_distance=max_distance)
+
+
+def take(loader: Any, batches: int) -> Pairs:
+    """Return the next `batches`, of as many epochs as it takes."""
+    taken: Pairs = []
+    while len(taken) < batches:
+        for pair in loader:
+            taken.append(pair)
+            if len(taken) == batches:
+                break
+    return taken
+
+
+def same(one: Pairs, other: Pairs) -> bool:
+    """Return whether two lists of batches are equal, bit for bit."""
+    return len(one) == len(other) and all(
+        torch.equal(a, b)
+        for these, those in zip(one, other, strict=True)
+        for a, b in zip(these, those, strict=True)
+    )
+
+
+def first_views(loader: TwoViewLoader) -> list[Array]:
+    """Return the views of the first batch of `loader`, [rows, n_mels, frames], and close it."""
+    with loader:
+        return [view[:, 0].float().cpu().numpy() for view in next(iter(loader))]
+
+
+def labels_of(loader: Any) -> list[int]:
+    """Return the labels of one epoch of `loader`, and close it."""
+    with loader:
+        return [int(label) for _, batch in loader for label in batch]
+
+
+def plan_of(shard_set: ShardSet, recipe: str | Recipe, **settings: Any) -> Plan:
+    plan = two_views(shard_set, recipe, **settings).plan
+    assert isinstance(plan, Plan)
+    return plan
+
+
+def read(plan: Plan, batch: Batch) -> list[Array]:
+    """Return the spans of `batch`, int16 [rows, samples], with zeros behind the end of the shorter ones."""
+    reader, rows = Reader(plan.tracks, plan.frontend), slice(0, len(batch.tracks))
+    found = []
+    for spans in batch.spans:
+        pcm = np.zeros((rows.stop, int(spans.samples.max())), dtype=np.int16)
+        reader.read(spans, rows, pcm)
+        found.append(pcm)
+    reader.close()
+    return found
+
+
+def graph(
+    plan: Plan, kinds: Mapping[Any, images.Kind], *, on_gpu: bool, pcm: list[Array] | None = None
+) -> Any:
+    """Return the DALI graph of `plan`, not built; fed with its first batch if that has been read."""
+    batch = plan.batch((0, 0))
+    fed = arrays(batch, plan, kinds)
+    return views(
+        lambda: [*(pcm or []), *fed.values()],
+        [*(f"spans.{number}" for number in range(len(batch.spans))), *fed],
+        batch,
+        Inputs(plan=plan, rows=plan.batch_size, on_gpu=on_gpu, kinds=kinds),
+        batch_size=plan.batch_size,
+        num_threads=1,
+        device_id=None,
+    )
+
+
+def views_as_on_gpu(plan: Plan) -> list[Array]:
+    """Return the views of the first batch by the nodes that a GPU would run, but on the CPU."""
+    pipeline = graph(plan, images.ON_GPU, on_gpu=False, pcm=read(plan, plan.batch((0, 0))))
+    return [np.array(output.as_array())[:, 0] for output in pipeline.run()]

@@ -1,0 +1,60 @@
+"""Changes of images as numbers: fewer of them do the same, and bits say what boxes say."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from siamusic_fast.pipelines.changes import Erase, Flip, ImageChange, MixImages, box_bits, merged
+from tests.pipelines.helpers import Array
+from tests.pipelines.reference import changed
+
+ROWS, N_MELS, FRAMES = 3, 7, 11
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> ImageChange:
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    kind = draw(st.sampled_from(["flip", "flip", "erase", "erase", "mix"]))
+    if kind == "flip":
+        return Flip(mels=rng.random(ROWS) < 0.5, frames=rng.random(ROWS) < 0.5)
+    if kind == "mix":
+        return MixImages(partner=rng.permutation(ROWS), weight=rng.random(ROWS))
+    number = draw(st.sampled_from([1, 2, 5, 40]))
+    begin = rng.integers(-3, [[[N_MELS, FRAMES]]], size=(ROWS, number, 2))
+    end = begin + rng.integers(0, 6, size=begin.shape)
+    return Erase(boxes=np.stack([begin, end], axis=-1).reshape(ROWS, number, 4))
+
+
+@given(st.lists(changes(), max_size=7))
+@settings(max_examples=150, deadline=None)
+def test_merged_changes_do_what_all_of_them_do_one_after_the_other(steps: list[ImageChange]) -> None:
+    images: Array = 1 + np.random.default_rng(0).random((ROWS, N_MELS, FRAMES))
+    found = expected = images
+    for step in steps:
+        expected = changed(expected, step)
+    fewer = merged(steps, N_MELS, FRAMES)
+    for step in fewer:
+        found = changed(found, step)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    kinds = [type(step) for step in fewer]
+    # Between two mixes there is one flip at most, behind erasures of as few changes as 64 boxes allow.
+    assert (Flip, Flip) not in zip(kinds, kinds[1:], strict=False)
+    assert (Flip, Erase) not in zip(kinds, kinds[1:], strict=False)
+    for one, other in zip(fewer, fewer[1:], strict=False):
+        if isinstance(one, Erase) and isinstance(other, Erase):
+            assert one.boxes.shape[1] + other.boxes.shape[1] > 64
+
+
+@pytest.mark.parametrize("number", [1, 8, 9, 17, 33, 64])
+def test_a_pixel_lies_in_a_box_exactly_if_its_row_and_its_column_share_a_bit(number: int) -> None:
+    rng = np.random.default_rng(number)
+    begin = rng.integers(-2, 8, size=(ROWS, number, 2))
+    boxes = np.stack([begin, begin + rng.integers(0, 3, size=begin.shape)], axis=-1).reshape(ROWS, number, 4)
+    of_rows, of_columns = box_bits(boxes, N_MELS, FRAMES)
+    inside = (of_rows[:, :, None] & of_columns[:, None, :]) != 0
+    for row in range(ROWS):
+        expected = np.zeros((N_MELS, FRAMES), dtype=bool)
+        for top, bottom, left, right in boxes[row].clip(0):
+            expected[top:bottom, left:right] = True
+        np.testing.assert_array_equal(inside[row], expected)
