@@ -50,7 +50,7 @@ def _changed(images: Array, row: int, change: ImageChange) -> Array:
         case Warp() if change.on[row]:
             for axis, edges in enumerate((change.mels[row], change.frames[row])):
                 image = _stretched(image, edges, axis)
-    return image
+    return np.asarray(image)
 
 
 def _stretched(image: Array, edges: Array, axis: int) -> Array:

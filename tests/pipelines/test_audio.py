@@ -1,4 +1,4 @@
-"""Every audio step in both engines, against numpy and torchaudio from the packed samples and what was drawn."""
+"""Every audio step in both engines, against numpy and torchaudio, from samples and from what was drawn."""
 
 from typing import Any
 

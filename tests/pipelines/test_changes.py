@@ -1,5 +1,7 @@
 """Changes of images as numbers: fewer of them do the same, and bits say what boxes say."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,9 +41,9 @@ def test_merged_changes_do_what_all_of_them_do_one_after_the_other(steps: list[I
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     kinds = [type(step) for step in fewer]
     # Between two mixes there is one flip at most, behind erasures of as few changes as 64 boxes allow.
-    assert (Flip, Flip) not in zip(kinds, kinds[1:], strict=False)
-    assert (Flip, Erase) not in zip(kinds, kinds[1:], strict=False)
-    for one, other in zip(fewer, fewer[1:], strict=False):
+    assert (Flip, Flip) not in itertools.pairwise(kinds)
+    assert (Flip, Erase) not in itertools.pairwise(kinds)
+    for one, other in itertools.pairwise(fewer):
         if isinstance(one, Erase) and isinstance(other, Erase):
             assert one.boxes.shape[1] + other.boxes.shape[1] > 64
 

@@ -90,9 +90,11 @@ def test_engines_give_the_same_crops_of_whole_tracks_and_of_labelled_ones(
     pairs = []
     for backend in BACKENDS:
         settings = config(frontend=frontend, backend=backend)
-        with LabelledLoader(short_and_long[codec], settings) as labelled:
-            with TrackLoader(short_and_long[codec], settings, crops=3) as tracks:
-                pairs.append([*take(tracks, 3), *take(labelled, 4)])
+        with (
+            LabelledLoader(short_and_long[codec], settings) as labelled,
+            TrackLoader(short_and_long[codec], settings, crops=3) as tracks,
+        ):
+            pairs.append([*take(tracks, 3), *take(labelled, 4)])
     for (dali, dali_labels), (ours, our_labels) in zip(*pairs, strict=True):
         assert torch.equal(dali_labels, our_labels)
         assert_close(dali.numpy(), ours.numpy(), "none", rate, 10.0)

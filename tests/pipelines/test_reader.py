@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,10 +72,10 @@ def test_at_most_so_many_tars_are_open_at_a_time_whatever_the_threads(
 ) -> None:
     def open_tars() -> int:
         links = []
-        for name in os.listdir("/proc/self/fd"):
+        for link in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # others may just be closed
-                links.append(os.readlink(f"/proc/self/fd/{name}"))
-        return sum(link.endswith(".tar") for link in links)
+                links.append(link.readlink())
+        return sum(link.suffix == ".tar" for link in links)
 
     assert product._MAX_OPEN == 256
     limit = 256 if threads == 1 else 16
