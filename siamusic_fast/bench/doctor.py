@@ -39,11 +39,11 @@ class Facts:
     """Pairs per second of everything on the way to the GPU, and what is set."""
 
     training: float
-    """Taken by the training step from a batch that is there already."""
+    """Pairs/s of the training step on a batch that is there already."""
     loader: float
-    """Given by the loader, alone on the machine."""
+    """Pairs/s of the loader, alone on the machine."""
     together: float
-    """Trained on, when the loader feeds the step and both share the machine."""
+    """Pairs/s of training when the loader feeds the step and both share the machine."""
     fed: float
     """`together` over `training`, measured in turns."""
     spread: float
@@ -51,26 +51,29 @@ class Facts:
     waiting: float
     """Share of the time, 0 to 1, that the step waits for batches."""
     plan: float
-    """Decided, and prepared for DALI, by one thread."""
+    """Pairs/s that one thread plans and prepares for DALI."""
     read: float
-    """Given by planning and reading alone."""
+    """Pairs/s that are planned and read, with nothing else done."""
     handed_over: float
-    """Given by planning, reading and handing over to DALI, on a GPU with copying to it."""
+    """Pairs/s that are planned, read and handed over to DALI, on a GPU copied to it as well."""
     features: float
-    """Given by the loader without augmentations."""
+    """Pairs/s of the loader without augmentations."""
     by_cpu: float
-    """What the CPU time of the loader's pairs allows its threads."""
+    """Pairs/s that the loader's threads could make if each worked all the time."""
     disk: float
-    """Given by the disk, if of each track one crop is read, or all of it where it must be decoded."""
+    """Pairs/s that the disk allows, of one crop a track, or of whole tracks where they must be decoded."""
     cold: bool
-    """Whether the disk was measured, or the memory that held the files."""
+    """Whether the disk was measured, and not the memory that held the files."""
     other_backend: float | None
-    """Given by the torch backend; only measured on a CPU."""
+    """Pairs/s of the torch backend; only measured on a CPU."""
     codec: str
+    """How the audio in the shards is stored."""
     device: str
+    """Type of the device, cpu or cuda."""
     threads: int
+    """CPU threads of the loader."""
     cores: int
-    """That this process has: its share, if each of several GPUs has a process."""
+    """Cores that this process has: its share, if each of several GPUs has a process."""
 
 
 def examine(

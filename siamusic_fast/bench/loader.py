@@ -171,11 +171,7 @@ def _ratios(
 
 
 def _beside_peers(
-    setup: Setup,
-    recipe: str,
-    peers: Sequence[str],
-    timing: Timing,
-    progress: Progress,
+    setup: Setup, recipe: str, peers: Sequence[str], timing: Timing, progress: Progress
 ) -> tuple[list[Measurement], list[str]]:
     """Return the rate of the DALI loader and, in turns with it, of each peer that knows `recipe`.
 

@@ -51,12 +51,15 @@ class Setup:
     """What all contenders of a benchmark share."""
 
     shard_set: ShardSet
+    """Shards that all read."""
     config: LoaderConfig
     """Settings of the DALI loader."""
     plan: Plan | TrackPlan
-    """Batches without augmentations."""
+    """Plan of pairs without augmentations."""
     device: torch.device
+    """Device of the DALI loader, with a number if it is a GPU."""
     threads: int
+    """CPU threads of the DALI loader."""
 
     @property
     def frontend(self) -> Frontend:

@@ -91,11 +91,12 @@ class Stopwatch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """By which it is told what a contender makes."""
+    """Batches of a contender that are compared with those of another before both are measured."""
 
     open: Callable[[], AbstractContextManager[Iterable[object]]]
+    """Opens what makes them."""
     batches: int
-    """That are looked at."""
+    """Number of batches that are compared."""
     tolerance: float
     """How far statistics may be apart, chance aside, where 1 is the variance of the features."""
 
@@ -106,20 +107,22 @@ class Contender:
 
     name: str
     items: float
-    """In a batch."""
+    """Items, such as pairs, in a batch."""
     open: Callable[[], AbstractContextManager[Iterable[object]]]
     """Returns what gives the batches of an epoch, again and again."""
     unit: str = "pairs/s"
     ahead: int = 0
     """Batches that it may have made in advance when a window begins, one that is half made included."""
     setting: str = ""
+    """How it is set up, as in `Measurement`."""
     ours: bool = False
+    """Whether it is this package's work, as in `Measurement`."""
     target: float | None = None
-    """These three as in `Measurement`."""
+    """What the project asks for at least, as in `Measurement`."""
     stopwatch: Stopwatch | None = None
-    """Of its waiting, which then is measured as well."""
+    """Stopwatch of its waiting, which is measured as well."""
     sample: Sample | None = None
-    """To compare what it makes, if batches of its own size are too few or too slow for that."""
+    """Batches to compare, if those of its own size are too few or too slow for that."""
 
 
 @dataclass(frozen=True, kw_only=True)

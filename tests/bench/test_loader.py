@@ -16,6 +16,7 @@ from siamusic_fast.bench.report import Measurement, named
 from siamusic_fast.bench.stages import (
     HAND_OVER,
     READ,
+    _HandingOver,
     dali_loader,
     hand_over_stage,
     held_on_gpu,
@@ -28,6 +29,8 @@ from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader
+from siamusic_fast.pipelines.prefetch import Prefetcher
+from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pool import cores
 from siamusic_fast.shards.verify import verify
@@ -219,6 +222,24 @@ def test_peers_that_have_more_cores_than_dali_are_no_ratio(
     assert [one.name for one in fair.ratios][1:] == ["ours / ours"]
     assert len(unfair.ratios) == 1
     assert "DALI had 1 of 2 cores, its peers all: no ratio is fair" in unfair.notes
+
+
+def test_what_is_handed_over_is_what_was_read(shard_set: ShardSet) -> None:
+    setup = prepare(shard_set, batch_size=8, device=CPU, mel=MEL)
+    reader = Reader(setup.plan.tracks, setup.frontend)
+    engine = _HandingOver(setup.plan, CPU, threads=1)
+    places = [(0, 0), (0, 1), (0, 2)]
+    prefetcher = Prefetcher(setup.plan, reader, engine, iter(places), threads=1, depth=2)
+    seen = []
+    for computed in engine.run(prefetcher):
+        (spans,) = computed.ready.batch.spans
+        expected = np.empty((8, 22_050), dtype=np.int16)
+        reader.read(spans, slice(0, 8), expected)
+        assert np.array_equal(computed.views[0].numpy(), expected)
+        seen.append(computed.ready.batch.place)
+        prefetcher.release(computed)
+    prefetcher.close()
+    assert seen == places
 
 
 def rate(name: str, median: float, cpu_ms: float = 1.0) -> Measurement:

@@ -68,7 +68,7 @@ def test_bench_refuses_a_gpu_where_there_is_none(
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     line = error_line(run("bench", "loader", "--data", shard_set.folder, "--gpus", 1))
-    assert "--gpus 1" in line
+    assert "gpus = 1" in line
     assert "--gpus 0" in line
 
 

@@ -22,7 +22,7 @@ from webdataset import tariterators
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.codec import encode
 from siamusic_fast.shards.fma import load_fma
-from siamusic_fast.shards.manifest import NORMALISATION, Shard, ShardSet, read_manifest
+from siamusic_fast.shards.manifest import FRONTENDS, Shard, ShardSet, read_manifest
 from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
 from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.target import claim
@@ -33,8 +33,8 @@ SPLITS = ("training", "validation", "test")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return what a packer wrote into `folder`; other tests may have left normalisation constants there."""
-    files = (file for file in folder.iterdir() if file.is_file() and file.name != NORMALISATION)
+    """Return what a packer wrote into `folder`; other tests may have left frontends there."""
+    files = (file for file in folder.iterdir() if file.is_file() and file.name != FRONTENDS)
     return {file.name: file.read_bytes() for file in files}
 
 
@@ -331,7 +331,7 @@ def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
     fma_corpus: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shard_set.folder, tmp_path / "set"))
-    (folder / NORMALISATION).write_text("[]")
+    (folder / FRONTENDS).write_text("[]")
     for name in ("notes.txt", "training-1.tar", "mine-000000.tar", "training-000000.tar.bak"):
         (folder / name).write_text("mine")
     before = contents(folder)
@@ -346,7 +346,7 @@ def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
     assert packed == read_manifest(folder)
     assert list(packed.splits) == ["validation"]
     files = {"manifest.json", "tracks.csv", "rejected.csv", "validation-000000.tar", "validation-000000.idx"}
-    assert not (folder / NORMALISATION).exists()
+    assert not (folder / FRONTENDS).exists()
     assert {name for name, content in contents(folder).items() if content != b"mine"} == files
     assert sum(content == b"mine" for content in contents(folder).values()) == 4
 
