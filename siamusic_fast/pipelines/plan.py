@@ -5,6 +5,7 @@ reader fetches what the plan names, and an engine computes the views; neither dr
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -319,8 +320,9 @@ def _covering(tracks: Array, drafts: Sequence[_Draft], positions: Array, lengths
 def _names(steps: Sequence[WaveAugmentation | ImageAugmentation]) -> list[str]:
     """Return the name of every step; one that occurs again gets a number."""
     names: list[str] = []
+    times: Counter[str] = Counter()
     for step in steps:
         name = step_name(step)
-        times = sum(earlier.partition("_")[0] == name for earlier in names)
-        names.append(f"{name}_{times + 1}" if times else name)
+        times[name] += 1
+        names.append(f"{name}_{times[name]}" if times[name] > 1 else name)
     return names
