@@ -148,7 +148,7 @@ def test_places_of_a_long_epoch_are_distinct_even_and_take_no_memory(size: int) 
 
 
 def test_over_epochs_every_track_stands_anywhere_and_beside_any_other() -> None:
-    size, epochs = 23, 4000
+    size, epochs = 23, 1500
     orders = np.stack([permuted(np.arange(size), size, 5, epoch) for epoch in range(epochs)])
     pairs = size * orders[:, :-1] + orders[:, 1:]
     for table, cells in (

@@ -9,6 +9,7 @@ import pytest
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.augmentations import Mask
 from siamusic_fast.pipelines.loaders import MAX_CROPS, covering_crops
 from siamusic_fast.pipelines.plan import Batch, Mix, Plan, TrackPlan
 from siamusic_fast.pipelines.recipes import parse_recipe
@@ -206,6 +207,12 @@ def test_a_batch_is_a_function_of_its_place_alone(tracks: Tracks) -> None:
     assert text(one.batch((2, 0))) != forwards[0]
 
 
+class Soft_Mask(Mask):  # noqa: N801 (a user may name it so)
+    pass
+
+
 def test_a_step_that_occurs_twice_is_named_by_a_number(tracks: Tracks) -> None:
-    plan = Plan(tracks, IN_DECIBELS, recipe=parse_recipe("mask,gain,mask(p=1),gain"), batch_size=4)
-    assert list(plan.batch((0, 0)).views[0].drawn) == ["gain", "gain_2", "mask", "mask_2"]
+    recipe = (*parse_recipe("mask,gain,mask(p=1),gain"), Soft_Mask(), Soft_Mask())
+    plan = Plan(tracks, IN_DECIBELS, recipe=recipe, batch_size=4)
+    names = ["gain", "gain_2", "mask", "mask_2", "soft_mask", "soft_mask_2"]
+    assert list(plan.batch((0, 0)).views[0].drawn) == names
