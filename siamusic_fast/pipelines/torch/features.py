@@ -145,12 +145,15 @@ def _padded(wave: Tensor, half: int) -> Tensor:
 
 
 def _reflected(wave: Tensor, lengths: Tensor, half: int) -> Tensor:
-    """Return waves with `half` values reflected at both ends, each at the end of its own length."""
-    if len(wave) == 1:
+    """Return waves with `half` values reflected at both ends, each at the end of its own length.
+
+    Of a wave that is not longer than `half`, what was reflected is reflected again.
+    """
+    if len(wave) == 1 and int(lengths) > half:
         return _padded(wave[:, : int(lengths)], half)
-    index = torch.arange(-half, wave.shape[-1] + half, device=wave.device).abs()
     last = lengths - 1
-    return wave.gather(1, (last - (last - index).abs()).clamp_(min=0))
+    there_and_back = torch.arange(-half, wave.shape[-1] + half, device=wave.device) % (2 * last)
+    return wave.gather(1, last - (last - there_and_back).abs())
 
 
 def _frames(magnitude: Tensor, index: Tensor) -> Tensor:
