@@ -141,3 +141,14 @@ def test_buffers_are_not_written_to_while_dali_reads_them(many: ShardSet, recipe
                 assert float(difference.median()) < 0.05, f"batch {number}"
                 assert recipe == "audio" or float(difference.max()) < 1e-3, f"batch {number}"
         assert number == 149
+
+
+def test_slowed_crops_shorter_than_half_a_window_are_reflected_again(numbered: ShardSet) -> None:
+    # A quarter of 661 samples are fewer than the 256 that lie before the first frame's center.
+    frontend = Frontend(mel=MelConfig(seconds=0.03), mean=0.0, std=1.0)
+    recipe = "stretch(p=1,min_rate=0.25,max_rate=0.3)"
+    dali, ours = (
+        first_views(two_views(numbered, recipe, frontend=frontend, batch_size=23, backend=backend))
+        for backend in BACKENDS
+    )
+    np.testing.assert_allclose(dali, ours, rtol=0, atol=1e-3)
