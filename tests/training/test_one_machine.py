@@ -1,0 +1,137 @@
+"""What processes that train together on one machine show to others: nothing."""
+
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from siamusic_fast.training.job import Job
+from tests.training.test_distributed import train
+
+_LISTENS = "0A"
+"""State of a socket in /proc/net/tcp."""
+_PATIENCE = 120.0
+"""Seconds that a test waits for processes to start."""
+
+
+def train_until_told(folder: Path, *, job: Job) -> None:
+    """Train until `folder` has a file `enough`; as the second process, be killed at the first start."""
+    train(job=job)
+    if job.rank == 1 and job.restarts == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / f"trains-{job.rank}").touch()
+    while not all(job.gather((folder / "enough").exists())):
+        train(job=job)
+
+
+@contextlib.contextmanager
+def launcher(folder: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start `train_until_told` in two processes, with an empty folder for temporary files in `folder`."""
+    (folder / "tmp").mkdir()
+    program = folder / "program.py"
+    program.write_text(
+        "import functools\n"
+        "from pathlib import Path\n"
+        "from siamusic_fast.training.distributed import launch\n"
+        "from tests.training.test_one_machine import train_until_told\n"
+        "if __name__ == '__main__':\n"
+        f"    function = functools.partial(train_until_told, Path({str(folder)!r}))\n"
+        "    launch(function, gpus=0, workers=2, max_restarts=1)\n"
+    )
+    ours = {"PYTHONPATH": str(Path.cwd()), "TMPDIR": str(folder / "tmp")}
+    process = subprocess.Popen(
+        [sys.executable, program], env={**os.environ, **ours, **environment}, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # all have ended, as they are to
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def until(condition: Callable[[], bool], patience: float = _PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def status(pid: int) -> list[str]:
+    """Return what /proc says of a process from its state on; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Return the process `ancestor` and those that it, or they, started and that run."""
+    parents = {
+        int(path.name): int(words[1])
+        for path in Path("/proc").glob("[0-9]*")
+        if (words := status(int(path.name))) and words[0] != "Z"
+    }
+    found = [ancestor] if ancestor in parents else []
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def listening(pid: int) -> set[str]:
+    """Return the addresses on which a process listens, as the kernel tells them."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            inodes.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
+        except OSError:  # closed meanwhile
+            continue
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == _LISTENS and words[9] in inodes:
+                found.add(_address(words[1].partition(":")[0]))
+    return found
+
+
+def _address(kernels: str) -> str:
+    """Return an address of /proc/net, which is in words of 32 bits, each with its first byte last."""
+    words = bytes.fromhex(kernels)
+    return str(ipaddress.ip_address(b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))))
+
+
+def another_interface() -> str:
+    """Return the name of a network interface that others can reach; loopback if there is none."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith(("e", "w"))), "lo")
+
+
+def test_processes_of_one_machine_listen_on_its_loopback_only_and_meet_in_a_private_folder(
+    tmp_path: Path,
+) -> None:
+    seen: dict[int, set[str]] = {}
+    modes: set[int] = set()
+
+    def look() -> bool:
+        for pid in descendants(process.pid):
+            seen.setdefault(pid, set()).update(listening(pid))
+        modes.update(path.stat().st_mode & 0o777 for path in (tmp_path / "tmp").iterdir())
+        return all((tmp_path / f"trains-{rank}").exists() for rank in (0, 1))
+
+    # Such a setting is for jobs of several machines.
+    with launcher(tmp_path, GLOO_SOCKET_IFNAME=another_interface()) as process:
+        until(look)
+        for _ in range(20):
+            look()
+        (tmp_path / "enough").touch()
+        assert process.wait(_PATIENCE) == 0
+    assert set().union(*seen.values()) <= {"127.0.0.1", "::1"}
+    assert sum(map(bool, seen.values())) >= 4  # two processes, started twice
+    assert modes == {0o700}
+    assert list((tmp_path / "tmp").iterdir()) == []
