@@ -24,7 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
-from siamusic_fast.shards.pool import share_of_cores
+from siamusic_fast.shards.pool import end_with_parent, share_of_cores
 from siamusic_fast.training import one_machine, slurm
 from siamusic_fast.training.failures import WorkerError, describe
 from siamusic_fast.training.job import Job
@@ -37,6 +37,8 @@ R_co = TypeVar("R_co", covariant=True)
 _HANDLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _BLAME_AFTER = 5.0
 """Seconds that a process whose partner went away waits to be ended, so that the partner's error is shown."""
+_SAVE_WITHIN = 8.0
+"""Seconds that a process whose launcher was killed has to save and end; torch sends it a SIGINT then."""
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -182,6 +184,7 @@ class _Mistake:
 
 def _spawned(function: JobFunction[T], on_gpu: bool, folder: Path) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
+    end_with_parent(_SAVE_WITHIN)
     try:
         return _join(function, on_gpu, folder)
     except OSError as error:

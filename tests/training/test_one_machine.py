@@ -1,4 +1,4 @@
-"""What processes that train together on one machine show to others: nothing."""
+"""What processes that train together on one machine show to others: nothing. And how they end."""
 
 import contextlib
 import ipaddress
@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from siamusic_fast.training.job import Job
 from tests.training.test_distributed import train
 
@@ -18,6 +20,10 @@ _LISTENS = "0A"
 """State of a socket in /proc/net/tcp."""
 _PATIENCE = 120.0
 """Seconds that a test waits for processes to start."""
+_END_WITHIN = 10.0
+"""Seconds in which processes end when their launcher was killed."""
+_IMPORT_WITHIN = 20.0
+"""Seconds that processes which still import torch may take to do so, on a busy machine, until they see it."""
 
 
 def train_until_told(folder: Path, *, job: Job) -> None:
@@ -69,6 +75,10 @@ def status(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def runs(pid: int) -> bool:
+    return status(pid)[:1] not in ([], ["Z"])
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -135,3 +145,30 @@ def test_processes_of_one_machine_listen_on_its_loopback_only_and_meet_in_a_priv
     assert sum(map(bool, seen.values())) >= 4  # two processes, started twice
     assert modes == {0o700}
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "processes start",
+        pytest.param("processes import", marks=pytest.mark.slow),
+        pytest.param("processes meet", marks=pytest.mark.slow),
+        pytest.param("processes train", marks=pytest.mark.slow),
+    ],
+)
+def test_all_processes_end_when_their_launcher_is_killed(tmp_path: Path, moment: str) -> None:
+    def has_come() -> bool:
+        if moment == "processes train":
+            return (tmp_path / "trains-1").exists()
+        if moment == "processes meet":
+            return any((tmp_path / "tmp").glob("*/store-0"))
+        return len(descendants(process.pid)) > 3  # itself, what tracks its semaphores, and two processes
+
+    with launcher(tmp_path) as process:
+        until(has_come)
+        if moment == "processes import":
+            time.sleep(1)
+        job = descendants(process.pid)
+        process.kill()
+        begun = moment in ("processes meet", "processes train")
+        until(lambda: not any(map(runs, job)), _END_WITHIN + (0 if begun else _IMPORT_WITHIN))
