@@ -27,9 +27,9 @@ _IMPORT_WITHIN = 20.0
 
 
 def train_until_told(folder: Path, *, job: Job) -> None:
-    """Train until `folder` has a file `enough`; as the second process, be killed at the first start."""
+    """Train until `folder` has a file `enough`; where that helps, be killed once as the second process."""
     train(job=job)
-    if job.rank == 1 and job.restarts == 0:
+    if job.rank == 1 and job.restarts == 0 and job.id:
         os.kill(os.getpid(), signal.SIGKILL)
     (folder / f"trains-{job.rank}").touch()
     while not all(job.gather((folder / "enough").exists())):
@@ -37,9 +37,11 @@ def train_until_told(folder: Path, *, job: Job) -> None:
 
 
 @contextlib.contextmanager
-def launcher(folder: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `train_until_told` in two processes, with an empty folder for temporary files in `folder`."""
-    (folder / "tmp").mkdir()
+def launcher(
+    folder: Path, options: str = "workers=2, max_restarts=1", **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Launch `train_until_told` with `options`; temporary files go to `tmp` in `folder`."""
+    (folder / "tmp").mkdir(exist_ok=True)
     program = folder / "program.py"
     program.write_text(
         "import functools\n"
@@ -48,7 +50,7 @@ def launcher(folder: Path, **environment: str) -> Iterator[subprocess.Popen[byte
         "from tests.training.test_one_machine import train_until_told\n"
         "if __name__ == '__main__':\n"
         f"    function = functools.partial(train_until_told, Path({str(folder)!r}))\n"
-        "    launch(function, gpus=0, workers=2, max_restarts=1)\n"
+        f"    launch(function, gpus=0, {options})\n"
     )
     ours = {"PYTHONPATH": str(Path.cwd()), "TMPDIR": str(folder / "tmp")}
     process = subprocess.Popen(
@@ -145,6 +147,33 @@ def test_processes_of_one_machine_listen_on_its_loopback_only_and_meet_in_a_priv
     assert sum(map(bool, seen.values())) >= 4  # two processes, started twice
     assert modes == {0o700}
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_on_one_node_listen_on_its_loopback_only(tmp_path: Path) -> None:
+    environment = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_JOB_NODELIST": "a-name-that-nobody-resolves",
+        "GLOO_SOCKET_IFNAME": another_interface(),
+    }
+    with contextlib.ExitStack() as stack:
+        tasks = [
+            stack.enter_context(launcher(tmp_path, "", **environment, SLURM_PROCID=rank, SLURM_LOCALID=rank))
+            for rank in ("0", "1")
+        ]
+        seen: dict[int, set[str]] = {task.pid: set() for task in tasks}
+
+        def look() -> bool:
+            for pid, addresses in seen.items():
+                addresses.update(listening(pid))
+            return all((tmp_path / f"trains-{rank}").exists() for rank in (0, 1))
+
+        until(look)
+        (tmp_path / "enough").touch()
+        assert [task.wait(_PATIENCE) for task in tasks] == [0, 0]
+    assert list(seen.values()) == [{"127.0.0.1"}, {"127.0.0.1"}]
 
 
 @pytest.mark.parametrize(
