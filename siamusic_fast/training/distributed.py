@@ -5,7 +5,6 @@ import functools
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 import uuid
@@ -141,7 +140,7 @@ def _start(function: JobFunction[T], processes: int, on_gpu: bool, max_restarts:
         log = logging.getLogger(name)
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    with tempfile.TemporaryDirectory(prefix="siamusic-fast-") as folder, _own_handlers():
+    with one_machine.private_folder() as folder, _own_handlers():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -149,11 +148,11 @@ def _start(function: JobFunction[T], processes: int, on_gpu: bool, max_restarts:
             run_id=uuid.uuid4().hex,
             rdzv_backend=one_machine.RENDEZVOUS,
             max_restarts=max_restarts,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         try:
             called = functools.partial(_without_restart, function) if max_restarts else function
-            results: dict[int, T | _Mistake] = elastic_launch(config, _spawned)(called, on_gpu, Path(folder))
+            results: dict[int, T | _Mistake] = elastic_launch(config, _spawned)(called, on_gpu, folder)
         except SignalException as error:
             raise Stopped(error.sigval) from None
         except ChildFailedError as error:

@@ -1,7 +1,13 @@
 """Where the processes of one machine meet, so that nobody on the network can join them."""
 
 import os
+import shutil
 import socket
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch.distributed import FileStore, HashStore, Store, TCPStore  # type: ignore[attr-defined]
@@ -13,9 +19,15 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from siamusic_fast.training.lock import LOCK, FolderLock, is_locked
+
 RENDEZVOUS = "siamusic-fast-one-machine"
 """Name under which torch's launcher finds `LoneLauncher`."""
 _LOOPBACK = "127.0.0.1"
+_FOLDERS = "siamusic-fast-"
+"""How the names of launchers' folders begin."""
+_STALE_AFTER = 60.0
+"""Seconds. A folder is younger while its launcher has made it and not yet locked it."""
 
 
 class LoneLauncher(RendezvousHandler):
@@ -53,6 +65,41 @@ class LoneLauncher(RendezvousHandler):
 
 
 rendezvous_handler_registry.register(RENDEZVOUS, LoneLauncher)
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a folder for a launcher that only its user can read, and remove it afterwards.
+
+    Folders that killed launchers of the same user left are removed now. In the context, temporary files of
+    this process are made in the folder: torch's launcher reads pickles from some, by names that others could
+    take in a folder that all share.
+    """
+    with tempfile.TemporaryDirectory(prefix=_FOLDERS) as name, FolderLock() as lock:
+        folder, before = Path(name), tempfile.tempdir
+        lock.take(folder)
+        for other in folder.parent.glob(f"{_FOLDERS}*"):
+            if _is_stale(other):
+                shutil.rmtree(other, ignore_errors=True)
+        tempfile.tempdir = name
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
+
+
+def _is_stale(folder: Path) -> bool:
+    """Whether `folder` is one that a launcher of this user made and, killed, could not remove."""
+    try:
+        ours, locked = folder.lstat(), (folder / LOCK).lstat()
+    except OSError:  # no folder of a launcher, another user's, or removed meanwhile
+        return False
+    return (
+        ours.st_uid == os.getuid()
+        and stat.S_ISDIR(ours.st_mode)
+        and time.time() - locked.st_mtime > _STALE_AFTER
+        and not is_locked(folder)
+    )
 
 
 def file_store(folder: Path) -> Store:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from siamusic_fast.training.job import Job
+from siamusic_fast.training.lock import LOCK, FolderLock
+from siamusic_fast.training.one_machine import private_folder
 from tests.training.test_distributed import train
 
 _LISTENS = "0A"
@@ -174,6 +177,28 @@ def test_tasks_of_slurm_on_one_node_listen_on_its_loopback_only(tmp_path: Path) 
         (tmp_path / "enough").touch()
         assert [task.wait(_PATIENCE) for task in tasks] == [0, 0]
     assert list(seen.values()) == [{"127.0.0.1"}, {"127.0.0.1"}]
+
+
+def test_a_launcher_removes_what_killed_ones_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stale, held, young, alien = (tmp_path / f"siamusic-fast-{name}" for name in ("1", "2", "3", "4"))
+    for folder in (stale, held, young, alien):
+        folder.mkdir()
+        (folder / "store-0").touch()
+    for folder in (stale, held, young):
+        (folder / LOCK).touch()
+    with FolderLock() as lock:
+        lock.take(held)
+        for folder in (stale, held):
+            os.utime(folder / LOCK, (0, 0))
+        with private_folder() as ours:
+            assert sorted(tmp_path.iterdir()) == sorted([held, young, alien, ours])
+            assert ours.stat().st_mode & 0o777 == 0o700
+            assert Path(tempfile.gettempdir()) == ours
+    assert sorted(tmp_path.iterdir()) == [held, young, alien]
+    assert Path(tempfile.gettempdir()) == tmp_path
 
 
 @pytest.mark.parametrize(
