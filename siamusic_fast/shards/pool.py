@@ -20,7 +20,7 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Array
 from multiprocessing.synchronize import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from siamusic_fast.errors import DataError
@@ -177,14 +177,24 @@ _stop: Event
 def _start_worker(totals: Any, stop: Event) -> None:
     global _totals, _stop
     _totals, _stop = totals, stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is killed, which cannot tell it any more."""
+def end_with_parent(grace_seconds: float = 0.0) -> None:
+    """See to it that this process ends when its parent is killed, which cannot tell it any more.
+
+    It then has `grace_seconds` to end by itself, and none if the parent is gone before this call.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
+    if not parent.is_alive():
+        os._exit(1)
+    threading.Thread(target=_outlive, args=(parent, grace_seconds), daemon=True).start()
+
+
+def _outlive(parent: BaseProcess, seconds: float) -> None:
     parent.join()
+    sleep(seconds)
     os._exit(1)
 
 

@@ -5,25 +5,26 @@ import functools
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
-from siamusic_fast.shards.pool import share_of_cores
-from siamusic_fast.training import slurm
+from siamusic_fast.shards.pool import end_with_parent, share_of_cores
+from siamusic_fast.training import one_machine, slurm
 from siamusic_fast.training.failures import WorkerError, describe
 from siamusic_fast.training.job import Job
 from siamusic_fast.training.meeting import meet
@@ -35,6 +36,8 @@ R_co = TypeVar("R_co", covariant=True)
 _HANDLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _BLAME_AFTER = 5.0
 """Seconds that a process whose partner went away waits to be ended, so that the partner's error is shown."""
+_SAVE_WITHIN = 8.0
+"""Seconds that a process whose launcher was killed has to save and end; torch sends it a SIGINT then."""
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -141,21 +144,19 @@ def _start(function: JobFunction[T], processes: int, on_gpu: bool, max_restarts:
         log = logging.getLogger(name)
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    with tempfile.TemporaryDirectory(prefix="siamusic-fast-") as folder, _own_handlers():
+    with one_machine.private_folder() as folder, _own_handlers():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=processes,
             run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            rdzv_backend=one_machine.RENDEZVOUS,
             max_restarts=max_restarts,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         try:
             called = functools.partial(_without_restart, function) if max_restarts else function
-            results: dict[int, T | _Mistake] = elastic_launch(config, _spawned)(called, on_gpu)
+            results: dict[int, T | _Mistake] = elastic_launch(config, _spawned)(called, on_gpu, folder)
         except SignalException as error:
             raise Stopped(error.sigval) from None
         except ChildFailedError as error:
@@ -184,10 +185,11 @@ class _Mistake:
     error: SiamusicError
 
 
-def _spawned(function: JobFunction[T], on_gpu: bool) -> T:
+def _spawned(function: JobFunction[T], on_gpu: bool, folder: Path) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
+    end_with_parent(_SAVE_WITHIN)
     try:
-        return _join(function, on_gpu)
+        return _join(function, on_gpu, folder)
     except OSError as error:
         raise DataError(describe(error)) from error
     except KeyboardInterrupt as stop:
@@ -218,10 +220,13 @@ def _everywhere(job: Job) -> bool:
     return come == job.world_size
 
 
-def _join(function: JobFunction[T], on_gpu: bool) -> T:
-    """Be the process of a job that the environment says, as torchrun and the elastic launcher set it."""
+def _join(function: JobFunction[T], on_gpu: bool, folder: Path | None = None) -> T:
+    """Be the process of a job that the environment says, as torchrun and the elastic launcher set it.
+
+    `folder` is the private one of a launcher of ours.
+    """
     try:
-        with _process_group(on_gpu) as job, _explained():
+        with _process_group(on_gpu, folder) as job, _explained():
             return function(job=job)
     except RuntimeError as error:
         if any(words in str(error) for words in _ENDED_CONNECTION):
@@ -230,12 +235,13 @@ def _join(function: JobFunction[T], on_gpu: bool) -> T:
 
 
 @contextmanager
-def _process_group(on_gpu: bool) -> Iterator[Job]:
+def _process_group(on_gpu: bool, folder: Path | None) -> Iterator[Job]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
     torch.set_num_threads(share_of_cores())
-    store, rank, world_size = next(rendezvous("env://"))
-    # Not TORCHELASTIC_RUN_ID, which torchrun calls "none": this store lasts as long as its job.
-    name = store.compare_set("siamusic-fast/job", "", uuid.uuid4().hex).decode()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if one_machine.all_are_here():
+        one_machine.keep_to_loopback()
+    store, name = _store_and_name(folder, rank, world_size)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=dist.PrefixStore(meet(store, rank, world_size), store),  # type: ignore[attr-defined]
@@ -247,7 +253,7 @@ def _process_group(on_gpu: bool) -> Iterator[Job]:
         rank=rank,
         world_size=world_size,
         device=device,
-        id=name if "TORCHELASTIC_RUN_ID" in os.environ else "",
+        id=name,
         cpu_group=dist.new_group(backend="gloo") if on_gpu else None,
     )
     # A node counts the failures of its own processes only.
@@ -255,6 +261,20 @@ def _process_group(on_gpu: bool) -> Iterator[Job]:
     yield dataclasses.replace(job, restarts=restarts)
     # Not after an error: the others would have to take part, and the launcher ends them anyway.
     dist.destroy_process_group()
+
+
+def _store_and_name(folder: Path | None, rank: int, world_size: int) -> tuple[Store, str]:
+    """Return where the processes of the job meet, and the job's id: see `Job.id`."""
+    if folder:
+        return one_machine.file_store(folder), os.environ["TORCHELASTIC_RUN_ID"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        store, *_ = next(rendezvous("env://"))
+        # Not that RUN_ID, which torchrun calls "none": this store lasts as long as its job.
+        return store, store.compare_set("siamusic-fast/job", "", uuid.uuid4().hex).decode()
+    if one_machine.all_are_here():
+        return one_machine.loopback_store(rank, world_size, int(os.environ["MASTER_PORT"])), ""
+    store, *_ = next(rendezvous("env://"))
+    return store, ""
 
 
 def _device(index: int, on_gpu: bool) -> torch.device:
