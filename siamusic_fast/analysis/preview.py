@@ -194,8 +194,8 @@ def _shown(plan: Plan) -> list[list[Shown]]:
     pcm = [np.empty((rows.stop, spans.samples.max()), dtype=np.int16) for spans in batch.spans]
     for spans, into in zip(batch.spans, pcm, strict=True):
         reader.read(spans, rows, into)
-    images = engine.begin(batch)
-    engine.work(batch, pcm, rows, images)
+    images = engine.room(batch)
+    engine.compute(batch, [torch.from_numpy(spans) for spans in pcm], rows, images)
     found = []
     for number, view in enumerate(batch.views):
         decibels = images[number][:, 0].numpy() * plan.frontend.std + plan.frontend.mean

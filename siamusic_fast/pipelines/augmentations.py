@@ -16,7 +16,6 @@ from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.changes import (
     MAX_BOXES,
     PITCH_GRID,
-    Array,
     Erase,
     Flip,
     ImageChange,
@@ -26,7 +25,7 @@ from siamusic_fast.pipelines.changes import (
     Speed,
     WaveChange,
 )
-from siamusic_fast.pipelines.draws import Draws
+from siamusic_fast.pipelines.draws import Array, Draws
 
 _OCTAVE = 12
 """Semitones."""
@@ -37,7 +36,8 @@ _MAX_SIZE = 100_000
 
 def bounded(default: Any, low: float, high: float, *, above: bool = False) -> Any:
     """Return a field whose value must lie between `low` and `high`, or `above` `low`."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
+    whole = isinstance(default, int)
+    return field(default=default, metadata={"whole": whole, "low": low, "high": high, "above": above})
 
 
 def probability(default: float) -> Any:
@@ -269,7 +269,10 @@ def check_order(low_name: str, low: float, high_name: str, high: float, step: Au
         raise ConfigError(f"{low_name} = {low:g} of {kind} must not be above {high_name} = {high:g}.")
 
 
-def _check(name: str, value: float, kind: str, *, low: float, high: float, above: bool) -> None:
+def _check(name: str, value: float, kind: str, *, whole: bool, low: float, high: float, above: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        number = "a whole number" if whole else "a number"
+        raise ConfigError(f"{name} = {value!r} of {kind} must be {number}.")
     if not (low < value <= high if above else low <= value <= high):
         least = "above" if above else "at least"
         raise ConfigError(f"{name} = {value:g} of {kind} must be {least} {low:g} and at most {high:g}.")

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from siamusic_fast.pipelines.draws import Array
+
 Function = Callable[[Any, Mapping[str, Any]], Any]
 
 MAX_BOXES = 64
 """Of one change: as many as the bits of the widest integer, see `box_bits`."""
+FULL_SCALE = 32_768
+"""Waves are float in units of 16 bits: the decibels are shifted instead of dividing every sample."""
 PITCH_GRID = 128
 """Pitches are multiples of 1 / 128, about 13 cents apart: resampling wants ratios of small integers."""
 
@@ -40,7 +42,7 @@ class MixWaves(WaveChange):
     """Moves towards the wave of another track: wave + weight (partner - wave)."""
 
     partner: Array
-    """Index in the batch, int64 [batch]; a sample that is not mixed is its own partner."""
+    """Index in the batch, of a sample of the same block, int64 [batch]; its own where nothing is mixed."""
     weight: Array
     """[batch], 0 to 1."""
 
@@ -79,7 +81,7 @@ class MixImages(ImageChange):
     """Moves towards the image of another track: image + weight (partner - image)."""
 
     partner: Array
-    """Index in the batch, int64 [batch]."""
+    """Index in the batch, of a sample of the same block, int64 [batch]."""
     weight: Array
     """[batch], 0 to 1."""
 
@@ -89,7 +91,7 @@ class Paste(ImageChange):
     """Replaces what lies in boxes with what the image of another track has there."""
 
     partner: Array
-    """Index in the batch, int64 [batch]."""
+    """Index in the batch, of a sample of the same block, int64 [batch]."""
     boxes: Array
     """Top, bottom, left, right, [batch, boxes, 4]; bottom and right are outside. Boxes may reach beyond."""
 

@@ -13,7 +13,7 @@ Place = tuple[int, int]
 BLOCK = 32
 """Neighboring places of the global batch that draw together and find their mixing partners in one another."""
 _ROUNDS = 8
-"""Of the Feistel network."""
+"""Rounds of the Feistel network."""
 
 
 def blocks(count: int) -> list[slice]:

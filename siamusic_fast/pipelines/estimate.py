@@ -22,7 +22,7 @@ from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
 
 _CROPS = 2048
-"""That are looked at, of whole tracks."""
+"""Crops that are looked at, of whole tracks."""
 _MAX_TRACKS = 512
 _MIN_VARIANCE = 1e-4
 """In dB squared."""
@@ -84,7 +84,7 @@ def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Fronten
             rows = slice(0, len(batch.spans[0].tracks))
             pcm = np.empty((rows.stop, plan.span), dtype=np.int16)
             reader.read(batch.spans[0], rows, pcm)
-            (images,) = out = engine.begin(batch)
+            (images,) = out = engine.room(batch)
             engine.compute(batch, [torch.from_numpy(pcm)], rows, out)
             images = images.double()
             total, squares = total + float(images.sum()), squares + float(images.square().sum())

@@ -23,7 +23,6 @@ from siamusic_fast.pipelines.augmentations import (
 from siamusic_fast.pipelines.changes import (
     MAX_BOXES,
     AddNoise,
-    Array,
     Erase,
     ImageChange,
     ImageFunction,
@@ -32,7 +31,7 @@ from siamusic_fast.pipelines.changes import (
     WaveFunction,
     cell_edges,
 )
-from siamusic_fast.pipelines.draws import Draws
+from siamusic_fast.pipelines.draws import Array, Draws
 
 _MAX_DECIBELS = 100.0
 _MAX_RISE = 10.0

@@ -42,15 +42,18 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if isinstance(self.splits, str) or not self.splits:
             raise ConfigError(f"splits = {self.splits!r} must be a list of names, such as ['training'].")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size} must be at least 1.")
         if self.backend not in BACKENDS:
-            raise ConfigError(f"backend = {self.backend!r} is unknown: choose one of {', '.join(BACKENDS)}.")
+            known = f"{', '.join(BACKENDS)} (on the command line --backend)"
+            raise ConfigError(f"backend = {self.backend!r} is unknown: choose one of {known}.")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype = {self.dtype} must be one of {', '.join(map(str, DTYPES))}.")
-        for name, value in (("threads", self.threads), ("window", self.window)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} = {value} must be at least 1.")
+        optional = {"threads": self.threads, "window": self.window}
+        for name, value in {"batch_size": self.batch_size, **optional}.items():
+            if not (value is None and name in optional) and not (isinstance(value, int) and value >= 1):
+                option = name.replace("_", "-")
+                raise ConfigError(
+                    f"{name} = {value!r} must be at least 1, and whole (on the command line --{option})."
+                )
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed = {self.seed} must lie between 0 and {MAX_SEED}.")
         if not 0 <= self.rank < self.world_size:
@@ -63,7 +66,7 @@ def checked_device(config: LoaderConfig) -> torch.device:
     """Return the device, with a number if it is a GPU: engines and torch must mean the same one."""
     try:
         device = torch.device(config.device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device = {config.device!s} must be cpu or cuda.")

@@ -71,7 +71,7 @@ class Loader(ABC, Generic[T]):
         return self.plan.batch_size
 
     def __len__(self) -> int:
-        """Batches per epoch, the same on every rank."""
+        """Batches per epoch: as many on every rank in training, where each is full."""
         return self.plan.batches
 
     def __iter__(self) -> Iterator[T]:
@@ -90,9 +90,18 @@ class Loader(ABC, Generic[T]):
         return {"epoch": self._epoch, "batch": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state that `state_dict` returned, of a loader with the same arguments."""
+        """Go on from a state that `state_dict` returned, of a loader with the same arguments.
+
+        Raises `ConfigError` for a place that no epoch of this loader has.
+        """
+        epoch, batch = state.get("epoch", -1), state.get("batch", -1)
+        if epoch < 0 or not 0 <= batch <= len(self):
+            raise ConfigError(
+                f"state = {state!r} is no place of this loader, whose epochs have {len(self)} batches: give "
+                f"it the arguments of the loader that the state is from."
+            )
         self._stop()
-        self._epoch, self._given = state["epoch"], state["batch"]
+        self._epoch, self._given = epoch, batch
 
     def close(self) -> None:
         """Stop the threads and free the memory; the loader is of no use afterwards."""
@@ -199,7 +208,7 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
             rank=config.rank,
             world_size=config.world_size,
         )
-        fewest = len(tracks) // config.world_size
+        fewest = _each(tracks, config)
         if config.batch_size > fewest:
             shared = f" that each of {config.world_size} processes gets" if config.world_size > 1 else ""
             raise ConfigError(
@@ -354,8 +363,15 @@ def _labels(tracks: Tracks, batch: Batch, device: torch.device) -> Tensor:
 def check_crops(crops: str, max_distance: float | None) -> None:
     """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
     if crops not in CROPS:
-        raise ConfigError(f"crops = {crops!r} is unknown: choose {' or '.join(CROPS)}.")
+        known = f"{' or '.join(CROPS)} (on the command line --crops)"
+        raise ConfigError(f"crops = {crops!r} is unknown: choose {known}.")
     if max_distance is not None and not (max_distance >= 0 and math.isfinite(max_distance)):
-        raise ConfigError(f"max_distance = {max_distance:g} s must be a number that is not negative.")
+        raise ConfigError(
+            f"max_distance = {max_distance:g} s must be a number that is not negative (on the command line "
+            f"--max-distance)."
+        )
     if max_distance is not None and crops != "independent":
-        raise ConfigError(f"max_distance = {max_distance:g} s is for crops = 'independent' only.")
+        raise ConfigError(
+            f"max_distance = {max_distance:g} s is for crops = 'independent' only (on the command line "
+            f"--crops independent)."
+        )

@@ -16,14 +16,13 @@ from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.augmentations import ImageAugmentation, WaveAugmentation
 from siamusic_fast.pipelines.changes import (
     PITCH_GRID,
-    Array,
     ImageChange,
     MixWaves,
     Speed,
     WaveChange,
     merged,
 )
-from siamusic_fast.pipelines.draws import Draws, Order, Place
+from siamusic_fast.pipelines.draws import Array, Draws, Order, Place
 from siamusic_fast.pipelines.recipes import Recipe, step_name
 from siamusic_fast.pipelines.tracks import Tracks
 
@@ -77,6 +76,11 @@ class View:
     """What is done with the spectrogram."""
     drawn: dict[str, WaveChange | ImageChange]
     """What was drawn, by the name of the step: for people to look at."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the spectrogram is of the span as it is, as in all plain views of the same spans."""
+        return not self.wave and self.step is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,37 +147,39 @@ class Plan:
         tracks = self._order.tracks(epoch, np.arange(first, first + self.batch_size))
         draws = Draws(self._seed, epoch, first, self.batch_size)
         lengths = lengthened(self.tracks.samples[tracks], self.frontend, self.rate)
-        positions = self._positions(draws, lengths)
-        drafts = [
-            self._drawn(draws, positions[view % len(positions)], lengths) for view in range(self._views)
+        moments = [draws.uniform(0, 1) for _ in range(2 if self._independent else 1)]
+        drafts = [self._drawn(draws, lengths) for _ in range(self._views)]
+        positions = self._positions(moments, drafts, lengths)
+        shared = [drafts] if len(positions) == 1 else [[draft] for draft in drafts]
+        spans = tuple(
+            _covering(tracks, members, position, lengths)
+            for members, position in zip(shared, positions, strict=True)
+        )
+        views = [
+            draft.within(spans, number % len(spans), positions[number % len(positions)])
+            for number, draft in enumerate(drafts)
         ]
-        spans: tuple[Spans, ...]
-        if len(positions) == 1:
-            spans = (_covering(tracks, drafts, positions[0], lengths),)
-        else:
-            spans = tuple(
-                _covering(tracks, [draft], position, lengths)
-                for draft, position in zip(drafts, positions, strict=True)
-            )
-        views = [draft.within(spans, number % len(spans)) for number, draft in enumerate(drafts)]
         return Batch(place=place, tracks=tracks, spans=spans, views=tuple(views))
 
     @property
     def _max_rate(self) -> float:
         return math.prod(step.max_rate_drawn for step in self._wave)
 
-    def _positions(self, draws: Draws, lengths: Array) -> list[Array]:
-        """Return where the crops lie, from 0, the start of a track, to 1, its end; one for each span."""
-        first = draws.uniform(0, 1)
-        if not self._independent:
-            return [first]
-        low, high = np.zeros_like(first), np.ones_like(first)
-        if self._max_distance is not None:
-            reach = self._max_distance * self.rate / np.maximum(lengths - self.span, 1)
-            low, high = np.maximum(first - reach, 0), np.minimum(first + reach, 1)
-        return [first, low + (high - low) * draws.uniform(0, 1)]
+    def _positions(self, moments: list[Array], drafts: Sequence["_Draft"], lengths: Array) -> list[Array]:
+        """Return where the crops lie, from 0, the start of a track, to 1, its end; one for each span.
 
-    def _drawn(self, draws: Draws, positions: Array, lengths: Array) -> "_Draft":
+        `moments` were drawn from 0 to 1. With a `max_distance`, the second says where between the nearest and
+        the farthest start that this allows.
+        """
+        if self._max_distance is None or len(moments) == 1:
+            return moments
+        reach = self._max_distance * self.rate
+        first = moments[0] * (lengths - drafts[0].samples)
+        spare = lengths - drafts[1].samples
+        low, high = np.clip(first - reach, 0, spare), np.clip(first + reach, 0, spare)
+        return [moments[0], (low + (high - low) * moments[1]) / np.maximum(spare, 1)]
+
+    def _drawn(self, draws: Draws, lengths: Array) -> "_Draft":
         mel = self.frontend.mel
         wave = [step.draw(draws, mel) for step in self._wave]
         image = [step.draw(draws, mel) for step in self._image]
@@ -191,7 +197,6 @@ class Plan:
             grid_pitch = np.full(draws.count, np.rint(PITCH_GRID * pitch), dtype=np.int64)
             step = rate * PITCH_GRID / grid_pitch
         return _Draft(
-            positions=positions,
             lengths=lengths,
             samples=samples,
             wave=[change for change in wave if not isinstance(change, Speed)],
@@ -206,7 +211,6 @@ class Plan:
 class _Draft:
     """A view of which it is not yet known what is read for it."""
 
-    positions: Array
     lengths: Array
     samples: Array
     wave: Sequence[WaveChange]
@@ -224,18 +228,18 @@ class _Draft:
                 np.maximum.at(needed, change.partner, self.samples)
         return needed
 
-    def within(self, spans: Sequence[Spans], span: int) -> View:
-        """Return the view, its crops cut from one of `spans`."""
+    def within(self, spans: Sequence[Spans], span: int, positions: Array) -> View:
+        """Return the view, its crops at `positions`, cut from one of `spans`."""
         read = spans[span].starts
 
         def mix(change: MixWaves) -> Mix:
             partner = change.partner
-            starts = nearest(self.positions[partner], self.lengths[partner] - self.samples) - read[partner]
+            starts = nearest(positions[partner], self.lengths[partner] - self.samples) - read[partner]
             return Mix(partner=partner, starts=starts, weight=change.weight)
 
         return View(
             span=span,
-            starts=nearest(self.positions, self.lengths - self.samples) - read,
+            starts=nearest(positions, self.lengths - self.samples) - read,
             samples=self.samples,
             wave=tuple(mix(change) if isinstance(change, MixWaves) else change for change in self.wave),
             grid_pitch=self.grid_pitch,

@@ -22,8 +22,9 @@ class Buffers:
     It belongs to the batch that it was given to until that is released.
     """
 
-    def __init__(self, *, pinned: bool) -> None:
-        self._pinned = pinned
+    def __init__(self, samples: int, *, pinned: bool) -> None:
+        """Hold spans of up to `samples` samples a row."""
+        self._samples, self._pinned = samples, pinned
         self._memory: list[Tensor] = []
         self._busy: torch.cuda.Event | None = None
 
@@ -41,9 +42,8 @@ class Buffers:
     def _room(self, number: int, spans: Spans) -> Array:
         rows, longest = len(spans.tracks), int(spans.samples.max())
         if number == len(self._memory):
-            self._memory.append(torch.empty(0, dtype=torch.int16))
-        if self._memory[number].numel() < rows * longest:
-            self._memory[number] = torch.empty(rows * longest, dtype=torch.int16, pin_memory=self._pinned)
+            size = rows * self._samples
+            self._memory.append(torch.empty(size, dtype=torch.int16, pin_memory=self._pinned))
         room: Array = self._memory[number][: rows * longest].view(rows, longest).numpy()
         return room
 
@@ -103,7 +103,7 @@ class Prefetcher:
         self._plan, self._reader, self._engine, self._places = plan, reader, engine, places
         self._planners = ThreadPoolExecutor(_PLANNERS, "siamusic-fast-plan")
         self._workers = ThreadPoolExecutor(threads, "siamusic-fast-read")
-        self._free = deque(Buffers(pinned=pinned) for _ in range(depth))
+        self._free = deque(Buffers(plan.max_samples, pinned=pinned) for _ in range(depth))
         self._pending: deque[Future[Ready]] = deque()
 
     def __iter__(self) -> Self:

@@ -23,11 +23,11 @@ from siamusic_fast.pipelines.plan import Spans
 from siamusic_fast.pipelines.tracks import Tracks
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.files import open_regular
+from siamusic_fast.shards.index import CLS_SIZE
 from siamusic_fast.shards.manifest import damaged
 
 _MAX_OPEN = 256
 """Tars that are open at a time: a process may have 1,024 files."""
-_CLS_BYTES = 5
 
 _ReadInto = Callable[[int, Array], None]
 """Fills an array from a sample on."""
@@ -85,7 +85,7 @@ class Reader:
         elif self._repeats:
             whole = np.empty(own, dtype=np.int16)
             read(0, whole)
-            out[:] = np.take(whole, range(start, start + len(out)), mode="wrap")
+            out[:] = np.take(whole, np.arange(start, start + len(out)), mode="wrap")
         else:
             there = max(own - start, 0)
             read(start, out[:there])
@@ -116,7 +116,7 @@ class Reader:
 
     def _check_label(self, track: int) -> None:
         assert self._tracks.labels is not None
-        found, expected = bytearray(_CLS_BYTES), b"%05d" % int(self._tracks.labels[track])
+        found, expected = bytearray(CLS_SIZE), b"%05d" % int(self._tracks.labels[track])
         self._read_bytes(track, int(self._tracks.cls_offset[track]), memoryview(found))
         if found != expected:
             raise self._tracks.damaged(track, f"its label is {bytes(found)!r}, tracks.csv says {expected!r}")

@@ -75,7 +75,8 @@ def check_unmixed(recipe: str | Recipe) -> None:
     steps = _checked(recipe)
     if mixing := [step_name(step) for step in steps if step.mixes]:
         raise ConfigError(
-            f"{', '.join(mixing)} would add another track to a labelled one: leave it out of the recipe."
+            f"{', '.join(mixing)} would add another track to a labelled one: leave it out of the recipe (on "
+            f"the command line --aug)."
         )
 
 
@@ -109,7 +110,8 @@ def _steps(text: str) -> Iterator[ast.expr]:
         tree = None
     if not isinstance(tree, ast.List) or not tree.elts:
         raise ConfigError(
-            f"recipe = {text!r} cannot be read: write it as mask,cutout or cutmix(p=0.3),hflip."
+            f"recipe = {text!r} cannot be read: write it as mask,cutout or cutmix(p=0.3),hflip (on the "
+            f"command line --aug)."
         )
     yield from tree.elts
 
@@ -140,7 +142,7 @@ def _kind(name: str) -> type[Augmentation]:
     hint = f"did you mean {near[0]}? There are" if near else "there are"
     raise ConfigError(
         f"recipe or augmentation {name!r} is unknown: {hint} the recipes {', '.join(RECIPES)} "
-        f"and the augmentations {', '.join(AUGMENTATIONS)}."
+        f"and the augmentations {', '.join(AUGMENTATIONS)} (on the command line --aug)."
     )
 
 

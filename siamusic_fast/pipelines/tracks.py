@@ -101,7 +101,7 @@ def open_tracks(
         offset=np.concatenate([index.audio_offset for index in indices]),
         size=size,
         cls_offset=np.concatenate([index.cls_offset for index in indices]),
-        samples=(size - WAV_HEADER) // 2 if table is None else table.samples,
+        samples=table.samples if table and shard_set.codec != "wav" else (size - WAV_HEADER) // 2,
         labels=table.labels if table and labels else None,
         names=tuple(table.track_ids) if table and labels else (),
     )

@@ -16,7 +16,7 @@ from siamusic_fast.shards.tar_header import BLOCK, Member, TarError, read_header
 
 _WORDS = 12
 """On a line of the index: kind, offset, size and name of each of three files."""
-_CLS_SIZE = 5
+CLS_SIZE = 5
 """Bytes of a label."""
 
 
@@ -96,7 +96,7 @@ def _members(words: list[bytes], shard_set: ShardSet, shard: Shard) -> _Members:
         raise ValueError(f"it does not list {shard_set.codec}, cls and json of each track")
     offsets = np.array([*map(int, words[3::4])], dtype=np.int64)
     sizes = np.array([*map(int, words[4::4])], dtype=np.int64)
-    if sizes.min() < 0 or sizes.max() > shard.bytes or (sizes[1::3] != _CLS_SIZE).any():
+    if sizes.min() < 0 or sizes.max() > shard.bytes or (sizes[1::3] != CLS_SIZE).any():
         raise ValueError("it gives a file a size that it cannot have")
     ends = np.cumsum(BLOCK + whole_blocks(sizes))
     if (offsets != ends - whole_blocks(sizes)).any() or ends[-1] > shard.bytes:

@@ -23,7 +23,7 @@ FORMAT_VERSION = 3
 """The only format that this version writes and reads."""
 CONFIG = "config.json"
 OF_RUNS = re.compile(
-    r"config\.json|checkpoint(-previous)?\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
+    r"config\.json|checkpoint(-previous|-damaged)?\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
     r"|plots|finetune|evaluate|probe|\.job|\.lock|\.[\w-]+\.\w+\.tmp"
 )
 """What there is in the folder of a pre-training run, or of a classifier."""
@@ -98,12 +98,19 @@ def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether `path` is a checkpoint, of whatever format, of which every byte is as it was written."""
+    """Whether `path` is a checkpoint, of whatever format, of which every byte is as it was written.
+
+    Raises DataError if it is there and cannot be read: then nobody knows.
+    """
     try:
         with path.open("rb") as file:
             return _format_number(file) is not None
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}): see to the disk, then try the same again."
+        ) from error
 
 
 def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str = "") -> None:

@@ -32,6 +32,8 @@ CHECKPOINT = "checkpoint.pt"
 """The last checkpoint."""
 PREVIOUS = "checkpoint-previous.pt"
 """The one before it, from which a run goes on if the last one is damaged."""
+DAMAGED = "checkpoint-damaged.pt"
+"""A last checkpoint that was found damaged when the run went on from the one before."""
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
 _JOB = ".job"
@@ -303,8 +305,15 @@ def reopen(
                 stacklevel=2,
             )
         job.wait_for_all()  # until each has read it under its old name
-        job.once(lambda: path.replace(run / CHECKPOINT))
+        job.once(lambda: _put_in_place(run))
     return saved
+
+
+def _put_in_place(run: Path) -> None:
+    """Give the checkpoint before the last the place of the last, which is kept beside it if it is damaged."""
+    with contextlib.suppress(FileNotFoundError):
+        (run / CHECKPOINT).replace(run / DAMAGED)
+    (run / PREVIOUS).replace(run / CHECKPOINT)
 
 
 def _check_resumable(

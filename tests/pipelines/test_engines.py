@@ -10,6 +10,8 @@ import torch
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader
+from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.pipelines.torch.engine import TorchEngine
 from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.helpers import (
     BACKENDS,
@@ -49,6 +51,23 @@ def assert_close(found: Array, wanted: Array, recipe: str, rate: int, std: float
         assert np.quantile(difference, 0.99) < 0.3
     else:
         assert difference.max() < (5e-3 if "rrc" in recipe else 1e-3)
+
+
+@pytest.mark.parametrize("rate", [RATE, 16_000])
+@pytest.mark.parametrize("recipe", ["both", "pitch(p=1),stretch(p=1),noise(p=1)", "stretch(p=1),gain(p=1)"])
+def test_torch_gives_rows_that_are_computed_together_as_on_a_gpu_what_it_gives_each_alone(
+    numbered: ShardSet, recipe: str, rate: int
+) -> None:
+    frontend = Frontend(mel=RATES[rate], mean=0.0, std=1.0)
+    plan = plan_of(numbered, recipe, batch_size=23, frontend=frontend)
+    batch, rows = plan.batch((0, 0)), slice(0, 23)
+    pcm = torch.zeros(23, int(batch.spans[0].samples.max()), dtype=torch.int16)
+    Reader(plan.tracks, frontend).read(batch.spans[0], rows, pcm.numpy())
+    engine = TorchEngine(plan, torch.device("cpu"))
+    for view in batch.views:
+        together = engine._spectrograms(pcm, view, rows)
+        alone = torch.cat([engine._spectrograms(pcm, view, slice(row, row + 1)) for row in range(23)])
+        assert (together - alone).abs().max() < 1e-3
 
 
 def test_some_cases_have_every_pair_of_settings() -> None:

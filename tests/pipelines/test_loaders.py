@@ -273,6 +273,17 @@ def test_an_unknown_setting_is_no_setting() -> None:
         LoaderConfig(batchsize=4)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("state", [{"epoch": 0, "batch": 99}, {"epoch": -1, "batch": 0}, {}])
+def test_a_place_that_there_is_not_is_refused(numbered: ShardSet, state: dict[str, int]) -> None:
+    with two_views(numbered) as loader, pytest.raises(ConfigError, match="is no place of this loader"):
+        loader.load_state_dict(state)
+
+
+def test_more_processes_than_tracks_are_told_how_many_there_may_be(numbered: ShardSet) -> None:
+    with pytest.raises(ConfigError, match="too few for 64 processes: use 23"):
+        two_views(numbered, rank=0, world_size=64)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_closed_loader_says_so(numbered: ShardSet, backend: str) -> None:
     with two_views(numbered, backend=backend) as loader:

@@ -136,6 +136,19 @@ def test_independent_crops_start_no_further_apart_than_asked_for(tracks: Tracks)
     assert_distributed(seconds[inner], uniform(0, 2.5))
 
 
+def test_a_stretch_moves_no_start_beyond_the_distance_asked_for(tracks: Tracks) -> None:
+    lengths = np.random.default_rng(0).integers(2 * RATE, 11 * RATE, size=2000)
+    plan = Plan(
+        repeated(tracks, 2000, lengths), IN_DECIBELS, recipe=parse_recipe("stretch(p=1),wavemix"), views=2,
+        independent=True, max_distance=0.1, batch_size=2000,
+    )  # fmt: skip
+    batch = plan.batch((0, 0))
+    starts = [batch.spans[view].starts + batch.views[view].starts for view in range(2)]
+    ends = lengths[batch.tracks] - batch.views[1].samples
+    # A second crop that is longer may have to begin earlier, so as to end with its track.
+    assert (abs(starts[0] - starts[1]) <= np.maximum(0.1 * RATE, starts[0] - ends) + 1).all()
+
+
 @pytest.mark.parametrize("short_tracks", ["repeat", "pad"])
 @pytest.mark.parametrize(
     "recipe", ["none", "audio", "pitch(p=1),wavemix(p=1),stretch(p=1)", "stretch,wavemix,wavemix"]

@@ -97,6 +97,23 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_disk_that_fails_to_read_is_no_damage_to_go_back_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for epoch in (1, 2):
+        save_newest(tmp_path, epoch)
+    opened = Path.open
+
+    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "checkpoint.pt":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(DataError, match=r"checkpoint\.pt cannot be read \(Input/output error\)"):
+        only_previous_is_whole(tmp_path)
+
+
 def epoch_of(path: Path) -> int:
     epoch: int = checkpoint.load(path, "pretraining", ())["epoch"]
     return epoch

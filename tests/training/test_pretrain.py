@@ -193,6 +193,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_t
     with newest.open("r+b") as file:
         file.seek(100_000)
         file.write(bytes(64))
+    damaged = newest.read_bytes()
     assert load_run(run) == (often, str(shard_set.folder))
     assert newest_unfinished(tmp_path / "runs") == run
     told = f"{newest} is damaged: checkpoint-previous.pt, of step 2, takes its place and the run goes on"
@@ -200,6 +201,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_t
         pretrain(often, shard_set, run, resume=True, progress=Watching(3, crash))
     assert len(warned) == 1
     assert [checkpoint.load(path, "pretraining", ())["step"] for path in (previous, newest)] == [3, 4]
+    assert (run / "checkpoint-damaged.pt").read_bytes() == damaged
     newest.unlink()  # as a kill can leave it on a file system without hard links
     assert not is_abandoned(run)
     with pytest.warns(UserWarning, match=r"checkpoint\.pt is missing: .* of step 3"):

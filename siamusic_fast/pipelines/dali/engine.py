@@ -38,11 +38,10 @@ def views(
     outputs = []
     for number, view in enumerate(example.views):
         at = inputs.of(f"view.{number}")
-        alike = not view.wave and view.step is None  # then all views of these spans begin with the same image
-        image = shared.get(view.span) if alike else None
+        image = shared.get(view.span) if view.plain else None
         if image is None:
             image = waves.log_mels(spans[view.span], view, at)
-        if alike:
+        if view.plain:
             shared[view.span] = image
         for place, change in enumerate(view.image):
             image = inputs.kinds[type(change)].nodes(image, change, at.of(f"image.{place}"))
@@ -54,7 +53,7 @@ def arrays(batch: Batch, plan: Plan | TrackPlan, kinds: Mapping[Any, images.Kind
     """Return what `views` is fed for `batch` besides spans, by name, with a row for each row of the batch."""
     found: dict[str, Array] = {}
     for number, view in enumerate(batch.views):
-        parts = {f"{name}": array for name, array in waves.wave_arrays(view, plan).items()}
+        parts = waves.wave_arrays(view, plan)
         for place, change in enumerate(view.image):
             changed = kinds[type(change)].arrays(change, plan.frontend.mel)
             parts |= {f"image.{place}.{name}": array for name, array in changed.items()}

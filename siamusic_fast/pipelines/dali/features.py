@@ -7,9 +7,8 @@ from nvidia.dali import fn, types
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.changes import FULL_SCALE
 from siamusic_fast.pipelines.dali.nodes import DataNode
-
-_FULL_SCALE = 32_768.0
 
 
 def to_float(pcm: DataNode) -> DataNode:
@@ -87,16 +86,16 @@ def log_mel(power: DataNode, frontend: Frontend) -> DataNode:
     decibels = fn.to_decibels(
         bands,
         multiplier=10 / frontend.std,
-        reference=10 ** (frontend.mean / 10) * _FULL_SCALE**2,
+        reference=10 ** (frontend.mean / 10) * FULL_SCALE**2,
         cutoff_db=(mel.floor_db - frontend.mean) / frontend.std,
     )
     return fn.reshape(decibels, shape=[mel.n_mels, mel.frames, 1], layout="HWC")
 
 
 _LOBES = 16
-"""Of the sinc that limits the band, on either side."""
+"""Lobes of the sinc that limits the band, on either side of its middle."""
 _ROLLOFF = 0.99
-"""Where it begins to fall, of the band that is kept: torchaudio's default."""
+"""Part of the band at which that filter begins to fall, torchaudio's default."""
 
 
 def low_pass_half(min_scale: float, mel: MelConfig) -> int:

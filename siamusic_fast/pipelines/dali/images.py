@@ -8,7 +8,6 @@ from nvidia.dali import fn, types
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.changes import (
-    Array,
     Erase,
     Flip,
     ImageChange,
@@ -20,6 +19,7 @@ from siamusic_fast.pipelines.changes import (
     cell_edges,
 )
 from siamusic_fast.pipelines.dali.nodes import DataNode, Inputs
+from siamusic_fast.pipelines.draws import Array
 
 
 class Kind(NamedTuple):

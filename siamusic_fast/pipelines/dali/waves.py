@@ -4,7 +4,7 @@ import numpy as np
 from nvidia.dali import fn, types
 
 from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.changes import PITCH_GRID, AddNoise, Array, WaveChange, WaveFunction
+from siamusic_fast.pipelines.changes import PITCH_GRID, AddNoise, WaveChange, WaveFunction
 from siamusic_fast.pipelines.dali.features import (
     at_frames,
     filtered,
@@ -16,6 +16,7 @@ from siamusic_fast.pipelines.dali.features import (
     to_float,
 )
 from siamusic_fast.pipelines.dali.nodes import DataNode, Inputs
+from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.plan import Mix, Plan, TrackPlan, View
 
 _PITCH_QUALITY = 28
@@ -123,11 +124,10 @@ def _changed(
 
 
 def _noise(view: View, inputs: Inputs, at: Inputs) -> DataNode:
-    """Return noise as long as the crops; the table is repeated until it has the longest at any offset."""
-    table = _constant(noise.table(), inputs)
-    repeated = fn.cat(*[table] * (1 + -(-inputs.plan.max_samples // noise.LENGTH)), axis=0)
+    """Return noise as long as the crops, from a table that goes on until it has the longest at any offset."""
+    table = _constant(np.resize(noise.table(), noise.LENGTH + inputs.plan.max_samples), inputs)
     samples = inputs.plan.span if view.step is None else inputs.cpu("samples")
-    return to_float(fn.slice(repeated, start=at.cpu("offset"), shape=samples, axes=[0]))
+    return to_float(fn.slice(table, start=at.cpu("offset"), shape=samples, axes=[0]))
 
 
 def _constant(values: Array, inputs: Inputs) -> DataNode:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siamusic_fast.pipelines.changes import PITCH_GRID
+from siamusic_fast.pipelines.changes import FULL_SCALE, PITCH_GRID
 from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan, View
 from siamusic_fast.pipelines.prefetch import Computed, Ready
@@ -27,9 +27,8 @@ class TorchEngine:
         self._log_mel = LogMel(plan.frontend, plan.rate, device, max_pitch=plan.max_pitch)
 
     def begin(self, batch: Batch) -> list[Tensor]:
-        """Return room for the views of `batch`, float32 [rows, 1, n_mels, frames] each."""
-        shape = (len(batch.spans[0].tracks), 1, self._mel.n_mels, self._mel.frames)
-        return [torch.empty(shape, device=self._device) for _ in batch.views]
+        """Return room for the views of `batch`; on a GPU, none yet."""
+        return self.room(batch) if self._device.type == "cpu" else []
 
     def work(self, batch: Batch, pcm: Sequence[Array], rows: slice, begun: list[Tensor]) -> None:
         """On the CPU, compute the views of `rows`."""
@@ -40,14 +39,21 @@ class TorchEngine:
     def run(self, batches: Iterator[Ready]) -> Iterator[Computed]:
         """Yield the views of each of `batches`, on the device."""
         for ready in batches:
-            if self._device.type == "cpu":
-                yield Computed(ready, ready.begun, None)
-                continue
-            with torch.cuda.device(self._device):
-                pcm = [torch.from_numpy(spans).to(self._device, non_blocking=True) for spans in ready.pcm]
-                event = torch.cuda.current_stream().record_event()
-                self.compute(ready.batch, pcm, slice(0, len(ready.batch.spans[0].tracks)), ready.begun)
-            yield Computed(ready, ready.begun, event)
+            yield Computed(ready, ready.begun, None) if self._device.type == "cpu" else self._on_gpu(ready)
+
+    def room(self, batch: Batch) -> list[Tensor]:
+        """Return tensors for the views of `batch`, float32 [rows, 1, n_mels, frames] each, on the device."""
+        shape = (len(batch.spans[0].tracks), 1, self._mel.n_mels, self._mel.frames)
+        return [torch.empty(shape, device=self._device) for _ in batch.views]
+
+    def _on_gpu(self, ready: Ready) -> Computed:
+        """Compute a whole batch on the stream of the thread that uses it."""
+        with torch.cuda.device(self._device):
+            views = self.room(ready.batch)
+            pcm = [torch.from_numpy(spans).to(self._device, non_blocking=True) for spans in ready.pcm]
+            event = torch.cuda.current_stream().record_event()
+            self.compute(ready.batch, pcm, slice(0, len(views[0])), views)
+        return Computed(ready, views, event)
 
     def compute(self, batch: Batch, pcm: Sequence[Tensor], rows: slice, out: Sequence[Tensor]) -> None:
         """Put the views of `rows`, whole blocks of `batch`, into those of `out`.
@@ -56,11 +62,10 @@ class TorchEngine:
         """
         shared: dict[int, Tensor] = {}
         for view, into in zip(batch.views, out, strict=True):
-            alike = not view.wave and view.step is None  # then all views of these spans begin alike
-            images = shared.get(view.span) if alike else None
+            images = shared.get(view.span) if view.plain else None
             if images is None:
                 images = self._images(pcm[view.span], view, rows)
-            if alike:
+            if view.plain:
                 shared[view.span] = images
                 images = images.clone() if view.image else images
             for change in view.image:
@@ -92,7 +97,7 @@ class TorchEngine:
 
 
 def final_waves(batch: Batch, pcm: Sequence[Array], view: int, plan: Plan) -> list[Array]:
-    """Return what the spectrograms of a view are of, float32 [samples] each, in [-1, 1).
+    """Return what the spectrograms of a view are of, float32 [samples] each, where full scale is 1.
 
     They have the final pitch and not yet the tempo: by `View.step` the spectrum stage quickens each.
     """
@@ -104,5 +109,5 @@ def final_waves(batch: Batch, pcm: Sequence[Array], view: int, plan: Plan) -> li
         wave = log_mel.at_rate(waves(torch.from_numpy(pcm[shown.span]), shown, rows))
         pitch = np.full(1, PITCH_GRID) if shown.grid_pitch is None else shown.grid_pitch[rows]
         wave, _ = log_mel.shifted(wave, torch.tensor([[wave.shape[1]]]), pitch)
-        found.append(wave[0].numpy() / 32_768)
+        found.append(wave[0].numpy() / FULL_SCALE)
     return found

@@ -8,25 +8,20 @@ that no filter uses.
 import functools
 import math
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
 import torchaudio
-from numpy.typing import NDArray
 from torch import Tensor
 
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.changes import PITCH_GRID
+from siamusic_fast.pipelines.changes import FULL_SCALE, PITCH_GRID
+from siamusic_fast.pipelines.draws import Array
 
-Array = NDArray[Any]
-
-FULL_SCALE = 32_768
-"""Waves are float32 in units of 16 bits: the decibels are shifted instead of dividing every sample."""
 _RATE_LOBES = 16
-"""Of the filter that converts sample rates, as in the DALI graph."""
+"""Lobes of the filter that converts sample rates, as many as in the DALI graph."""
 _PITCH_LOBES = 6
-"""Of the filter that shifts the pitch, torchaudio's default, where what it lets through does not show."""
+"""Lobes of the filter that shifts the pitch, torchaudio's default, if what it lets through does not show."""
 
 
 class LogMel:
@@ -86,6 +81,7 @@ class LogMel:
         """
         if (grid_pitch == PITCH_GRID).all():
             return wave, lengths
+        wave = cleared(wave, lengths)
         resampler = functools.partial(_resampler, lobes=self._pitch_lobes, device=wave.device)
         if len(grid_pitch) == 1:
             result = resampler(int(grid_pitch[0]))(wave)
@@ -126,6 +122,13 @@ class LogMel:
         """Return normalized decibels of `power`, [rows, frames, n_mels], its last axes exchanged."""
         decibels = power.clamp_(min=self._floor).log10_().mul_(self._factor).sub_(self._offset)
         return decibels.transpose(-1, -2).contiguous()
+
+
+def cleared(wave: Tensor, lengths: Tensor) -> Tensor:
+    """Return `wave`, [rows, longest], with zeros behind `lengths`, [rows, 1]: filters look beyond the end."""
+    if len(wave) == 1:
+        return wave
+    return wave * (torch.arange(wave.shape[1], device=wave.device) < lengths)
 
 
 def on_device(values: Array, device: torch.device) -> Tensor:

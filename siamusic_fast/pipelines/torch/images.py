@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.pipelines.changes import (
-    Array,
     Erase,
     Flip,
     ImageChange,
@@ -19,6 +18,7 @@ from siamusic_fast.pipelines.changes import (
     box_bits,
     cell_edges,
 )
+from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.torch.features import on_device
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.changes import AddNoise, Array, WaveChange, WaveFunction
+from siamusic_fast.pipelines.changes import AddNoise, WaveChange, WaveFunction
+from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.plan import Mix, View
-from siamusic_fast.pipelines.torch.features import on_device
+from siamusic_fast.pipelines.torch.features import cleared, on_device
 
 
 def waves(pcm: Tensor, view: View, rows: slice) -> Tensor:
@@ -25,7 +26,7 @@ def waves(pcm: Tensor, view: View, rows: slice) -> Tensor:
             wave = wave.lerp(partner, _column(change.weight[rows], wave))
         else:
             wave = _KINDS[type(change)](wave, change, view, rows)
-    return wave
+    return cleared(wave, on_device(view.samples[rows], wave.device)[:, None])
 
 
 def _add_noise(wave: Tensor, change: AddNoise, view: View, rows: slice) -> Tensor:
