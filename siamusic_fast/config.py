@@ -123,6 +123,8 @@ class PretrainConfig:
     """What is done with tracks that are shorter than a crop: one of `SHORT_TRACKS`."""
     backend: str = BACKENDS[0]
     """Engine that computes the views and the features of kNN: one of `BACKENDS`."""
+    window: int | None = None
+    """Number of shards among whose tracks the order is drawn; None: all of them."""
     backbone: str = "resnet50"
     """One of `BACKBONES`."""
     splits: tuple[str, ...] = ("training",)
@@ -174,6 +176,8 @@ class PretrainConfig:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_positive("accumulate", self.accumulate)
+        if self.window is not None:
+            _check_positive("window", self.window)
         _check_positive("checkpoint_minutes", self.checkpoint_minutes)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum = {self.momentum:g} must be at least 0 and below 1.")

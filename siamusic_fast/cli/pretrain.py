@@ -68,6 +68,12 @@ _SETTINGS = (
     _setting(
         "--backend", str, "What computes the spectrograms; torch needs no DALI.", metavar="|".join(BACKENDS)
     ),
+    _setting(
+        "--window",
+        int,
+        "Shards among whose tracks the order is drawn, for disks and networks that are slow at random reads.",
+        "all",
+    ),
     _setting("--backbone", str, "Encoder.", metavar="|".join(BACKBONES)),
     _setting("--epochs", int, "Passes over the tracks."),
     _setting("--batch-size", int, "Pairs per process that go through the network together."),

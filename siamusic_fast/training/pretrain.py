@@ -255,6 +255,7 @@ def _training(
             batch_size=config.batch_size,
             backend=config.backend,
             device=job.device,
+            window=config.window,
             seed=config.seed,
             rank=job.rank,
             world_size=job.world_size,
