@@ -111,6 +111,7 @@ class Prefetcher:
 
     def __next__(self) -> Ready:
         self._ask_for_more()
+        assert self._pending or self._free, "every buffer of the ring is in use: release a batch first"
         if not self._pending:
             raise StopIteration
         return self._pending.popleft().result()
