@@ -31,8 +31,8 @@ def test_a_process_that_is_killed_leaves_no_lock_not_even_with_a_forked_worker(t
     code = (
         "import os, sys, time; from pathlib import Path; "
         "from siamusic_fast.training.lock import FolderLock; "
-        "held = FolderLock(); held.take(Path(sys.argv[1])); child = os.fork(); "
-        "time.sleep(60) if child == 0 else print(child, flush=True); time.sleep(60)"
+        "held = FolderLock(); held.take(Path(sys.argv[1])); "
+        "os.fork() or print(os.getpid(), flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
