@@ -181,9 +181,9 @@ ON_GPU = ON_CPU | {
     Erase: Kind(_bit_arrays, _erase_by_bits),
     Flip: Kind(_corner_arrays, _flip_by_resize),
 }
-"""On the CPU, DALI's own operators for boxes and flips are the fastest. On a GPU, `erase` stops the host, `flip`
-starts a kernel for every sample, and before `multi_paste` the host sorts boxes: there, arithmetic and one
-resize do the same."""
+"""On the CPU, DALI's own operators for boxes and flips are the fastest. On a GPU, `erase` stops the host,
+`flip` starts a kernel for every sample, and before `multi_paste` the host sorts boxes: there, arithmetic and
+one resize do the same."""
 
 
 def _resized(
