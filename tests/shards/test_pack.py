@@ -22,7 +22,7 @@ from webdataset import tariterators
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.codec import encode
 from siamusic_fast.shards.fma import load_fma
-from siamusic_fast.shards.manifest import NORMALISATION, Shard, ShardSet, read_manifest
+from siamusic_fast.shards.manifest import FRONTENDS, Shard, ShardSet, read_manifest
 from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
 from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.target import claim
@@ -34,7 +34,7 @@ SPLITS = ("training", "validation", "test")
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return what a packer wrote into `folder`; other tests may have left normalisation constants there."""
-    files = (file for file in folder.iterdir() if file.is_file() and file.name != NORMALISATION)
+    files = (file for file in folder.iterdir() if file.is_file() and file.name != FRONTENDS)
     return {file.name: file.read_bytes() for file in files}
 
 
@@ -65,7 +65,8 @@ def test_webdataset_reads_back_what_libsndfile_and_soxr_give(fma_corpus: Path, s
         )
         expected = soxr.resample(audio.mean(axis=1), rate, 22_050, "HQ")
         pcm = np.frombuffer(sample["wav"], "<i2", offset=44)
-        np.testing.assert_allclose(pcm / 32_768, expected, atol=0.51 / 32_768)
+        # Half a step for rounding, and some for two decoders of MP3 that each round in their own way.
+        np.testing.assert_allclose(pcm / 32_768, expected, atol=0.6 / 32_768)
         assert about["samples"] == len(pcm)
         assert about["track_id"] == sample["__key__"]
 
@@ -331,7 +332,7 @@ def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
     fma_corpus: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shard_set.folder, tmp_path / "set"))
-    (folder / NORMALISATION).write_text("[]")
+    (folder / FRONTENDS).write_text("[]")
     for name in ("notes.txt", "training-1.tar", "mine-000000.tar", "training-000000.tar.bak"):
         (folder / name).write_text("mine")
     before = contents(folder)
@@ -346,7 +347,7 @@ def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
     assert packed == read_manifest(folder)
     assert list(packed.splits) == ["validation"]
     files = {"manifest.json", "tracks.csv", "rejected.csv", "validation-000000.tar", "validation-000000.idx"}
-    assert not (folder / NORMALISATION).exists()
+    assert not (folder / FRONTENDS).exists()
     assert {name for name, content in contents(folder).items() if content != b"mine"} == files
     assert sum(content == b"mine" for content in contents(folder).values()) == 4
 

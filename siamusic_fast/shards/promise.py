@@ -1,0 +1,71 @@
+"""The length that the headers of an audio file promise, which may be more than there is in it."""
+
+import os
+import struct
+from typing import BinaryIO
+
+_UNKNOWN_SIZE = 2**31 - 1
+"""From here on, the size in a RIFF or AIFF header is what a writer puts there that cannot go back."""
+
+_WITHOUT_LENGTH = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mpeg", "mpegts"}
+"""FFmpeg's names of formats that state no length: the one that it gives is a guess by the bit rate."""
+
+_LOOK = 4096
+"""Bytes from the first frame of an MP3 in which its Xing or Info header is looked for."""
+
+_MPEG_RATES = (44_100, 48_000, 32_000)
+"""Sample rates of MPEG-1 in Hz; those of MPEG-2 are half of them, those of MPEG-2.5 a quarter."""
+
+
+def promised_seconds(file: BinaryIO, format_name: str, stated: float | None, decoded: float) -> float | None:
+    """Return the seconds that the headers of `file` promise, or None if they promise nothing.
+
+    `stated` is what FFmpeg says, which for an MP3 may be a guess, and for a RIFF file may be no more than the
+    file holds; `decoded` is how many seconds have been decoded. The position in `file` is changed.
+    """
+    file.seek(0)
+    head = file.read(12)
+    if format_name == "mp3":
+        exact = _mp3_seconds(file, head)
+        return exact if exact is None or stated is None else min(exact, stated)
+    if stated is None or format_name in _WITHOUT_LENGTH:
+        return None
+    if head[:4] in (b"RIFF", b"FORM"):
+        return max(stated, decoded * _promised_share(head, file.seek(0, os.SEEK_END)))
+    return stated
+
+
+def _promised_share(head: bytes, size: int) -> float:
+    """Return how many times as long a file should be, by the header of its container; 1 if it is whole."""
+    promised = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big") + 8
+    return 1 if promised >= _UNKNOWN_SIZE else max(1, promised / size)
+
+
+def _mp3_seconds(file: BinaryIO, head: bytes) -> float | None:
+    """Return the length by the Xing or Info header in the first frame, with the encoder's padding.
+
+    The header is the name, four bytes of flags, and the number of frames if the lowest flag is set.
+    """
+    start = 0
+    if head[:3] == b"ID3":
+        start = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+    file.seek(start)
+    content = file.read(_LOOK)
+    for name in (b"Xing", b"Info"):
+        place = content.find(name)
+        frame = content.rfind(b"\xff", 0, max(place, 0))
+        if frame < 0 or len(content) < place + 12:
+            continue
+        flags, frames = struct.unpack_from(">II", content, place + 4)
+        if flags & 1 and (frame_seconds := _frame_seconds(content[frame : frame + 4])):
+            return float(frames) * frame_seconds
+    return None
+
+
+def _frame_seconds(header: bytes) -> float | None:
+    """Return the length of an MPEG layer III frame by its header, None if that makes no sense."""
+    version, rate = header[1] >> 3 & 3, header[2] >> 2 & 3
+    if header[1] & 0xE0 != 0xE0 or version == 1 or rate == 3:
+        return None
+    samples, divisor = {3: (1152, 1), 2: (576, 2), 0: (576, 4)}[version]
+    return samples * divisor / _MPEG_RATES[rate]
