@@ -101,15 +101,14 @@ def run_in_processes(
             with _ctrl_c_held_back():  # the workers are started here
                 futures = [pool.submit(_run_job, function, place, job) for place, job in enumerate(jobs)]
                 children = [child for child in multiprocessing.active_children() if child not in not_ours]
-            _follow(futures, shared.totals, on_counts)
-        except BrokenProcessPool:
-            died = _died(children, shared, workers)
-            _end_soon(children)
-            raise died from None
-        except BaseException:
+            _follow(futures, children, shared.totals, on_counts)
+        except BaseException as error:
+            died = _died(children, shared, workers) if isinstance(error, BrokenProcessPool) else None
             shared.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             _end_soon(children)
+            if died:
+                raise died from None
             raise
 
 
@@ -168,13 +167,20 @@ def _ctrl_c_held_back() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _follow(futures: Sequence[Future[None]], totals: Any, on_counts: Count) -> None:
-    """Report counts until all of `futures` are done; raise what the first one that fails raises."""
+def _follow(
+    futures: Sequence[Future[None]], children: Sequence[BaseProcess], totals: Any, on_counts: Count
+) -> None:
+    """Report counts until all of `futures` are done; raise what the first one that fails raises.
+
+    The pool itself may overlook the end of a worker that it started while it was waiting already.
+    """
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
+        if any(child.exitcode for child in children):
+            raise BrokenProcessPool
         on_counts(tuple(totals))
 
 
