@@ -78,6 +78,20 @@ from siamusic_fast.shards.target import unfinished
     help="Leave out shorter tracks.",
 )
 @click.option(
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=12.0,
+    show_default=True,
+    help="Leave out longer files.",
+)
+@click.option(
+    "--max-damage",
+    type=click.FloatRange(0, 1),
+    default=0.75,
+    show_default=True,
+    help="Leave out files of which a larger share is lost; others that are damaged are packed and marked.",
+)
+@click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
     help="Cut longer tracks into segments of this length, silent ones dropped.  [default: keep them whole]",
@@ -109,6 +123,8 @@ def shard(
     sample_rate: int,
     shard_size: int,
     min_seconds: float,
+    max_hours: float,
+    max_damage: float,
     max_seconds: float | None,
     strict: bool,
     force: bool,
@@ -132,6 +148,8 @@ def shard(
         quality=quality,
         sample_rate=sample_rate,
         min_seconds=min_seconds,
+        max_hours=max_hours,
+        max_damage=max_damage,
         max_seconds=max_seconds,
         tracks_per_shard=shard_size,
         seed=seed,

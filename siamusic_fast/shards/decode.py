@@ -12,7 +12,7 @@ import numpy as np
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.ffmpeg import AudioFile, Block, NotAudioError
 from siamusic_fast.shards.mono import Mixer, Mixing, mono_blocks
-from siamusic_fast.shards.pcm import MOST_CLIPPED, MOST_SAMPLES, Pcm, PcmCollector, Samples, is_silent, peak
+from siamusic_fast.shards.pcm import MOST_CLIPPED, MOST_SAMPLES, Pcm, PcmCollector, Samples, is_silent
 from siamusic_fast.shards.store import Store
 
 REASONS = {
@@ -233,7 +233,7 @@ def _judge(path: str, decoded: Decoded, demands: Demands) -> None:
     """Raise `AudioError` if a track is not what `demands` asks for."""
     seconds, promised = decoded.seconds, decoded.seconds_promised or 0.0
     needed = f"at least {demands.min_seconds:g} s needed"
-    if not decoded.pcm.samples.size:
+    if not decoded.pcm.length:
         if promised:
             raise AudioError(path, "truncated", f"nothing left of {promised:.2f} s")
         raise AudioError(path, "not-audio", "nothing to decode")
@@ -245,9 +245,9 @@ def _judge(path: str, decoded: Decoded, demands: Demands) -> None:
     if damage > demands.max_damage:
         detail = f"{damage:.0%} of it is lost, {demands.max_damage:.0%} at most: see --max-damage"
         raise AudioError(path, "damaged", detail)
-    if is_silent(decoded.pcm.samples):
+    if is_silent(decoded.pcm.peak):
         of_what = "the mean of its channels" if decoded.mixing.channel is None else "its loudest channel"
-        raise AudioError(path, "silent", f"the peak of {of_what} is {peak(decoded.pcm.samples)} of 32768")
+        raise AudioError(path, "silent", f"the peak of {of_what} is {decoded.pcm.peak} of 32768")
 
 
 def _changed(path: str, what: str) -> DataError:

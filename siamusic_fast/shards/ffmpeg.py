@@ -1,6 +1,8 @@
 """Audio files of any format, decoded by FFmpeg block by block; the files are not trusted."""
 
 import io
+import itertools
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 
+from siamusic_fast.shards.ogg import links
 from siamusic_fast.shards.promise import promised_seconds
 
 Channels = npt.NDArray[np.float32]
@@ -57,17 +60,75 @@ class Block:
 class AudioFile:
     """A file that is decoded as it is read, to be used in a `with`; `blocks` gives its audio once.
 
-    What is damaged costs the packets that do not decode. `damaged_packets` and `lost_share` count them while
+    What is damaged costs the packets that do not decode, which `damaged_packets` and `lost_share` count while
     `blocks` goes on. Neither a header nor the length of the file changes how much memory is used.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         """Read the headers. Raises `NotAudioError`, or `OSError` if the file itself cannot be read."""
-        self._file = _Watched(file)
-        self.damaged_packets = 0
+        self.bytes_read = file.seek(0, os.SEEK_END)
+        """Size of the file."""
+        ends = [*links(file)[1:], self.bytes_read]
+        self._windows = [_Window(file, start, end) for start, end in itertools.pairwise([0, *ends])]
+        self._tally = _Tally()
+        self._parts = [_Part(self._windows[0], self._tally)]
+
+    def __enter__(self) -> "AudioFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for part in self._parts:
+            part.close()
+
+    @property
+    def damaged_packets(self) -> int:
         """Packets that did not decode so far."""
-        self._sound_bytes = 0
-        self._lost_bytes = 0
+        return self._tally.damaged_packets
+
+    @property
+    def lost_share(self) -> float:
+        """Share of the bytes of all packets so far that is in those which did not decode."""
+        return self._tally.lost_bytes / max(1, self._tally.lost_bytes + self._tally.sound_bytes)
+
+    def promised_seconds(self, decoded: float) -> float | None:
+        """Return what its headers promise, see `promise`, when `decoded` seconds have been decoded."""
+        promised = [part.promised_seconds(decoded) for part in self._parts]
+        known = [seconds for seconds in promised if seconds is not None]
+        return sum(known) if known and len(known) == len(self._windows) else None
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield all that decodes, in order. Raises `OSError` if the file itself cannot be read."""
+        yield from self._parts[0].blocks()
+        for window in self._windows[1:]:
+            self._parts[-1].close()
+            try:
+                part = _Part(window, self._tally)
+            except NotAudioError:
+                self._tally.lose(window.size)
+            else:
+                self._parts.append(part)
+                yield from part.blocks()
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has been decoded so far, and what has not."""
+
+    damaged_packets: int = 0
+    sound_bytes: int = 0
+    lost_bytes: int = 0
+
+    def lose(self, size: int) -> None:
+        self.damaged_packets += 1
+        self.lost_bytes += size
+
+
+class _Part:
+    """What FFmpeg decodes in one go: a file, or a link of a chained Ogg file."""
+
+    def __init__(self, file: "_Window", tally: _Tally) -> None:
+        self._file = file
+        self._tally = tally
         self._file.seek(0)
         try:
             # Without a name, the ending of the file tells FFmpeg nothing: a copy decodes as its original.
@@ -87,10 +148,7 @@ class AudioFile:
             self._container.close()
             raise
 
-    def __enter__(self) -> "AudioFile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._container.close()
 
     def _prepare(self) -> None:
@@ -106,18 +164,7 @@ class AudioFile:
         if codec.name in _CHECKED:
             codec.options = {"err_detect": "crccheck+explode"}
 
-    @property
-    def lost_share(self) -> float:
-        """Share of the bytes read so far that is in packets which did not decode."""
-        return self._lost_bytes / max(1, self._lost_bytes + self._sound_bytes)
-
-    @property
-    def bytes_read(self) -> int:
-        """Size of the file."""
-        return self._file.size()
-
     def promised_seconds(self, decoded: float) -> float | None:
-        """Return what `promise.promised_seconds` says of the file, with `decoded` seconds decoded."""
         stated = None
         if self._stream.duration is not None and self._stream.time_base is not None:
             stated = float(self._stream.duration * self._stream.time_base)
@@ -126,7 +173,6 @@ class AudioFile:
         return promised_seconds(cast(BinaryIO, self._file), self._container.format.name, stated, decoded)
 
     def blocks(self) -> Iterator[Block]:
-        """Yield all that decodes, in order. Raises `OSError` if the file itself cannot be read."""
         frames: list[AudioFrame] = []
         collected = 0
         for frame in self._frames():
@@ -147,15 +193,11 @@ class AudioFile:
                 frames = packet.decode()
             except (av.error.FFmpegError, ValueError):
                 self._file.raise_failure()
-                self._lose(packet)
+                if packet.size and bytes(packet)[:3] not in _TAGS:
+                    self._tally.lose(packet.size)
                 continue
-            self._sound_bytes += packet.size
+            self._tally.sound_bytes += packet.size
             yield from frames
-
-    def _lose(self, packet: "Packet[AudioStream]") -> None:
-        if packet.size and bytes(packet)[:3] not in _TAGS:
-            self.damaged_packets += 1
-            self._lost_bytes += packet.size
 
     def _packets(self) -> Iterator["Packet[AudioStream]"]:
         """Yield the packets of the stream; where one cannot be read, those after it."""
@@ -168,32 +210,33 @@ class AudioFile:
                 return
             except (av.error.FFmpegError, ValueError):
                 self._file.raise_failure()
-                self.damaged_packets += 1
+                self._tally.lose(0)
                 errors += 1
 
 
-class _Watched:
-    """What FFmpeg may do with a file, which keeps the error of the file itself for whoever asks."""
+class _Window:
+    """What FFmpeg may do with a part of a file; the error of the file itself is kept for whoever asks."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
         self._file = file
+        self._start = start
         self._failure: OSError | None = None
+        self.size = end - start
+        """In bytes."""
 
     def read(self, size: int) -> bytes:
         try:
-            return self._file.read(size)
+            return self._file.read(max(0, min(size, self.size - self.tell())))
         except OSError as error:
             self._failure = error
             raise
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
+        return self._file.seek(self._start + base + offset) - self._start
 
     def tell(self) -> int:
-        return self._file.tell()
-
-    def size(self) -> int:
-        return self._file.seek(0, io.SEEK_END)
+        return self._file.tell() - self._start
 
     def raise_failure(self) -> None:
         if self._failure:

@@ -1,14 +1,15 @@
 """Audio in 16 bits, as shards hold it."""
 
 import tempfile
+import weakref
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 Samples = npt.NDArray[np.float32]
 """Mono samples, full scale being 1."""
+Int16 = npt.NDArray[np.int16]
 
 MOST_SAMPLES = 2**30 - 1
 """Samples that a track may have in a shard, where 16-bit audio fits into the 4 GiB of a WAV file.
@@ -26,13 +27,45 @@ _IN_MEMORY = 2**25
 """Samples of a track that are kept in memory, 64 MiB; a longer one goes to a temporary file."""
 
 
+class Spool:
+    """16-bit samples in a temporary file, which is gone with this object."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        weakref.finalize(self, self._file.close)
+
+    def append(self, block: Int16) -> None:
+        """Append `block`. Raises `OSError` if the disk is full."""
+        self._file.write(block.data.cast("B"))
+        self._file.flush()
+
+    def read(self, start: int, stop: int) -> Int16:
+        """Return the samples from `start` to `stop`."""
+        self._file.seek(2 * start)
+        return np.frombuffer(self._file.read(2 * (stop - start)), np.int16)
+
+
 @dataclass(frozen=True, slots=True)
 class Pcm:
-    """Mono audio in 16 bits."""
+    """Mono audio in 16 bits, in memory or, if it is long, in a temporary file."""
 
-    samples: npt.NDArray[np.int16]
+    length: int
+    """How many samples there are."""
+    peak: int
+    """Largest magnitude of all samples: 0 to 32,768."""
     clipped: npt.NDArray[np.int64]
     """Places of the samples that did not fit into 16 bits, in ascending order."""
+    source: Int16 | Spool
+    """Where the samples are."""
+
+    def read(self, start: int, stop: int) -> Int16:
+        """Return the samples from `start` to `stop`."""
+        return self.source.read(start, stop) if isinstance(self.source, Spool) else self.source[start:stop]
+
+    @property
+    def samples(self) -> Int16:
+        """All samples."""
+        return self.read(0, self.length)
 
 
 class PcmCollector:
@@ -45,9 +78,10 @@ class PcmCollector:
         """How many of them did not fit into 16 bits."""
         self.peak = 0.0
         """Largest magnitude so far, full scale being 1."""
-        self._blocks: list[npt.NDArray[np.int16]] = []
+        self._int16_peak = 0
+        self._blocks: list[Int16] = []
         self._places: list[npt.NDArray[np.int64]] = []
-        self._file: IO[bytes] | None = None
+        self._spool: Spool | None = None
 
     def add(self, block: Samples) -> None:
         """Append `block`. Raises `ValueError` if it holds NaN or infinity, `OSError` if the disk is full."""
@@ -55,34 +89,36 @@ class PcmCollector:
         if not np.isfinite(highest - lowest):
             raise ValueError("NaN or infinity among the samples")
         self.peak = max(self.peak, highest, -lowest)
-        pcm = to_pcm(block)
-        if len(pcm.clipped):
-            self.clipped += len(pcm.clipped)
+        samples, clipped = to_int16(block)
+        self._int16_peak = max(self._int16_peak, peak(samples))
+        if len(clipped):
+            self.clipped += len(clipped)
             # Beyond, the share is above MOST_CLIPPED however long the track is: the places are of no use.
             if self.clipped <= MOST_CLIPPED * MOST_SAMPLES:
-                self._places.append(pcm.clipped + self.length)
+                self._places.append(clipped + self.length)
         self.length += len(block)
-        self._blocks.append(pcm.samples)
-        if self._file or self.length > _IN_MEMORY:
-            self._write()
-
-    def _write(self) -> None:
-        self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - `result` maps it
-        for block in self._blocks:
-            self._file.write(block.data.cast("B"))
-        self._blocks = []
+        self._blocks.append(samples)
+        if self._spool or self.length > _IN_MEMORY:
+            self._spool = self._spool or Spool()
+            for waiting in self._blocks:
+                self._spool.append(waiting)
+            self._blocks = []
 
     def result(self) -> Pcm:
         """Return all that was added."""
-        places = np.concatenate([np.empty(0, np.int64), *self._places])
-        if self._file:
-            self._file.flush()
-            return Pcm(np.memmap(self._file, np.int16, "r"), places)
-        return Pcm(np.concatenate([np.empty(0, np.int16), *self._blocks]), places)
+        return Pcm(
+            length=self.length,
+            peak=self._int16_peak,
+            clipped=np.concatenate([np.empty(0, np.int64), *self._places]),
+            source=self._spool or np.concatenate([np.empty(0, np.int16), *self._blocks]),
+        )
 
 
-def to_pcm(audio: Samples) -> Pcm:
-    """Return `audio` in 16 bits: times 32,768, rounded half to even, peaks clipped; no dither."""
+def to_int16(audio: Samples) -> tuple[Int16, npt.NDArray[np.int64]]:
+    """Return `audio` in 16 bits, times 32,768, rounded half to even, and the places of what was clipped.
+
+    There is no dither. The places are in ascending order.
+    """
     with np.errstate(over="ignore"):
         scaled = audio * np.float32(32_768)
     np.rint(scaled, out=scaled)
@@ -90,14 +126,14 @@ def to_pcm(audio: Samples) -> Pcm:
     if scaled.max(initial=0) > 32_767 or scaled.min(initial=0) < -32_768:
         clipped = np.flatnonzero((scaled > 32_767) | (scaled < -32_768))
         scaled.clip(-32_768, 32_767, out=scaled)
-    return Pcm(scaled.astype(np.int16), clipped)
+    return scaled.astype(np.int16), clipped
 
 
-def is_silent(samples: npt.NDArray[np.int16]) -> bool:
-    """Return whether nothing in `samples` exceeds `SILENCE`."""
-    return peak(samples) < SILENCE * 32_768
+def is_silent(peak: int) -> bool:
+    """Return whether a track or segment of that `peak`, 0 to 32,768, is silent, see `SILENCE`."""
+    return peak < SILENCE * 32_768
 
 
-def peak(samples: npt.NDArray[np.int16]) -> int:
+def peak(samples: Int16) -> int:
     """Return the largest magnitude in `samples`: 0 to 32,768."""
     return max(int(samples.max(initial=0)), -int(samples.min(initial=0)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from siamusic_fast.shards.codec import pcm_bytes
 from siamusic_fast.shards.decode import REASONS, AudioError, Decoded, Demands, decode_planned
-from siamusic_fast.shards.pcm import is_silent
+from siamusic_fast.shards.pcm import is_silent, peak
 from siamusic_fast.shards.plan import ShardPlan, Track
 from siamusic_fast.shards.pool import Count
 from siamusic_fast.shards.results import ShardResult, write_result
@@ -111,10 +111,10 @@ def _cut(job: ShardJob, track: Track, decoded: Decoded) -> Iterator[tuple[Sample
     pcm = decoded.pcm
     rate = job.demands.sample_rate
     row = _row(job, track, decoded)
-    pieces = segments(len(pcm.samples), rate, job.demands.min_seconds, job.max_seconds)
+    pieces = segments(pcm.length, rate, job.demands.min_seconds, job.max_seconds)
     for number, piece in enumerate(pieces):
-        part = pcm.samples[piece.start : piece.stop]
-        if len(part) < len(pcm.samples) and is_silent(part):
+        part = pcm.read(piece.start, piece.stop)
+        if len(part) < pcm.length and is_silent(peak(part)):
             continue
         offset = piece.start / rate
         key = track.key if job.max_seconds is None else f"{track.key}-{number:04d}"
@@ -150,7 +150,7 @@ def _row(job: ShardJob, track: Track, decoded: Decoded) -> PackedTrack:
         split=track.split,
         genre=track.genre,
         seconds=decoded.seconds,
-        samples=len(decoded.pcm.samples),
+        samples=decoded.pcm.length,
         clipped=len(decoded.pcm.clipped),
         shard=f"{job.plan.stem}.tar",
         path=track.path,

@@ -4,14 +4,16 @@ import errno
 import io
 import lzma
 import os
+import shutil
 import stat
+import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from siamusic_fast.errors import DataError
 
@@ -26,6 +28,10 @@ _METHODS = {
 
 _DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """What reading a damaged member may raise."""
+
+_IN_MEMORY = 1 << 26
+"""Bytes of a zip member above which it is unpacked to a temporary file rather than into memory."""
+_COPY = 1 << 20
 
 _ENCRYPTED = 1
 """Flag bit of a zip member."""
@@ -57,7 +63,7 @@ class Store(ABC):
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """Open the file `path`, to be read and sought in; a member of a zip is read whole into memory.
+        """Open the file `path`, to be read and sought in; a member of a zip is unpacked first.
 
         Raises `OSError` if it is not there, cannot be opened, or is damaged within its zip (`EBADMSG`).
         """
@@ -209,7 +215,10 @@ class _ZipStore(Store):
         if path not in self._members:
             raise FileNotFoundError(errno.ENOENT, "no such file in the zip")
         try:
-            return io.BytesIO(self._zip.read(self._members[path]))
+            member = self._members[path]
+            if member.file_size > _IN_MEMORY:
+                return _unpacked(self._zip, member)
+            return io.BytesIO(self._zip.read(member))
         except (*_DAMAGES, OSError) as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise  # the zip itself cannot be read
@@ -224,6 +233,21 @@ class _ZipStore(Store):
 
     def paths(self) -> Iterator[str]:
         yield from (path for path in self._members if not _is_litter(path))
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
+    """Return a temporary file with the content of a large `member`."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever opens the member closes it
+    try:
+        with archive.open(member) as packed:
+            shutil.copyfileobj(packed, file, _COPY)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(errno.EBADMSG, "no room to unpack it: set TMPDIR to a larger disk") from None
+        raise
+    file.seek(0)
+    return cast(BinaryIO, file)
 
 
 @lru_cache(maxsize=2)

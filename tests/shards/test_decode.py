@@ -7,7 +7,7 @@ import soundfile
 
 from siamusic_fast.shards.codec import wav_header
 from siamusic_fast.shards.decode import REASONS, AudioError, Decoded, Demands, decode, decode_file
-from siamusic_fast.shards.pcm import MOST_SAMPLES, to_pcm
+from siamusic_fast.shards.pcm import MOST_SAMPLES, to_int16
 from siamusic_fast.shards.store import open_store
 
 
@@ -39,8 +39,9 @@ def test_a_resampled_sine_keeps_its_frequency_and_level(tmp_path: Path) -> None:
 def test_16_bits_are_rounded_half_to_even_and_clipped() -> None:
     audio = np.array([0, 0.5, -1, 1, 1.19, -7, 1.5 / 32_768, 2.5 / 32_768, -0.6 / 32_768], np.float32)
     expected = [0, 16_384, -32_768, 32_767, 32_767, -32_768, 2, 2, -1]
-    assert to_pcm(audio).samples.tolist() == expected
-    assert to_pcm(audio).clipped.tolist() == [3, 4, 5]
+    samples, clipped = to_int16(audio)
+    assert samples.tolist() == expected
+    assert clipped.tolist() == [3, 4, 5]
 
 
 def test_16_bit_audio_comes_back_bit_for_bit(tmp_path: Path) -> None:
