@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import av
 import numpy as np
 import numpy.typing as npt
+from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -173,19 +174,16 @@ class _Part:
         return promised_seconds(cast(BinaryIO, self._file), self._container.format.name, stated, decoded)
 
     def blocks(self) -> Iterator[Block]:
-        frames: list[AudioFrame] = []
-        collected = 0
+        queue, shape = AudioFifo(), None
         for frame in self._frames():
-            if frames and _shape(frame) != _shape(frames[0]):
-                yield _join(frames)
-                frames, collected = [], 0
-            frames.append(frame)
-            collected += frame.samples
-            if collected >= _BLOCK:
-                yield _join(frames)
-                frames, collected = [], 0
-        if frames:
-            yield _join(frames)
+            if _shape(frame) != shape:
+                yield from _rest(queue)
+                queue, shape = AudioFifo(), _shape(frame)
+            frame.pts = None  # where packets are lost, the queue would refuse those after them
+            queue.write(frame)
+            if queue.samples >= _BLOCK:
+                yield from _rest(queue)
+        yield from _rest(queue)
 
     def _frames(self) -> Iterator[AudioFrame]:
         for packet in self._packets():
@@ -262,13 +260,15 @@ def _shape(frame: AudioFrame) -> tuple[int, int, str]:
     return frame.sample_rate, frame.layout.nb_channels, frame.format.name
 
 
-def _join(frames: list[AudioFrame]) -> Block:
-    """Return `frames`, which are all of one rate, layout and sample format, as one block."""
-    rate, count, _ = _shape(frames[0])
-    planar = frames[0].format.is_planar
-    samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-    channels = samples if planar else samples.reshape(-1, count).T
-    return Block(rate, _as_float(channels))
+def _rest(queue: AudioFifo) -> Iterator[Block]:
+    """Yield what is in `queue`, if there is anything, and empty it."""
+    frame = queue.read()
+    if frame is None:
+        return
+    rate, count, _ = _shape(frame)
+    samples = frame.to_ndarray()
+    channels = samples if frame.format.is_planar else samples.reshape(-1, count).T
+    yield Block(rate, _as_float(channels))
 
 
 def _as_float(samples: npt.NDArray[Any]) -> Channels:

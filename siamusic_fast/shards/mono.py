@@ -48,7 +48,7 @@ class Mixer:
 
     def _measure(self, channels: Channels, mono: Samples) -> None:
         if len(channels) > len(self._energies):
-            self._energies.resize(len(channels))
+            self._energies = np.pad(self._energies, (0, len(channels) - len(self._energies)))
         with np.errstate(over="ignore", invalid="ignore"):
             self._mean_energy += float(np.dot(mono, mono))
             for place, channel in enumerate(channels):

@@ -57,7 +57,7 @@ def encode(name: str, audio: npt.NDArray[np.float32], rate: int = 48_000, **opti
     file = io.BytesIO()
     with av.open(file, "w", format=container_name) as container:
         options = {"strict": "experimental", **options}  # FFmpeg's own encoder of Vorbis is
-        stream = container.add_stream(codec, rate=rate, options=options)
+        stream = cast(AudioStream, container.add_stream(codec, rate=rate, options=options))
         stream.layout = "mono" if len(audio) == 1 else "stereo"
         stream.bit_rate = 192_000
         for packet in _encoded(stream, audio, rate):
@@ -81,7 +81,7 @@ def with_video(audio: npt.NDArray[np.float32], rate: int = 48_000) -> bytes:
         video = container.add_stream("mpeg4", rate=10)
         video.width = video.height = 64
         video.pix_fmt = "yuv420p"
-        sound = cast(AudioStream, container.add_stream("flac", rate=rate))
+        sound = container.add_stream("flac", rate=rate)
         sound.layout = "mono" if len(audio) == 1 else "stereo"
         sound.format = "s16"
         picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
