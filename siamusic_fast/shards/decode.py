@@ -39,8 +39,8 @@ that another copy would help; `too-short` says that none would.
 RATES = (1_000, 1_000_000)
 """Lowest and highest sample rate, in Hz, that is taken seriously: a damaged header may say anything."""
 
-SHORT_SECONDS = 0.5
-"""A track that is shorter than its header promises by more than this is marked."""
+SHORT_SECONDS = 0.08
+"""A track that is shorter than its header promises by more than this, a frame of FLAC, is marked."""
 
 _OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EINVAL)
 """Errors that are a matter of one file rather than of the disk that it is on."""
