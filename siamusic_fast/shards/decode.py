@@ -36,6 +36,16 @@ made so short. Only if the loss makes the difference between fit and unfit is th
 that another copy would help; `too-short` says that none would.
 """
 
+REMEDIES = {
+    "missing": "look for them, or take their rows out of the labels",
+    "truncated": "get them again: another copy may be whole",
+    "too-short": "--min-seconds takes shorter ones too",
+    "too-long": "--max-hours takes longer ones too",
+    "damaged": "get them again, or take them as they are with --max-damage 1",
+    "error": "rejected.csv has the words of the failure: please report them",
+}
+"""What a user may do about files that are left out for a reason."""
+
 RATES = (1_000, 1_000_000)
 """Lowest and highest sample rate, in Hz, that is taken seriously: a damaged header may say anything."""
 

@@ -161,17 +161,16 @@ class _Part:
         codec = self._stream.codec_context
         if codec is None:
             raise NotAudioError("FFmpeg has no decoder for its audio")
+        self._format = self._container.format.name
+        self._stated = self._container.duration and self._container.duration / av.time_base
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            self._stated = float(self._stream.duration * self._stream.time_base)
         codec.thread_count = 1
         if codec.name in _CHECKED:
             codec.options = {"err_detect": "crccheck+explode"}
 
     def promised_seconds(self, decoded: float) -> float | None:
-        stated = None
-        if self._stream.duration is not None and self._stream.time_base is not None:
-            stated = float(self._stream.duration * self._stream.time_base)
-        elif self._container.duration is not None:
-            stated = self._container.duration / av.time_base
-        return promised_seconds(cast(BinaryIO, self._file), self._container.format.name, stated, decoded)
+        return promised_seconds(cast(BinaryIO, self._file), self._format, self._stated, decoded)
 
     def blocks(self) -> Iterator[Block]:
         queue, shape = AudioFifo(), None

@@ -1,7 +1,6 @@
 """A corpus in, a shard set out: every file is judged, and packed or listed with a reason."""
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections import Counter, defaultdict
@@ -9,18 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import av
-import soundfile
-import soxr
-
-import siamusic_fast
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import check_rate
 from siamusic_fast.shards.decode import REASONS, Demands
-from siamusic_fast.shards.look import Look, look
+from siamusic_fast.shards.look import Look, look, with_fate_of_kept
 from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.plan import Corpus, ShardPlan, plan_shards
 from siamusic_fast.shards.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
@@ -29,6 +22,7 @@ from siamusic_fast.shards.shard_job import COUNTED, ShardJob, pack_shard
 from siamusic_fast.shards.store import open_store
 from siamusic_fast.shards.tables import REJECTED, PackedTrack, Reject, write_rejects, write_tracks
 from siamusic_fast.shards.target import check_free, claim, unfinished
+from siamusic_fast.shards.work import packing_work
 from siamusic_fast.shards.writer import Storage
 
 
@@ -160,14 +154,14 @@ def pack(
             f"{corpus.tracks[0].path}: {_count_words(_count(found.rejects))}."
         )
     plans = plan_shards(found.tracks, tracks_per_shard=config.tracks_per_shard, seed=config.seed)
-    work = _work(corpus, found, plans, config)
+    work = packing_work(corpus, found, len(plans), dataclasses.asdict(config))
     try:
         with claim(folder, work, force) as results:
             if not (folder / MANIFEST).exists():
                 jobs = _jobs(corpus, folder, results, config, found, plans)
                 observer = _Observer(found, progress, watch)
                 _run(jobs, observer, workers or cores(), executor)
-                _write_tables(corpus, folder, config, jobs, found.rejects)
+                _write_tables(corpus, folder, config, jobs, found)
     except OSError as error:
         state = unfinished(folder)
         rest = f" from the {state.finished} shards that are finished" if state and state.finished else ""
@@ -280,42 +274,11 @@ def _named(error: WorkerDiedError, jobs: Sequence[ShardJob]) -> DataError:
     )
 
 
-def _work(corpus: Corpus, found: Look, plans: Sequence[ShardPlan], config: PackConfig) -> dict[str, Any]:
-    """Return all that the result depends on, as plain values.
-
-    Files are told by their name, size, and when they were modified or, in a zip, their checksum.
-    """
-    digest = hashlib.sha256()
-
-    def add(*values: object) -> None:
-        digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
-
-    for track, size, stamp in zip(found.tracks, found.sizes, found.stamps, strict=True):
-        add(track.key, track.path, track.split, track.genre, size, stamp)
-    for reject in found.rejects:
-        add(reject.path, reject.reason, reject.detail)
-    add(*corpus.classes)
-    return {
-        **dataclasses.asdict(config),
-        "source": corpus.name,
-        "software": _software(),
-        "shards": len(plans),
-        "inputs": digest.hexdigest(),
-    }
-
-
-def _software() -> str:
-    """Return the versions of what makes samples of files: another may decode the same file otherwise."""
-    return (
-        f"siamusic-fast {siamusic_fast.__version__}, PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}, "
-        f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}"
-    )
-
-
 def _write_tables(
-    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], rejects: list[Reject]
+    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], found: Look
 ) -> None:
     """Put the results of all jobs together, one at a time."""
+    rejects = list(found.rejects)
     splits: dict[str, list[Shard]] = defaultdict(list)
 
     def tracks() -> Iterator[PackedTrack]:
@@ -327,7 +290,7 @@ def _write_tables(
             yield from result.tracks
 
     write_tracks(folder, tracks())
-    write_rejects(folder, rejects)
+    write_rejects(folder, with_fate_of_kept(rejects, found))
     rejected = _count(rejects)
     if not splits:
         raise DataError(

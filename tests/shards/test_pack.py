@@ -301,7 +301,7 @@ def test_of_equal_files_one_is_packed_and_the_others_name_it(tmp_path: Path, rev
     assert packed.rejected == {"duplicate": 2}
     assert [tuple(row.values()) for row in read_csv(packed.folder / "rejected.csv")] == [
         ("a.wav", "duplicate", "same bytes as b.wav"),
-        ("c.wav", "duplicate", "same bytes as b.wav"),
+        ("c.wav", "duplicate", "same bytes as b.wav, whose label is 'Folk', not 'Rock'"),
     ]
     assert sorted(row["path"] for row in read_csv(packed.folder / "tracks.csv")) == [
         "b.wav",
