@@ -237,7 +237,7 @@ def _left_out(packed: ShardSet) -> list[str]:
     paths: dict[str, list[str]] = defaultdict(list)
     for reject in read_rejects(packed.folder):
         if len(paths[reject.reason]) < _NAMED:
-            paths[reject.reason].append(repr(reject.path))
+            paths[reject.reason].append(repr(local_name(reject.path)))
     lines = []
     for reason, count in packed.rejected.items():
         more = ", ..." if count > _NAMED else ""

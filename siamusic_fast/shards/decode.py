@@ -17,6 +17,7 @@ from siamusic_fast.shards.store import Store
 
 REASONS = {
     "missing": "no such file, or one that cannot be read",
+    "outside": "a link that leads out of the folder of audio, and is not followed",
     "empty": "a file of zero bytes",
     "duplicate": "the same bytes as another file, which is judged in its place",
     "not-audio": "FFmpeg does not know the format, finds nothing to decode, or the sample rate is absurd",
@@ -38,6 +39,7 @@ that another copy would help; `too-short` says that none would.
 
 REMEDIES = {
     "missing": "look for them, or take their rows out of the labels",
+    "outside": "copy what they lead to into the folder, or give the folder above as SOURCE",
     "truncated": "get them again: another copy may be whole",
     "too-short": "--min-seconds takes shorter ones too",
     "too-long": "--max-hours takes longer ones too",

@@ -28,7 +28,7 @@ class Look:
     stamps: list[int]
     """`Store.stamp` of the files of `tracks`."""
     rejects: list[Reject]
-    """The others: missing, empty or duplicate."""
+    """The others: missing, outside, empty or duplicate."""
     kept_of: dict[str, str]
     """Of every duplicate, by path, the path of the file that is kept in its place."""
 
@@ -49,6 +49,8 @@ def look(corpus: Corpus, store: Store, progress: Progress = SILENT) -> Look:
             sizes.append(size)
         elif size == 0:
             rejects.append(Reject(track.path, "empty", "0 bytes"))
+        elif store.is_outside(track.path):
+            rejects.append(Reject(track.path, "outside", "a link that leads out of the folder of audio"))
         else:
             rejects.append(Reject(track.path, "missing", "no such file, or no regular one"))
     duplicates = _duplicates(there, sizes, store, progress)
