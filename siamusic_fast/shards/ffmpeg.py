@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _CHECKED = ("flac", "tta", "wavpack")
 _TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
 """What metadata between the frames of an MP3 begins with: it does not decode, and is no damage."""
 
+_BEGINNINGS = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
+"""What files begin with that FFmpeg knows by their first bytes alone, so that junk before them hides them."""
+
 _BLOCK = 65_536
 """Frames that are handed on at a time, at least."""
 _READ = 65_536
@@ -69,10 +73,18 @@ class AudioFile:
         """Read the headers. Raises `NotAudioError`, or `OSError` if the file itself cannot be read."""
         self.bytes_read = file.seek(0, os.SEEK_END)
         """Size of the file."""
-        ends = [*links(file)[1:], self.bytes_read]
-        self._windows = [_Window(file, start, end) for start, end in itertools.pairwise([0, *ends])]
+        edges = [*links(file), self.bytes_read]
+        self._windows = [_Window(file, start, end) for start, end in itertools.pairwise(edges)]
         self._tally = _Tally()
-        self._parts = [_Part(self._windows[0], self._tally)]
+        try:
+            first = _Part(self._windows[0], self._tally)
+        except NotAudioError:
+            start = _start_behind_junk(file)
+            if not start:
+                raise
+            self._windows = [_Window(file, start, self.bytes_read)]
+            first = _Part(self._windows[0], self._tally)
+        self._parts = [first]
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -120,8 +132,10 @@ class _Tally:
     lost_bytes: int = 0
 
     def lose(self, size: int) -> None:
+        """Count a packet that did not decode; before the first that does, its bytes may be anything."""
         self.damaged_packets += 1
-        self.lost_bytes += size
+        if self.sound_bytes:
+            self.lost_bytes += size
 
 
 class _Part:
@@ -238,6 +252,13 @@ class _Window:
     def raise_failure(self) -> None:
         if self._failure:
             raise self._failure
+
+
+def _start_behind_junk(file: BinaryIO) -> int:
+    """Return where one of `_BEGINNINGS` is in `file`, 0 if it is nowhere near the beginning."""
+    file.seek(0)
+    found = _BEGINNINGS.search(file.read(_READ))
+    return found.start() if found else 0
 
 
 @cache

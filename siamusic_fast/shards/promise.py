@@ -4,8 +4,11 @@ import os
 import struct
 from typing import BinaryIO
 
-_UNKNOWN_SIZE = 2**31 - 1
-"""From here on, the size in a RIFF or AIFF header is what a writer puts there that cannot go back."""
+_KNOWN_SIZES = range(1024, 2**31 - 2**16)
+"""Sizes in a RIFF or AIFF header that mean something: others are left by writers that cannot go back."""
+
+_MORE = 1.1
+"""A file is longer than its header says, and not only by tags, if it is that many times as large."""
 
 _WITHOUT_LENGTH = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mpeg", "mpegts"}
 """FFmpeg's names of formats that state no length: the one that it gives is a guess by the bit rate."""
@@ -36,9 +39,14 @@ def promised_seconds(file: BinaryIO, format_name: str, stated: float | None, dec
 
 
 def _promised_share(head: bytes, size: int) -> float:
-    """Return how many times as long a file should be, by the header of its container; 1 if it is whole."""
+    """Return how many times as long as decoded a file should be; 1 if it is as large as its header says.
+
+    A file that is smaller was cut off. What a larger one has beyond that size is not decoded.
+    """
     promised = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big") + 8
-    return 1 if promised >= _UNKNOWN_SIZE else max(1, promised / size)
+    if promised not in _KNOWN_SIZES:
+        return 1
+    return size / promised if size > _MORE * promised else max(1, promised / size)
 
 
 def _mp3_seconds(file: BinaryIO, head: bytes) -> float | None:
