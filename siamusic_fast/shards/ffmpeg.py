@@ -41,10 +41,12 @@ _TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
 _BEGINNINGS = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
 """What files begin with that FFmpeg knows by their first bytes alone, so that junk before them hides them."""
 
-_BLOCK = 65_536
-"""Frames that are handed on at a time, at least."""
+_BLOCK = 131_072
+"""Samples of all channels that are handed on at a time, at least."""
 _READ = 65_536
 """Bytes that FFmpeg reads at a time."""
+_FARTHEST = 2**48
+"""Places in a file that FFmpeg may ask for, which a damaged header may put anywhere."""
 _MOST_ERRORS = 100
 """Errors in a row after which the rest of a file is given up."""
 
@@ -194,7 +196,7 @@ class _Part:
                 queue, shape = AudioFifo(), _shape(frame)
             frame.pts = None  # where packets are lost, the queue would refuse those after them
             queue.write(frame)
-            if queue.samples >= _BLOCK:
+            if queue.samples * frame.layout.nb_channels >= _BLOCK:
                 yield from _rest(queue)
         yield from _rest(queue)
 
@@ -218,6 +220,7 @@ class _Part:
                 for packet in self._container.demux(self._stream):
                     errors = 0
                     yield packet
+                self._file.raise_failure()
                 return
             except (av.error.FFmpegError, ValueError):
                 self._file.raise_failure()
@@ -226,7 +229,10 @@ class _Part:
 
 
 class _Window:
-    """What FFmpeg may do with a part of a file; the error of the file itself is kept for whoever asks."""
+    """What FFmpeg may do with a part of a file; the error of the file itself is kept for whoever asks.
+
+    Nothing is raised through FFmpeg: to it, a failure to read is the end of the file.
+    """
 
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
         self._file = file
@@ -240,10 +246,12 @@ class _Window:
             return self._file.read(max(0, min(size, self.size - self.tell())))
         except OSError as error:
             self._failure = error
-            raise
+            return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
+        if not 0 <= base + offset <= _FARTHEST:
+            return -1
         return self._file.seek(self._start + base + offset) - self._start
 
     def tell(self) -> int:

@@ -1,6 +1,9 @@
 """Every format gives what FFmpeg itself gives, and nothing but audio is opened."""
 
+import errno
+import io
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import soundfile
 
 from siamusic_fast.shards.decode import AudioError, Demands, decode, decode_file
+from siamusic_fast.shards.ffmpeg import AudioFile
 from siamusic_fast.shards.folder import load_folder
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.store import open_store
@@ -103,3 +107,39 @@ def write_long(path: Path, hours: int) -> None:
         block[::1000] = 5000
         for _ in range(6 * hours):
             file.write(block)
+
+
+class FailingFile(io.BytesIO):
+    """A file on a disk that fails behind its first half."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > len(self.getvalue()) // 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(size)
+
+
+@pytest.mark.parametrize("name", ["mp3", "flac", "wav 16-bit", "opus"])
+def test_a_disk_that_fails_is_not_taken_for_the_end_of_a_file(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = encode(name, music(20))
+    with pytest.raises(OSError, match="Input/output error"), AudioFile(FailingFile(content)) as audio:
+        list(audio.blocks())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_header_that_sends_the_reader_anywhere_is_passed_over_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = encode("caf", music(2))
+    place = content.index(b"data") + 4
+    (tmp_path / "a").write_bytes(content[:place] + (2**62).to_bytes(8, "big") + content[place + 8 :])
+    assert len(decode(tmp_path / "a", 48_000)) == 2 * 48_000
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damage_writes_nothing_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = encode("mp3", music(4, 44_100), 44_100)
+    (tmp_path / "a").write_bytes(content[:9000] + bytes(9000) + content[18_000:])
+    assert len(decode(tmp_path / "a", 44_100))
+    assert capfd.readouterr() == ("", "")
