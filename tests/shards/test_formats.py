@@ -90,13 +90,13 @@ def test_memory_grows_with_a_long_file_by_its_16_bit_result_and_not_even_that_if
 ) -> None:
     (tmp_path / "audio").mkdir()
     peaks = []
-    for hours in (1, 4):
+    for hours in (1, 2):
         write_long(tmp_path / "audio" / "long.flac", hours)
         config = PackConfig(sample_rate=8000, min_seconds=1, max_seconds=max_seconds)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
             pack(load_folder(tmp_path / "audio"), tmp_path / str(hours), config, executor=executor)
             peaks.append(executor.submit(peak_memory).result())
-    result = 3 * 3600 * 8000 * 2 / 2**20
+    result = 3600 * 8000 * 2 / 2**20
     assert peaks[1] - peaks[0] < (1.2 * result if max_seconds is None else 0.3 * result)
 
 
