@@ -146,6 +146,7 @@ class _Part:
     def __init__(self, file: "_Window", tally: _Tally) -> None:
         self._file = file
         self._tally = tally
+        self._next: int | None = None
         self._file.seek(0)
         try:
             # Without a name, the ending of the file tells FFmpeg nothing: a copy decodes as its original.
@@ -191,6 +192,8 @@ class _Part:
     def blocks(self) -> Iterator[Block]:
         queue, shape = AudioFifo(), None
         for frame in self._frames():
+            if self._format == "flac":
+                self._find_gap(frame)
             if _shape(frame) != shape:
                 yield from _rest(queue)
                 queue, shape = AudioFifo(), _shape(frame)
@@ -211,6 +214,15 @@ class _Part:
                 continue
             self._tally.sound_bytes += packet.size
             yield from frames
+
+    def _find_gap(self, frame: AudioFrame) -> None:
+        """Count frames of FLAC that are lost before `frame`: FFmpeg says nothing, but their numbers tell."""
+        if frame.pts is not None:
+            if self._next is not None and frame.pts > self._next:
+                self._tally.lose(0)
+            self._next = frame.pts
+        if self._next is not None:
+            self._next += frame.samples
 
     def _packets(self) -> Iterator["Packet[AudioStream]"]:
         """Yield the packets of the stream; where one cannot be read, those after it."""

@@ -80,6 +80,8 @@ WHOLE: dict[str, tuple[Callable[[], bytes], float]] = {
     "zeros before an MP3": (lambda: bytes(5000) + MP3, 8.05),
     "100,000 zeros before an MP3": (lambda: bytes(100_000) + MP3, 8.05),
     "a zero byte before a FLAC": (lambda: b"\0" + FLAC, 8),
+    "a zero byte before an Opus": (lambda: b"\0" + OGG, 8),
+    "a zero byte before an AIFF": (lambda: b"\0" + encode("aiff", music(8)), 8),
     "words before a WAV": (lambda: b"HTTP/1.1 200 OK\n\n" + wav(music(8, RATE)), 8),
     "a WAV of a size near 2 GB": (lambda: with_sizes(wav(music(8, RATE)), 2**31 - 16, 2**31 - 60), 8),
     "a tag before and after an MP3": (lambda: id3(3000) + MP3 + b"TAG" + bytes(125), 8),
@@ -116,6 +118,10 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], float]] = {
     "a hole in the middle of an MP3": (lambda: MP3[: len(MP3) // 4] + MP3[len(MP3) * 3 // 4 :], 4),
     "zeros in the middle of a FLAC": (lambda: zeros_in_the_middle(FLAC, 0.5), 4),
     "one byte of a FLAC frame": (lambda: changed(FLAC, len(FLAC) // 2), 7.8),
+    "one byte of a FLAC of unknown length": (
+        lambda: samples_unknown(changed(FLAC, len(FLAC) // 2)),
+        7.8,
+    ),
     "zeros in the middle of an Opus": (lambda: zeros_in_the_middle(OGG, 0.02), 6),
 }
 
@@ -137,8 +143,9 @@ def test_damage_costs_what_is_damaged_and_leaves_a_mark(tmp_path: Path, name: st
     assert found.seconds < 8
     promised = found.seconds_promised or 0
     assert found.damaged_packets > 0 or promised - found.seconds > decode_module.SHORT_SECONDS
-    with pytest.raises(AudioError, match=r"damaged.*% of it is lost, 0% at most"):
-        judged(tmp_path, make(), max_damage=0)
+    if found.seconds_promised:
+        with pytest.raises(AudioError, match=r"damaged.*% of it is lost, 0% at most"):
+            judged(tmp_path, make(), max_damage=0)
 
 
 def test_a_file_that_is_lost_beyond_max_damage_is_left_out(tmp_path: Path) -> None:

@@ -423,6 +423,9 @@ def test_a_shard_all_of_whose_tracks_are_unfit_is_not_written(tmp_path: Path) ->
         {"sample_rate": 300_000, "codec": "ogg"},
         {"codec": "mp3"},
         {"quality": 11},
+        {"max_hours": 0.0},
+        {"max_hours": 0.001},
+        {"max_damage": 1.1},
     ],
 )
 def test_settings_that_cannot_work_are_refused(values: dict[str, Any]) -> None:
