@@ -17,7 +17,7 @@ from siamusic_fast.shards.folder import load_folder
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.store import open_store
 from tests.shards.encoding import FORMATS, decoded_by_ffmpeg, encode, music, with_video
-from tests.shards.test_pack import peak_memory
+from tests.shards.memory import peak_memory
 
 RATE = 48_000
 LATE = {"mp2": 481, "aac": 1024, "wma": -2048}

@@ -28,6 +28,7 @@ from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.target import claim
 from tests.conftest import BROKEN, tone
 from tests.shards.killing import Serial
+from tests.shards.memory import peak_memory
 
 SPLITS = ("training", "validation", "test")
 
@@ -319,13 +320,6 @@ def test_memory_of_a_worker_does_not_grow_with_the_number_of_tracks(tmp_path: Pa
             pack(part, tmp_path / f"out-{count}", executor=executor)
             peaks.append(executor.submit(peak_memory).result())
     assert peaks[1] - peaks[0] < 5  # 12 more tracks are 10 MB in their shard
-
-
-def peak_memory() -> float:
-    """Of this process, in MiB."""
-    # ru_maxrss would be no less than that of the process which started this one.
-    status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) / 1024
 
 
 def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
