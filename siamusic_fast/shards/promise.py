@@ -7,6 +7,9 @@ from typing import BinaryIO
 _KNOWN_SIZES = range(1024, 2**31 - 2**16)
 """Sizes in a RIFF or AIFF header that mean something: others are left by writers that cannot go back."""
 
+_KNOWN_LARGE_SIZES = range(1024, 2**62)
+"""The same in headers with 64 bits for them."""
+
 _MORE = 1.1
 """A file is longer than its header says, and not only by tags, if it is that many times as large."""
 
@@ -14,7 +17,7 @@ _WITHOUT_LENGTH = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mpeg", "mpegts"}
 """FFmpeg's names of formats that state no length: the one that it gives is a guess by the bit rate."""
 
 _LOOK = 4096
-"""Bytes from the first frame of an MP3 in which its Xing or Info header is looked for."""
+"""Bytes in which a header is looked for: from the start of a file, or from the first frame of an MP3."""
 
 _MPEG_RATES = (44_100, 48_000, 32_000)
 """Sample rates of MPEG-1 in Hz; those of MPEG-2 are half of them, those of MPEG-2.5 a quarter."""
@@ -27,26 +30,42 @@ def promised_seconds(file: BinaryIO, format_name: str, stated: float | None, dec
     file holds; `decoded` is how many seconds have been decoded. The position in `file` is changed.
     """
     file.seek(0)
-    head = file.read(12)
+    head = file.read(_LOOK)
     if format_name == "mp3":
         exact = _mp3_seconds(file, head)
         return exact if exact is None or stated is None else min(exact, stated)
     if stated is None or format_name in _WITHOUT_LENGTH:
         return None
-    if head[:4] in (b"RIFF", b"FORM"):
-        return max(stated, decoded * _promised_share(head, file.seek(0, os.SEEK_END)))
-    return stated
+    stated_bytes = _stated_bytes(head)
+    if stated_bytes is None:
+        return stated
+    return max(stated, decoded * _promised_share(file.seek(0, os.SEEK_END), stated_bytes))
 
 
-def _promised_share(head: bytes, size: int) -> float:
-    """Return how many times as long as decoded a file should be; 1 if it is as large as its header says.
+def _promised_share(size: int, stated: range) -> float:
+    """Return how many times as long as decoded a file of `size` bytes should be whose header says `stated`.
 
     A file that is smaller was cut off. What a larger one has beyond that size is not decoded.
     """
-    promised = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big") + 8
-    if promised not in _KNOWN_SIZES:
-        return 1
-    return size / promised if size > _MORE * promised else max(1, promised / size)
+    there = size - stated.start
+    return there / len(stated) if there > _MORE * len(stated) else max(1, len(stated) / max(1, there))
+
+
+def _stated_bytes(head: bytes) -> range | None:
+    """Return where the audio of a file lies by the header of its container; None if it says nothing known."""
+    kind, known, start = head[:4], _KNOWN_SIZES, 0
+    if kind in (b"RIFF", b"FORM"):
+        size = int.from_bytes(head[4:8], "little" if kind == b"RIFF" else "big") + 8
+    elif kind == b"RF64":
+        size, known = int.from_bytes(head[20:28], "little") + 8, _KNOWN_LARGE_SIZES
+    elif kind == b"riff":  # Sony's Wave64
+        size, known = int.from_bytes(head[16:24], "little"), _KNOWN_LARGE_SIZES
+    elif kind == b"caff" and b"data" in head:
+        start = head.index(b"data") + 12
+        size, known = int.from_bytes(head[start - 8 : start], "big"), _KNOWN_LARGE_SIZES
+    else:
+        return None
+    return range(start, start + size) if size in known else None
 
 
 def _mp3_seconds(file: BinaryIO, head: bytes) -> float | None:

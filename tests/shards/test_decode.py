@@ -84,7 +84,7 @@ def encoded(kind: str, seconds: float) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["WAV", "AIFF", "FLAC", "MP3"])
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "FLAC", "MP3", "AU", "W64", "CAF", "RF64"])
 def test_a_cut_file_is_truncated_only_if_too_little_is_left(tmp_path: Path, kind: str) -> None:
     content = encoded(kind, 9)
     path = tmp_path / "a"
