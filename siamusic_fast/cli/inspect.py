@@ -12,6 +12,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output
 from siamusic_fast.shards.decode import REASONS
 from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.marks import MARKS
 from siamusic_fast.shards.summary import SplitSummary, Summary, summarise
 from siamusic_fast.shards.tables import REJECTED
 
@@ -28,8 +29,9 @@ _MOST_GROUPS = 10
 def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
     """Show what is in SHARDS, a folder or a name found under DATA_DIR/shards.
 
-    Splits, classes, hours, sizes, the files that were left out and why, and tracks whose audio is the same,
-    sample by sample, as that of another: a copy in two splits makes a test easier than it should be.
+    Splits, classes, hours, sizes, tracks that are marked, the files that were left out and why, and tracks
+    whose audio is the same, sample by sample, as that of another: a copy in two splits makes a test easier
+    than it should be.
 
     \b
     siamusic-fast inspect fma_medium
@@ -70,6 +72,7 @@ def _plain(shard_set: ShardSet, summary: Summary) -> dict[str, Any]:
         "splits": splits,
         "classes": {name: summary.of_class(name) for name in shard_set.classes},
         "unlabelled": summary.unlabelled,
+        "marks": summary.marks,
         "rejected": shard_set.rejected,
         "equal_audio": equal,
     }
@@ -86,6 +89,8 @@ def _show(shard_set: ShardSet, summary: Summary) -> None:
     output.print()
     output.print(_class_table(shard_set, summary))
     output.print()
+    for mark, count in summary.marks.items():
+        output.print(f"marked    {count} {mark}: {MARKS[mark]}", markup=False)
     for reason, count in shard_set.rejected.items():
         output.print(f"left out  {count} {reason}: {REASONS.get(reason, '?')}", markup=False)
     if shard_set.rejected:

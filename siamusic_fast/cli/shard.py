@@ -12,15 +12,19 @@ from rich.table import Table
 from siamusic_fast.cli import console, options
 from siamusic_fast.cli.packing import PackingTable
 from siamusic_fast.shards.codec import CODECS
-from siamusic_fast.shards.decode import REASONS
+from siamusic_fast.shards.decode import REASONS, REMEDIES
 from siamusic_fast.shards.download import download as fetch
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.marks import MARKS, count_marks
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.plan import Corpus
 from siamusic_fast.shards.sources import load_corpus
 from siamusic_fast.shards.store import local_name
-from siamusic_fast.shards.tables import REJECTED, read_tracks
+from siamusic_fast.shards.tables import REJECTED, read_rejects, read_tracks
 from siamusic_fast.shards.target import unfinished
+
+_NAMED = 3
+"""Files that are named per reason; rejected.csv has all."""
 
 
 @click.command()
@@ -78,6 +82,20 @@ from siamusic_fast.shards.target import unfinished
     help="Leave out shorter tracks.",
 )
 @click.option(
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=12.0,
+    show_default=True,
+    help="Leave out longer files.",
+)
+@click.option(
+    "--max-damage",
+    type=click.FloatRange(0, 1),
+    default=0.75,
+    show_default=True,
+    help="Leave out files of which a larger share is lost; others that are damaged are packed and marked.",
+)
+@click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
     help="Cut longer tracks into segments of this length, silent ones dropped.  [default: keep them whole]",
@@ -109,6 +127,8 @@ def shard(
     sample_rate: int,
     shard_size: int,
     min_seconds: float,
+    max_hours: float,
+    max_damage: float,
     max_seconds: float | None,
     strict: bool,
     force: bool,
@@ -132,6 +152,8 @@ def shard(
         quality=quality,
         sample_rate=sample_rate,
         min_seconds=min_seconds,
+        max_hours=max_hours,
+        max_damage=max_damage,
         max_seconds=max_seconds,
         tracks_per_shard=shard_size,
         seed=seed,
@@ -185,11 +207,9 @@ def _summary(packed: ShardSet) -> dict[str, Any]:
     """Return what was packed as plain values: of each split, of each class, and the rejects."""
     seconds: dict[str, float] = defaultdict(float)
     classes: Counter[str] = Counter()
-    clipped = 0
     for track in read_tracks(packed.folder):
         seconds[track.split] += track.seconds
         classes[track.genre] += 1
-        clipped += track.clipped > 0
     splits = {
         split: {
             "tracks": packed.tracks([split]),
@@ -207,9 +227,26 @@ def _summary(packed: ShardSet) -> dict[str, Any]:
         "splits": splits,
         "classes": {genre: classes[genre] for genre in packed.classes},
         "unlabelled": classes[""],
-        "clipped": clipped,
+        "marks": count_marks(read_tracks(packed.folder), read_rejects(packed.folder)),
         "rejected": packed.rejected,
     }
+
+
+def _left_out(packed: ShardSet) -> list[str]:
+    """Return a line for every reason, with the first paths, and what to do about it."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for reject in read_rejects(packed.folder):
+        if len(paths[reject.reason]) < _NAMED:
+            paths[reject.reason].append(repr(local_name(reject.path)))
+    lines = []
+    for reason, count in packed.rejected.items():
+        more = ", ..." if count > _NAMED else ""
+        lines.append(f"left out  {count} {reason}: {REASONS[reason]}: {', '.join(paths[reason])}{more}")
+        if reason in REMEDIES:
+            lines.append(f"          {REMEDIES[reason]}")
+    if packed.rejected:
+        lines.append(f"          listed in {packed.folder / REJECTED}")
+    return lines
 
 
 def _show(packed: ShardSet, summary: dict[str, Any]) -> None:
@@ -225,12 +262,9 @@ def _show(packed: ShardSet, summary: dict[str, Any]) -> None:
     classes = [f"{genre} {count}" for genre, count in summary["classes"].items()]
     unlabelled = [f"none {summary['unlabelled']}"] if summary["unlabelled"] else []
     lines = [f"classes   {', '.join(classes + unlabelled)}"]
-    if summary["clipped"]:
-        lines.append(f"clipped   peaks of {summary['clipped']} {of_what}, counted in tracks.csv")
-    for reason, count in packed.rejected.items():
-        lines.append(f"left out  {count} {reason}: {REASONS[reason]}")
-    if packed.rejected:
-        lines.append(f"          listed in {packed.folder / REJECTED}")
+    for mark, count in summary["marks"].items():
+        lines.append(f"marked    {count} {mark}: {MARKS[mark]}")
+    lines += _left_out(packed)
     by_name = packed.folder == Path("data") / "shards" / packed.folder.name
     lines.append(f"shards    {packed.folder}")
     if packed.codec == "wav":

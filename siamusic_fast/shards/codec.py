@@ -28,9 +28,7 @@ _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def encode(pcm: npt.NDArray[np.int16], sample_rate: int, codec: str, quality: float) -> bytes:
-    """Return `pcm` as a file of `codec`; `quality` is that of Vorbis, 0 to 10."""
-    if codec == "wav":
-        return b"".join((wav_header(len(pcm), sample_rate), pcm_bytes(pcm)))
+    """Return `pcm` as a file of `codec`, flac or ogg; `quality` is that of Vorbis, 0 to 10."""
     file = io.BytesIO()
     if codec == "flac":
         soundfile.write(file, pcm, sample_rate, format="FLAC", subtype="PCM_16")

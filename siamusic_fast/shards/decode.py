@@ -1,59 +1,59 @@
-"""One audio file in, mono samples out, or the reason why not."""
+"""One audio file in, mono 16-bit samples out, or the reason why not."""
 
 import errno
-import os
-import threading
-from contextlib import suppress
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
-import soundfile
-import soxr
 
-from siamusic_fast.errors import DataError
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.shards.ffmpeg import AudioFile, Block, NotAudioError
+from siamusic_fast.shards.mono import Mixer, Mixing, mono_blocks
+from siamusic_fast.shards.pcm import MOST_CLIPPED, MOST_SAMPLES, Pcm, PcmCollector, Samples, is_silent
 from siamusic_fast.shards.store import Store
 
 REASONS = {
     "missing": "no such file, or one that cannot be read",
+    "outside": "a link that leads out of the folder of audio, and is not followed",
     "empty": "a file of zero bytes",
-    "duplicate": "the same bytes as another file, which is packed in its place",
-    "not-audio": "libsndfile does not know the format, finds nothing to decode, or the header is absurd",
+    "duplicate": "the same bytes as another file, which is judged in its place",
+    "not-audio": "FFmpeg does not know the format, finds nothing to decode, or the sample rate is absurd",
     "truncated": "decodes to less than the shortest length asked for, and its header promises more than that",
     "too-short": "decodes to less than the shortest length asked for",
+    "too-long": "decodes to more than the longest length asked for",
+    "damaged": "more of it is lost than asked for",
     "silent": "the peak is below -80 dBFS",
     "non-finite": "decodes to NaN or infinity somewhere",
+    "error": "decoding it failed in a way that nobody foresaw",
 }
 """Why a file is left out: code and meaning.
 
-A file that is cut off, or damaged somewhere, is packed if what decodes of it before that place has the
-shortest length asked for: it is sound, and worth as much as a clip that was made so short. Only if the loss
-makes the difference between fit and unfit is the file `truncated`, which says that another copy would help;
-`too-short` says that none would.
+A file that is cut off, or damaged somewhere, is packed with a mark if what decodes of it has the shortest
+length asked for, and no more of it is lost than asked for: it is sound, and worth as much as a clip that was
+made so short. Only if the loss makes the difference between fit and unfit is the file `truncated`, which says
+that another copy would help; `too-short` says that none would.
 """
+
+REMEDIES = {
+    "missing": "look for them, or take their rows out of the labels",
+    "outside": "copy what they lead to into the folder, or give the folder above as SOURCE",
+    "truncated": "get them again: another copy may be whole",
+    "too-short": "--min-seconds takes shorter ones too",
+    "too-long": "--max-hours takes longer ones too",
+    "damaged": "get them again, or take them as they are with --max-damage 1",
+    "error": "rejected.csv has the words of the failure: please report them",
+}
+"""What a user may do about files that are left out for a reason."""
 
 RATES = (1_000, 1_000_000)
 """Lowest and highest sample rate, in Hz, that is taken seriously: a damaged header may say anything."""
 
-MOST_VALUES = 2**31
-"""Samples of all channels that a file may hold by its header: 6.7 hours of stereo at 44.1 kHz.
+SHORT_SECONDS = 0.08
+"""A track that is shorter than its header promises by more than this, a frame of FLAC, is marked."""
 
-This and `MOST_SAMPLES` belong to the format: what is packed does not depend on how much memory there is.
-"""
-
-MOST_SAMPLES = 2**30 - 1
-"""Samples that a track may have in a shard, where 16-bit audio fits into the 4 GiB of a WAV file."""
-
-SILENCE = 1e-4
-"""Peak, relative to full scale, below which a track is silent: -80 dBFS, three steps of 16-bit audio."""
-
-_BLOCK = 4096
-"""Frames at a time when looking for the place where a file is damaged."""
-_UNKNOWN_SIZE = 2**31 - 1
-"""From here on, the size in a RIFF or AIFF header is what a writer puts there that cannot go back."""
 _OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EINVAL)
 """Errors that are a matter of one file rather than of the disk that it is on."""
 
@@ -67,48 +67,83 @@ class AudioError(DataError):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class Pcm:
-    """A track in 16 bits."""
+@dataclass(frozen=True, kw_only=True)
+class Demands:
+    """What a file has to be like to be packed."""
 
-    samples: npt.NDArray[np.int16]
-    clipped: npt.NDArray[np.intp]
-    """Places of the samples that did not fit into 16 bits, in ascending order."""
-    bytes_read: int = 0
+    sample_rate: int = 22_050
+    """Sample rate of the packed audio, in Hz."""
+    min_seconds: float = 5.0
+    """Tracks that decode to less are left out."""
+    max_hours: float = 12.0
+    """Tracks that decode to more are left out. A header that promises more is not believed."""
+    max_damage: float = 0.75
+    """Share of a track that may be lost; see `Decoded.damage`."""
+
+    def __post_init__(self) -> None:
+        if not (self.min_seconds >= 0 and math.isfinite(self.min_seconds)):
+            raise ConfigError(f"min_seconds = {self.min_seconds:g} must be 0 or more.")
+        if not (math.isfinite(self.max_hours) and self.max_hours * 3600 >= max(self.min_seconds, 1e-3)):
+            raise ConfigError(
+                f"max_hours = {self.max_hours:g} must be above 0 and no less than min_seconds = "
+                f"{self.min_seconds:g}."
+            )
+        if not 0 <= self.max_damage <= 1:
+            raise ConfigError(f"max_damage = {self.max_damage:g} must be 0 to 1.")
+
+    @property
+    def max_samples(self) -> int:
+        """Samples that a track may have in the shard."""
+        return min(round(self.max_hours * 3600 * self.sample_rate), MOST_SAMPLES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A track, and what there is to say about how it was decoded."""
+
+    pcm: Pcm
+    seconds: float
+    """Length of `pcm`."""
+    seconds_promised: float | None
+    """Length according to the headers of the file; None if they say nothing."""
+    damaged_packets: int
+    """Packets of the file that did not decode, and are left out of `pcm`."""
+    lost_share: float
+    """Share of the bytes of all packets that is in those which did not decode."""
+    mixing: Mixing
+    """How `pcm` was made of the channels of the file."""
+    bytes_read: int
     """Size of the file that it was decoded from."""
 
+    def damage(self, demands: Demands) -> float:
+        """Return the share that is lost: of the seconds promised, or of the bytes, whichever is larger."""
+        promised = self.seconds_promised or 0.0
+        if not self.seconds < promised <= demands.max_hours * 3600:
+            return self.lost_share
+        return max(self.lost_share, 1 - self.seconds / promised)
 
-@dataclass(frozen=True, slots=True)
-class _Audio:
-    mono: npt.NDArray[np.float32]
-    promised_seconds: float
-    """Length according to the header; 0 if it says nothing."""
-    bytes_read: int
 
-
-def decode(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
+def decode(path: Path, sample_rate: int) -> Samples:
     """Return the audio of `path` as mono samples at `sample_rate` Hz, full scale being 1.
 
-    libsndfile decodes, channels are averaged, soxr resamples (HQ). Peaks of lossy formats may exceed 1.
-    Raises `AudioError`: missing, empty, not-audio, truncated (nothing left at all) or non-finite; `DataError`
-    if memory does not suffice.
+    FFmpeg decodes, channels are averaged, soxr resamples (HQ). Peaks of lossy formats may exceed 1. Raises
+    `AudioError`: missing, empty or not-audio.
     """
     try:
-        with path.open("rb") as file:
-            return _decode(file, path, sample_rate).mono
+        with path.open("rb") as file, _opened(path, file) as audio:
+            blocks = [np.empty(0, np.float32), *mono_blocks(audio.blocks(), sample_rate, Mixer(Mixing()))]
+            return np.concatenate(blocks)
     except OSError as error:
         raise AudioError(path, "missing", error.strerror or "cannot be read") from None
-    except MemoryError:
-        raise _too_much(path) from None
 
 
-def decode_planned(store: Store, path: str, size: int, sample_rate: int, min_seconds: float) -> Pcm:
-    """Do the same as `decode_pcm` with a file that was there, and had `size` bytes, a while ago.
+def decode_planned(store: Store, path: str, size: int, demands: Demands) -> Decoded:
+    """Do the same as `decode_file` with a file that was there, and had `size` bytes, a while ago.
 
     Raises `DataError` if it is gone or has changed, or if its disk fails: that tells nothing about the file.
     """
     try:
-        pcm = decode_pcm(store, path, sample_rate, min_seconds)
+        decoded = decode_file(store, path, demands)
     except AudioError as error:
         failure = error.__cause__
         if isinstance(failure, OSError) and failure.errno not in _OF_THE_FILE:
@@ -116,140 +151,115 @@ def decode_planned(store: Store, path: str, size: int, sample_rate: int, min_sec
         if (found := store.size(path)) != size:
             raise _changed(path, "it is gone" if found is None else f"{found} bytes, not {size}") from None
         raise
-    if pcm.bytes_read != size:
-        raise _changed(path, f"{pcm.bytes_read} bytes, not {size}")
-    return pcm
+    if decoded.bytes_read != size:
+        raise _changed(path, f"{decoded.bytes_read} bytes, not {size}")
+    return decoded
 
 
-def decode_pcm(store: Store, path: str, sample_rate: int, min_seconds: float) -> Pcm:
+def decode_file(store: Store, path: str, demands: Demands) -> Decoded:
     """Return the audio of `path` as a shard holds it: mono, 16-bit, and fit for training.
 
-    Raises `AudioError` with any of `REASONS` but duplicate, and `DataError` if memory does not suffice.
+    The mean of all channels is taken, or the loudest alone where they cancel each other (`mono.CANCELLED`).
+    A track of which more than `MOST_CLIPPED` is beyond full scale, as float samples in the scale of integers
+    are, is divided by its peak. Raises `AudioError` with any of `REASONS` but duplicate.
     """
-    try:
-        return _decode_pcm(store, path, sample_rate, min_seconds)
-    except MemoryError:
-        raise _too_much(path) from None
-
-
-def _decode_pcm(store: Store, path: str, sample_rate: int, min_seconds: float) -> Pcm:
     try:
         with store.open(path) as file:
-            audio = _decode(file, path, sample_rate)
+            decoded = _decode(path, file, demands)
+    except AudioError:
+        raise
     except OSError as error:
         raise AudioError(path, "missing", error.strerror or "cannot be read") from error
-    seconds = len(audio.mono) / sample_rate
-    if seconds < min_seconds:
-        if audio.promised_seconds >= min_seconds:
-            detail = (
-                f"{seconds:.2f} s left of {audio.promised_seconds:.2f} s, at least {min_seconds:g} s needed"
-            )
-            raise AudioError(path, "truncated", detail)
-        raise AudioError(path, "too-short", f"{seconds:.2f} s, at least {min_seconds:g} s needed")
-    pcm = to_pcm(audio.mono)
-    if is_silent(pcm.samples):
-        raise AudioError(path, "silent", f"peak {peak(pcm.samples)} of 32768")
-    return Pcm(pcm.samples, pcm.clipped, audio.bytes_read)
+    except Exception as error:
+        raise AudioError(path, "error", f"{type(error).__name__}: {error}".rstrip(": ")) from None
+    _judge(path, decoded, demands)
+    return decoded
 
 
-def to_pcm(audio: npt.NDArray[np.float32]) -> Pcm:
-    """Return `audio` in 16 bits: times 32,768, rounded half to even, peaks clipped; no dither."""
-    with np.errstate(over="ignore"):
-        scaled = audio * np.float32(32_768)
-    np.rint(scaled, out=scaled)
-    clipped = np.empty(0, np.intp)
-    if scaled.max(initial=0) > 32_767 or scaled.min(initial=0) < -32_768:
-        clipped = np.flatnonzero((scaled > 32_767) | (scaled < -32_768))
-        scaled.clip(-32_768, 32_767, out=scaled)
-    return Pcm(scaled.astype(np.int16), clipped)
+def _decode(path: str, file: BinaryIO, demands: Demands) -> Decoded:
+    """Decode a file once, and once more if what is heard then asks for another way of mixing."""
+    mixing = Mixing()
+    decoded, mixer, heard = _decode_as(path, file, demands, mixing)
+    channel = mixer.loudest_if_cancelled()
+    if channel is not None:
+        mixing = Mixing(channel=channel)
+        decoded, _, heard = _decode_as(path, file, demands, mixing)
+    if heard.clipped > MOST_CLIPPED * heard.length:
+        mixing = Mixing(channel=channel, gain=32_767 / 32_768 / heard.peak)
+        decoded, _, _ = _decode_as(path, file, demands, mixing)
+    return decoded
 
 
-def is_silent(samples: npt.NDArray[np.int16]) -> bool:
-    """Return whether nothing in `samples` exceeds `SILENCE`."""
-    return peak(samples) < SILENCE * 32_768
+def _decode_as(
+    path: str, file: BinaryIO, demands: Demands, mixing: Mixing
+) -> tuple[Decoded, Mixer, PcmCollector]:
+    mixer, heard = Mixer(mixing), PcmCollector()
+    with _opened(path, file) as audio:
+        for block in mono_blocks(_checked(path, audio.blocks()), demands.sample_rate, mixer):
+            _add(path, heard, block)
+            if heard.length > demands.max_samples:
+                longest = demands.max_samples / demands.sample_rate / 3600
+                raise AudioError(path, "too-long", f"more than {longest:.4g} h")
+        seconds = heard.length / demands.sample_rate
+        decoded = Decoded(
+            pcm=heard.result(),
+            seconds=seconds,
+            seconds_promised=audio.promised_seconds(seconds),
+            damaged_packets=audio.damaged_packets,
+            lost_share=audio.lost_share,
+            mixing=mixing,
+            bytes_read=audio.bytes_read,
+        )
+    return decoded, mixer, heard
 
 
-def peak(samples: npt.NDArray[np.int16]) -> int:
-    """Return the largest magnitude in `samples`: 0 to 32,768."""
-    return max(int(samples.max(initial=0)), -int(samples.min(initial=0)))
-
-
-def _decode(file: BinaryIO, path: Path | str, sample_rate: int) -> _Audio:
-    head = file.read(8)
-    if not head:
-        raise AudioError(path, "empty", "0 bytes")
-    size = file.seek(0, os.SEEK_END)
-    try:
-        with _silent_stderr, _open_sound(file) as sound:
-            rate = sound.samplerate
-            promised = sound.frames
-            _check_header(sound, path, sample_rate)
-            audio = _read(sound, file)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(path, "not-audio", error.error_string.rstrip(".")) from None
-    promised_seconds = max(promised, len(audio) * _promised_share(head, size)) / rate
-    if not len(audio):
-        if promised:
-            raise AudioError(path, "truncated", f"nothing left of {promised_seconds:.2f} s")
-        raise AudioError(path, "not-audio", "nothing to decode")
-    mono = _downmix(audio)
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate, "HQ")
-    if not (np.isfinite(mono.max(initial=0)) and np.isfinite(mono.min(initial=0))):
-        raise AudioError(path, "non-finite", "NaN or infinity among the samples")
-    return _Audio(mono, promised_seconds, size)
-
-
-def _check_header(sound: soundfile.SoundFile, path: Path | str, sample_rate: int) -> None:
-    """Raise `AudioError` if what `sound` promises is absurd, before anything is made of that size."""
-    rate, frames, channels = sound.samplerate, sound.frames, sound.channels
-    if not RATES[0] <= rate <= RATES[1]:
-        raise AudioError(path, "not-audio", f"sample rate of {rate} Hz, {RATES[0]} to {RATES[1]} Hz expected")
-    if not 0 <= frames * channels <= MOST_VALUES:
-        detail = f"its header promises {frames} x {channels} samples, {MOST_VALUES} at most"
-        raise AudioError(path, "not-audio", detail)
-    samples = frames * sample_rate // rate + 1
-    if samples > MOST_SAMPLES:
-        detail = f"its header promises {samples} samples at {sample_rate} Hz, {MOST_SAMPLES} at most"
-        raise AudioError(path, "not-audio", detail)
-
-
-def _open_sound(file: BinaryIO) -> soundfile.SoundFile:
-    """Open `file` from its start, by its descriptor if it has one: calls to Python take a tenth longer."""
+def _opened(path: Path | str, file: BinaryIO) -> AudioFile:
     file.seek(0)
+    if not file.read(1):
+        raise AudioError(path, "empty", "0 bytes")
     try:
-        descriptor = file.fileno()
-    except OSError:  # in memory
-        return soundfile.SoundFile(file)
-    os.lseek(descriptor, 0, os.SEEK_SET)  # `file` reads ahead
-    return soundfile.SoundFile(descriptor, closefd=False)
+        return AudioFile(file)
+    except NotAudioError as error:
+        raise AudioError(path, "not-audio", str(error)) from None
 
 
-def _read(sound: soundfile.SoundFile, file: BinaryIO) -> npt.NDArray[np.float32]:
-    """Return all of `sound`, float32 [frames, channels], or what comes before it is damaged."""
+def _checked(path: str, blocks: Iterator[Block]) -> Iterator[Block]:
+    for block in blocks:
+        if not RATES[0] <= block.sample_rate <= RATES[1]:
+            detail = f"sample rate of {block.sample_rate} Hz, {RATES[0]} to {RATES[1]} Hz expected"
+            raise AudioError(path, "not-audio", detail)
+        yield block
+
+
+def _add(path: str, heard: PcmCollector, block: Samples) -> None:
     try:
-        # In one call: libsndfile seeks after each read, which starts its MP3 decoder afresh.
-        audio = sound.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, MemoryError) as error:  # there may be less than the header promises
-        blocks = [np.empty((0, sound.channels), np.float32)]
-        with _open_sound(file) as again, suppress(soundfile.LibsndfileError):
-            while len(block := again.read(_BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(block)
-        if len(blocks) == 1 and not isinstance(error, MemoryError):
-            raise
-        audio = np.concatenate(blocks)
-    return audio  # type: ignore[no-any-return]
+        heard.add(block)
+    except ValueError as error:
+        raise AudioError(path, "non-finite", str(error)) from None
+    except OSError as error:
+        detail = f"no room for its samples ({error.strerror}): set TMPDIR to a larger disk"
+        raise AudioError(path, "error", detail) from None
 
 
-def _promised_share(head: bytes, size: int) -> float:
-    """Return how many times as long a file should be, by the header of its container; 1 if it is whole.
-
-    libsndfile itself tells what an MP3 or FLAC header promises, but cuts RIFF and AIFF to what is there.
-    """
-    if head[:4] not in (b"RIFF", b"FORM"):
-        return 1
-    promised = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big") + 8
-    return 1 if promised >= _UNKNOWN_SIZE else max(1, promised / size)
+def _judge(path: str, decoded: Decoded, demands: Demands) -> None:
+    """Raise `AudioError` if a track is not what `demands` asks for."""
+    seconds, promised = decoded.seconds, decoded.seconds_promised or 0.0
+    needed = f"at least {demands.min_seconds:g} s needed"
+    if not decoded.pcm.length:
+        if promised:
+            raise AudioError(path, "truncated", f"nothing left of {promised:.2f} s")
+        raise AudioError(path, "not-audio", "nothing to decode")
+    if seconds < demands.min_seconds:
+        if promised >= demands.min_seconds:
+            raise AudioError(path, "truncated", f"{seconds:.2f} s left of {promised:.2f} s, {needed}")
+        raise AudioError(path, "too-short", f"{seconds:.2f} s, {needed}")
+    damage = decoded.damage(demands)
+    if damage > demands.max_damage:
+        detail = f"{damage:.0%} of it is lost, {demands.max_damage:.0%} at most: see --max-damage"
+        raise AudioError(path, "damaged", detail)
+    if is_silent(decoded.pcm.peak):
+        of_what = "the mean of its channels" if decoded.mixing.channel is None else "its loudest channel"
+        raise AudioError(path, "silent", f"the peak of {of_what} is {decoded.pcm.peak} of 32768")
 
 
 def _changed(path: str, what: str) -> DataError:
@@ -257,57 +267,3 @@ def _changed(path: str, what: str) -> DataError:
         f"{path} changed or went away while packing ({what}): when it is back, the same command goes on; "
         f"if it has changed for good, --force starts over."
     )
-
-
-def _too_much(path: Path | str) -> DataError:
-    return DataError(
-        f"{path} needs more memory to be decoded than there is: close other programs or use fewer --workers; "
-        f"the same command goes on."
-    )
-
-
-def _downmix(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Average `audio` [frames, channels], channel by channel: 10 times as fast as `mean` here."""
-    channels = audio.T
-    if len(channels) == 1:
-        mono: npt.NDArray[np.float32] = channels[0]
-        return mono
-    with np.errstate(over="ignore", invalid="ignore"):
-        total: npt.NDArray[np.float32] = channels[0] + channels[1]
-        for channel in channels[2:]:
-            total += channel
-    total /= np.float32(len(channels))
-    return total
-
-
-class _SilentStderr:
-    """Sends file descriptor 2 nowhere while at least one thread is inside.
-
-    libsndfile's MP3 decoder writes its notes there, past Python's `sys.stderr`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = -1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._saved = os.dup(2)
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, 2)
-                os.close(nowhere)
-            self._inside += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                os.dup2(self._saved, 2)
-                os.close(self._saved)
-
-
-_silent_stderr = _SilentStderr()

@@ -3,12 +3,16 @@
 import csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.plan import SPLITS, Corpus, Track
 from siamusic_fast.shards.store import Store, find_root, open_store
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 SUBSETS = {
     "fma_small": ("small",),
@@ -138,6 +142,19 @@ def _open_metadata(path: Path) -> BinaryIO:
     raise DataError(f"{path} holds no {_TABLE}: get {_METADATA}.zip again.")
 
 
+def _whole_rows(lines: "Reader", columns: int) -> Iterator[list[str]]:
+    """Yield the rows that are not blank. Raises `ValueError` with the line of one of another length."""
+    for cells in lines:
+        if not any(cells):
+            continue
+        if len(cells) != columns:
+            raise ValueError(
+                f"line {lines.line_num} has {len(cells)} cells, and the header has {columns}; the file is "
+                f"damaged or cut off, get it again"
+            )
+        yield cells
+
+
 def _read_metadata(path: Path) -> list[tuple[int, str, str, str]]:
     """Return (track number, split, subset, genre or "") of every row."""
     csv.field_size_limit(1 << 24)  # biographies are long
@@ -147,7 +164,10 @@ def _read_metadata(path: Path) -> list[tuple[int, str, str, str]]:
             upper, lower, _ = (next(lines, []) for _ in range(3))
             columns = list(zip(upper, lower, strict=False))
             split, subset, genre = map(columns.index, _COLUMNS)
-            rows = [(int(line[0]), line[split], line[subset], line[genre]) for line in lines]
+            rows = [
+                (int(line[0]), line[split], line[subset], line[genre])
+                for line in _whole_rows(lines, len(columns))
+            ]
     except (ValueError, IndexError, OSError, csv.Error) as error:
         raise DataError(f"{path} is not FMA's tracks.csv with its three header lines: {error}.") from None
     for number, name, _, _ in rows:

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.progress import SILENT, Progress, Task
+from siamusic_fast.shards.marks import duplicate
 from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.store import Store
 from siamusic_fast.shards.tables import Reject
@@ -27,7 +28,9 @@ class Look:
     stamps: list[int]
     """`Store.stamp` of the files of `tracks`."""
     rejects: list[Reject]
-    """The others: missing, empty or duplicate."""
+    """The others: missing, outside, empty or duplicate."""
+    kept_of: dict[str, str]
+    """Of every duplicate, by path, the path of the file that is kept in its place."""
 
 
 def look(corpus: Corpus, store: Store, progress: Progress = SILENT) -> Look:
@@ -46,15 +49,29 @@ def look(corpus: Corpus, store: Store, progress: Progress = SILENT) -> Look:
             sizes.append(size)
         elif size == 0:
             rejects.append(Reject(track.path, "empty", "0 bytes"))
+        elif store.is_outside(track.path):
+            rejects.append(Reject(track.path, "outside", "a link that leads out of the folder of audio"))
         else:
             rejects.append(Reject(track.path, "missing", "no such file, or no regular one"))
     duplicates = _duplicates(there, sizes, store, progress)
     if duplicates:
-        rejects += duplicates.values()
+        rejects += [
+            duplicate(track.path, track.genre, kept.path, kept.genre) for track, kept in duplicates.values()
+        ]
         kept = [place for place, track in enumerate(there) if track.path not in duplicates]
         there = [there[place] for place in kept]
         sizes = [sizes[place] for place in kept]
-    return Look(there, sizes, [store.stamp(track.path) for track in there], rejects)
+    kept_of = {path: kept.path for path, (_, kept) in duplicates.items()}
+    return Look(there, sizes, [store.stamp(track.path) for track in there], rejects, kept_of)
+
+
+def with_fate_of_kept(rejects: Sequence[Reject], found: Look) -> Iterator[Reject]:
+    """Yield `rejects`; duplicates say so if the file that was kept in their place was left out itself."""
+    reasons = {reject.path: reject.reason for reject in rejects}
+    for reject in rejects:
+        reason = reasons.get(found.kept_of.get(reject.path, ""))
+        detail = f"{reject.detail}; left out as well: {reason}"
+        yield replace(reject, detail=detail) if reason else reject
 
 
 def _size(store: Store, path: str) -> int | None:
@@ -64,20 +81,21 @@ def _size(store: Store, path: str) -> int | None:
         return None
 
 
-def _duplicates(tracks: list[Track], sizes: list[int], store: Store, progress: Progress) -> dict[str, Reject]:
-    """Return the rejects among `tracks` by path."""
+def _duplicates(
+    tracks: list[Track], sizes: list[int], store: Store, progress: Progress
+) -> dict[str, tuple[Track, Track]]:
+    """Return those of `tracks` that are copies, by path, each with the one that is kept."""
     of_size: dict[int, list[Track]] = defaultdict(list)
     for track, size in zip(tracks, sizes, strict=True):
         of_size[size].append(track)
     alike = {size: members for size, members in of_size.items() if len(members) > 1}
-    found = {}
+    found: dict[str, tuple[Track, Track]] = {}
     with progress.task("Comparing", sum(map(len, alike.values())), "files of equal size") as task:
         for size, members in alike.items():
             for glanced in _alike(members, store, size // 2, _GLANCE, task):
                 for same in _alike(glanced, store, 0, None, None):
                     kept, *others = sorted(same, key=lambda track: (track.genre == "", track.path))
-                    for track in others:
-                        found[track.path] = Reject(track.path, "duplicate", f"same bytes as {kept.path}")
+                    found.update((track.path, (track, kept)) for track in others)
     return found
 
 

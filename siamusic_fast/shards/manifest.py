@@ -14,7 +14,7 @@ from siamusic_fast.errors import DataError
 from siamusic_fast.shards.files import atomic_write, open_regular
 from siamusic_fast.shards.tables import REJECTED, TRACKS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 FRONTENDS = "frontends.json"
 """Where pipelines keep the frontends that they estimated from the shards."""

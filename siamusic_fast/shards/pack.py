@@ -1,8 +1,6 @@
 """A corpus in, a shard set out: every file is judged, and packed or listed with a reason."""
 
 import dataclasses
-import hashlib
-import itertools
 import math
 import time
 from collections import Counter, defaultdict
@@ -10,28 +8,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import soundfile
-import soxr
-
-import siamusic_fast
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.codec import check_rate, pcm_bytes
-from siamusic_fast.shards.decode import REASONS, AudioError, Pcm, decode_planned, is_silent
-from siamusic_fast.shards.look import Look, look
+from siamusic_fast.shards.codec import check_rate
+from siamusic_fast.shards.decode import REASONS, Demands
+from siamusic_fast.shards.look import Look, look, with_fate_of_kept
 from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
-from siamusic_fast.shards.plan import Corpus, ShardPlan, Track, plan_shards
-from siamusic_fast.shards.pool import Count, Counts, cores, run_in_executor, run_in_processes
-from siamusic_fast.shards.results import ShardResult, finished_result, read_result, write_result
+from siamusic_fast.shards.plan import Corpus, ShardPlan, plan_shards
+from siamusic_fast.shards.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
+from siamusic_fast.shards.results import ShardResult, finished_result, pass_over, passed_over, read_result
+from siamusic_fast.shards.shard_job import COUNTED, ShardJob, pack_shard
 from siamusic_fast.shards.store import open_store
 from siamusic_fast.shards.tables import REJECTED, PackedTrack, Reject, write_rejects, write_tracks
 from siamusic_fast.shards.target import check_free, claim, unfinished
-from siamusic_fast.shards.writer import Sample, Storage, write_shard
-
-_COUNTED = ("files", "bytes", *REASONS)
-"""What workers count: see `pool.Counts`."""
+from siamusic_fast.shards.work import packing_work
+from siamusic_fast.shards.writer import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +38,10 @@ class PackConfig:
     """Of the packed audio, in Hz."""
     min_seconds: float = 5.0
     """Shorter tracks are left out."""
+    max_hours: float = 12.0
+    """Longer tracks are left out."""
+    max_damage: float = 0.75
+    """Tracks of which a larger share is lost are left out, see `decode.Decoded.damage`."""
     max_seconds: float | None = None
     """Longer tracks are cut into segments, see `segments`; None: they are kept whole.
 
@@ -60,8 +56,7 @@ class PackConfig:
         check_rate(self.codec, self.sample_rate)
         if not 0 <= self.quality <= 10:
             raise ConfigError(f"quality = {self.quality:g} must be 0 to 10.")
-        if not (self.min_seconds >= 0 and math.isfinite(self.min_seconds)):
-            raise ConfigError(f"min_seconds = {self.min_seconds:g} must be 0 or more.")
+        _ = self.demands  # which checks itself
         if self.max_seconds is not None and not (
             math.isfinite(self.max_seconds)
             and self.max_seconds >= self.min_seconds
@@ -73,6 +68,21 @@ class PackConfig:
             )
         if self.tracks_per_shard < 1:
             raise ConfigError(f"tracks_per_shard = {self.tracks_per_shard} must be at least 1.")
+
+    @property
+    def demands(self) -> Demands:
+        """What a file has to be like to be packed."""
+        return Demands(
+            sample_rate=self.sample_rate,
+            min_seconds=self.min_seconds,
+            max_hours=self.max_hours,
+            max_damage=self.max_damage,
+        )
+
+    @property
+    def storage(self) -> Storage:
+        """How samples are stored."""
+        return Storage(sample_rate=self.sample_rate, codec=self.codec, quality=self.quality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,23 +123,6 @@ class PackStatus:
         return f"{rates}, left out: {_count_words(self.rejected)}" if self.rejected else rates
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """All that it takes to write one shard, anywhere: give it to `pack_shard`."""
-
-    audio: Path
-    """Folder or zip of the corpus."""
-    folder: Path
-    """Of the shard set."""
-    results: Path
-    plan: ShardPlan
-    sizes: tuple[int, ...]
-    """In bytes, that the files of its tracks had when they were planned."""
-    labels: dict[str, int]
-    """Of every genre."""
-    config: PackConfig
-
-
 def pack(
     corpus: Corpus,
     folder: Path,
@@ -161,27 +154,14 @@ def pack(
             f"{corpus.tracks[0].path}: {_count_words(_count(found.rejects))}."
         )
     plans = plan_shards(found.tracks, tracks_per_shard=config.tracks_per_shard, seed=config.seed)
-    work = _work(corpus, found, plans, config)
+    work = packing_work(corpus, found, len(plans), dataclasses.asdict(config))
     try:
         with claim(folder, work, force) as results:
             if not (folder / MANIFEST).exists():
-                labels = {genre: label for label, genre in enumerate(corpus.classes)}
-                sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
-                jobs = [
-                    ShardJob(
-                        audio=corpus.folder,
-                        folder=folder,
-                        results=results,
-                        plan=plan,
-                        sizes=tuple(sizes[track.path] for track in plan.tracks),
-                        labels=labels,
-                        config=config,
-                    )
-                    for plan in plans
-                ]
+                jobs = _jobs(corpus, folder, results, config, found, plans)
                 observer = _Observer(found, progress, watch)
                 _run(jobs, observer, workers or cores(), executor)
-                _write_tables(corpus, folder, config, jobs, found.rejects)
+                _write_tables(corpus, folder, config, jobs, found)
     except OSError as error:
         state = unfinished(folder)
         rest = f" from the {state.finished} shards that are finished" if state and state.finished else ""
@@ -192,99 +172,32 @@ def pack(
     return read_manifest(folder)
 
 
-def pack_shard(job: ShardJob, count: Count = lambda counts: None) -> ShardResult:
-    """Decode, judge and write the tracks of one shard, one at a time; calls `count` after each."""
-    tracks: list[PackedTrack] = []
-    rejects: list[Reject] = []
-    samples = _samples(job, tracks, rejects, count)
-    first = next(samples, None)
-    shard = None
-    if first:
-        storage = Storage(
-            sample_rate=job.config.sample_rate, codec=job.config.codec, quality=job.config.quality
+def _jobs(
+    corpus: Corpus,
+    folder: Path,
+    results: Path,
+    config: PackConfig,
+    found: Look,
+    plans: Iterable[ShardPlan],
+) -> list[ShardJob]:
+    sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
+    labels = {genre: label for label, genre in enumerate(corpus.classes)}
+    deadly = passed_over(results)
+    return [
+        ShardJob(
+            audio=corpus.folder,
+            folder=folder,
+            results=results,
+            plan=plan,
+            sizes=tuple(sizes[track.path] for track in plan.tracks),
+            passed_over=deadly,
+            labels=labels,
+            demands=config.demands,
+            storage=config.storage,
+            max_seconds=config.max_seconds,
         )
-        shard = write_shard(
-            job.folder,
-            job.plan.stem,
-            itertools.chain([first], samples),
-            storage=storage,
-            labelled=job.plan.labelled,
-        )
-    result = ShardResult(shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
-    write_result(job.results, job.plan.stem, result)
-    return result
-
-
-def segments(samples: int, sample_rate: int, min_seconds: float, max_seconds: float | None) -> list[range]:
-    """Return where a track of `samples` is cut: after every `max_seconds`, the last piece being shorter.
-
-    The last piece is dropped if it is shorter than `min_seconds`; the first is never.
-    """
-    if max_seconds is None:
-        return [range(samples)]
-    length = round(max_seconds * sample_rate)
-    pieces = [range(start, min(start + length, samples)) for start in range(0, samples, length)]
-    return [piece for piece in pieces if not piece.start or len(piece) >= min_seconds * sample_rate]
-
-
-def _samples(
-    job: ShardJob, tracks: list[PackedTrack], rejects: list[Reject], count: Count
-) -> Iterator[Sample]:
-    """Yield what is fit, and enter every track into `tracks` or `rejects`."""
-    store = open_store(job.audio)
-    for track, size in zip(job.plan.tracks, job.sizes, strict=True):
-        counts = Counter({"files": 1})
-        try:
-            pcm = decode_planned(store, track.path, size, job.config.sample_rate, job.config.min_seconds)
-        except AudioError as error:
-            rejects.append(Reject(track.path, error.reason, error.detail))
-            counts[error.reason] += 1
-        else:
-            counts["bytes"] = pcm.bytes_read
-            before = len(tracks)
-            for sample, row in _cut(job, track, pcm):
-                tracks.append(row)
-                yield sample
-            if len(tracks) == before:
-                rejects.append(Reject(track.path, "silent", "each of its segments"))
-                counts["silent"] += 1
-        count(tuple(counts[name] for name in _COUNTED))
-
-
-def _cut(job: ShardJob, track: Track, pcm: Pcm) -> Iterator[tuple[Sample, PackedTrack]]:
-    """Yield the segments of `track` that are not silent, or all of it, each with its row."""
-    config = job.config
-    pieces = segments(len(pcm.samples), config.sample_rate, config.min_seconds, config.max_seconds)
-    for number, piece in enumerate(pieces):
-        part = pcm.samples[piece.start : piece.stop]
-        if len(part) < len(pcm.samples) and is_silent(part):
-            continue
-        offset = piece.start / config.sample_rate
-        key = track.key if config.max_seconds is None else f"{track.key}-{number:04d}"
-        sample = Sample(
-            key=key,
-            track=track,
-            label=job.labels.get(track.genre, -1),
-            pcm=part,
-            offset=None if config.max_seconds is None else offset,
-        )
-        clipped = (piece.start <= pcm.clipped) & (pcm.clipped < piece.stop)
-        yield (
-            sample,
-            PackedTrack(
-                key=key,
-                track_id=track.key,
-                offset=offset,
-                split=track.split,
-                genre=track.genre,
-                seconds=len(part) / config.sample_rate,
-                samples=len(part),
-                clipped=int(clipped.sum()),
-                shard=f"{job.plan.stem}.tar",
-                path=track.path,
-                sha256=hashlib.sha256(pcm_bytes(part)).hexdigest(),
-            ),
-        )
+        for plan in plans
+    ]
 
 
 class _Observer:
@@ -304,7 +217,7 @@ class _Observer:
         self._rejected.update(reject.reason for reject in result.rejects)
 
     def status(self, counts: Counts) -> PackStatus:
-        now = dict(zip(_COUNTED, counts, strict=True))
+        now = dict(zip(COUNTED, counts, strict=True))
         rejected = {reason: self._rejected[reason] + now[reason] for reason in REASONS}
         status = PackStatus(
             total=self.total,
@@ -336,49 +249,36 @@ def _run(jobs: list[ShardJob], observer: _Observer, workers: int, executor: Exec
                 task.advance(status.files - reported, note=status.words())
                 reported = status.files
 
-        on_counts((0,) * len(_COUNTED))
+        on_counts((0,) * len(COUNTED))
         if executor:
-            run_in_executor(pack_shard, todo, executor, counters=len(_COUNTED), on_counts=on_counts)
+            run_in_executor(pack_shard, todo, executor, counters=len(COUNTED), on_counts=on_counts)
         elif todo:
-            run_in_processes(pack_shard, todo, workers=workers, counters=len(_COUNTED), on_counts=on_counts)
+            try:
+                run_in_processes(
+                    pack_shard, todo, workers=workers, counters=len(COUNTED), on_counts=on_counts
+                )
+            except WorkerDiedError as error:
+                raise _named(error, todo) from None
 
 
-def _work(corpus: Corpus, found: Look, plans: Sequence[ShardPlan], config: PackConfig) -> dict[str, Any]:
-    """Return all that the result depends on, as plain values.
-
-    Files are told by their name, size, and when they were modified or, in a zip, their checksum.
-    """
-    digest = hashlib.sha256()
-
-    def add(*values: object) -> None:
-        digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
-
-    for track, size, stamp in zip(found.tracks, found.sizes, found.stamps, strict=True):
-        add(track.key, track.path, track.split, track.genre, size, stamp)
-    for reject in found.rejects:
-        add(reject.path, reject.reason, reject.detail)
-    add(*corpus.classes)
-    return {
-        **dataclasses.asdict(config),
-        "source": corpus.name,
-        "software": _software(),
-        "shards": len(plans),
-        "inputs": digest.hexdigest(),
-    }
-
-
-def _software() -> str:
-    """Return the versions of what makes samples of files: another may decode the same file otherwise."""
-    return (
-        f"siamusic-fast {siamusic_fast.__version__}, libsndfile {soundfile.__libsndfile_version__}, "
-        f"soxr {soxr.__version__}"
+def _named(error: WorkerDiedError, jobs: Sequence[ShardJob]) -> DataError:
+    """Return the error that names the file at which a worker died, and let the next run pass it over."""
+    if error.job is None or error.step >= len(jobs[error.job].plan.tracks):
+        return error
+    job = jobs[error.job]
+    path = job.plan.tracks[error.step].path
+    pass_over(job.results, path)
+    return DataError(
+        f"a worker process died ({error.how}) while it decoded {path}: the same command goes on without that "
+        f"file; --force starts over and tries it again."
     )
 
 
 def _write_tables(
-    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], rejects: list[Reject]
+    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], found: Look
 ) -> None:
     """Put the results of all jobs together, one at a time."""
+    rejects = list(found.rejects)
     splits: dict[str, list[Shard]] = defaultdict(list)
 
     def tracks() -> Iterator[PackedTrack]:
@@ -390,7 +290,7 @@ def _write_tables(
             yield from result.tracks
 
     write_tracks(folder, tracks())
-    write_rejects(folder, rejects)
+    write_rejects(folder, with_fate_of_kept(rejects, found))
     rejected = _count(rejects)
     if not splits:
         raise DataError(

@@ -16,6 +16,7 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Array
@@ -34,6 +35,19 @@ _POLL_SECONDS = 0.1
 """How often progress is reported."""
 _GRACE_SECONDS = 1.0
 """How long workers may go on with what they are at after they were told to stop; then they are killed."""
+
+
+class WorkerDiedError(DataError):
+    """A worker process that ended by itself, and what it was at."""
+
+    def __init__(self, how: str, workers: int, job: int | None = None, step: int = 0) -> None:
+        remedy = f"use fewer than {workers} --workers" if workers > 1 else "close other programs"
+        super().__init__(f"a worker process died ({how}): {remedy}; the same command goes on.")
+        self.how = how
+        self.job = job
+        """Place of the job among all jobs; None if that is not known."""
+        self.step = step
+        """How often that job had called `count`."""
 
 
 def cores() -> int:
@@ -65,35 +79,37 @@ def run_in_processes(
 
     `function` calls `count` with `counters` numbers after each step of its work; `on_counts` hears here, now
     and then, what they add up to. If a job fails, or on Ctrl-C, the others stop at their next step, or are
-    killed if that takes longer than a second. Raises `DataError` if a worker dies.
+    killed if that takes longer than a second. Raises `WorkerDiedError` if a worker dies.
     """
     # Spawned, not forked: the caller may have threads, and a spawned worker imports only what its job needs.
     context = multiprocessing.get_context("spawn")
-    totals = Array("q", counters, ctx=context)
-    stop = context.Event()
+    shared = _Shared(
+        totals=Array("q", counters, ctx=context),
+        workers=Array("q", len(jobs), ctx=context, lock=False),
+        steps=Array("q", len(jobs), ctx=context, lock=False),
+        stop=context.Event(),
+    )
     pool = ProcessPoolExecutor(
         max(1, min(workers, len(jobs))),
         mp_context=context,
         initializer=_start_worker,
-        initargs=(totals, stop),
+        initargs=(shared,),
     )
     not_ours = set(multiprocessing.active_children())
-    try:
-        with pool:
-            try:
-                with _ctrl_c_held_back():  # the workers are started here
-                    futures = [pool.submit(_run_job, function, job) for job in jobs]
-                _follow(futures, totals, on_counts)
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                _end_soon([child for child in multiprocessing.active_children() if child not in not_ours])
-                raise
-    except BrokenProcessPool:
-        raise DataError(
-            f"a worker process died, perhaps for lack of memory: the same command with fewer than {workers} "
-            f"--workers goes on."
-        ) from None
+    with pool:
+        try:
+            with _ctrl_c_held_back():  # the workers are started here
+                futures = [pool.submit(_run_job, function, place, job) for place, job in enumerate(jobs)]
+                children = [child for child in multiprocessing.active_children() if child not in not_ours]
+            _follow(futures, children, shared.totals, on_counts)
+        except BaseException as error:
+            died = _died(children, shared, workers) if isinstance(error, BrokenProcessPool) else None
+            shared.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            _end_soon(children)
+            if died:
+                raise died from None
+            raise
 
 
 def run_in_executor(
@@ -151,14 +167,41 @@ def _ctrl_c_held_back() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _follow(futures: Sequence[Future[None]], totals: Any, on_counts: Count) -> None:
-    """Report counts until all of `futures` are done; raise what the first one that fails raises."""
+def _follow(
+    futures: Sequence[Future[None]], children: Sequence[BaseProcess], totals: Any, on_counts: Count
+) -> None:
+    """Report counts until all of `futures` are done; raise what the first one that fails raises.
+
+    The pool itself may overlook the end of a worker that it started while it was waiting already.
+    """
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
+        if any(child.exitcode for child in children):
+            raise BrokenProcessPool
         on_counts(tuple(totals))
+
+
+def _died(children: Sequence[BaseProcess], shared: "_Shared", workers: int) -> WorkerDiedError:
+    """Return the error that says which of `children` died by itself; the others are ended by SIGTERM."""
+    deadline = monotonic() + _GRACE_SECONDS
+    while monotonic() < deadline:
+        for child in children:
+            if child.exitcode not in (None, 0, -signal.SIGTERM):
+                jobs = [place for place, worker in enumerate(shared.workers) if worker == child.pid]
+                steps = shared.steps[jobs[0]] if jobs else 0
+                return WorkerDiedError(_how(child.exitcode), workers, jobs[0] if jobs else None, steps)
+        sleep(_POLL_SECONDS / 10)
+    return WorkerDiedError("perhaps for lack of memory", workers)
+
+
+def _how(exit_code: int | None) -> str:
+    """Return what `exit_code` says of the end of a process."""
+    if exit_code == -signal.SIGKILL:
+        return "killed, perhaps for lack of memory"
+    return f"exit code {exit_code}"
 
 
 def _end_soon(children: Sequence[BaseProcess]) -> None:
@@ -170,13 +213,26 @@ def _end_soon(children: Sequence[BaseProcess]) -> None:
         child.kill()
 
 
-_totals: Any
-_stop: Event
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What workers and their parent share."""
+
+    totals: Any
+    """What all jobs have counted so far."""
+    workers: Any
+    """Of each job that is being done, the process that does it; 0 before and after."""
+    steps: Any
+    """How often each job has counted."""
+    stop: Event
+    """Tells workers to end."""
 
 
-def _start_worker(totals: Any, stop: Event) -> None:
-    global _totals, _stop
-    _totals, _stop = totals, stop
+_shared: _Shared
+
+
+def _start_worker(shared: _Shared) -> None:
+    global _shared
+    _shared = shared
     end_with_parent()
 
 
@@ -198,19 +254,22 @@ def _outlive(parent: BaseProcess, seconds: float) -> None:
     os._exit(1)
 
 
-def _run_job(function: Callable[[Job, Count], object], job: Job) -> None:
+def _run_job(function: Callable[[Job, Count], object], place: int, job: Job) -> None:
     _stop_if_told()
-    function(job, _count)
+    _shared.workers[place] = os.getpid()
 
+    def count(counts: Counts) -> None:
+        _shared.steps[place] += 1
+        with _shared.totals.get_lock():
+            for counter, more in enumerate(counts):
+                if more:
+                    _shared.totals[counter] += more
+        _stop_if_told()
 
-def _count(counts: Counts) -> None:
-    with _totals.get_lock():
-        for place, more in enumerate(counts):
-            if more:
-                _totals[place] += more
-    _stop_if_told()
+    function(job, count)
+    _shared.workers[place] = 0
 
 
 def _stop_if_told() -> None:
-    if _stop.is_set():
+    if _shared.stop.is_set():
         raise CancelledError

@@ -9,6 +9,9 @@ from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import Shard, file_sha256
 from siamusic_fast.shards.tables import PackedTrack, Reject
 
+PASSED_OVER = "passed-over"
+"""Name of the file with the paths at which a worker process died, as a list in JSON."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
@@ -52,3 +55,16 @@ def finished_result(folder: Path, results: Path, stem: str) -> ShardResult | Non
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return result if whole else None
+
+
+def pass_over(results: Path, path: str) -> None:
+    """Note that a worker process died at the audio file `path`."""
+    paths = passed_over(results) | {path}
+    with atomic_write(results / PASSED_OVER) as file:
+        file.write(json.dumps(sorted(paths)).encode())
+
+
+def passed_over(results: Path) -> frozenset[str]:
+    """Return the paths that `pass_over` was told."""
+    file = results / PASSED_OVER
+    return frozenset(json.loads(file.read_bytes())) if file.exists() else frozenset()

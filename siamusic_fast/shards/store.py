@@ -4,14 +4,17 @@ import errno
 import io
 import lzma
 import os
+import shutil
 import stat
+import tempfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from siamusic_fast.errors import DataError
 
@@ -27,8 +30,18 @@ _METHODS = {
 _DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """What reading a damaged member may raise."""
 
+_IN_MEMORY = 1 << 26
+"""Bytes of a zip member above which it is unpacked to a temporary file rather than into memory."""
+_COPY = 1 << 20
+
 _ENCRYPTED = 1
-"""Flag bit of a zip member."""
+_UTF8 = 1 << 11
+"""Flag bits of a zip member; that of UTF-8 is of its name, which is of code page 437 otherwise."""
+_UNIX = 3
+"""The system on which a zip member was made, by its number in zips."""
+
+
+_OUTSIDE = "a link that leads outside of the corpus"
 
 
 class Store(ABC):
@@ -55,9 +68,13 @@ class Store(ABC):
     def size(self, path: str) -> int | None:
         """Return the bytes of the file `path`, or None if it is not there or cannot be looked at."""
 
+    def is_outside(self, path: str) -> bool:
+        """Return whether `path` is there, but leads to something outside of `root`."""
+        return leads_outside(path)
+
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """Open the file `path`, to be read and sought in; a member of a zip is read whole into memory.
+        """Open the file `path`, to be read and sought in; a member of a zip is unpacked first.
 
         Raises `OSError` if it is not there, cannot be opened, or is damaged within its zip (`EBADMSG`).
         """
@@ -140,6 +157,15 @@ class _FolderStore(Store):
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
+    def is_outside(self, path: str) -> bool:
+        try:
+            self._status(path)
+        except OSError as error:
+            return error.strerror == _OUTSIDE
+        except DataError:
+            return True
+        return False
+
     def stamp(self, path: str) -> int:
         try:
             return self._status(path).st_mtime_ns
@@ -175,7 +201,7 @@ class _FolderStore(Store):
             status = os.stat(full)  # noqa: PTH116
             inside = self._is_inside(full)
         if not inside:
-            raise OSError(errno.EPERM, "a link that leads outside of the corpus")
+            raise OSError(errno.EPERM, _OUTSIDE)
         return status
 
     def _is_inside(self, full: bytes) -> bool:
@@ -187,16 +213,16 @@ class _ZipStore(Store):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._zip = zipfile.ZipFile(root)
-        members = [member for member in self._zip.infolist() if not member.is_dir()]
-        for member in members:
-            _refuse_member(root, member)
-        names = [member.filename for member in members if not _is_litter(member.filename)]
+        named = {name: member for name, member in _names(self._zip.infolist()) if not name.endswith("/")}
+        for name, member in named.items():
+            _refuse_member(root, name, member)
+        names = [name for name in named if not _is_litter(name)]
         tops = {name.partition("/")[0] for name in names}
         in_one_folder = len(tops) == 1 and all("/" in name for name in names)
         self.top = tops.pop() if in_one_folder else ""
         above = f"{self.top}/" if self.top else ""
         self._members = {
-            member.filename[len(above) :]: member for member in members if member.filename.startswith(above)
+            name[len(above) :]: member for name, member in named.items() if name.startswith(above)
         }
 
     def size(self, path: str) -> int | None:
@@ -209,7 +235,10 @@ class _ZipStore(Store):
         if path not in self._members:
             raise FileNotFoundError(errno.ENOENT, "no such file in the zip")
         try:
-            return io.BytesIO(self._zip.read(self._members[path]))
+            member = self._members[path]
+            if member.file_size > _IN_MEMORY:
+                return _unpacked(self._zip, member)
+            return io.BytesIO(self._zip.read(member))
         except (*_DAMAGES, OSError) as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise  # the zip itself cannot be read
@@ -226,16 +255,48 @@ class _ZipStore(Store):
         yield from (path for path in self._members if not _is_litter(path))
 
 
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
+    """Return a temporary file with the content of a large `member`."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever opens the member closes it
+    try:
+        with archive.open(member) as packed:
+            shutil.copyfileobj(packed, file, _COPY)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(errno.EBADMSG, "no room to unpack it: set TMPDIR to a larger disk") from None
+        raise
+    file.seek(0)
+    return cast(BinaryIO, file)
+
+
 @lru_cache(maxsize=2)
 def _zip_store(root: Path, changed: int, size: int) -> _ZipStore:
     """Return the store of a zip; its directory, which may list 100,000 files, is kept for the next caller."""
     return _ZipStore(root)
 
 
-def _refuse_member(root: Path, member: zipfile.ZipInfo) -> None:
-    if leads_outside(member.filename):
+def _names(members: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    """Yield `members` by the names that they are meant to have.
+
+    Names that are UTF-8 are taken as that though the flag is missing which says so. Backslashes divide
+    folders if the zip was not made on Unix, or if no name in it has a forward slash.
+    """
+    no_slash = not any("/" in member.filename for member in members)
+    for member in members:
+        name = member.filename
+        if not member.flag_bits & _UTF8:
+            with suppress(UnicodeError):
+                name = name.encode("cp437").decode("utf-8")
+        if no_slash or member.create_system != _UNIX:
+            name = name.replace("\\", "/")
+        yield name, member
+
+
+def _refuse_member(root: Path, name: str, member: zipfile.ZipInfo) -> None:
+    if leads_outside(name):
         raise DataError(
-            f"{root} holds a file named {member.filename!r}, which leads outside of it: do not use this zip."
+            f"{root} holds a file named {name!r}, which leads outside of it: do not use this zip."
         )
     if member.compress_type not in _METHODS or member.flag_bits & _ENCRYPTED:
         kind = "encrypted" if member.flag_bits & _ENCRYPTED else f"compression type {member.compress_type}"

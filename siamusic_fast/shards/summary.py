@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.tables import PackedTrack, read_tracks
+from siamusic_fast.shards.marks import count_marks
+from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Summary:
     """A shard set."""
 
     splits: dict[str, SplitSummary]
+    marks: dict[str, int]
+    """Tracks of each of `marks.MARKS`, those without any left out."""
     equal_audio: tuple[tuple[PackedTrack, ...], ...]
     """Groups of tracks whose samples are the same, though their files may differ."""
 
@@ -60,7 +63,8 @@ def summarise(shard_set: ShardSet) -> Summary:
         for split, shards in shard_set.splits.items()
     }
     repeated = {short for short, count in audio.items() if count > 1}
-    return Summary(splits=splits, equal_audio=tuple(_equal_audio(shard_set, repeated)))
+    marks = count_marks(read_tracks(shard_set.folder), read_rejects(shard_set.folder))
+    return Summary(splits=splits, marks=marks, equal_audio=tuple(_equal_audio(shard_set, repeated)))
 
 
 def _equal_audio(shard_set: ShardSet, repeated: set[int]) -> Iterator[tuple[PackedTrack, ...]]:

@@ -15,9 +15,11 @@ REJECTED = "rejected.csv"
 
 TRACK_COLUMNS = (
     *("index", "key", "track_id", "offset", "split", "class", "seconds", "samples", "clipped"),
-    *("shard", "path", "sha256"),
+    *("shard", "path", "sha256", "seconds_promised", "seconds_missing", "damaged_packets", "channel", "gain"),
 )
 _REJECT_COLUMNS = ("path", "reason", "detail")
+_MEAN = "mean"
+"""Stands in the column `channel` for the mean of all channels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,16 @@ class PackedTrack:
     """Of the source file, relative to the corpus."""
     sha256: str
     """Of the 16-bit samples, little-endian, in hexadecimal digits."""
+    seconds_promised: float | None = None
+    """Length of the whole track by the headers of its file; None if they say nothing."""
+    seconds_missing: float = 0.0
+    """How much shorter than promised the whole track is."""
+    damaged_packets: int = 0
+    """Packets of the file that did not decode, and are left out."""
+    channel: int | None = None
+    """The channel of the file that was taken, as all of them cancel each other; None: their mean."""
+    gain: float = 1.0
+    """Factor on every sample of a track that would have been clipped throughout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,8 @@ def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
         (
             *(index, t.key, t.track_id, f"{t.offset:.3f}", t.split, t.genre, f"{t.seconds:.3f}"),
             *(t.samples, t.clipped, t.shard, t.path, t.sha256),
+            "" if t.seconds_promised is None else f"{t.seconds_promised:.3f}",
+            *(f"{t.seconds_missing:.3f}", t.damaged_packets, _channel_name(t.channel), f"{t.gain:.6g}"),
         )
         for index, t in enumerate(tracks)
     )
@@ -88,6 +102,11 @@ def read_tracks(folder: Path) -> Iterator[PackedTrack]:
                 shard=row["shard"],
                 path=row["path"],
                 sha256=_checked(row["sha256"]),
+                seconds_promised=float(row["seconds_promised"]) if row["seconds_promised"] else None,
+                seconds_missing=float(row["seconds_missing"]),
+                damaged_packets=int(row["damaged_packets"]),
+                channel=None if row["channel"] == _MEAN else int(row["channel"]),
+                gain=float(row["gain"]),
             )
 
 
@@ -112,6 +131,10 @@ def open_text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedReader(open_regular(path)), encoding="utf-8", errors="surrogateescape", newline=""
     )
+
+
+def _channel_name(channel: int | None) -> str:
+    return _MEAN if channel is None else str(channel)
 
 
 def _checked(sha256: str) -> str:

@@ -4,6 +4,7 @@ While it is being packed, and until that has ended well, it has a folder .packin
 
     lock          what is being packed, as a line of JSON; locked by the packer as long as it lives
     STEM.json     what came of each shard that is finished (see `results`)
+    passed-over   files at which a worker process died, as a list of JSON, if there are any
 """
 
 import fcntl
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST
 from siamusic_fast.shards.plan import SPLITS
+from siamusic_fast.shards.results import PASSED_OVER
 from siamusic_fast.shards.tables import REJECTED, TRACKS, is_table
 
 UNFINISHED = ".packing"
@@ -40,9 +42,8 @@ _TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
 _SHARD_FILE = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}\.(?:tar|idx)"
 _OWN = re.compile(rf"(?P<temporary>\.)?(?:{_SHARD_FILE}|{_TABLES})(?(temporary)\.tmp)")
 """Names of files that a shard set has, and of those that are being written (see `files.temporary_name`)."""
-_OWN_RESULT = re.compile(
-    rf"(?P<temporary>\.)?(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}\.json(?(temporary)\.tmp)"
-)
+_RESULT = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}\.json"
+_OWN_RESULT = re.compile(rf"(?P<temporary>\.)?(?:{_RESULT}|{PASSED_OVER})(?(temporary)\.tmp)")
 """The same in the folder `UNFINISHED`, without the lock."""
 
 
@@ -243,5 +244,5 @@ def _own_files(folder: Path) -> list[Path]:
 
 
 def _own_results(results: Path) -> list[Path]:
-    """Files that `results.write_result` has written, complete or not."""
+    """Files that `results` has written, complete or not."""
     return [file for file in results.iterdir() if _OWN_RESULT.fullmatch(file.name)]

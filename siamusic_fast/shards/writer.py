@@ -1,18 +1,17 @@
 """Samples in, one WebDataset tar and its index out; the bytes depend on the samples and on nothing else."""
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from siamusic_fast.shards.codec import encode
+from siamusic_fast.shards.codec import encode, pcm_bytes, wav_header
 from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import Shard
 from siamusic_fast.shards.plan import Track
@@ -92,18 +91,43 @@ def _add_sample(tar: tarfile.TarFile, sample: Sample, storage: Storage) -> str:
     if sample.offset is not None:
         about["offset"] = sample.offset
     contents = {
-        storage.codec: encode(sample.pcm, storage.sample_rate, storage.codec, storage.quality),
-        "cls": f"{sample.label:05d}".encode(),
-        "json": json.dumps(about, sort_keys=True).encode(),
+        storage.codec: _audio(sample.pcm, storage),
+        "cls": _Parts(f"{sample.label:05d}".encode()),
+        "json": _Parts(json.dumps(about, sort_keys=True).encode()),
     }
     words = []
     for extension, content in contents.items():
         member = tarfile.TarInfo(f"{sample.key}.{extension}")
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-        offset = tar.offset - whole_blocks(len(content))
-        words.append(f"{extension} {offset} {len(content)} {member.name}")
+        member.size = content.size
+        tar.addfile(member, cast(IO[bytes], content))
+        offset = tar.offset - whole_blocks(content.size)
+        words.append(f"{extension} {offset} {content.size} {member.name}")
     return " ".join(words)
+
+
+def _audio(pcm: npt.NDArray[np.int16], storage: Storage) -> "_Parts":
+    if storage.codec == "wav":
+        return _Parts(wav_header(len(pcm), storage.sample_rate), pcm_bytes(pcm))
+    return _Parts(encode(pcm, storage.sample_rate, storage.codec, storage.quality))
+
+
+class _Parts:
+    """What tarfile needs of a file to read from: parts one behind the other, none of them copied whole."""
+
+    def __init__(self, *parts: bytes | memoryview) -> None:
+        self.size = sum(map(len, parts))
+        """In bytes."""
+        self._parts = parts
+        self._place = 0
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, or what is left."""
+        start, pieces = self._place, []
+        self._place += size
+        for part in self._parts:
+            pieces.append(part[max(0, start) : max(0, start + size)])
+            start -= len(part)
+        return b"".join(pieces)
 
 
 class _HashedFile:

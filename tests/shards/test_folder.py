@@ -13,7 +13,8 @@ import soundfile
 
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards import folder
-from siamusic_fast.shards.folder import Entry, draw_splits, load_folder, read_labels
+from siamusic_fast.shards.folder import ENDINGS, draw_splits, load_folder
+from siamusic_fast.shards.labels import Entry, read_labels
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.plan import SPLITS
@@ -47,17 +48,13 @@ def write_labels(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_every_format_that_libsndfile_decodes_is_found_whatever_the_case(tmp_path: Path) -> None:
-    names = ["a.mp3", "b.wav", "c.flac", "d.ogg", "e.opus", "f.aiff", "g.au", "h.Mp3", "deep/er/i.AIF"]
+def test_every_ending_of_audio_is_found_whatever_the_case(tmp_path: Path) -> None:
+    names = [*(f"a{ending}" for ending in ENDINGS), "h.Mp3", "deep/er/i.AIF"]
     touch(tmp_path, *names, "cover.jpg", "notes.txt", "mp3", "deep/.mp3x")
     corpus = load_folder(tmp_path)
     assert [track.path for track in corpus.tracks] == sorted(names)
     assert {(track.split, track.genre) for track in corpus.tracks} == {("training", "")}
     assert corpus.name == tmp_path.name
-
-
-def test_audio_that_cannot_be_decoded_is_listed_rather_than_overlooked(tmp_path: Path) -> None:
-    assert [track.path for track in load_folder(touch(tmp_path, "a.m4a")).tracks] == ["a.m4a"]
 
 
 def test_keys_are_plain_unique_and_a_function_of_the_path_alone(tmp_path: Path) -> None:
@@ -371,7 +368,7 @@ def test_metadata_and_labels_decide_when_they_are_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [None, "folders"])
 def test_a_folder_without_audio_is_refused(tmp_path: Path, labels: str | None) -> None:
-    with pytest.raises(DataError, match=r"has no tracks: files that end in \.aif"):
+    with pytest.raises(DataError, match=r"has no tracks: files that end in \.3gp"):
         load_corpus(touch(tmp_path, "notes.txt"), labels=labels)
 
 

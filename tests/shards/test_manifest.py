@@ -68,7 +68,7 @@ def test_a_folder_without_manifest_is_no_shard_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", "{", '{"format_version": 2}', '{"format_version": 2, "splits": 3, "classes": []}'],
+    ["", "[]", "{}", "{", '{"format_version": 3}', '{"format_version": 3, "splits": 3, "classes": []}'],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
@@ -76,10 +76,10 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_another_format_is_refused(copied: Path, version: int) -> None:
     edit(copied, lambda values: values.update(format_version=version))
-    with pytest.raises(DataError, match=f"format version {version}, this version of siamusic-fast reads 2"):
+    with pytest.raises(DataError, match=f"format version {version}, this version of siamusic-fast reads 3"):
         read_manifest(copied)
 
 

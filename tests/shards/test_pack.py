@@ -28,6 +28,7 @@ from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.target import claim
 from tests.conftest import BROKEN, tone
 from tests.shards.killing import Serial
+from tests.shards.memory import peak_memory
 
 SPLITS = ("training", "validation", "test")
 
@@ -65,7 +66,8 @@ def test_webdataset_reads_back_what_libsndfile_and_soxr_give(fma_corpus: Path, s
         )
         expected = soxr.resample(audio.mean(axis=1), rate, 22_050, "HQ")
         pcm = np.frombuffer(sample["wav"], "<i2", offset=44)
-        np.testing.assert_allclose(pcm / 32_768, expected, atol=0.51 / 32_768)
+        # Half a step for rounding, and some for two decoders of MP3 that each round in their own way.
+        np.testing.assert_allclose(pcm / 32_768, expected, atol=0.6 / 32_768)
         assert about["samples"] == len(pcm)
         assert about["track_id"] == sample["__key__"]
 
@@ -300,7 +302,7 @@ def test_of_equal_files_one_is_packed_and_the_others_name_it(tmp_path: Path, rev
     assert packed.rejected == {"duplicate": 2}
     assert [tuple(row.values()) for row in read_csv(packed.folder / "rejected.csv")] == [
         ("a.wav", "duplicate", "same bytes as b.wav"),
-        ("c.wav", "duplicate", "same bytes as b.wav"),
+        ("c.wav", "duplicate", "same bytes as b.wav, whose label is 'Folk', not 'Rock'"),
     ]
     assert sorted(row["path"] for row in read_csv(packed.folder / "tracks.csv")) == [
         "b.wav",
@@ -318,13 +320,6 @@ def test_memory_of_a_worker_does_not_grow_with_the_number_of_tracks(tmp_path: Pa
             pack(part, tmp_path / f"out-{count}", executor=executor)
             peaks.append(executor.submit(peak_memory).result())
     assert peaks[1] - peaks[0] < 5  # 12 more tracks are 10 MB in their shard
-
-
-def peak_memory() -> float:
-    """Of this process, in MiB."""
-    # ru_maxrss would be no less than that of the process which started this one.
-    status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) / 1024
 
 
 def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
@@ -422,6 +417,9 @@ def test_a_shard_all_of_whose_tracks_are_unfit_is_not_written(tmp_path: Path) ->
         {"sample_rate": 300_000, "codec": "ogg"},
         {"codec": "mp3"},
         {"quality": 11},
+        {"max_hours": 0.0},
+        {"max_hours": 0.001},
+        {"max_damage": 1.1},
     ],
 )
 def test_settings_that_cannot_work_are_refused(values: dict[str, Any]) -> None:

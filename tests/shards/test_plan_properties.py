@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siamusic_fast.shards.pack import segments
 from siamusic_fast.shards.plan import SPLITS, ShardPlan, Track, plan_shards
+from siamusic_fast.shards.shard_job import segments
 
 tracks = st.lists(
     st.builds(

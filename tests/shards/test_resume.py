@@ -16,17 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.progress import Task
+from siamusic_fast.shards import pack as pack_module
 from siamusic_fast.shards.folder import load_folder
+from siamusic_fast.shards.look import look
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.pool import Count, run_in_processes
-from siamusic_fast.shards.store import _FolderStore
+from siamusic_fast.shards.plan import plan_shards
+from siamusic_fast.shards.pool import Count, WorkerDiedError, run_in_processes
+from siamusic_fast.shards.store import _FolderStore, open_store
+from siamusic_fast.shards.tables import Reject, read_rejects
 from siamusic_fast.shards.target import UNFINISHED, Unfinished, unfinished
 from tests.shards.killing import CONFIG, Serial, contents, pack_serially
 
@@ -230,8 +235,8 @@ def test_other_audio_of_the_same_size_is_refused(audio: Path, tmp_path: Path, zi
 
 
 def test_other_software_is_refused(audio: Path, interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soundfile, "__libsndfile_version__", "9.9")
-    with pytest.raises(DataError, match=r"libsndfile [\d.]+, .* not .* libsndfile 9\.9,"):
+    monkeypatch.setattr(av, "ffmpeg_version_info", "9.9")
+    with pytest.raises(DataError, match=r"FFmpeg [\d.]+, .* not .* FFmpeg 9\.9,"):
         pack_serially(audio, interrupted)
 
 
@@ -396,7 +401,7 @@ def crash(job: int, count: Count) -> None:
 
 
 def test_a_worker_that_dies_is_one_line() -> None:
-    with pytest.raises(DataError, match="a worker process died, perhaps for lack of memory"):
+    with pytest.raises(DataError, match=r"died \(killed, perhaps for lack of memory\): close other"):
         run_in_processes(crash, [0], workers=1, counters=1, on_counts=lambda counts: None)
 
 
@@ -408,3 +413,41 @@ def test_a_kill_before_anything_is_decided_leaves_foreign_files_safe(audio: Path
         with pytest.raises(DataError, match="holds files of no shard set"):
             pack_serially(audio, tmp_path, force=force)
     assert (tmp_path / "training-000000.tar").read_text() == "mine"
+
+
+def deadly_at_its_second_step(job: int, count: Count) -> None:
+    count((1,))
+    if job == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(100)
+
+
+def test_a_worker_that_dies_tells_what_it_was_at() -> None:
+    with pytest.raises(WorkerDiedError) as caught:
+        run_in_processes(
+            deadly_at_its_second_step, [0, 1], workers=2, counters=1, on_counts=lambda counts: None
+        )
+    assert (caught.value.job, caught.value.step) == (1, 1)
+
+
+def test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run(
+    audio: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = plan_shards(
+        look(load_folder(audio), open_store(audio)).tracks, tracks_per_shard=CONFIG.tracks_per_shard, seed=0
+    )[1].tracks[1]
+
+    def dies(function: object, jobs: object, **options: object) -> None:
+        raise WorkerDiedError("killed, perhaps for lack of memory", 2, job=1, step=1)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pack_module, "run_in_processes", dies)
+        with pytest.raises(DataError, match=rf"died .* decoded {deadly.path}: the same command goes on"):
+            pack(load_folder(audio), tmp_path, CONFIG, workers=2)
+    pack_serially(audio, tmp_path)
+    assert Reject(deadly.path, "error", "a worker process died while it decoded this file") in list(
+        read_rejects(tmp_path)
+    )
+    assert not (tmp_path / UNFINISHED).exists()
+    pack_serially(audio, tmp_path, force=True)
+    assert contents(tmp_path) == contents(expected)

@@ -1,0 +1,139 @@
+"""Audio in 16 bits, as shards hold it."""
+
+import tempfile
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[np.float32]
+"""Mono samples, full scale being 1."""
+Int16 = npt.NDArray[np.int16]
+
+MOST_SAMPLES = 2**30 - 1
+"""Samples that a track may have in a shard, where 16-bit audio fits into the 4 GiB of a WAV file.
+
+This belongs to the format: what is packed does not depend on how much memory there is.
+"""
+
+SILENCE = 1e-4
+"""Peak, relative to full scale, below which a track is silent: -80 dBFS, three steps of 16-bit audio."""
+
+MOST_CLIPPED = 0.01
+"""Share of the samples of a track that may be beyond full scale; of a track with more, see `decode`."""
+
+_IN_MEMORY = 2**25
+"""Samples of a track that are kept in memory, 64 MiB; a longer one goes to a temporary file."""
+
+
+class Spool:
+    """16-bit samples in a temporary file, which is gone with this object."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        weakref.finalize(self, self._file.close)
+
+    def append(self, block: Int16) -> None:
+        """Append `block`. Raises `OSError` if the disk is full."""
+        self._file.write(block.data.cast("B"))
+        self._file.flush()
+
+    def read(self, start: int, stop: int) -> Int16:
+        """Return the samples from `start` to `stop`."""
+        self._file.seek(2 * start)
+        return np.frombuffer(self._file.read(2 * (stop - start)), np.int16)
+
+
+@dataclass(frozen=True, slots=True)
+class Pcm:
+    """Mono audio in 16 bits, in memory or, if it is long, in a temporary file."""
+
+    length: int
+    """How many samples there are."""
+    peak: int
+    """Largest magnitude of all samples: 0 to 32,768."""
+    clipped: npt.NDArray[np.int64]
+    """Places of the samples that did not fit into 16 bits, in ascending order."""
+    source: Int16 | Spool
+    """Where the samples are."""
+
+    def read(self, start: int, stop: int) -> Int16:
+        """Return the samples from `start` to `stop`."""
+        return self.source.read(start, stop) if isinstance(self.source, Spool) else self.source[start:stop]
+
+    @property
+    def samples(self) -> Int16:
+        """All samples."""
+        return self.read(0, self.length)
+
+
+class PcmCollector:
+    """Turns blocks of float32 into one `Pcm`, whose samples are on disk if they are many."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        """Samples so far."""
+        self.clipped = 0
+        """How many of them did not fit into 16 bits."""
+        self.peak = 0.0
+        """Largest magnitude so far, full scale being 1."""
+        self._int16_peak = 0
+        self._blocks: list[Int16] = []
+        self._places: list[npt.NDArray[np.int64]] = []
+        self._spool: Spool | None = None
+
+    def add(self, block: Samples) -> None:
+        """Append `block`. Raises `ValueError` if it holds NaN or infinity, `OSError` if the disk is full."""
+        highest, lowest = float(block.max(initial=0)), float(block.min(initial=0))
+        if not np.isfinite(highest - lowest):
+            raise ValueError("NaN or infinity among the samples")
+        self.peak = max(self.peak, highest, -lowest)
+        samples, clipped = to_int16(block)
+        self._int16_peak = max(self._int16_peak, peak(samples))
+        if len(clipped):
+            self.clipped += len(clipped)
+            # Beyond, the share is above MOST_CLIPPED however long the track is: the places are of no use.
+            if self.clipped <= MOST_CLIPPED * MOST_SAMPLES:
+                self._places.append(clipped + self.length)
+        self.length += len(block)
+        self._blocks.append(samples)
+        if self._spool or self.length > _IN_MEMORY:
+            self._spool = self._spool or Spool()
+            for waiting in self._blocks:
+                self._spool.append(waiting)
+            self._blocks = []
+
+    def result(self) -> Pcm:
+        """Return all that was added."""
+        return Pcm(
+            length=self.length,
+            peak=self._int16_peak,
+            clipped=np.concatenate([np.empty(0, np.int64), *self._places]),
+            source=self._spool or np.concatenate([np.empty(0, np.int16), *self._blocks]),
+        )
+
+
+def to_int16(audio: Samples) -> tuple[Int16, npt.NDArray[np.int64]]:
+    """Return `audio` in 16 bits, times 32,768, rounded half to even, and the places of what was clipped.
+
+    There is no dither. The places are in ascending order.
+    """
+    with np.errstate(over="ignore"):
+        scaled = audio * np.float32(32_768)
+    np.rint(scaled, out=scaled)
+    clipped = np.empty(0, np.int64)
+    if scaled.max(initial=0) > 32_767 or scaled.min(initial=0) < -32_768:
+        clipped = np.flatnonzero((scaled > 32_767) | (scaled < -32_768))
+        scaled.clip(-32_768, 32_767, out=scaled)
+    return scaled.astype(np.int16), clipped
+
+
+def is_silent(peak: int) -> bool:
+    """Return whether a track or segment of that `peak`, 0 to 32,768, is silent, see `SILENCE`."""
+    return peak < SILENCE * 32_768
+
+
+def peak(samples: Int16) -> int:
+    """Return the largest magnitude in `samples`: 0 to 32,768."""
+    return max(int(samples.max(initial=0)), -int(samples.min(initial=0)))

@@ -1,0 +1,98 @@
+"""The length that the headers of an audio file promise, which may be more than there is in it."""
+
+import os
+import struct
+from typing import BinaryIO
+
+_KNOWN_SIZES = range(1024, 2**31 - 2**16)
+"""Sizes in a RIFF or AIFF header that mean something: others are left by writers that cannot go back."""
+
+_KNOWN_LARGE_SIZES = range(1024, 2**62)
+"""The same in headers with 64 bits for them."""
+
+_MORE = 1.1
+"""A file is longer than its header says, and not only by tags, if it is that many times as large."""
+
+_WITHOUT_LENGTH = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mpeg", "mpegts"}
+"""FFmpeg's names of formats that state no length: the one that it gives is a guess by the bit rate."""
+
+_LOOK = 4096
+"""Bytes in which a header is looked for: from the start of a file, or from the first frame of an MP3."""
+
+_MPEG_RATES = (44_100, 48_000, 32_000)
+"""Sample rates of MPEG-1 in Hz; those of MPEG-2 are half of them, those of MPEG-2.5 a quarter."""
+
+
+def promised_seconds(file: BinaryIO, format_name: str, stated: float | None, decoded: float) -> float | None:
+    """Return the seconds that the headers of `file` promise, or None if they promise nothing.
+
+    `stated` is what FFmpeg says, which for an MP3 may be a guess, and for a RIFF file may be no more than the
+    file holds; `decoded` is how many seconds have been decoded. The position in `file` is changed.
+    """
+    file.seek(0)
+    head = file.read(_LOOK)
+    if format_name == "mp3":
+        exact = _mp3_seconds(file, head)
+        return exact if exact is None or stated is None else min(exact, stated)
+    if stated is None or format_name in _WITHOUT_LENGTH:
+        return None
+    stated_bytes = _stated_bytes(head)
+    if stated_bytes is None:
+        return stated
+    return max(stated, decoded * _promised_share(file.seek(0, os.SEEK_END), stated_bytes))
+
+
+def _promised_share(size: int, stated: range) -> float:
+    """Return how many times as long as decoded a file of `size` bytes should be whose header says `stated`.
+
+    A file that is smaller was cut off. What a larger one has beyond that size is not decoded.
+    """
+    there = size - stated.start
+    return there / len(stated) if there > _MORE * len(stated) else max(1, len(stated) / max(1, there))
+
+
+def _stated_bytes(head: bytes) -> range | None:
+    """Return where the audio of a file lies by the header of its container; None if it says nothing known."""
+    kind, known, start = head[:4], _KNOWN_SIZES, 0
+    if kind in (b"RIFF", b"FORM"):
+        size = int.from_bytes(head[4:8], "little" if kind == b"RIFF" else "big") + 8
+    elif kind == b"RF64":
+        size, known = int.from_bytes(head[20:28], "little") + 8, _KNOWN_LARGE_SIZES
+    elif kind == b"riff":  # Sony's Wave64
+        size, known = int.from_bytes(head[16:24], "little"), _KNOWN_LARGE_SIZES
+    elif kind == b"caff" and b"data" in head:
+        start = head.index(b"data") + 12
+        size, known = int.from_bytes(head[start - 8 : start], "big"), _KNOWN_LARGE_SIZES
+    else:
+        return None
+    return range(start, start + size) if size in known else None
+
+
+def _mp3_seconds(file: BinaryIO, head: bytes) -> float | None:
+    """Return the length by the Xing or Info header in the first frame, with the encoder's padding.
+
+    The header is the name, four bytes of flags, and the number of frames if the lowest flag is set.
+    """
+    start = 0
+    if head[:3] == b"ID3":
+        start = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+    file.seek(start)
+    content = file.read(_LOOK)
+    for name in (b"Xing", b"Info"):
+        place = content.find(name)
+        frame = content.rfind(b"\xff", 0, max(place, 0))
+        if frame < 0 or len(content) < place + 12:
+            continue
+        flags, frames = struct.unpack_from(">II", content, place + 4)
+        if flags & 1 and (frame_seconds := _frame_seconds(content[frame : frame + 4])):
+            return float(frames) * frame_seconds
+    return None
+
+
+def _frame_seconds(header: bytes) -> float | None:
+    """Return the length of an MPEG layer III frame by its header, None if that makes no sense."""
+    version, rate = header[1] >> 3 & 3, header[2] >> 2 & 3
+    if header[1] & 0xE0 != 0xE0 or version == 1 or rate == 3:
+        return None
+    samples, divisor = {3: (1152, 1), 2: (576, 2), 0: (576, 4)}[version]
+    return samples * divisor / _MPEG_RATES[rate]
