@@ -32,10 +32,22 @@ class Kind(NamedTuple):
 
 
 def _mix_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
-    return {"partner": change.partner.astype(np.int32), "weight": change.weight.astype(np.float32)}
+    weight = change.weight.astype(np.float32)
+    return {"partner": change.partner.astype(np.int32), "weight": weight, "on": weight != 0}
 
 
 def _mix(image: DataNode, change: MixImages, inputs: Inputs) -> DataNode:
+    partner = fn.permute_batch(image, indices=inputs.cpu("partner"))
+    if inputs.cpu("on"):
+        image = image + inputs.data("weight") * (partner - image)
+    return image
+
+
+def _mix_all_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
+    return {"partner": change.partner.astype(np.int32), "weight": change.weight.astype(np.float32)}
+
+
+def _mix_all(image: DataNode, change: MixImages, inputs: Inputs) -> DataNode:
     partner = fn.permute_batch(image, indices=inputs.cpu("partner"))
     return image + inputs.data("weight") * (partner - image)
 
@@ -177,13 +189,14 @@ ON_CPU: dict[type[ImageChange], Kind] = {
     ImageFunction: Kind(_function_arrays, _function),
 }
 ON_GPU = ON_CPU | {
+    MixImages: Kind(_mix_all_arrays, _mix_all),
     Paste: Kind(_paste_bit_arrays, _paste_by_bits),
     Erase: Kind(_bit_arrays, _erase_by_bits),
     Flip: Kind(_corner_arrays, _flip_by_resize),
 }
-"""On the CPU, DALI's own operators for boxes and flips are the fastest. On a GPU, `erase` stops the host,
-`flip` starts a kernel for every sample, and before `multi_paste` the host sorts boxes: there, arithmetic and
-one resize do the same."""
+"""On the CPU, DALI's own operators for boxes and flips are the fastest, and a branch spares the images that
+are not mixed. On a GPU, `erase` stops the host, `flip` starts a kernel for every sample, before `multi_paste` the
+host sorts boxes, and branches scatter a batch: there, arithmetic on all images and one resize do the same."""
 
 
 def _resized(
