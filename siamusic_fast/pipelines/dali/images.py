@@ -195,8 +195,8 @@ ON_GPU = ON_CPU | {
     Flip: Kind(_corner_arrays, _flip_by_resize),
 }
 """On the CPU, DALI's own operators for boxes and flips are the fastest, and a branch spares the images that
-are not mixed. On a GPU, `erase` stops the host, `flip` starts a kernel for every sample, before `multi_paste` the
-host sorts boxes, and branches scatter a batch: there, arithmetic on all images and one resize do the same."""
+are not mixed. On a GPU, `erase` stops the host, `flip` starts a kernel for every sample, the host sorts the
+boxes of `multi_paste`, and branches scatter a batch: there, arithmetic and a resize do the same."""
 
 
 def _resized(
