@@ -125,8 +125,8 @@ class RandomResizedCrop(ImageAugmentation):
     def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
         return Warp(
             on=draws.coin(self.p),
-            mels=_part(draws, mel.n_mels, self.min_mels),
-            frames=_part(draws, mel.frames, self.min_frames),
+            mels=_drawn_part(draws, mel.n_mels, self.min_mels),
+            frames=_drawn_part(draws, mel.frames, self.min_frames),
         )
 
 
@@ -186,7 +186,7 @@ def _raised(image: Any, values: Mapping[str, Any]) -> Any:
     return image + values["line"]
 
 
-def _part(draws: Draws, extent: int, min_part: float) -> Array:
+def _drawn_part(draws: Draws, extent: int, min_part: float) -> Array:
     """Draw begin and end of a part of an axis, [batch, 2]."""
     size = draws.uniform(min_part, 1) * extent
     begin = draws.uniform(0, 1) * (extent - size)
