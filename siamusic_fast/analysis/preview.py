@@ -23,7 +23,7 @@ from siamusic_fast.pipelines.loaders import check_crops
 from siamusic_fast.pipelines.plan import Plan
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.recipes import Recipe, step_name, to_recipe
-from siamusic_fast.pipelines.torch.engine import TorchEngine, final_waves
+from siamusic_fast.pipelines.torch.engine import TorchEngine, final_waves, read_and_compute
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
@@ -190,21 +190,17 @@ def _plan(tracks: Tracks, frontend: Frontend, recipe: Recipe, config: PreviewCon
 def _shown(plan: Plan) -> list[list[Shown]]:
     """Return, of each view of the first batch of `plan`, what is shown of every track."""
     reader, engine = Reader(plan.tracks, plan.frontend), TorchEngine(plan, torch.device("cpu"))
-    batch, rows = plan.batch((0, 0)), slice(0, plan.batch_size)
-    pcm = [np.empty((rows.stop, spans.samples.max()), dtype=np.int16) for spans in batch.spans]
-    for spans, into in zip(batch.spans, pcm, strict=True):
-        reader.read(spans, rows, into)
-    images = engine.room(batch)
-    engine.compute(batch, [torch.from_numpy(spans) for spans in pcm], rows, images)
+    batch = plan.batch((0, 0))
+    pcm, images = read_and_compute(batch, reader, engine)
     found = []
     for number, view in enumerate(batch.views):
         decibels = images[number][:, 0].numpy() * plan.frontend.std + plan.frontend.mean
         waves = final_waves(batch, pcm, number, plan)
-        tempos = np.ones(rows.stop) if view.step is None else view.step
+        tempos = np.ones(plan.batch_size) if view.step is None else view.step
         found.append(
             [
                 Shown(decibels=decibels[row], wave=waves[row], tempo=float(tempos[row]))
-                for row in range(rows.stop)
+                for row in range(plan.batch_size)
             ]
         )
     return found

@@ -15,7 +15,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.plan import TrackPlan
 from siamusic_fast.pipelines.reader import Reader
-from siamusic_fast.pipelines.torch.engine import TorchEngine
+from siamusic_fast.pipelines.torch.engine import TorchEngine, read_and_compute
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.files import atomic_write
@@ -80,13 +80,8 @@ def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Fronten
     total = squares = values = 0.0
     with progress.task("Estimating mean and deviation", count, "tracks") as task:
         for number in range(plan.batches):
-            batch = plan.batch((0, number))
-            rows = slice(0, len(batch.spans[0].tracks))
-            pcm = np.empty((rows.stop, plan.span), dtype=np.int16)
-            reader.read(batch.spans[0], rows, pcm)
-            (images,) = out = engine.room(batch)
-            engine.compute(batch, [torch.from_numpy(pcm)], rows, out)
-            images = images.double()
+            _, (view,) = read_and_compute(plan.batch((0, number)), reader, engine)
+            images = view.double()
             total, squares = total + float(images.sum()), squares + float(images.square().sum())
             values += images.numel()
             task.advance()

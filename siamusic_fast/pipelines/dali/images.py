@@ -31,18 +31,6 @@ class Kind(NamedTuple):
     """Returns the changed image."""
 
 
-def _mix_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
-    weight = change.weight.astype(np.float32)
-    return {"partner": change.partner.astype(np.int32), "weight": weight, "on": weight != 0}
-
-
-def _mix(image: DataNode, change: MixImages, inputs: Inputs) -> DataNode:
-    partner = fn.permute_batch(image, indices=inputs.cpu("partner"))
-    if inputs.cpu("on"):
-        image = image + inputs.data("weight") * (partner - image)
-    return image
-
-
 def _mix_all_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
     return {"partner": change.partner.astype(np.int32), "weight": change.weight.astype(np.float32)}
 
@@ -50,6 +38,17 @@ def _mix_all_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
 def _mix_all(image: DataNode, change: MixImages, inputs: Inputs) -> DataNode:
     partner = fn.permute_batch(image, indices=inputs.cpu("partner"))
     return image + inputs.data("weight") * (partner - image)
+
+
+def _mix_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
+    return {**_mix_all_arrays(change, mel), "on": change.weight != 0}
+
+
+def _mix(image: DataNode, change: MixImages, inputs: Inputs) -> DataNode:
+    partner = fn.permute_batch(image, indices=inputs.cpu("partner"))  # of the whole batch: not in the branch
+    if inputs.cpu("on"):
+        image = image + inputs.data("weight") * (partner - image)
+    return image
 
 
 def _bit_arrays(change: Paste | Erase, mel: MelConfig) -> dict[str, Array]:

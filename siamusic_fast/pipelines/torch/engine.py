@@ -10,6 +10,7 @@ from siamusic_fast.pipelines.changes import FULL_SCALE, PITCH_GRID
 from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan, View
 from siamusic_fast.pipelines.prefetch import Computed, Ready
+from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.torch.features import LogMel, on_device
 from siamusic_fast.pipelines.torch.images import changed
 from siamusic_fast.pipelines.torch.waves import waves
@@ -94,6 +95,17 @@ class TorchEngine:
         wave, ends = self._log_mel.shifted(wave, ends, view.grid_pitch[rows])
         step = on_device(view.step[rows].astype(np.float32), wave.device)[:, None]
         return self._log_mel.stretched(wave, ends, step)
+
+
+def read_and_compute(batch: Batch, reader: Reader, engine: TorchEngine) -> tuple[list[Array], list[Tensor]]:
+    """Return the spans of a batch and its views, here and now, on the CPU: for a look at a few tracks."""
+    rows = slice(0, len(batch.spans[0].tracks))
+    pcm = [np.empty((rows.stop, spans.samples.max()), dtype=np.int16) for spans in batch.spans]
+    for spans, into in zip(batch.spans, pcm, strict=True):
+        reader.read(spans, rows, into)
+    views = engine.room(batch)
+    engine.compute(batch, [torch.from_numpy(spans) for spans in pcm], rows, views)
+    return pcm, views
 
 
 def final_waves(batch: Batch, pcm: Sequence[Array], view: int, plan: Plan) -> list[Array]:
