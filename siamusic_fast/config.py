@@ -17,8 +17,8 @@ SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine")
-RECIPES = ("paper", "simsiam")
-"""Ways to pre-train, see `recipe_defaults`."""
+PRESETS = ("paper", "simsiam")
+"""Ways to pre-train, see `preset_defaults`."""
 SYNC_BATCHNORM_BELOW = 64
 """Pairs per process that are too few for batch norm to see its own process's alone."""
 MAX_SEED = 2**31 - 1
@@ -104,13 +104,13 @@ class MelConfig:
 
     @property
     def frames(self) -> int:
-        """Frames in a crop, the first and the last centred on its two ends: 431 by default."""
+        """Frames in a crop, the first and the last centered on its two ends: 431 by default."""
         return self.samples // self.hop_length + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """One SimSiam pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, recipe `paper`."""
+    """One SimSiam pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
 
     mel: MelConfig = MelConfig()
     aug: str = "image"
@@ -127,12 +127,14 @@ class PretrainConfig:
     """Number of shards among whose tracks the order is drawn; None: all of them."""
     backbone: str = "resnet50"
     """One of `BACKBONES`."""
+    init: str | None = None
+    """Weights to start from: a run, or a file with a torchvision state dict; None: random ones."""
     splits: tuple[str, ...] = ("training",)
     """What the encoder learns from. By default it never meets a track that a classifier is scored by."""
     epochs: int = 100
     batch_size: int = 64
     """Pairs per process that go through the network together, and that batch norm sees."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Batches whose gradients are averaged for one step of the optimizer."""
     optimizer: str = "adam"
     """One of `OPTIMIZERS`."""
@@ -158,7 +160,7 @@ class PretrainConfig:
     seed: int = 0
 
     @property
-    def synchronises_batchnorm(self) -> bool:
+    def synchronizes_batchnorm(self) -> bool:
         """Whether batch norm sees the batches of all processes, if they are several."""
         if self.sync_batchnorm is None:
             return self.batch_size < SYNC_BATCHNORM_BELOW
@@ -175,7 +177,7 @@ class PretrainConfig:
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_positive("accumulate", self.accumulate)
+        _check_positive("grad_accum_steps", self.grad_accum_steps)
         if self.window is not None:
             _check_positive("window", self.window)
         _check_positive("checkpoint_minutes", self.checkpoint_minutes)
@@ -218,7 +220,7 @@ class FinetuneConfig:
     """One of `HEADS`; `mlp` has one hidden layer."""
     features: str = "encoder"
     """What the head reads: the outputs of the `encoder`, or those of the `projector` behind it."""
-    labels: float = 1.0
+    label_fraction: float = 1.0
     """Share of the labelled training tracks that are used, of each class alike; drawn with `seed`."""
     aug: str = "none"
     """Augmentations of the training crops: text that `pipelines.recipes.parse_recipe` reads."""
@@ -251,8 +253,10 @@ class FinetuneConfig:
         _check_not_negative("weight_decay", self.weight_decay)
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay = {self.layer_decay:g} must be above 0 and at most 1.")
-        if not 0 < self.labels <= 1:
-            raise ConfigError(f"labels = {self.labels:g} is a share: it must be above 0 and at most 1.")
+        if not 0 < self.label_fraction <= 1:
+            raise ConfigError(
+                f"label_fraction = {self.label_fraction:g} is a share: it must be above 0 and at most 1."
+            )
         if self.encoder_lr is not None:
             _check_positive("encoder_lr", self.encoder_lr)
         if self.freeze and (self.encoder_lr is not None or self.layer_decay != 1):
@@ -287,14 +291,14 @@ def _check_fields(kind: type[MelConfig] | type[PretrainConfig], values: Mapping[
         )
 
 
-def recipe_defaults(recipe: str, total_batch: int) -> dict[str, Any]:
-    """Return what `recipe` says about a `PretrainConfig` with `total_batch` pairs per step of the optimizer.
+def preset_defaults(preset: str, total_batch: int) -> dict[str, Any]:
+    """Return what `preset` says about a `PretrainConfig` with `total_batch` pairs per step of the optimizer.
 
     `paper` is Kim, Hong, Lee 2022, section 4; `simsiam` is Chen & He 2021, section 3 and 4.2. Raises
     ConfigError for another name.
     """
-    _check_choice("recipe", recipe, RECIPES)
-    if recipe == "paper":
+    _check_choice("preset", preset, PRESETS)
+    if preset == "paper":
         return {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "schedule": "constant"}
     return {
         "optimizer": "sgd",
@@ -306,10 +310,10 @@ def recipe_defaults(recipe: str, total_batch: int) -> dict[str, Any]:
     }
 
 
-def from_recipe(recipe: str, processes: int, **given: Any) -> PretrainConfig:
-    """Return the configuration of `recipe` on so many processes; fields that are `given` come first."""
+def from_preset(preset: str, processes: int, **given: Any) -> PretrainConfig:
+    """Return the configuration of `preset` on so many processes; fields that are `given` come first."""
     defaults = PretrainConfig()
     batch_size = given.get("batch_size", defaults.batch_size)
     _check_batch_size(batch_size)
-    total_batch = batch_size * given.get("accumulate", defaults.accumulate) * processes
-    return PretrainConfig(**{**recipe_defaults(recipe, total_batch), **given})
+    total_batch = batch_size * given.get("grad_accum_steps", defaults.grad_accum_steps) * processes
+    return PretrainConfig(**{**preset_defaults(preset, total_batch), **given})

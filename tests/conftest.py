@@ -12,9 +12,10 @@ import pytest
 import soundfile
 import torch
 
-from siamusic_fast.shards.fma import load_fma
+from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
+from tests.runs import save_run
 
 GENRES = ("Electronic", "Folk", "Rock")
 BROKEN = {
@@ -89,7 +90,19 @@ def fma_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shard_set(fma_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The shards of `fma_corpus`: up to 8 tracks each, so that the training split has several."""
     folder = tmp_path_factory.mktemp("shards") / "fma_medium"
-    return pack(load_fma(fma_corpus), folder, PackConfig(tracks_per_shard=8), workers=2)
+    return pack(load_fma(fma_corpus), folder, PackConfig(tracks_per_shard=8), procs=2)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs") / "pretrained")
+
+
+@pytest.fixture(scope="session")
+def segments(fma_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """The tracks of `shard_set` in segments: 6 to 9 s are 2 or 3 of up to 3 s."""
+    folder = tmp_path_factory.mktemp("segments") / "fma_medium"
+    return pack(load_fma(fma_corpus), folder, PackConfig(min_seconds=2.0, max_seconds=3.0), procs=1)
 
 
 def _write_mp3(path: Path, audio: Audio, sample_rate: int) -> None:

@@ -7,17 +7,17 @@ from datetime import datetime
 from pathlib import Path
 
 from siamusic_fast.analysis import plots, preview
+from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.config import BACKENDS, FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.evaluation.evaluate import EvaluateResult, evaluate
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.recipes import parse_recipe
+from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet, read_manifest
 from siamusic_fast.shards.pack import pack
-from siamusic_fast.shards.synthetic import Corpus, synthesise
-from siamusic_fast.training.evaluate import EvaluateResult, evaluate
+from siamusic_fast.synthetic.corpus import SyntheticCorpus, synthesize
 from siamusic_fast.training.finetune import FinetuneResult, finetune
-from siamusic_fast.training.job import Job
 from siamusic_fast.training.pretrain import PretrainResult, pretrain
 
 PREVIEW_TRACKS = 4
@@ -27,13 +27,13 @@ PREVIEW_TRACKS = 4
 class DemoConfig:
     """What is made and how it is trained on."""
 
-    corpus: Corpus
+    corpus: SyntheticCorpus
     pretrain: PretrainConfig
     finetune: FinetuneConfig
 
 
 DEFAULT = DemoConfig(
-    corpus=Corpus(),
+    corpus=SyntheticCorpus(),
     pretrain=PretrainConfig(
         mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32, knn_every=0
     ),
@@ -60,24 +60,24 @@ def demo(
     *,
     seed: int = 0,
     backend: str = BACKENDS[0],
-    workers: int = 1,
-    job: Job | None = None,
+    procs: int = 1,
+    world: World | None = None,
     progress: Progress = SILENT,
 ) -> DemoResult:
-    """Synthesise, pack, preview, pre-train, fine-tune, evaluate and draw, all inside the folder `root`.
+    """Synthesize, pack, preview, pre-train, fine-tune, evaluate and draw, all inside the folder `root`.
 
-    The corpus and its shards are made by `workers` processes, once, and serve again; each call trains anew,
+    The corpus and its shards are made by `procs` processes, once, and serve again; each call trains anew,
     with `seed`, into a run folder of its own. `backend` computes the views and the features. Raises
     `DataError` if `root` holds something else.
     """
     started = time.perf_counter()
-    shard_set = shards(root / "data", config.corpus, workers, progress)
+    shard_set = shards(root / "data", config.corpus, procs, progress)
     run = root / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}"
     pretrain_config = dataclasses.replace(config.pretrain, seed=seed, backend=backend)
-    pretrained = pretrain(pretrain_config, shard_set, run, job=job, progress=progress)
+    pretrained = pretrain(pretrain_config, shard_set, run, world=world, progress=progress)
     finetune_config = dataclasses.replace(config.finetune, seed=seed, backend=backend)
-    finetuned = finetune(finetune_config, run, shard_set, job=job, progress=progress)
-    evaluated = evaluate(run, shard_set, backend=backend, job=job, progress=progress)
+    finetuned = finetune(finetune_config, run, shard_set, world=world, progress=progress)
+    evaluated = evaluate(run, shard_set, backend=backend, world=world, progress=progress)
 
     with progress.task("Drawing", 4, "pictures") as task:
         recipe, frontend = parse_recipe(config.pretrain.aug), estimate_frontend(shard_set)
@@ -101,12 +101,12 @@ def demo(
     )
 
 
-def shards(data: Path, corpus: Corpus, workers: int, progress: Progress) -> ShardSet:
-    """Return the shards of `corpus` in `data`, synthesised and packed if they are not there."""
+def shards(data: Path, corpus: SyntheticCorpus, procs: int, progress: Progress) -> ShardSet:
+    """Return the shards of `corpus` in `data`, synthesized and packed if they are not there."""
     folder = data / "shards" / "fma_small"
     if (folder / MANIFEST).is_file():
         return read_manifest(folder)
     audio = data / "synthetic"
     if not audio.exists():
-        synthesise(audio, corpus, workers=workers, progress=progress)
-    return pack(load_fma("fma_small", audio), folder, workers=workers, progress=progress)
+        synthesize(audio, corpus, procs=procs, progress=progress)
+    return pack(load_fma("fma_small", audio), folder, procs=procs, progress=progress)

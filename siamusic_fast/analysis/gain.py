@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from siamusic_fast.analysis import demo
-from siamusic_fast.analysis.probe import EncoderProbes, ProbeResult, probe
 from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult, probe
+from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.synthetic import Corpus
-from siamusic_fast.training.job import Job
+from siamusic_fast.synthetic.corpus import SyntheticCorpus
 from siamusic_fast.training.pretrain import pretrain
-from siamusic_fast.training.run import is_finished
+from siamusic_fast.training.run_folder import is_finished
 
 
 @dataclass(frozen=True, kw_only=True)
 class GainConfig:
     """What is made, how it is learnt from, and how often."""
 
-    corpus: Corpus
+    corpus: SyntheticCorpus
     pretrain: PretrainConfig
     """Its seed is replaced by each of `seeds`."""
     seeds: tuple[int, ...]
 
 
 DEFAULT = GainConfig(
-    corpus=Corpus(),
+    corpus=SyntheticCorpus(),
     pretrain=PretrainConfig(
         mel=MelConfig(seconds=2.0, n_fft=2048, hop_length=1024),
         aug="gain,rrc,mask",
@@ -70,23 +70,25 @@ def measure(
     root: Path,
     config: GainConfig = DEFAULT,
     *,
-    workers: int = 1,
-    job: Job | None = None,
+    procs: int = 1,
+    world: World | None = None,
     progress: Progress = SILENT,
 ) -> Gain:
-    """Synthesise and pack the corpus in `root`, if it is not there; from each seed, pre-train and probe.
+    """Synthesize and pack the corpus in `root`, if it is not there; from each seed, pre-train and probe.
 
     The runs go to the folders gain/seed-0 and so on of `root`. One that is there, whole and of this
     configuration, is not trained again; others are replaced.
     """
-    shard_set = demo.shards(root / "data", config.corpus, workers, progress)
+    shard_set = demo.shards(root / "data", config.corpus, procs, progress)
     probed = []
     for seed in config.seeds:
         run = root / "gain" / f"seed-{seed}"
         settings = dataclasses.replace(config.pretrain, seed=seed)
         if not is_finished(run, settings, shard_set):
-            pretrain(settings, shard_set, run, force=True, job=job, progress=progress)
-        probed.append(probe(run, shard_set, seed=seed, backend=settings.backend, job=job, progress=progress))
+            pretrain(settings, shard_set, run, force=True, world=world, progress=progress)
+        probed.append(
+            probe(run, shard_set, seed=seed, backend=settings.backend, world=world, progress=progress)
+        )
     return Gain(config=config, shard_set=shard_set, probed=tuple(probed))
 
 
@@ -162,6 +164,6 @@ uncertain: {linear.accuracy:.1%}, the first in the table, has a 95% interval of 
 - **random** has torchvision's own initial weights. **initial** is what SimSiam starts from: residual branches
   begin at zero, which leaves a shallower network. "gain" is over the random one.
 - **Seeds** are those of weights, order, crops and augmentations.
-- **Settings** were chosen on other tracks: a corpus synthesised from another seed.
+- **Settings** were chosen on other tracks: a corpus synthesized from another seed.
 - **Machine**: {machine["cpu"]}, {machine["cores"]} cores, torch {machine["torch"]}.
 """

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from siamusic_fast.training.evaluate import EvaluateResult
-from siamusic_fast.training.metrics import read_log
+from siamusic_fast.evaluation.evaluate import EvaluateResult
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
+from siamusic_fast.training.run_log import read_log
 
 
 def pretraining(run: Path) -> None:
@@ -64,7 +64,7 @@ def training_curves(
         axis.grid(alpha=0.3)
         if references and name in references:
             height, words = references[name]
-            axis.axhline(height, color="grey", linestyle="--", linewidth=1, label=words)
+            axis.axhline(height, color="gray", linestyle="--", linewidth=1, label=words)
             axis.set_ylim(0, 1.15 * max(height, *(value for _, value in points)))
             axis.legend(loc="best", frameon=False)
     axes[-1].set_xlabel(x)
@@ -75,7 +75,7 @@ def training_curves(
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
     """Write a PNG of `matrix`, counts by truth (row) and prediction (column).
 
-    Each cell shows its count; its colour is the share of the row, so that small classes show too.
+    Each cell shows its count; its color is the share of the row, so that small classes show too.
     """
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -84,8 +84,8 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], pa
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
     places = range(len(classes))
     axis.set_xticks(places, classes, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(places, classes)

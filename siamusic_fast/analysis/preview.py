@@ -220,7 +220,7 @@ def _at_tempo(wave: Tensor, tempo: float, mel: MelConfig) -> Tensor:
 def _label_hertz(axis: Axes, mel: MelConfig) -> None:
     """Put round frequencies where they lie among the mel bands.
 
-    Band b is centred on edge b + 1 of n_mels + 2 edges that are evenly spaced in mel from 0 to f_max, and is
+    Band b is centered on edge b + 1 of n_mels + 2 edges that are evenly spaced in mel from 0 to f_max, and is
     drawn between b and b + 1.
     """
     ticks = [hertz for hertz in _HERTZ_TICKS if hertz <= mel.f_max]

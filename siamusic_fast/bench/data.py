@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from siamusic_fast.audio.corpus import Track
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import pcm_bytes
 from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest, write_manifest
-from siamusic_fast.shards.plan import Track
 from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
 from siamusic_fast.shards.writer import Sample, Storage, write_shard
 

@@ -21,9 +21,9 @@ from siamusic_fast.bench.stages import (
 from siamusic_fast.bench.timing import Timing, in_turns, waiting_of
 from siamusic_fast.bench.train import fed_step, new_step, resident_step
 from siamusic_fast.config import PretrainConfig
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
 
 _TOGETHER = "loader and training together"
 _FED = 0.95

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from siamusic_fast.bench.report import Measurement
 from siamusic_fast.bench.timing import Contender, calls
-from siamusic_fast.shards.pool import cores
+from siamusic_fast.processes.pool import cores
 
 COPYING = "limit: copying memory"
 COPYING_CROPS = "limit: copying crops"
@@ -57,16 +57,16 @@ class DiskRead:
 
 def copying() -> Contender:
     """Return copying memory with all cores, each between buffers of its own."""
-    workers = cores()
+    procs = cores()
 
     @contextmanager
     def opened() -> Iterator[Iterator[None]]:
-        sources = [np.ones(_COPIED, np.uint8) for _ in range(workers)]
-        targets = [np.empty(_COPIED, np.uint8) for _ in range(workers)]
-        with ThreadPoolExecutor(workers) as threads:
+        sources = [np.ones(_COPIED, np.uint8) for _ in range(procs)]
+        targets = [np.empty(_COPIED, np.uint8) for _ in range(procs)]
+        with ThreadPoolExecutor(procs) as threads:
             yield calls(lambda: list(threads.map(np.copyto, targets, sources)))
 
-    return Contender(name=COPYING, items=workers * _COPIED / 1e9, open=opened, unit="GB/s")
+    return Contender(name=COPYING, items=procs * _COPIED / 1e9, open=opened, unit="GB/s")
 
 
 def copying_crops(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> Contender:
@@ -81,18 +81,18 @@ def copying_crops(tars: Sequence[Path], crop_bytes: int, count: int = 4096) -> C
     tars_taken = [large[index] for index in rng.integers(len(large), size=count)]
     starts = [int(rng.integers(len(tar) - crop_bytes)) for tar in tars_taken]
     crops = [tar[start : start + crop_bytes] for tar, start in zip(tars_taken, starts, strict=True)]
-    workers = cores()
-    places = min(-(-_COPIED // crop_bytes), -(-count // workers))
+    procs = cores()
+    places = min(-(-_COPIED // crop_bytes), -(-count // procs))
 
     def copy_some(worker: int, buffers: NDArray[np.uint8]) -> None:
-        for place, cut in enumerate(crops[worker::workers]):
+        for place, cut in enumerate(crops[worker::procs]):
             np.copyto(buffers[place % places], cut)
 
     @contextmanager
     def opened() -> Iterator[Iterator[None]]:
-        buffers = [np.empty((places, crop_bytes), np.uint8) for _ in range(workers)]
-        with ThreadPoolExecutor(workers) as threads:
-            yield calls(lambda: list(threads.map(copy_some, range(workers), buffers)))
+        buffers = [np.empty((places, crop_bytes), np.uint8) for _ in range(procs)]
+        with ThreadPoolExecutor(procs) as threads:
+            yield calls(lambda: list(threads.map(copy_some, range(procs), buffers)))
 
     return Contender(name=COPYING_CROPS, items=count, open=opened, unit="crops/s")
 

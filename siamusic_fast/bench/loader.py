@@ -29,9 +29,9 @@ from siamusic_fast.bench.stages import (
 )
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
 
 PEERS = ("torch", "paper")
 _OPENINGS = 2

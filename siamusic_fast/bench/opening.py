@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from siamusic_fast.audio.corpus import Track
 from siamusic_fast.bench.data import RATE, described, packed_track, pcm_sha256
 from siamusic_fast.bench.timing import endless, take
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
 from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest
-from siamusic_fast.shards.plan import Track
 from siamusic_fast.shards.writer import Sample, Storage, write_shard
 
 _SECONDS = 0.1

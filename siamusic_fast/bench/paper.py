@@ -79,7 +79,7 @@ def paper_loader(
     *,
     recipe: str,
     batch_size: int,
-    workers: int,
+    procs: int,
 ) -> Iterator["_PaperLoader"]:
     """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `recipe` is none, image or audio.
 
@@ -92,8 +92,8 @@ def paper_loader(
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=procs,
+        persistent_workers=procs > 0,
     )
     log_mel = torch.nn.Sequential(
         torchaudio.transforms.MelSpectrogram(
@@ -223,7 +223,7 @@ def _width(most: float, whole: int) -> int:
 
 
 def _box(image: Tensor, height: int, width: int) -> tuple[slice, slice, slice]:
-    """Return a box around a random centre, cut off at the borders."""
+    """Return a box around a random center, cut off at the borders."""
     _, n_mels, frames = image.shape
     top = random.randrange(n_mels) - height // 2
     left = random.randrange(frames) - width // 2

@@ -18,8 +18,8 @@ from siamusic_fast.bench.report import number
 from siamusic_fast.bench.stages import AHEAD, Setup
 from siamusic_fast.bench.timing import Contender, Sample, Timing, alone, endless
 from siamusic_fast.pipelines.loaders import TwoViewLoader
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.pool import cores
 
 _PER_WORKER = 3
 """Batches that each worker of a `DataLoader` makes in advance: two that wait, and one in the making."""
@@ -104,28 +104,28 @@ def papers_loader(
     if not paths:
         return f"the paper's way was not measured: all tracks are too short for its recipe {recipe}"
 
-    def opened(batch_size: int, workers: int) -> AbstractContextManager[Iterable[object]]:
-        return paper_loader(paths, frontend, recipe=recipe, batch_size=batch_size, workers=workers)
+    def opened(batch_size: int, procs: int) -> AbstractContextManager[Iterable[object]]:
+        return paper_loader(paths, frontend, recipe=recipe, batch_size=batch_size, procs=procs)
 
     vocoded = recipe == "audio"
     sample = Sample(
-        open=partial(opened, _VERY_SMALL if vocoded else _SMALL, workers=1),
+        open=partial(opened, _VERY_SMALL if vocoded else _SMALL, procs=1),
         batches=_FEWER if vocoded else _MANY,
         tolerance=_VOCODED if vocoded else _ITS_TRACKS,
     )
 
-    def contender(workers: int) -> Contender:
+    def contender(procs: int) -> Contender:
         return Contender(
             name=f"paper's way: recipe {recipe}",
             items=batch_size,
-            open=partial(opened, batch_size, workers),
-            ahead=_PER_WORKER * workers,
-            setting=f"{workers} workers",
+            open=partial(opened, batch_size, procs),
+            ahead=_PER_WORKER * procs,
+            setting=f"{procs} workers",
             sample=sample,
         )
 
     # One worker reads faster than two cores compute.
-    candidates = [contender(workers) for workers in sorted({1, max(1, cores() // 2)})]
+    candidates = [contender(procs) for procs in sorted({1, max(1, cores() // 2)})]
     return fastest(candidates, torch.device("cpu"), timing, progress)
 
 

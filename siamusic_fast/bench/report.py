@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.pool import cores
+from siamusic_fast.processes.pool import cores
 
 FORMAT = "siamusic-fast benchmark"
 FEWEST_WINDOWS = 3

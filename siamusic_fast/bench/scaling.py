@@ -16,9 +16,9 @@ from siamusic_fast.bench.stages import Setup, dali_loader, prepare
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.loaders import LoaderConfig
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
 
 _BATCHES = (16, 64, 256)
 _BATCHES_AN_EPOCH = 8

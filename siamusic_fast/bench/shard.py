@@ -18,15 +18,15 @@ import numpy as np
 import soundfile
 import soxr
 
+from siamusic_fast.audio.corpus import Corpus, Track
+from siamusic_fast.audio.decode import AudioError, decode
 from siamusic_fast.bench.opening import opening_seconds
 from siamusic_fast.bench.report import Measurement, Ratio, Report
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.decode import AudioError, decode
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
-from siamusic_fast.shards.plan import Corpus, Track
-from siamusic_fast.shards.pool import cores
 from siamusic_fast.shards.verify import verify
 
 _RATE = 22_050
@@ -46,7 +46,8 @@ _PLAN_SECONDS, _PLAN_MEBIBYTES, _OPENING_SECONDS = 20.0, 1024.0, 5.0
 _PLAN = """
 import sys, time
 from pathlib import Path
-from siamusic_fast.shards.plan import SPLITS, Track, plan_shards
+from siamusic_fast.audio.corpus import SPLITS, Track
+from siamusic_fast.shards.plan import plan_shards
 
 tracks = [
     Track(f"{n:07d}", f"{n // 1000:04d}/{n:07d}.mp3", SPLITS[n % 10 // 8], f"genre {n % 17}" if n % 2 else "")
@@ -65,19 +66,19 @@ def measure(
     corpus: Corpus | None = None,
     *,
     tracks: int = 400,
-    workers: int | None = None,
+    procs: int | None = None,
     windows: int = 3,
     planned: int = 1_000_000,
     progress: Progress = SILENT,
 ) -> Report:
     """Pack `corpus`, or `tracks` MP3s of 30 s that are made for it, `windows` times, and all else beside it.
 
-    Rates that are compared are measured in turns, in each window: the limit is the cores that `workers` use
+    Rates that are compared are measured in turns, in each window: the limit is the cores that `procs` use
     over the CPU seconds that decoding and resampling a track takes while as many processes do so; the script
     is one process, a loop of loading and `numpy.save`. What is written goes to a temporary folder. Raises
     `ConfigError` for less than one window or track, and `DataError` if no track can be decoded.
     """
-    workers = workers or cores()
+    procs = procs or cores()
     if windows < 1 or tracks < 1 or planned < 1:
         raise ConfigError(
             f"windows = {windows}, tracks = {tracks} and planned = {planned} must be at least 1."
@@ -86,21 +87,21 @@ def measure(
     with tempfile.TemporaryDirectory() as scratch_name:
         scratch = Path(scratch_name)
         if corpus is None:
-            corpus = synthesise(scratch / "audio", tracks, progress)
+            corpus = synthesize(scratch / "audio", tracks, progress)
         sample = _sample(corpus)
         with (
-            ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as decoders,
+            ProcessPoolExecutor(procs, mp_context=multiprocessing.get_context("spawn")) as decoders,
             progress.task("Packing in turns", windows, "windows") as task,
         ):
-            _limit(decoders, workers, sample)  # starts them
+            _limit(decoders, procs, sample)  # starts them
             for _ in range(windows):
-                rates[_LIMIT].append(_limit(decoders, workers, sample))
-                shard_set, packed = _pack(corpus, scratch / "shards", workers)
+                rates[_LIMIT].append(_limit(decoders, procs, sample))
+                shard_set, packed = _pack(corpus, scratch / "shards", procs)
                 for name, rate in packed.items():
                     rates[name].append(rate)
                 rates[_SCRIPT].append(_script_rate(sample, scratch / "script"))
                 task.advance(note=f"{packed[_RUNNING]:,.1f} tracks/s of {rates[_LIMIT][-1]:,.1f}")
-        verified, summed = _verify_rates(shard_set, workers, windows)
+        verified, summed = _verify_rates(shard_set, procs, windows)
         opening = opening_seconds(scratch / "opened", planned, windows)
     plan_seconds, plan_memory = zip(*(_plan(planned) for _ in range(windows)), strict=True)
     found = [
@@ -128,7 +129,7 @@ def measure(
             "source": corpus.name,
             "codec": PackConfig.codec,
             "tracks": len(corpus.tracks),
-            "workers": workers,
+            "procs": procs,
             "windows": windows,
             "planned": planned,
         },
@@ -158,7 +159,7 @@ def _at_scale(name: str, unit: str, windows: Sequence[float], tracks: int, targe
     )
 
 
-def synthesise(folder: Path, tracks: int, progress: Progress = SILENT, seconds: float = 30) -> Corpus:
+def synthesize(folder: Path, tracks: int, progress: Progress = SILENT, seconds: float = 30) -> Corpus:
     """Write `tracks` MP3s, 44.1 kHz and stereo, and return them: chords with noise, no two files equal."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -198,15 +199,15 @@ def _decodes(path: Path) -> bool:
         return False
 
 
-def _limit(decoders: Executor, workers: int, paths: Sequence[Path]) -> float:
-    """Return the tracks per second that `workers` processes would decode if they did nothing else."""
-    futures = [decoders.submit(_cpu_seconds, paths) for _ in range(workers)]
-    return _used(workers) / statistics.fmean(future.result() for future in futures)
+def _limit(decoders: Executor, procs: int, paths: Sequence[Path]) -> float:
+    """Return the tracks per second that `procs` processes would decode if they did nothing else."""
+    futures = [decoders.submit(_cpu_seconds, paths) for _ in range(procs)]
+    return _used(procs) / statistics.fmean(future.result() for future in futures)
 
 
-def _used(workers: int) -> int:
+def _used(procs: int) -> int:
     """Return how many cores so many processes use: none has more than one, and there are no more than all."""
-    return min(workers, cores())
+    return min(procs, cores())
 
 
 def _cpu_seconds(paths: Sequence[Path]) -> float:
@@ -217,7 +218,7 @@ def _cpu_seconds(paths: Sequence[Path]) -> float:
     return (time.process_time() - start) / len(paths)
 
 
-def _pack(corpus: Corpus, folder: Path, workers: int) -> tuple[ShardSet, dict[str, float]]:
+def _pack(corpus: Corpus, folder: Path, procs: int) -> tuple[ShardSet, dict[str, float]]:
     """Return tracks per second: from start to end, since the first track was done, and by CPU time.
 
     The last is what the CPU seconds of the workers allow, start-up included: that of a machine on which
@@ -228,17 +229,17 @@ def _pack(corpus: Corpus, folder: Path, workers: int) -> tuple[ShardSet, dict[st
     def watch(status: PackStatus) -> None:
         seen.append((time.perf_counter(), status))
 
-    config = PackConfig(tracks_per_shard=-(-len(corpus.tracks) // (workers * _SHARDS_PER_WORKER)))
+    config = PackConfig(tracks_per_shard=-(-len(corpus.tracks) // (procs * _SHARDS_PER_WORKER)))
     cpu_before = _cpu_of_children()
     start = time.perf_counter()
-    shard_set = pack(corpus, folder, config, workers=workers, force=True, watch=watch)
+    shard_set = pack(corpus, folder, config, procs=procs, force=True, watch=watch)
     seconds = time.perf_counter() - start
     busy = [(when, status.files) for when, status in seen if status.files_now]
     (first, before), (last, after) = busy[0], busy[-1]
     return shard_set, {
         _PACKER: after / seconds,
         _RUNNING: (after - before) / (last - first) if after > before else after / seconds,
-        _BY_CPU: _used(workers) * after / (_cpu_of_children() - cpu_before),
+        _BY_CPU: _used(procs) * after / (_cpu_of_children() - cpu_before),
     }
 
 
@@ -280,11 +281,11 @@ def _load(path: Path, sr: int) -> tuple[Any, int]:
     return audio, sr
 
 
-def _verify_rates(shard_set: ShardSet, workers: int, windows: int) -> tuple[Measurement, Measurement | None]:
+def _verify_rates(shard_set: ShardSet, procs: int, windows: int) -> tuple[Measurement, Measurement | None]:
     """Return MB/s of `verify`, and of as many processes of sha256sum if there is one, on the same files."""
     shards = shard_set.shards(list(shard_set.splits))
     megabytes = sum(shard.bytes for shard in shards) / 1e6
-    shares = [[str(shard_set.path(shard.file)) for shard in shards[n::workers]] for n in range(workers)]
+    shares = [[str(shard_set.path(shard.file)) for shard in shards[n::procs]] for n in range(procs)]
     command = shutil.which("sha256sum")
     ours, theirs = [], []
     for _ in range(windows):
@@ -297,11 +298,11 @@ def _verify_rates(shard_set: ShardSet, workers: int, windows: int) -> tuple[Meas
                 process.wait()
             theirs.append(megabytes / (time.perf_counter() - start))
         start = time.perf_counter()
-        verify(shard_set.folder, workers=workers)
+        verify(shard_set.folder, procs=procs)
         ours.append(megabytes / (time.perf_counter() - start))
-    name = f"sha256sum, {workers} processes"
+    name = f"sha256sum, {procs} processes"
     return (
-        Measurement(name=f"verify, {workers} processes", unit="MB/s", windows=tuple(ours), ours=True),
+        Measurement(name=f"verify, {procs} processes", unit="MB/s", windows=tuple(ours), ours=True),
         Measurement(name=name, unit="MB/s", windows=tuple(theirs)) if theirs else None,
     )
 

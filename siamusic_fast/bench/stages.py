@@ -20,9 +20,9 @@ from siamusic_fast.pipelines.loaders import Loader, LoaderConfig, TwoViewLoader
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Computed, Engine, Ready
 from siamusic_fast.pipelines.recipes import to_recipe
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
 
 PLAN = "DALI: plan"
 READ = "DALI: read"

@@ -19,15 +19,15 @@ from siamusic_fast.bench.report import Measurement, Ratio, Report, named
 from siamusic_fast.bench.stages import dali_loader, prepare
 from siamusic_fast.bench.timing import Contender, Stream, Timing, calls, in_turns
 from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.models.losses import simsiam_loss
+from siamusic_fast.models.networks import SimSiam, place
+from siamusic_fast.models.precision import autocast
+from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.compiling import compiled
-from siamusic_fast.training.job import Job
-from siamusic_fast.training.losses import simsiam_loss
-from siamusic_fast.training.metrics import Stopwatch
-from siamusic_fast.training.models import SimSiam, place
-from siamusic_fast.training.precision import autocast
 from siamusic_fast.training.pretrain import LOG_EVERY, optimizer_of
+from siamusic_fast.training.run_log import Stopwatch
 
 RESIDENT = "train: resident batch"
 WITH_DALI = "train: DALI loader"
@@ -189,7 +189,7 @@ class _Step:
             else torch.optim.Adam(simsiam.parameters(), config.lr, weight_decay=config.weight_decay)
         )
         if lean and config.compiles_on(device.type):
-            self._model = compiled(self._model, torch.zeros(shape, device=device), Job(device=device))
+            self._model = compiled(self._model, torch.zeros(shape, device=device), World(device=device))
         self._losses: deque[Tensor] = deque(maxlen=LOG_EVERY)
 
     def __call__(self, views: Views) -> None:

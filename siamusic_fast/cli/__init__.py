@@ -11,7 +11,7 @@ import click
 from siamusic_fast import __version__
 from siamusic_fast.cli.console import note, show_error
 from siamusic_fast.errors import SiamusicError
-from siamusic_fast.training.failures import WorkerError, describe, told_by_leader
+from siamusic_fast.processes.failures import WorkerError, describe, told_by_leader
 
 # On the CPU, torch's threads share the cores with DALI's. By default a thread that waits for others spins,
 # and takes from those that it waits for. Read when torch is first imported; a user's own setting counts.

@@ -10,9 +10,9 @@ from rich.table import Table
 from siamusic_fast.analysis import demo as whole_way
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
-from siamusic_fast.shards.pool import cores
-from siamusic_fast.training.distributed import device_for
-from siamusic_fast.training.job import Job
+from siamusic_fast.processes.launch import device_for
+from siamusic_fast.processes.pool import cores
+from siamusic_fast.processes.world import World
 
 
 @click.command()
@@ -39,10 +39,10 @@ def demo(out: Path, backend: str, gpus: int | None, seed: int, quiet: bool, as_j
     \b
     siamusic-fast demo
     """
-    job = Job(device=device_for(gpus))
+    world = World(device=device_for(gpus))
     try:
         result = whole_way.demo(
-            out, seed=seed, backend=backend, workers=cores(), job=job, progress=progress(quiet)
+            out, seed=seed, backend=backend, procs=cores(), world=world, progress=progress(quiet)
         )
     except KeyboardInterrupt:
         note(f"Stopped. The same command trains anew, with the audio and the shards that are in {out}.")

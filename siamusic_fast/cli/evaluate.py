@@ -10,9 +10,9 @@ from rich.table import Table
 from siamusic_fast.analysis import plots
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
+from siamusic_fast.evaluation import evaluate as training
+from siamusic_fast.processes import launch as distributed
 from siamusic_fast.shards.manifest import find_shards
-from siamusic_fast.training import distributed
-from siamusic_fast.training import evaluate as training
 
 
 @click.command()
@@ -21,7 +21,7 @@ from siamusic_fast.training import evaluate as training
 @options.data_dir
 @options.backend
 @options.gpus
-@options.workers
+@options.procs
 @options.seed
 @click.option(
     "--out",
@@ -39,7 +39,7 @@ def evaluate(
     data_dir: Path,
     backend: str,
     gpus: int | None,
-    workers: int | None,
+    procs: int | None,
     seed: int,
     out: Path | None,
     force: bool,
@@ -68,7 +68,7 @@ def evaluate(
             progress=progress(quiet),
         ),
         gpus=gpus,
-        workers=workers,
+        procs=procs,
     )
     if not distributed.is_leader():
         return

@@ -14,10 +14,10 @@ from siamusic_fast.analysis import plots
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.config import CHECKPOINTS, FEATURES, HEADS, PROTOCOLS, FinetuneConfig
+from siamusic_fast.processes import launch as distributed
+from siamusic_fast.processes.signals import Stopped, StopSignals
 from siamusic_fast.shards.manifest import find_shards
-from siamusic_fast.training import distributed
 from siamusic_fast.training import finetune as training
-from siamusic_fast.training.signals import Stopped, StopSignals
 
 DEFAULTS = FinetuneConfig()
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,9 +56,9 @@ def _choice(flag: str, choices: tuple[str, ...], default: str, words: str) -> Ca
 @_choice("--head", HEADS, DEFAULTS.head, "One layer, or two.")
 @_choice("--features", FEATURES, DEFAULTS.features, "What the head reads.")
 @click.option(
-    "--labels",
+    "--label-fraction",
     type=float,
-    default=DEFAULTS.labels,
+    default=DEFAULTS.label_fraction,
     show_default=True,
     help="Share of the labelled training tracks to use, of each class alike, such as 0.1.",
 )
@@ -92,7 +92,7 @@ def _choice(flag: str, choices: tuple[str, ...], default: str, words: str) -> Ca
 )
 @options.backend
 @options.gpus
-@options.workers
+@options.procs
 @options.seed
 @click.option(
     "--out",
@@ -109,7 +109,7 @@ def finetune(
     data: str,
     data_dir: Path,
     gpus: int | None,
-    workers: int | None,
+    procs: int | None,
     out: Path | None,
     force: bool,
     quiet: bool,
@@ -123,7 +123,7 @@ def finetune(
 
     \b
     siamusic-fast finetune runs/20260102-030405-image-resnet50 --data fma_small
-    siamusic-fast finetune runs/first --labels 0.1 --encoder-lr 1e-4 --out runs/tenth
+    siamusic-fast finetune runs/first --label-fraction 0.1 --encoder-lr 1e-4 --out runs/tenth
     """
     shard_set = find_shards(data, data_dir)
     config = FinetuneConfig(**settings)
@@ -134,7 +134,7 @@ def finetune(
                     training.finetune, config, run, shard_set, out, force=force, progress=progress(quiet)
                 ),
                 gpus=gpus,
-                workers=workers,
+                procs=procs,
             )
     except KeyboardInterrupt as stop:
         if distributed.is_leader():

@@ -8,12 +8,12 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from siamusic_fast.audio.decode import REASONS
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output
-from siamusic_fast.shards.decode import REASONS
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.shards.marks import MARKS
-from siamusic_fast.shards.summary import SplitSummary, Summary, summarise
+from siamusic_fast.shards.summary import SplitSummary, Summary, summarize
 from siamusic_fast.shards.tables import REJECTED
 
 _BAR = 24
@@ -38,7 +38,7 @@ def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
     siamusic-fast inspect data/shards/mine --json
     """
     shard_set = find_shards(shards, data_dir)
-    summary = summarise(shard_set)
+    summary = summarize(shard_set)
     if as_json:
         click.echo(json.dumps(_plain(shard_set, summary)))
     else:

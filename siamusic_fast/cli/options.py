@@ -40,8 +40,8 @@ gpus = click.option(
     default=None,
     help="GPUs to use; 0 is the CPU.  [default: one if there is one]",
 )
-workers = click.option(
-    "--workers",
+procs = click.option(
+    "--procs",
     type=click.IntRange(min=1),
     default=None,
     help="Processes that share the work on the CPU; each GPU has one anyway.  [default: 1]",

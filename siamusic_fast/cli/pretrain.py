@@ -22,7 +22,7 @@ from siamusic_fast.config import (
     BACKENDS,
     CROPS,
     OPTIMIZERS,
-    RECIPES,
+    PRESETS,
     SCHEDULES,
     SHORT_TRACKS,
     MelConfig,
@@ -30,11 +30,11 @@ from siamusic_fast.config import (
 )
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import file_name, parse_recipe
+from siamusic_fast.processes import launch as distributed
+from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import find_shards
-from siamusic_fast.training import distributed
 from siamusic_fast.training import pretrain as training
-from siamusic_fast.training import run as runs
-from siamusic_fast.training.signals import Stopped
+from siamusic_fast.training import run_folder as runs
 
 RUNS = Path("runs")
 _DATA = "fma_medium"
@@ -51,7 +51,7 @@ def _setting(name: str, kind: Any, words: str, default: str | None = None, **mor
     return click.option(name, type=kind, default=None, help=f"{words}  [default: {default}]", **more)
 
 
-_RECIPE = "as the recipe"
+_PRESET = "as the preset"
 _SETTINGS = (
     _setting(
         "--aug",
@@ -77,18 +77,18 @@ _SETTINGS = (
     _setting("--backbone", str, "Encoder.", metavar="|".join(BACKBONES)),
     _setting("--epochs", int, "Passes over the tracks."),
     _setting("--batch-size", int, "Pairs per process that go through the network together."),
-    _setting("--accumulate", int, "Batches whose gradients are averaged for a step."),
-    _setting("--optimizer", str, "What takes the steps.", _RECIPE, metavar="|".join(OPTIMIZERS)),
+    _setting("--grad-accum-steps", int, "Batches whose gradients are averaged for a step."),
+    _setting("--optimizer", str, "What takes the steps.", _PRESET, metavar="|".join(OPTIMIZERS)),
     _setting("--momentum", float, "Of SGD."),
-    _setting("--lr", float, "Highest learning rate.", _RECIPE),
-    _setting("--weight-decay", float, "L2 penalty.", _RECIPE),
-    _setting("--schedule", str, "Of the learning rate.", _RECIPE, metavar="|".join(SCHEDULES)),
+    _setting("--lr", float, "Highest learning rate.", _PRESET),
+    _setting("--weight-decay", float, "L2 penalty.", _PRESET),
+    _setting("--schedule", str, "Of the learning rate.", _PRESET, metavar="|".join(SCHEDULES)),
     _setting("--warmup-epochs", float, "Time in which the learning rate rises from 0."),
     _setting(
         "--fixed-predictor-lr/--no-fixed-predictor-lr",
         bool,
         "Leave the predictor's learning rate out of the schedule.",
-        _RECIPE,
+        _PRESET,
     ),
     _setting(
         "--sync-batchnorm/--no-sync-batchnorm",
@@ -119,12 +119,12 @@ def _all_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.option("--data", help=f"Shards: a folder, or a name.  [default: {_DATA}]")
 @options.data_dir
-@click.option("--recipe", metavar="|".join(RECIPES), help="Whose way to train.  [default: paper]")
+@click.option("--preset", metavar="|".join(PRESETS), help="Whose way to train.  [default: paper]")
 @config_file.option
 @_all_settings
 @click.option("--all-splits", is_flag=True, help="Learn from every track, those of the test split included.")
 @options.gpus
-@options.workers
+@options.procs
 @click.option(
     "--max-restarts",
     type=click.IntRange(min=0),
@@ -152,10 +152,10 @@ def _all_settings(command: Callable[..., None]) -> Callable[..., None]:
 def pretrain(
     data: str | None,
     data_dir: Path,
-    recipe: str | None,
+    preset: str | None,
     all_splits: bool,
     gpus: int | None,
-    workers: int | None,
+    procs: int | None,
     max_restarts: int,
     out: Path | None,
     resume: str | None,
@@ -175,9 +175,9 @@ def pretrain(
     siamusic-fast pretrain --resume runs/20260102-030405-image-resnet50
     """
     given = {name: value for name, value in given.items() if value is not None}
-    given = _without_what_a_typed_recipe_sets(given)
+    given = _without_what_a_typed_preset_sets(given)
     if resume not in (None, "auto"):
-        _refuse_settings(given, recipe=recipe, out=out, all_splits=all_splits, force=force)
+        _refuse_settings(given, preset=preset, out=out, all_splits=all_splits, force=force)
     if distributed.starts_again() and out is None and resume is None:
         raise ConfigError("torchrun starts this again if a process dies: name the run with --out to go on.")
     earlier = _run_to_resume(resume, out)
@@ -185,8 +185,8 @@ def pretrain(
     shard_set = find_shards(data or old_data or _DATA, data_dir)
     if all_splits:
         given["splits"] = ",".join(shard_set.splits)
-    processes = distributed.processes_wanted(gpus, workers)
-    config = _configured(given, recipe, processes, shard_set.sample_rate, old_config)
+    processes = distributed.processes_wanted(gpus, procs)
+    config = _configured(given, preset, processes, shard_set.sample_rate, old_config)
     parse_recipe(config.aug)
     run = earlier or out or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(config.aug)}-{config.backbone}"
     if not quiet and distributed.is_leader():
@@ -203,11 +203,11 @@ def pretrain(
                 progress=training_progress(quiet, config.epochs),
             ),
             gpus=gpus,
-            workers=workers,
+            procs=procs,
             max_restarts=max_restarts,
         )
     except KeyboardInterrupt as stop:
-        _say_how_to_go_on(run, gpus, workers)
+        _say_how_to_go_on(run, gpus, procs)
         sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
     if not distributed.is_leader():
         return
@@ -234,30 +234,30 @@ def render(result: training.PretrainResult) -> None:
 
 
 def _configured(
-    given: dict[str, Any], recipe: str | None, processes: int, sample_rate: int, old: PretrainConfig | None
+    given: dict[str, Any], preset: str | None, processes: int, sample_rate: int, old: PretrainConfig | None
 ) -> PretrainConfig:
-    """Return the settings `given`; the rest is that of the run `old`, or else of `recipe`."""
+    """Return the settings `given`; the rest is that of the run `old`, or else of `preset`."""
     mel = {name: value for name, value in given.items() if name in _MEL}
     fields = {name: value for name, value in given.items() if name not in _MEL}
     if "splits" in fields:
         fields["splits"] = tuple(fields["splits"].split(","))
     if old is None:
         fields["mel"] = MelConfig(**{"sample_rate": sample_rate, **mel})
-        return settings.from_recipe(recipe or RECIPES[0], processes, **fields)
-    if recipe is not None:
-        total_batch = old.batch_size * old.accumulate * processes
-        fields = {**settings.recipe_defaults(recipe, total_batch), **fields}
+        return settings.from_preset(preset or PRESETS[0], processes, **fields)
+    if preset is not None:
+        total_batch = old.batch_size * old.grad_accum_steps * processes
+        fields = {**settings.preset_defaults(preset, total_batch), **fields}
     return dataclasses.replace(old, mel=dataclasses.replace(old.mel, **mel), **fields)
 
 
-def _without_what_a_typed_recipe_sets(given: dict[str, Any]) -> dict[str, Any]:
-    """Return `given` without what a file says about a recipe's fields, if --recipe is on the command line."""
+def _without_what_a_typed_preset_sets(given: dict[str, Any]) -> dict[str, Any]:
+    """Return `given` without what a file says about a preset's fields, if --preset is on the command line."""
     source = click.get_current_context().get_parameter_source
-    if source("recipe") is not ParameterSource.COMMANDLINE:
+    if source("preset") is not ParameterSource.COMMANDLINE:
         return given
-    set_by_recipes = {name for recipe in RECIPES for name in settings.recipe_defaults(recipe, 1)}
+    set_by_presets = {name for preset in PRESETS for name in settings.preset_defaults(preset, 1)}
     from_file = {name for name in given if source(name) is ParameterSource.DEFAULT_MAP}
-    return {name: value for name, value in given.items() if name not in set_by_recipes & from_file}
+    return {name: value for name, value in given.items() if name not in set_by_presets & from_file}
 
 
 def _run_to_resume(resume: str | None, out: Path | None) -> Path | None:
@@ -277,11 +277,11 @@ def _refuse_settings(given: dict[str, Any], **others: object) -> None:
         raise click.UsageError(f"--resume goes on with the settings of the run: leave out {words}.")
 
 
-def _say_how_to_go_on(run: Path, gpus: int | None, workers: int | None) -> None:
+def _say_how_to_go_on(run: Path, gpus: int | None, procs: int | None) -> None:
     if not distributed.is_leader():
         return
     if runs.has_checkpoint(run):
-        where = {"--gpus": gpus, "--workers": workers}
+        where = {"--gpus": gpus, "--procs": procs}
         words = "".join(f" {name} {value}" for name, value in where.items() if value is not None)
         note(f"Stopped. {run} has a checkpoint; go on with: siamusic-fast pretrain --resume {run}{words}")
     else:

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from siamusic_fast.analysis import probe as analysis
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.config import CHECKPOINTS
+from siamusic_fast.evaluation import probe as analysis
+from siamusic_fast.evaluation.evaluate import heard_before
+from siamusic_fast.evaluation.scores import Scores
+from siamusic_fast.processes import launch as distributed
 from siamusic_fast.shards.manifest import find_shards
-from siamusic_fast.training import distributed
-from siamusic_fast.training.evaluate import heard_before
-from siamusic_fast.training.scores import Scores
 
 
 @click.command()
@@ -31,7 +31,7 @@ from siamusic_fast.training.scores import Scores
 )
 @options.backend
 @options.gpus
-@options.workers
+@options.procs
 @options.seed
 @click.option(
     "--out",
@@ -50,7 +50,7 @@ def probe(
     which: str,
     backend: str,
     gpus: int | None,
-    workers: int | None,
+    procs: int | None,
     seed: int,
     out: Path | None,
     force: bool,
@@ -82,7 +82,7 @@ def probe(
             progress=progress(quiet),
         ),
         gpus=gpus,
-        workers=workers,
+        procs=procs,
     )
     if not distributed.is_leader():
         return

@@ -9,17 +9,17 @@ from typing import Any
 import click
 from rich.table import Table
 
+from siamusic_fast.audio.corpus import Corpus
+from siamusic_fast.audio.decode import REASONS, REMEDIES
+from siamusic_fast.audio.fma_download import download as fetch
+from siamusic_fast.audio.sources import load_corpus
+from siamusic_fast.audio.store import local_name
 from siamusic_fast.cli import console, options
 from siamusic_fast.cli.packing import PackingTable
 from siamusic_fast.shards.codec import CODECS
-from siamusic_fast.shards.decode import REASONS, REMEDIES
-from siamusic_fast.shards.download import download as fetch
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.marks import MARKS, count_marks
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.plan import Corpus
-from siamusic_fast.shards.sources import load_corpus
-from siamusic_fast.shards.store import local_name
 from siamusic_fast.shards.tables import REJECTED, read_rejects, read_tracks
 from siamusic_fast.shards.target import unfinished
 
@@ -48,7 +48,7 @@ _NAMED = 3
     type=click.Path(path_type=Path),
     help="Folder of the shard set.  [default: DATA_DIR/shards/NAME]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that decode.  [default: one per core]")
+@click.option("--procs", type=click.IntRange(min=1), help="Processes that decode.  [default: one per core]")
 @options.seed
 @click.option(
     "--codec",
@@ -120,7 +120,7 @@ def shard(
     download: bool,
     data_dir: Path,
     out: Path | None,
-    workers: int | None,
+    procs: int | None,
     seed: int,
     codec: str,
     quality: float,
@@ -144,7 +144,7 @@ def shard(
     \b
     siamusic-fast shard fma_medium
     siamusic-fast shard fma_small --download
-    siamusic-fast shard /music/fma_full --max-seconds 30 --codec flac --workers 8
+    siamusic-fast shard /music/fma_full --max-seconds 30 --codec flac --procs 8
     siamusic-fast shard /music/mine --labels labels.csv --out data/shards/mine
     """
     config = PackConfig(
@@ -167,7 +167,7 @@ def shard(
         )
     folder = out or data_dir / "shards" / local_name(corpus.name)
     try:
-        packed = _pack(corpus, folder, config, workers, force, quiet)
+        packed = _pack(corpus, folder, config, procs, force, quiet)
     except KeyboardInterrupt:
         console.note(_how_to_go_on(folder))
         sys.exit(130)
@@ -185,12 +185,12 @@ def shard(
 
 
 def _pack(
-    corpus: Corpus, folder: Path, config: PackConfig, workers: int | None, force: bool, quiet: bool
+    corpus: Corpus, folder: Path, config: PackConfig, procs: int | None, force: bool, quiet: bool
 ) -> ShardSet:
     if quiet or not console.console.is_terminal:
-        return pack(corpus, folder, config, workers=workers, force=force, progress=console.progress(quiet))
+        return pack(corpus, folder, config, procs=procs, force=force, progress=console.progress(quiet))
     table = PackingTable(console.console)
-    return pack(corpus, folder, config, workers=workers, force=force, progress=table, watch=table.watch)
+    return pack(corpus, folder, config, procs=procs, force=force, progress=table, watch=table.watch)
 
 
 def _how_to_go_on(folder: Path) -> str:

@@ -16,10 +16,10 @@ from siamusic_fast.shards.manifest import find_folder
 @click.command()
 @click.argument("shards")
 @options.data_dir
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that read.  [default: one per core]")
+@click.option("--procs", type=click.IntRange(min=1), help="Processes that read.  [default: one per core]")
 @options.quiet
 @options.as_json
-def verify(shards: str, data_dir: Path, workers: int | None, quiet: bool, as_json: bool) -> None:
+def verify(shards: str, data_dir: Path, procs: int | None, quiet: bool, as_json: bool) -> None:
     """Check SHARDS, a folder or a name found under DATA_DIR/shards, against its manifest.
 
     Of every shard: size, SHA-256, number of tracks, headers, labels, index, and its rows of tracks.csv. All
@@ -27,9 +27,9 @@ def verify(shards: str, data_dir: Path, workers: int | None, quiet: bool, as_jso
 
     \b
     siamusic-fast verify fma_medium
-    siamusic-fast verify data/shards/mine --workers 8
+    siamusic-fast verify data/shards/mine --procs 8
     """
-    found = verification.verify(find_folder(shards, data_dir), workers=workers, progress=progress(quiet))
+    found = verification.verify(find_folder(shards, data_dir), procs=procs, progress=progress(quiet))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found)))
     else:

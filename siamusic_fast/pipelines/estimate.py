@@ -12,13 +12,13 @@ import torch
 
 from siamusic_fast.config import SHORT_TRACKS, MelConfig
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.files import atomic_write
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.plan import TrackPlan
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.torch.engine import TorchEngine, read_and_compute
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
 
 _CROPS = 2048

@@ -31,8 +31,8 @@ from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
 from siamusic_fast.pipelines.torch.engine import TorchEngine
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks, with_share
+from siamusic_fast.processes.pool import share_of_cores
 from siamusic_fast.shards.manifest import ShardSet, find_shards
-from siamusic_fast.shards.pool import share_of_cores
 
 __all__ = ["LabelledLoader", "Loader", "LoaderConfig", "TrackLoader", "TwoViewLoader"]
 

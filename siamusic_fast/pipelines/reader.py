@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from siamusic_fast.files import open_regular
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.plan import Spans
 from siamusic_fast.pipelines.tracks import Tracks
 from siamusic_fast.shards.codec import WAV_HEADER
-from siamusic_fast.shards.files import open_regular
 from siamusic_fast.shards.index import CLS_SIZE
 from siamusic_fast.shards.manifest import damaged
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from siamusic_fast.files import open_regular
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
-from siamusic_fast.shards.files import open_regular
 from siamusic_fast.shards.manifest import Shard, ShardSet, damaged
 from siamusic_fast.shards.tar_header import BLOCK, Member, TarError, read_header, whole_blocks
 

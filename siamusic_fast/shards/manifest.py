@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.files import atomic_write, open_regular
+from siamusic_fast.files import atomic_write, open_regular
 from siamusic_fast.shards.tables import REJECTED, TRACKS
 
 FORMAT_VERSION = 3

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from siamusic_fast.shards.decode import SHORT_SECONDS
-from siamusic_fast.shards.tables import PackedTrack, Reject
+from siamusic_fast.audio.decode import SHORT_SECONDS
+from siamusic_fast.audio.rejects import CONFLICT, Reject
+from siamusic_fast.shards.tables import PackedTrack
 
 MARKS = {
     "damaged": "packets of the file did not decode and are left out",
@@ -15,16 +16,6 @@ MARKS = {
     "label conflict": "a file with the same bytes, which was left out, has another label",
 }
 """Mark and meaning; `damaged`, `shorter`, `rescaled` and `one channel` are of a whole track."""
-
-_CONFLICT = "whose label is"
-
-
-def duplicate(path: str, label: str, kept_path: str, kept_label: str) -> Reject:
-    """Return the reject of a file that has the same bytes as another, which says whether labels differ."""
-    detail = f"same bytes as {kept_path}"
-    if label not in ("", kept_label):
-        detail += f", {_CONFLICT} {kept_label!r}, not {label!r}"
-    return Reject(path, "duplicate", detail)
 
 
 def marks_of(track: PackedTrack) -> Iterator[str]:
@@ -53,6 +44,6 @@ def count_marks(tracks: Iterable[PackedTrack], rejects: Iterable[Reject]) -> dic
         marks.update(marks_of(track))
     counts.update(marks)
     counts["label conflict"] = sum(
-        reject.reason == "duplicate" and f", {_CONFLICT} '" in reject.detail for reject in rejects
+        reject.reason == "duplicate" and f", {CONFLICT} '" in reject.detail for reject in rejects
     )
     return {mark: counts[mark] for mark in MARKS if counts[mark]}

@@ -9,18 +9,20 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+from siamusic_fast.audio.corpus import Corpus
+from siamusic_fast.audio.decode import REASONS, Demands
+from siamusic_fast.audio.rejects import Reject
+from siamusic_fast.audio.scan import Look, look, with_fate_of_kept
+from siamusic_fast.audio.store import open_store
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import check_rate
-from siamusic_fast.shards.decode import REASONS, Demands
-from siamusic_fast.shards.look import Look, look, with_fate_of_kept
 from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
-from siamusic_fast.shards.plan import Corpus, ShardPlan, plan_shards
-from siamusic_fast.shards.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
+from siamusic_fast.shards.pack_shard import COUNTED, ShardJob, pack_shard
+from siamusic_fast.shards.plan import ShardPlan, plan_shards
 from siamusic_fast.shards.results import ShardResult, finished_result, pass_over, passed_over, read_result
-from siamusic_fast.shards.shard_job import COUNTED, ShardJob, pack_shard
-from siamusic_fast.shards.store import open_store
-from siamusic_fast.shards.tables import REJECTED, PackedTrack, Reject, write_rejects, write_tracks
+from siamusic_fast.shards.tables import REJECTED, PackedTrack, write_rejects, write_tracks
 from siamusic_fast.shards.target import check_free, claim, unfinished
 from siamusic_fast.shards.work import packing_work
 from siamusic_fast.shards.writer import Storage
@@ -128,13 +130,13 @@ def pack(
     folder: Path,
     config: PackConfig | None = None,
     *,
-    workers: int | None = None,
+    procs: int | None = None,
     executor: Executor | None = None,
     force: bool = False,
     progress: Progress = SILENT,
     watch: Callable[[PackStatus], None] = lambda status: None,
 ) -> ShardSet:
-    """Pack `corpus` into `folder`, with as many processes as there are cores unless `workers` says otherwise.
+    """Pack `corpus` into `folder`, with as many processes as there are cores unless `procs` says otherwise.
 
     Or on any `executor`, whose workers see the audio and `folder` under the same paths. Bytes depend on the
     audio, its metadata and `config` only. The plan covers every file that is there; a track that turns out
@@ -160,7 +162,7 @@ def pack(
             if not (folder / MANIFEST).exists():
                 jobs = _jobs(corpus, folder, results, config, found, plans)
                 observer = _Observer(found, progress, watch)
-                _run(jobs, observer, workers or cores(), executor)
+                _run(jobs, observer, procs or cores(), executor)
                 _write_tables(corpus, folder, config, jobs, found)
     except OSError as error:
         state = unfinished(folder)
@@ -231,7 +233,7 @@ class _Observer:
         return status
 
 
-def _run(jobs: list[ShardJob], observer: _Observer, workers: int, executor: Executor | None) -> None:
+def _run(jobs: list[ShardJob], observer: _Observer, procs: int, executor: Executor | None) -> None:
     """Do the `jobs` that are not finished."""
     todo = []
     for job in jobs:
@@ -254,9 +256,7 @@ def _run(jobs: list[ShardJob], observer: _Observer, workers: int, executor: Exec
             run_in_executor(pack_shard, todo, executor, counters=len(COUNTED), on_counts=on_counts)
         elif todo:
             try:
-                run_in_processes(
-                    pack_shard, todo, workers=workers, counters=len(COUNTED), on_counts=on_counts
-                )
+                run_in_processes(pack_shard, todo, procs=procs, counters=len(COUNTED), on_counts=on_counts)
             except WorkerDiedError as error:
                 raise _named(error, todo) from None
 

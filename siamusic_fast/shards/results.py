@@ -5,9 +5,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.audio.rejects import Reject
+from siamusic_fast.files import atomic_write
 from siamusic_fast.shards.manifest import Shard, file_sha256
-from siamusic_fast.shards.tables import PackedTrack, Reject
+from siamusic_fast.shards.tables import PackedTrack
 
 PASSED_OVER = "passed-over"
 """Name of the file with the paths at which a worker process died, as a list in JSON."""

@@ -42,7 +42,7 @@ class Summary:
         return sum(split.unlabelled for split in self.splits.values())
 
 
-def summarise(shard_set: ShardSet) -> Summary:
+def summarize(shard_set: ShardSet) -> Summary:
     """Count what is in `shard_set` by its manifest and tracks.csv. Raises `DataError` if that is damaged."""
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     seconds: dict[str, float] = defaultdict(float)

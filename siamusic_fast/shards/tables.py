@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.files import atomic_write, open_regular
+from siamusic_fast.files import atomic_write, open_regular
 
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
@@ -55,15 +56,6 @@ class PackedTrack:
     """The channel of the file that was taken, as all of them cancel each other; None: their mean."""
     gain: float = 1.0
     """Factor on every sample of a track that would have been clipped throughout."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """One row of rejected.csv; `reason` is one of `decode.REASONS`."""
-
-    path: str
-    reason: str
-    detail: str
 
 
 def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST
-from siamusic_fast.shards.plan import SPLITS
 from siamusic_fast.shards.results import PASSED_OVER
 from siamusic_fast.shards.tables import REJECTED, TRACKS, is_table
 

@@ -16,10 +16,12 @@ from typing import Any, BinaryIO
 
 import soundfile
 
+from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import open_regular
+from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
-from siamusic_fast.shards.files import open_regular
 from siamusic_fast.shards.hashed_tar import HashedTar
 from siamusic_fast.shards.manifest import (
     MANIFEST,
@@ -29,8 +31,6 @@ from siamusic_fast.shards.manifest import (
     file_sha256,
     read_manifest,
 )
-from siamusic_fast.shards.plan import SPLITS
-from siamusic_fast.shards.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.shards.tables import REJECTED, TRACKS, read_rejects
 from siamusic_fast.shards.tar_header import Member, TarError
 
@@ -83,8 +83,8 @@ class VerifyJob:
     """Where the problems go, as a JSON list."""
 
 
-def verify(folder: Path, *, workers: int | None = None, progress: Progress = SILENT) -> Verification:
-    """Compare the shard set in `folder` with its manifest and tables, in `workers` processes.
+def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILENT) -> Verification:
+    """Compare the shard set in `folder` with its manifest and tables, in `procs` processes.
 
     Every tar is read once: its size and SHA-256, its headers, the WAV header, label and description of every
     track, its index, and its rows of tracks.csv. If the SHA-256 of a tar is wrong, the audio of its tracks is
@@ -105,7 +105,7 @@ def verify(folder: Path, *, workers: int | None = None, progress: Progress = SIL
                 task.advance(counts[0] // _MB - advanced, note=f"{counts[1]} problems" if counts[1] else "")
                 advanced = counts[0] // _MB
 
-            run_in_processes(verify_shard, jobs, workers=workers or cores(), counters=2, on_counts=on_counts)
+            run_in_processes(verify_shard, jobs, procs=procs or cores(), counters=2, on_counts=on_counts)
         for job in jobs:
             found = json.loads(job.report.read_text())
             problems += itertools.starmap(Problem, found)

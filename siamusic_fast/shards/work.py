@@ -9,8 +9,8 @@ import soundfile
 import soxr
 
 import siamusic_fast
-from siamusic_fast.shards.look import Look
-from siamusic_fast.shards.plan import Corpus
+from siamusic_fast.audio.corpus import Corpus
+from siamusic_fast.audio.scan import Look
 
 
 def packing_work(corpus: Corpus, found: Look, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import IO, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from siamusic_fast.audio.corpus import Track
+from siamusic_fast.files import atomic_write
 from siamusic_fast.shards.codec import encode, pcm_bytes, wav_header
-from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import Shard
-from siamusic_fast.shards.plan import Track
 from siamusic_fast.shards.tar_header import whole_blocks
 
 _COPY = 1 << 22

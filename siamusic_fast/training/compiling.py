@@ -6,30 +6,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from siamusic_fast.training.job import Job, gradients_kept_apart
-from siamusic_fast.training.losses import simsiam_loss
-from siamusic_fast.training.precision import autocast
+from siamusic_fast.models.losses import simsiam_loss
+from siamusic_fast.models.precision import autocast
+from siamusic_fast.processes.world import World, gradients_kept_apart
 
 
-def compiled(model: nn.Module, example: Tensor, job: Job) -> nn.Module:
+def compiled(model: nn.Module, example: Tensor, world: World) -> nn.Module:
     """Return a SimSiam network compiled, or, with one warning, `model` itself where that fails.
 
-    Called in every process of `job`: if it fails in one, none goes on with it. Code is made for views of the
-    shape and the place of `example`. Raises torch.OutOfMemoryError as it comes.
+    Called in every process of `world`: if it fails in one, none goes on with it. Code is made for views of
+    the shape and the place of `example`. Raises torch.OutOfMemoryError as it comes.
     """
-    reason = _failure(lambda: _compile_a_trifle(example.device), job) if job.world_size > 1 else ""
+    reason = _failure(lambda: _compile_a_trifle(example.device), world) if world.world_size > 1 else ""
     if not reason:
         faster: nn.Module = torch.compile(model)  # type: ignore[assignment]
-        reason = _failure(lambda: _compile_here(model, faster, example), job)
+        reason = _failure(lambda: _compile_here(model, faster, example), world)
         if not reason:
             return faster
-    if job.leads:
+    if world.leads:
         warnings.warn(f"torch.compile failed, training goes on without it ({reason})", stacklevel=2)
     return model
 
 
-def _failure(attempt: Callable[[], None], job: Job) -> str:
-    """Return why `attempt` failed in a process of `job`, of several the first; empty if it failed in none."""
+def _failure(attempt: Callable[[], None], world: World) -> str:
+    """Return why `attempt` failed in a process of `world`, the first of several; empty if in none."""
     reason = ""
     try:
         attempt()
@@ -37,7 +37,7 @@ def _failure(attempt: Callable[[], None], job: Job) -> str:
         raise
     except Exception as error:  # compilers fail in many ways
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return next(filter(None, job.gather(reason)), "")
+    return next(filter(None, world.gather(reason)), "")
 
 
 def _compile_a_trifle(device: torch.device) -> None:

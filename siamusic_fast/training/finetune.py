@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.evaluation.evaluate import CLASSIFIER, check_enough_classes
+from siamusic_fast.evaluation.features import TrackReader
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models.networks import STAGES, Classifier, place, stage
+from siamusic_fast.models.precision import autocast
+from siamusic_fast.models.pretrained import load_pretrained
 from siamusic_fast.pipelines.loaders import LabelledLoader, LoaderConfig
+from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import checkpoint
-from siamusic_fast.training.evaluate import CLASSIFIER, check_enough_classes
-from siamusic_fast.training.features import TrackReader
-from siamusic_fast.training.job import Job
-from siamusic_fast.training.metrics import RunLog, check_finite
-from siamusic_fast.training.models import STAGES, Classifier, place, stage
-from siamusic_fast.training.precision import autocast
-from siamusic_fast.training.pretrained import load_pretrained
+from siamusic_fast.training.run_log import RunLog, check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,13 @@ def finetune(
     shard_set: ShardSet,
     out: Path | None = None,
     *,
-    job: Job | None = None,
+    world: World | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> FinetuneResult:
     """Train a classifier on the encoder of the pre-training run `run`.
 
-    Called in every process of `job`; default: one process on the CPU. Learns from random crops of the
+    Called in every process of `world`; default: one process on the CPU. Learns from random crops of the
     labelled training tracks and is scored on whole validation tracks after each epoch. What is kept is for
     `config.protocol` to say:
 
@@ -71,7 +71,7 @@ def finetune(
     two classes or a split without labelled tracks, or the loss becomes infinite or NaN; ConfigError if the
     configuration does not fit the shards.
     """
-    job = job or Job()
+    world = world or World()
     check_enough_classes(shard_set, "a classifier")
     pretrained = load_pretrained(run, config.checkpoint)
     torch.manual_seed(config.seed)
@@ -82,22 +82,22 @@ def finetune(
             frontend=pretrained.frontend,
             batch_size=config.batch_size,
             backend=config.backend,
-            device=job.device,
+            device=world.device,
             seed=config.seed,
-            rank=job.rank,
-            world_size=job.world_size,
+            rank=world.rank,
+            world_size=world.world_size,
         ),
         recipe=config.aug,
-        labels=config.labels,
+        labels=config.label_fraction,
     )
-    _check_batch(training.batch_size, config, job)
+    _check_batch(training.batch_size, config, world)
     validation = TrackReader(
         shard_set,
         "validation",
         pretrained.frontend,
         backend=config.backend,
         batch_size=config.batch_size,
-        job=job,
+        world=world,
     )
     classifier = Classifier(
         pretrained.backbone, len(shard_set.classes), head=config.head, features=config.features
@@ -108,22 +108,22 @@ def finetune(
             classifier.projector.load_state_dict(pretrained.projector)
     for part in classifier.body:
         part.requires_grad_(not config.freeze)
-    place(classifier, job.device)
+    place(classifier, world.device)
     optimizer = torch.optim.Adam(
         learning_rates(classifier, config), weight_decay=config.weight_decay, fused=True
     )
-    folder = job.once(lambda: _start(out or run / "finetune", config, run, shard_set, job, force=force))
-    model = job.wrap(classifier)
+    folder = world.once(lambda: _start(out or run / "finetune", config, run, shard_set, world, force=force))
+    model = world.wrap(classifier)
 
     started = time.perf_counter()
     kept_epoch, kept_accuracy, kept_loss = 0, -1.0, 0.0
     step, note = 0, ""
-    tracks_per_epoch = len(training) * training.batch_size * job.world_size + validation.samples
+    tracks_per_epoch = len(training) * training.batch_size * world.world_size + validation.samples
     with (
         training,
         validation,
-        RunLog(folder, active=job.leads) as log,
-        (progress if job.leads else SILENT).task(
+        RunLog(folder, active=world.leads) as log,
+        (progress if world.leads else SILENT).task(
             "Fine-tuning", config.epochs * tracks_per_epoch, "tracks"
         ) as task,
     ):
@@ -134,19 +134,19 @@ def finetune(
                     part.eval()
             losses = []
             for mels, labels in training:
-                with autocast(job.device):
+                with autocast(world.device):
                     loss = F.cross_entropy(model(mels), labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 step += 1
                 losses.append(loss.detach())
-                task.advance(len(labels) * job.world_size, note=note)
+                task.advance(len(labels) * world.world_size, note=note)
 
-            step_losses = job.mean(torch.stack(losses)).tolist()
+            step_losses = world.mean(torch.stack(losses)).tolist()
             check_finite(step_losses, step, remedy=_remedy(config))
             classifier.eval()
-            job.share_buffers(classifier)
+            world.share_buffers(classifier)
             probabilities, truths = validation.averages(lambda mels: classifier(mels).softmax(dim=1), task)
             accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())
             validation_loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), truths))
@@ -176,7 +176,7 @@ def finetune(
                     "validation_accuracy": accuracy,
                     "validation_loss": validation_loss,
                 }
-                job.once(partial(checkpoint.save, folder / CLASSIFIER, "classifier", values))
+                world.once(partial(checkpoint.save, folder / CLASSIFIER, "classifier", values))
 
     return FinetuneResult(
         folder=folder,
@@ -210,13 +210,13 @@ def learning_rates(classifier: Classifier, config: FinetuneConfig) -> list[dict[
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
-def _check_batch(batch_size: int, config: FinetuneConfig, job: Job) -> None:
+def _check_batch(batch_size: int, config: FinetuneConfig, world: World) -> None:
     """Raise ConfigError if `batch_size`, which the loader made fit the tracks, is none for batch norm."""
     if batch_size < 2 and not config.freeze:
         raise ConfigError(
-            f"labels = {config.labels:g} leaves each of {job.world_size} processes a batch of {batch_size}, "
-            f"and batch norm needs two samples: use more labels, fewer processes, or freeze=True (on the "
-            f"command line --labels, --gpus or --workers, or --freeze)."
+            f"label_fraction = {config.label_fraction:g} leaves each of {world.world_size} processes a batch "
+            f"of {batch_size}, and batch norm needs two samples: use more labels, fewer processes, or "
+            f"freeze=True (on the command line --label-fraction, --gpus or --procs, or --freeze)."
         )
 
 
@@ -226,9 +226,9 @@ def _remedy(config: FinetuneConfig) -> str:
 
 
 def _start(
-    folder: Path, config: FinetuneConfig, run: Path, shard_set: ShardSet, job: Job, *, force: bool
+    folder: Path, config: FinetuneConfig, run: Path, shard_set: ShardSet, world: World, *, force: bool
 ) -> Path:
     checkpoint.new_folder(folder, force=force, own=checkpoint.OF_CLASSIFIERS)
     values = {**settings.dump(config), "run": str(run), "data": str(shard_set.folder)}
-    checkpoint.save_json(folder / checkpoint.CONFIG, {**values, "processes": job.world_size})
+    checkpoint.save_json(folder / checkpoint.CONFIG, {**values, "processes": world.world_size})
     return folder

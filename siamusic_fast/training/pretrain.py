@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from siamusic_fast.config import PretrainConfig
+from siamusic_fast.evaluation.knn import knn_accuracy, knn_possible
+from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.models.losses import simsiam_loss
+from siamusic_fast.models.networks import PROJECTION_DIM, SimSiam, place
+from siamusic_fast.models.precision import autocast
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
+from siamusic_fast.processes.signals import Stopped, StopSignals
+from siamusic_fast.processes.world import World, gradients_kept_apart
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import run as runs
+from siamusic_fast.training import run_folder as runs
 from siamusic_fast.training.compiling import compiled, rehearse
-from siamusic_fast.training.job import Job, gradients_kept_apart
-from siamusic_fast.training.knn import knn_accuracy, knn_possible
-from siamusic_fast.training.lock import FolderLock
-from siamusic_fast.training.losses import simsiam_loss
-from siamusic_fast.training.metrics import RunLog, Stopwatch, collapse_measure, peak_memory
-from siamusic_fast.training.models import PROJECTION_DIM, SimSiam, place
-from siamusic_fast.training.precision import autocast
-from siamusic_fast.training.run import Training
+from siamusic_fast.training.run_folder import Training
+from siamusic_fast.training.run_log import RunLog, Stopwatch, collapse_measure, peak_memory
 from siamusic_fast.training.schedules import SCHEDULES
-from siamusic_fast.training.signals import Stopped, StopSignals
 
 LOG_EVERY = 10
 """Steps in a log line, or fewer at the end of an epoch: only then are values fetched from the device."""
@@ -70,14 +70,14 @@ def pretrain(
     shard_set: ShardSet,
     out: Path,
     *,
-    job: Job | None = None,
+    world: World | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> PretrainResult:
     """Train a SimSiam encoder on `config.splits` of `shard_set`; `out` becomes the run's folder.
 
-    Called in every process of `job`; default: one process on the CPU. With `resume`, goes on where the last
+    Called in every process of `world`; default: one process on the CPU. With `resume`, goes on where the last
     checkpoint of the run in `out` was written, whose configuration must be `config`; on a CPU it ends with
     the very weights of a run that was never stopped. If that checkpoint is damaged, warns, and goes on from
     the one before. With `force`, an earlier run in `out` is replaced. Seeds
@@ -88,20 +88,20 @@ def pretrain(
     configuration does not fit the shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been
     written.
     """
-    job = job or Job()
+    world = world or World()
     with FolderLock() as lock:
-        if job.restarts and job.once(lambda: runs.is_of(job, out)):
-            resume, force = job.once(lambda: runs.has_checkpoint(out)), True
-        saved = runs.reopen(out, config, shard_set, job, lock) if resume else None
+        if world.restarts and world.once(lambda: runs.is_of(world, out)):
+            resume, force = world.once(lambda: runs.has_checkpoint(out)), True
+        saved = runs.reopen(out, config, shard_set, world, lock) if resume else None
         torch.manual_seed(config.seed)
-        training = _training(config, shard_set, out, job, saved, progress)
-        ddp = job.wrap(training.simsiam, sync_batchnorm=config.synchronises_batchnorm)
-        model = _made_ready(ddp, config, job)
+        training = _training(config, shard_set, out, world, saved, progress)
+        ddp = world.wrap(training.simsiam, sync_batchnorm=config.synchronizes_batchnorm)
+        model = _made_ready(ddp, config, world)
         if saved:
             training.restore(saved)
-            job.once(lambda: runs.claim(out, job))
+            world.once(lambda: runs.claim(out, world))
         else:
-            training.run = job.once(lambda: runs.start(out, config, shard_set, job, lock, force=force))
+            training.run = world.once(lambda: runs.start(out, config, shard_set, world, lock, force=force))
         return _train(config, shard_set, training, ddp, model, progress)
 
 
@@ -114,7 +114,7 @@ def _train(
     progress: Progress,
 ) -> PretrainResult:
     """Train `model`, which is `ddp` or that compiled, from where `training` stands to the end."""
-    job, loader, optimizer = training.job, training.loader, training.optimizer
+    world, loader, optimizer = training.world, training.loader, training.optimizer
     plan = Plan(config, batches=len(loader))
     evaluates = config.knn_every > 0 and knn_possible(shard_set)
     first_step, note, pairs = training.step, "", 0
@@ -122,8 +122,8 @@ def _train(
     with (
         loader,
         StopSignals() as signals,
-        RunLog(training.run, active=job.leads, resume_at=first_step if training.resumed else None) as log,
-        (progress if job.leads else SILENT).task(TASK, plan.last_step - first_step, "steps") as task,
+        RunLog(training.run, active=world.leads, resume_at=first_step if training.resumed else None) as log,
+        (progress if world.leads else SILENT).task(TASK, plan.last_step - first_step, "steps") as task,
     ):
         for epoch in range(training.epoch + 1, config.epochs + 1):
             knn_due = evaluates and (epoch % config.knn_every == 0 or epoch == config.epochs)
@@ -131,12 +131,12 @@ def _train(
             for batch, views in enumerate(training.batches(len(loader) - done), start=done + 1):
                 step_ends = plan.ends_step(batch)
                 with gradients_kept_apart(ddp, not step_ends):
-                    with autocast(job.device):
+                    with autocast(world.device):
                         p1, p2, z1, z2 = model(*views)
                         loss = simsiam_loss(p1, p2, z1, z2)
                     (loss / plan.batches_in_step(batch)).backward()  # type: ignore[no-untyped-call]
                 training.losses.append(loss.detach())
-                pairs += config.batch_size * job.world_size
+                pairs += config.batch_size * world.world_size
                 if not step_ends:
                     continue
                 lr = plan.lr(training.step)
@@ -156,7 +156,7 @@ def _train(
 
                 minutes = (time.perf_counter() - saved_at) / 60
                 late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
-                stop, save = job.highest(signals.received, late)
+                stop, save = world.highest(signals.received, late)
                 if stop or save:
                     training.save()
                     saved_at = time.perf_counter()
@@ -187,7 +187,7 @@ def _train(
         pairs_per_second=pairs / seconds,
         waiting=min(training.waited / seconds, 1.0),
         seconds=seconds,
-        peak_memory=peak_memory(job.device),
+        peak_memory=peak_memory(world.device),
     )
 
 
@@ -202,7 +202,7 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Steps; at the end of an epoch, the batches that are left make one too."""
-        return math.ceil(self.batches / self.config.accumulate)
+        return math.ceil(self.batches / self.config.grad_accum_steps)
 
     @property
     def last_step(self) -> int:
@@ -211,16 +211,16 @@ class Plan:
 
     def batches_done(self, steps: int, epoch: int) -> int:
         """Return how many batches of `epoch` there are behind the first `steps` of the run."""
-        return min((steps - (epoch - 1) * self.steps_per_epoch) * self.config.accumulate, self.batches)
+        return min((steps - (epoch - 1) * self.steps_per_epoch) * self.config.grad_accum_steps, self.batches)
 
     def ends_step(self, batch: int) -> bool:
         """Whether a step follows upon this batch of an epoch, counted from 1."""
-        return batch % self.config.accumulate == 0 or batch == self.batches
+        return batch % self.config.grad_accum_steps == 0 or batch == self.batches
 
     def batches_in_step(self, batch: int) -> int:
         """Return how many batches there are whose gradients are averaged with that of this one."""
-        whole = self.batches // self.config.accumulate * self.config.accumulate
-        return self.config.accumulate if batch <= whole else self.batches - whole
+        whole = self.batches // self.config.grad_accum_steps * self.config.grad_accum_steps
+        return self.config.grad_accum_steps if batch <= whole else self.batches - whole
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -236,7 +236,7 @@ def _training(
     config: PretrainConfig,
     shard_set: ShardSet,
     out: Path,
-    job: Job,
+    world: World,
     saved: dict[str, Any] | None,
     progress: Progress,
 ) -> Training:
@@ -244,7 +244,7 @@ def _training(
     if saved:
         frontend = Frontend.load(saved["frontend"])
     else:
-        frontend = job.once(
+        frontend = world.once(
             lambda: estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks)
         )
     loader = TwoViewLoader(
@@ -254,25 +254,25 @@ def _training(
             frontend=frontend,
             batch_size=config.batch_size,
             backend=config.backend,
-            device=job.device,
+            device=world.device,
             window=config.window,
             seed=config.seed,
-            rank=job.rank,
-            world_size=job.world_size,
+            rank=world.rank,
+            world_size=world.world_size,
         ),
         recipe=config.aug,
         crops=config.crops,
         max_distance=config.max_distance,
     )
-    simsiam = place(SimSiam(config.backbone), job.device)
+    simsiam = place(SimSiam(config.backbone), world.device)
     return Training(
         run=out,
         about=runs.about(config, shard_set, frontend),
-        job=job,
+        world=world,
         simsiam=simsiam,
         optimizer=optimizer_of(config, simsiam),
         loader=loader,
-        stopwatch=Stopwatch(job.device),
+        stopwatch=Stopwatch(world.device),
     )
 
 
@@ -290,18 +290,18 @@ def optimizer_of(config: PretrainConfig, simsiam: SimSiam) -> torch.optim.Optimi
     return torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def _made_ready(ddp: nn.Module, config: PretrainConfig, job: Job) -> nn.Module:
+def _made_ready(ddp: nn.Module, config: PretrainConfig, world: World) -> nn.Module:
     """Return `ddp`, compiled if that is wanted and can be, and in the state that it keeps while it trains."""
-    example = torch.zeros((config.batch_size, 1, config.mel.n_mels, config.mel.frames), device=job.device)
-    model = compiled(ddp, example, job) if config.compiles_on(job.device.type) else ddp
-    if job.world_size > 1:
+    example = torch.zeros((config.batch_size, 1, config.mel.n_mels, config.mel.frames), device=world.device)
+    model = compiled(ddp, example, world) if config.compiles_on(world.device.type) else ddp
+    if world.world_size > 1:
         rehearse(ddp, example, through=model)
     return model
 
 
 def _figures(training: Training, z: Tensor) -> dict[str, float]:
     """Return what is known of the steps since the last time, and begin anew. Waits for the device."""
-    job, pairs = training.job, training.about["config"]["batch_size"] * training.job.world_size
+    world, pairs = training.world, training.about["config"]["batch_size"] * training.world.world_size
     *losses, collapse = training.losses_over_processes(collapse_measure(z))
     seconds, waiting = training.stopwatch.read()
     training.losses.clear()
@@ -312,7 +312,7 @@ def _figures(training: Training, z: Tensor) -> dict[str, float]:
         "collapse": collapse,
         "pairs_per_second": len(losses) * pairs / seconds,
         "waiting": waiting / seconds,
-        "peak_memory": peak_memory(job.device),
+        "peak_memory": peak_memory(world.device),
     }
 
 
@@ -323,7 +323,7 @@ def _note(values: Mapping[str, float]) -> str:
 
 def _look_at_knn(training: Training, shard_set: ShardSet, config: PretrainConfig) -> tuple[float, bool]:
     """Return the kNN accuracy and whether it is the best so far; `figures` then has it."""
-    training.job.share_buffers(training.simsiam)
+    training.world.share_buffers(training.simsiam)
     with training.stopwatch.paused():
         knn = knn_accuracy(
             training.simsiam.encoder,
@@ -331,7 +331,7 @@ def _look_at_knn(training: Training, shard_set: ShardSet, config: PretrainConfig
             training.loader.frontend,
             backend=config.backend,
             batch_size=config.batch_size,
-            job=training.job,
+            world=training.world,
         )
     best = knn > training.figures.get("best_knn", -1.0)
     training.figures |= {"knn": knn, **({"best_knn": knn} if best else {})}

@@ -3,10 +3,10 @@ import pytest
 from siamusic_fast.analysis.demo import DemoConfig, DemoResult, demo, shards
 from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.progress import SILENT
-from siamusic_fast.shards.synthetic import Corpus
+from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
 TINY = DemoConfig(
-    corpus=Corpus(tracks_per_genre=3, seconds=6.0),
+    corpus=SyntheticCorpus(tracks_per_genre=3, seconds=6.0),
     pretrain=PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=1, batch_size=4),
     finetune=FinetuneConfig(epochs=1, batch_size=4),
 )
@@ -14,7 +14,7 @@ TINY = DemoConfig(
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return demo(tmp_path_factory.mktemp("demo") / "here", TINY, workers=2)
+    return demo(tmp_path_factory.mktemp("demo") / "here", TINY, procs=2)
 
 
 def test_the_demo_packs_what_is_sound_and_rejects_what_is_broken(result: DemoResult) -> None:

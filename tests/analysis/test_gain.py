@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from siamusic_fast.analysis import gain
-from siamusic_fast.analysis.probe import EncoderProbes, ProbeResult
 from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult
+from siamusic_fast.evaluation.scores import scores
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.synthetic import Corpus
-from siamusic_fast.training.scores import scores
+from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
 TINY = gain.GainConfig(
-    corpus=Corpus(tracks_per_genre=3, seconds=6.0),
+    corpus=SyntheticCorpus(tracks_per_genre=3, seconds=6.0),
     pretrain=PretrainConfig(
         mel=MelConfig(seconds=0.5, n_mels=16, hop_length=512),
         backend="torch",
@@ -57,7 +57,7 @@ def test_a_table_has_each_seed_and_the_means(shard_set: ShardSet) -> None:
 
 @pytest.mark.slow
 def test_the_page_has_the_figures_of_each_seed_and_their_mean(tmp_path: Path) -> None:
-    result = gain.measure(tmp_path, TINY, workers=2)
+    result = gain.measure(tmp_path, TINY, procs=2)
     gains = [probed.pretrained.linear.accuracy - probed.random.linear.accuracy for probed in result.probed]
     assert result.mean == pytest.approx(sum(gains) / 2)
     lines = gain.table(result).splitlines()

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.bench import doctor, train
 from siamusic_fast.bench.doctor import Facts, _by_cpu, advise, examine
 from siamusic_fast.bench.report import Measurement
 from siamusic_fast.bench.stages import bytes_read, prepare
 from siamusic_fast.bench.timing import Timing
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
 
@@ -173,7 +173,7 @@ def test_one_crop_is_read_of_a_wav_track_and_all_of_one_that_is_decoded(
 ) -> None:
     cpu = torch.device("cpu")
     assert bytes_read(prepare(shard_set, batch_size=2, device=cpu)) == 2 * 5 * 22_050
-    flac = pack(load_fma(fma_corpus), tmp_path / "flac", PackConfig(codec="flac"), workers=2)
+    flac = pack(load_fma(fma_corpus), tmp_path / "flac", PackConfig(codec="flac"), procs=2)
     sizes = []
     for shard in flac.splits["training"]:
         with tarfile.open(flac.path(shard.file)) as tar:

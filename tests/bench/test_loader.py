@@ -31,8 +31,8 @@ from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader
 from siamusic_fast.pipelines.prefetch import Prefetcher
 from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
 from siamusic_fast.shards.verify import verify
 
 CPU = torch.device("cpu")
@@ -140,14 +140,14 @@ def test_a_peer_without_augmentation_is_none(shard_set: ShardSet, recipe: str) -
 def test_an_epoch_of_the_papers_way_has_many_batches_however_few_tracks_there_are(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros(30_000, np.float32))
     frontend = Frontend(mel=MEL, mean=0.0, std=1.0)
-    made = paper_loader([tmp_path / "a.npy"], frontend, recipe="none", batch_size=2, workers=0)
+    made = paper_loader([tmp_path / "a.npy"], frontend, recipe="none", batch_size=2, procs=0)
     with made as batches:
         assert len(list(batches)) == 64
 
 
 def test_shards_made_to_measure_with_are_read_like_any_others(tmp_path: Path) -> None:
     made = make_shards(tmp_path / "shards", tracks=3)
-    assert verify(made.folder, workers=1).problems == ()
+    assert verify(made.folder, procs=1).problems == ()
     with TrackLoader(made, LoaderConfig(), crops=2) as tracks:
         ((mels, labels),) = list(tracks)
     assert mels.shape == (3, 2, 1, 48, 431)

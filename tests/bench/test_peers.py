@@ -17,10 +17,10 @@ CPU = torch.device("cpu")
 FRONTEND = Frontend(mel=MelConfig(seconds=0.5), mean=0.0, std=1.0)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_papers_way_passes_over_crops_up_to_the_end_of_an_epoch(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("procs", [0, 1])
+def test_the_papers_way_passes_over_crops_up_to_the_end_of_an_epoch(tmp_path: Path, procs: int) -> None:
     np.save(tmp_path / "a.npy", np.zeros(30_000, np.float32))
-    made = paper_loader([tmp_path / "a.npy"], FRONTEND, recipe="none", batch_size=2, workers=workers)
+    made = paper_loader([tmp_path / "a.npy"], FRONTEND, recipe="none", batch_size=2, procs=procs)
     with made as loader:
         epoch = iter(loader)
         next(epoch)

@@ -185,11 +185,11 @@ def test_the_chart_is_a_png_with_a_bar_as_long_as_its_rate(tmp_path: Path) -> No
     ours = dataclasses.replace(rates("DALI: read", 50.0), ours=True)
     draw(report(ours, rates("torch", 100.0)), tmp_path / "new" / "chart.png")
     picture = image.imread(tmp_path / "new" / "chart.png")[..., :3]
-    blue, grey = (
-        (abs(picture - torch.tensor(colour).numpy() / 255).max(axis=-1) < 0.01).any(axis=0).sum()
-        for colour in ([0x3B, 0x6E, 0xA5], [0xB0, 0xB4, 0xBA])
+    blue, gray = (
+        (abs(picture - torch.tensor(color).numpy() / 255).max(axis=-1) < 0.01).any(axis=0).sum()
+        for color in ([0x3B, 0x6E, 0xA5], [0xB0, 0xB4, 0xBA])
     )
-    assert grey / blue == pytest.approx(2, rel=0.02)
+    assert gray / blue == pytest.approx(2, rel=0.02)
 
 
 def test_a_report_names_the_versions_that_the_figures_depend_on() -> None:

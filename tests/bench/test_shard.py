@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from siamusic_fast.audio.scan import look
+from siamusic_fast.audio.store import open_store
 from siamusic_fast.bench import shard
-from siamusic_fast.bench.shard import _at_scale, _limit, measure, synthesise
+from siamusic_fast.bench.shard import _at_scale, _limit, measure, synthesize
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.shards.look import look
-from siamusic_fast.shards.store import open_store
 
 
 def test_a_corpus_of_our_own_has_whole_clips_and_no_duplicates(tmp_path: Path) -> None:
-    corpus = synthesise(tmp_path / "audio", 3, seconds=3)
+    corpus = synthesize(tmp_path / "audio", 3, seconds=3)
     assert len(look(corpus, open_store(corpus.folder)).tracks) == 3
     for track in corpus.tracks:
         information = soundfile.info(corpus.folder / track.path)
@@ -21,8 +21,8 @@ def test_a_corpus_of_our_own_has_whole_clips_and_no_duplicates(tmp_path: Path) -
 
 
 def test_rates_ratios_and_the_peer_are_reported(tmp_path: Path) -> None:
-    corpus = synthesise(tmp_path / "audio", 2, seconds=6)
-    found = measure(corpus, workers=1, windows=1, planned=1000)
+    corpus = synthesize(tmp_path / "audio", 2, seconds=6)
+    found = measure(corpus, procs=1, windows=1, planned=1000)
     of = {one.name: one for one in found.measurements}
     assert {one.unit for one in of.values()} == {"tracks/s", "MB/s", "s", "MiB"}
     assert all(one.median > 0 for one in of.values())
@@ -43,7 +43,7 @@ def test_more_workers_than_cores_raise_no_limit(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shard, "_cpu_seconds", lambda paths: 0.5)
     monkeypatch.setattr(shard, "cores", lambda: 2)
     with ThreadPoolExecutor(8) as decoders:
-        assert [_limit(decoders, workers, []) for workers in (1, 2, 8)] == [2, 4, 4]
+        assert [_limit(decoders, procs, []) for procs in (1, 2, 8)] == [2, 4, 4]
 
 
 @pytest.mark.parametrize(("fewest", "target"), [(2, 0.85), (3, None)])
@@ -51,7 +51,7 @@ def test_packing_from_start_to_end_is_judged_unless_the_tracks_are_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fewest: int, target: float | None
 ) -> None:
     monkeypatch.setattr(shard, "_FEWEST_TRACKS", fewest)
-    found = measure(synthesise(tmp_path / "audio", 2, seconds=6), workers=1, windows=1, planned=1000)
+    found = measure(synthesize(tmp_path / "audio", 2, seconds=6), procs=1, windows=1, planned=1000)
     start_to_end, running = (
         next(one for one in found.ratios if one.name.startswith(f"{packer} / limit"))
         for packer in ("packer, from start to end", "packer, workers running")

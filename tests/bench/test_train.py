@@ -23,8 +23,8 @@ from siamusic_fast.bench.train import (
 )
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pool import cores
 
 CPU = torch.device("cpu")
 

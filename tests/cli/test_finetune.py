@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from siamusic_fast.cli import main
+from siamusic_fast.processes import launch as distributed
+from siamusic_fast.processes.failures import WorkerError
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import distributed
 from siamusic_fast.training import finetune as training
-from siamusic_fast.training.failures import WorkerError
-from tests.training.conftest import save_run
+from tests.runs import save_run
 
 
 def call(*arguments: object) -> Result:
@@ -26,13 +26,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_options_arrive_where_they_count_and_the_result_says_what_was_kept(
     run: Path, shard_set: ShardSet
 ) -> None:
-    options = ("--protocol", "paper", "--freeze", "--head", "mlp", "--labels", "0.9", "--lr", "0.01")
+    options = ("--protocol", "paper", "--freeze", "--head", "mlp", "--label-fraction", "0.9", "--lr", "0.01")
     small = ("--epochs", "2", "--batch-size", "8", "--data", shard_set.folder, "--gpus", "0")
     result = call("finetune", run, *options, *small)
     assert result.exit_code == 0, result.output
     assert "last: epoch 2, accuracy" in result.stdout
     written = json.loads((run / "finetune" / "config.json").read_text())
-    expected = {"protocol": "paper", "freeze": True, "head": "mlp", "labels": 0.9, "lr": 0.01, "epochs": 2}
+    expected = {
+        "protocol": "paper",
+        "freeze": True,
+        "head": "mlp",
+        "label_fraction": 0.9,
+        "lr": 0.01,
+        "epochs": 2,
+    }
     assert expected.items() <= written.items()
 
     scored = call("evaluate", run, "--data", shard_set.folder, "--gpus", "0", "--quiet", "--json")

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
+from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.cli import main
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.plan import Corpus, Track
 from tests.conftest import BROKEN, tone
 
 
@@ -59,7 +59,7 @@ def test_inspect_lists_tracks_with_the_same_samples_in_other_files(tmp_path: Pat
         Track("c", "c.wav", "test", ""),
     )
     corpus = Corpus(name="mine", folder=tmp_path, tracks=tracks)
-    pack(corpus, tmp_path / "set", PackConfig(min_seconds=0.1), workers=1)
+    pack(corpus, tmp_path / "set", PackConfig(min_seconds=0.1), procs=1)
     result = run("inspect", tmp_path / "set")
     assert "same      a (training, 'a.wav'), b (test, 'b.flac')" in result.stdout
     assert "[red]Rock" in result.stdout
@@ -68,7 +68,7 @@ def test_inspect_lists_tracks_with_the_same_samples_in_other_files(tmp_path: Pat
 
 
 def test_verify_is_content_with_what_was_packed(shard_set: ShardSet) -> None:
-    result = run("verify", shard_set.folder, "--quiet", "--workers", 1)
+    result = run("verify", shard_set.folder, "--quiet", "--procs", 1)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(
         f"as they should be: {sum(map(len, shard_set.splits.values()))} shards, 36"
@@ -80,14 +80,14 @@ def test_verify_names_all_that_is_wrong_and_exits_with_1(shard_set: ShardSet, tm
     folder = Path(shutil.copytree(shard_set.folder, tmp_path / "shards" / "mine"))
     (folder / "test-000000.tar").unlink()
     (folder / "training-000000.idx").write_text("v1.2 0\n")
-    result = run("verify", "mine", "--data-dir", tmp_path, "--quiet", "--workers", 1)
+    result = run("verify", "mine", "--data-dir", tmp_path, "--quiet", "--procs", 1)
     assert result.exit_code == 1
     assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [
         *("training-000000.idx", "training-000000.idx"),
         "test-000000.tar",
     ]
     assert result.stderr.startswith("error: 3 problems")
-    as_json = run("verify", folder, "--quiet", "--workers", 1, "--json")
+    as_json = run("verify", folder, "--quiet", "--procs", 1, "--json")
     assert as_json.exit_code == 1
     assert len(json.loads(as_json.stdout)["problems"]) == 3
 

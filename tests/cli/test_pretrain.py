@@ -18,13 +18,14 @@ from rich.console import Console
 from siamusic_fast.cli import main, panel
 from siamusic_fast.cli import pretrain as command
 from siamusic_fast.config import FinetuneConfig, PretrainConfig, dump
+from siamusic_fast.folder_lock import FolderLock
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models import networks as models
+from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import checkpoint, models
 from siamusic_fast.training import pretrain as training
-from siamusic_fast.training.lock import FolderLock
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, TASK, PretrainResult
-from siamusic_fast.training.run import CHECKPOINT_PARTS
-from siamusic_fast.training.signals import Stopped
+from siamusic_fast.training.run_folder import CHECKPOINT_PARTS
 from tests.training.networks import tiny_encoder
 
 SMALL = {"backbone": "resnet18", "batch-size": 2, "epochs": 2, "mel": {"seconds": 0.5}}
@@ -70,7 +71,7 @@ def yaml(tmp_path: Path, **values: object) -> Path:
 
 
 def test_the_recipe_of_chen_and_he_follows_the_batch(calls: Calls, shard_set: ShardSet) -> None:
-    result = call(shard_set, "--recipe", "simsiam", "--batch-size", 128, "--accumulate", 4)
+    result = call(shard_set, "--preset", "simsiam", "--batch-size", 128, "--grad-accum-steps", 4)
     assert result.exit_code == 0, result.output
     config = calls.config
     # Section 3: SGD with momentum 0.9 and weight decay 1e-4, lr = 0.05 x 512 / 256, cosine decay.
@@ -91,7 +92,7 @@ def test_a_file_beats_the_recipe_and_the_command_line_beats_the_file(
 ) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(
-        "recipe: simsiam\nlr: 1e-2\nweight-decay: 0.5\nsync_batchnorm: off\nsplits: [training, test]\n"
+        "preset: simsiam\nlr: 1e-2\nweight-decay: 0.5\nsync_batchnorm: off\nsplits: [training, test]\n"
         "mel:\n  seconds: 2\n  n_mels: 64\nout: here\nknn_every: null\n"
     )
     result = call(shard_set, "--config", path, "--lr", 0.3, "--n-mels", 80)
@@ -136,8 +137,8 @@ def test_a_stopped_run_says_how_to_go_on(
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").touch()
-    result = call(shard_set, "--out", "run", "--workers", 1)
-    assert result.output.endswith("go on with: siamusic-fast pretrain --resume run --gpus 0 --workers 1\n")
+    result = call(shard_set, "--out", "run", "--procs", 1)
+    assert result.output.endswith("go on with: siamusic-fast pretrain --resume run --gpus 0 --procs 1\n")
 
 
 def test_auto_goes_on_with_what_was_stopped_and_starts_otherwise(
@@ -257,7 +258,7 @@ def test_a_recipe_that_is_typed_beats_the_settings_of_an_earlier_run(
     (tmp_path / "config.json").write_text(
         json.dumps({**dump(PretrainConfig(lr=0.5, epochs=7)), "processes": 1})
     )
-    result = call(shard_set, "--config", tmp_path / "config.json", "--recipe", "simsiam", "--momentum", 0.5)
+    result = call(shard_set, "--config", tmp_path / "config.json", "--preset", "simsiam", "--momentum", 0.5)
     assert result.exit_code == 0, result.output
     config = calls.config
     assert (config.optimizer, config.schedule, config.weight_decay) == ("sgd", "cosine", 1e-4)
@@ -268,7 +269,7 @@ def test_a_recipe_that_is_typed_beats_the_settings_of_an_earlier_run(
 def test_a_batch_that_cannot_be_is_named_before_the_rate_that_follows_from_it(
     calls: Calls, shard_set: ShardSet
 ) -> None:
-    result = call(shard_set, "--recipe", "simsiam", "--batch-size", 0)
+    result = call(shard_set, "--preset", "simsiam", "--batch-size", 0)
     assert (result.exit_code, result.output) == (
         1,
         "error: batch_size = 0 must be at least 2: batch norm needs two samples.\n",
@@ -324,12 +325,12 @@ def test_a_pipe_gets_lines_now_and_then_and_all_news(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("procs", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_real_process_that_is_killed_and_resumed_ends_with_the_same_bits(
-    shard_set: ShardSet, tmp_path: Path, number: int, workers: int
+    shard_set: ShardSet, tmp_path: Path, number: int, procs: int
 ) -> None:
-    path = yaml(tmp_path, **{**SMALL, "data": str(shard_set.folder), "gpus": 0, "workers": workers})
+    path = yaml(tmp_path, **{**SMALL, "data": str(shard_set.folder), "gpus": 0, "procs": procs})
     program = (sys.executable, "-m", "siamusic_fast", "pretrain")
     start = (*program, "--config", str(path), "--checkpoint-minutes", "1e-9")
     subprocess.run([*start, "--out", tmp_path / "whole"], check=True, capture_output=True, timeout=_PATIENCE)
@@ -340,7 +341,7 @@ def test_a_real_process_that_is_killed_and_resumed_ends_with_the_same_bits(
     _, words = process.communicate(timeout=_PATIENCE)
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), words
     wait_until(lambda: not _children(run))  # those of a launcher that was killed save and end
-    resume = (*program, "--resume", run, "--gpus", "0", "--workers", str(workers))
+    resume = (*program, "--resume", run, "--gpus", "0", "--procs", str(procs))
     subprocess.run(resume, check=True, capture_output=True, timeout=_PATIENCE)
     first, second = (torch.load(tmp_path / r / "checkpoint.pt", weights_only=True) for r in ("whole", run))
     assert first["step"] == second["step"]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.config import MelConfig
+from siamusic_fast.folder_lock import is_locked
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.tracks import open_tracks
-from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.training.lock import is_locked
 
 _PATIENCE = 90.0
 """Seconds after which a process counts as hanging."""
@@ -38,7 +38,7 @@ def damage(fma_corpus: Path, tmp_path: Path) -> Callable[[int], ShardSet]:
 
     def damaged(first: int) -> ShardSet:
         config = PackConfig(tracks_per_shard=8, codec="flac")
-        shard_set = pack(load_fma(fma_corpus), tmp_path / "shards", config, workers=1)
+        shard_set = pack(load_fma(fma_corpus), tmp_path / "shards", config, procs=1)
         estimate_frontend(shard_set, MelConfig(seconds=0.5))
         tracks = open_tracks(shard_set, ["training"])
         for track in range(first, len(tracks)):
@@ -54,7 +54,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("backend", "workers", "first"),
+    ("backend", "procs", "first"),
     [
         pytest.param("torch", 1, 8, id="one process"),
         pytest.param("torch", 2, 23, id="one of two processes"),  # the last track is met by one of them
@@ -64,11 +64,11 @@ slow = pytest.mark.slow
     ],
 )
 def test_a_track_that_cannot_be_read_ends_pretraining_with_one_line(
-    damage: Callable[[int], ShardSet], tmp_path: Path, backend: str, workers: int, first: int
+    damage: Callable[[int], ShardSet], tmp_path: Path, backend: str, procs: int, first: int
 ) -> None:
     shard_set, run = damage(first), tmp_path / "run"
-    job = ("--backend", backend, "--gpus", 0, "--workers", workers, "--out", run)
-    ended = python("-m", "siamusic_fast", "pretrain", "--data", shard_set.folder, *job, *SMALL)
+    world = ("--backend", backend, "--gpus", 0, "--procs", procs, "--out", run)
+    ended = python("-m", "siamusic_fast", "pretrain", "--data", shard_set.folder, *world, *SMALL)
     [line] = ended.stderr.splitlines()
     assert (ended.returncode, ended.stdout) == (1, "")
     assert line.startswith("error: ")

@@ -27,7 +27,7 @@ def assert_one_line_error(result: Result, *words: str) -> None:
 
 
 def test_a_subset_by_name_goes_under_the_data_folder_and_ends_with_a_summary(fma_corpus: Path) -> None:
-    result = run("fma_medium", "--data-dir", fma_corpus, "--workers", 1)
+    result = run("fma_medium", "--data-dir", fma_corpus, "--procs", 1)
     assert result.exit_code == 0, result.output
     folder = fma_corpus / "shards" / "fma_medium"
     assert find_shards("fma_medium", fma_corpus).tracks(["training"]) == 24
@@ -40,7 +40,7 @@ def test_a_subset_by_name_goes_under_the_data_folder_and_ends_with_a_summary(fma
 
 def test_json_is_the_only_output_when_asked_for(fma_corpus: Path, tmp_path: Path) -> None:
     result = run(
-        fma_corpus, "--out", tmp_path / "out", "--min-seconds", "8.5", "--quiet", "--json", "--workers", 1
+        fma_corpus, "--out", tmp_path / "out", "--min-seconds", "8.5", "--quiet", "--json", "--procs", 1
     )
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
@@ -66,25 +66,25 @@ def test_an_existing_shard_set_is_one_line(fma_corpus: Path, shard_set: ShardSet
     assert_one_line_error(run(fma_corpus, "--out", shard_set.folder), "already holds a shard set", "--force")
 
 
-@pytest.mark.parametrize("option", ["--workers", "--shard-size"])
+@pytest.mark.parametrize("option", ["--procs", "--shard-size"])
 def test_impossible_counts_are_usage_errors(tmp_path: Path, option: str) -> None:
     assert run(tmp_path, option, 0).exit_code == 2
 
 
 def test_strict_fails_after_the_summary_if_anything_was_left_out(fma_corpus: Path, tmp_path: Path) -> None:
-    result = run(fma_corpus, "--out", tmp_path / "out", "--quiet", "--strict", "--workers", 1)
+    result = run(fma_corpus, "--out", tmp_path / "out", "--quiet", "--strict", "--procs", 1)
     assert result.exit_code == 1
     assert "left out  1 silent" in result.stdout
     assert result.stderr.startswith("error: 6 files were left out, which --strict does not allow")
     (tmp_path / "sound").mkdir()
     sound = fma_corpus / "fma_medium" / "000" / "000002.mp3"
     (tmp_path / "sound" / "a.mp3").write_bytes(sound.read_bytes())
-    assert run(tmp_path / "sound", "--out", tmp_path / "strict", "--strict", "--workers", 1).exit_code == 0
+    assert run(tmp_path / "sound", "--out", tmp_path / "strict", "--strict", "--procs", 1).exit_code == 0
 
 
 def test_codec_rate_and_segments_are_what_was_asked_for(fma_corpus: Path, tmp_path: Path) -> None:
     options = ("--codec", "flac", "--sample-rate", 8000, "--min-seconds", 2, "--max-seconds", 3)
-    result = run(fma_corpus, "--out", tmp_path / "out", *options, "--workers", 2, "--quiet")
+    result = run(fma_corpus, "--out", tmp_path / "out", *options, "--procs", 2, "--quiet")
     assert result.exit_code == 0, result.output
     shard_set = read_manifest(tmp_path / "out")
     assert (shard_set.codec, shard_set.sample_rate, shard_set.max_seconds) == ("flac", 8000, 3.0)
@@ -121,7 +121,7 @@ def test_a_terminal_shows_rates_time_left_and_rejects_by_reason() -> None:
 
 
 def test_a_pipe_gets_plain_lines(fma_corpus: Path, tmp_path: Path) -> None:
-    result = run(fma_corpus, "--out", tmp_path / "out", "--workers", 1)
+    result = run(fma_corpus, "--out", tmp_path / "out", "--procs", 1)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
         r"Packing: 40/40 tracks  [\d.]+ tracks/s, [\d.]+ MB/s, left out: 1 missing, 1 empty, 1 not-audio, "

@@ -34,7 +34,7 @@ def test_any_folder_is_packed_with_labels_of_either_kind_or_without(
     given = str(tmp_path / labels) if labels == "labels.csv" else labels
     options = ["--labels", given] if given else []
     result = run(
-        music, *options, "--data-dir", tmp_path, "--min-seconds", "0.1", "--workers", 1, "--json", "-q"
+        music, *options, "--data-dir", tmp_path, "--min-seconds", "0.1", "--procs", 1, "--json", "-q"
     )
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.plan import Corpus, Track
 from tests.pipelines.helpers import RATE, Array
 
 

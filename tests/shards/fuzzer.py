@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from siamusic_fast.shards.plan import Corpus, Track
+from siamusic_fast.audio.corpus import Corpus, Track
 
 FORMATS = ("MP3", "WAV", "FLAC", "OGG", "AIFF", "AU")
 SECONDS = 1.5

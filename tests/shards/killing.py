@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from siamusic_fast.shards.folder import load_folder
+from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.shards.pack import PackConfig, pack
 
 CONFIG = PackConfig(sample_rate=8000, min_seconds=0.1, tracks_per_shard=2)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.shards.manifest import Shard, ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.plan import Corpus, Track
 
 RATE = 22_050
 GENRES = ("Folk", "Rock", "Jazz")
@@ -27,7 +27,7 @@ def pack_small(folder: Path, codec: str = "wav", prefix: str = "a") -> ShardSet:
         tracks.append(Track(name, f"{name}.wav", "training", GENRES[number % 3] if number < 6 else ""))
     corpus = Corpus(name="small", folder=audio, tracks=tuple(tracks))
     config = PackConfig(codec=codec, min_seconds=0.1, tracks_per_shard=3)
-    return pack(corpus, folder / "set", config, workers=1)
+    return pack(corpus, folder / "set", config, procs=1)
 
 
 def fit_index(shard_set: ShardSet, shard: Shard, text: bytes) -> Shard:

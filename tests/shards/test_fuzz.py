@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from siamusic_fast.audio.decode import REASONS
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.plan import Spans
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.tracks import open_tracks
-from siamusic_fast.shards.decode import REASONS
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.tables import read_rejects, read_tracks
@@ -25,7 +25,7 @@ def test_damaged_inputs_are_all_accounted_for_and_what_is_packed_is_what_loaders
     (tmp_path / "audio").mkdir()
     corpus = make_corpus(tmp_path / "audio", count, seed)
     config = PackConfig(min_seconds=0.5, tracks_per_shard=32)
-    shard_set = pack(corpus, tmp_path / "out", config, workers=2)
+    shard_set = pack(corpus, tmp_path / "out", config, procs=2)
 
     packed = list(read_tracks(shard_set.folder))
     rejects = list(read_rejects(shard_set.folder))

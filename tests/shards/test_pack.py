@@ -19,12 +19,12 @@ import soxr
 from nvidia.dali import fn, pipeline_def, types
 from webdataset import tariterators
 
+from siamusic_fast.audio.corpus import Corpus, Track
+from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.codec import encode
-from siamusic_fast.shards.fma import load_fma
 from siamusic_fast.shards.manifest import FRONTENDS, Shard, ShardSet, read_manifest
 from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
-from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.target import claim
 from tests.conftest import BROKEN, tone
 from tests.shards.killing import Serial
@@ -145,8 +145,8 @@ def test_bytes_do_not_depend_on_workers_or_on_the_order_of_the_metadata(
 ) -> None:
     corpus, config = load_fma(fma_corpus), PackConfig(tracks_per_shard=8)
     backwards = Corpus(name=corpus.name, folder=corpus.folder, tracks=corpus.tracks[::-1])
-    pack(corpus, tmp_path / "two", config, workers=2)
-    pack(backwards, tmp_path / "one", config, workers=1)
+    pack(corpus, tmp_path / "two", config, procs=2)
+    pack(backwards, tmp_path / "one", config, procs=1)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -179,7 +179,7 @@ def long_corpus(folder: Path) -> tuple[Corpus, np.ndarray]:
 def test_long_tracks_are_cut_into_segments_that_know_their_track(tmp_path: Path) -> None:
     corpus, audio = long_corpus(tmp_path)
     config = PackConfig(sample_rate=8000, min_seconds=1, max_seconds=2)
-    packed = pack(corpus, tmp_path / "out", config, workers=1)
+    packed = pack(corpus, tmp_path / "out", config, procs=1)
     rows = read_csv(packed.folder / "tracks.csv")
     # The sixth piece has half a second, the third is silent.
     assert [(row["key"], row["track_id"], row["offset"], row["clipped"]) for row in rows] == [
@@ -219,7 +219,7 @@ def test_a_track_without_a_segment_that_is_not_silent_is_left_out_once(tmp_path:
 
 def test_flac_is_the_same_audio_bit_for_bit(fma_corpus: Path, shard_set: ShardSet, tmp_path: Path) -> None:
     config = PackConfig(tracks_per_shard=8, codec="flac")
-    packed = pack(load_fma(fma_corpus), tmp_path, config, workers=2)
+    packed = pack(load_fma(fma_corpus), tmp_path, config, procs=2)
     assert (packed.codec, packed.quality) == ("flac", None)
     for wav, flac in zip(read_samples(shard_set), read_samples(packed), strict=True):
         decoded, rate = soundfile.read(io.BytesIO(flac["flac"]), dtype="int16")
@@ -298,7 +298,7 @@ def test_of_equal_files_one_is_packed_and_the_others_name_it(tmp_path: Path, rev
     genres = {"a": "", "b": "Folk", "c": "Rock", "d": "Folk", "e": "Folk"}
     tracks = [Track(name, f"{name}.wav", "training", genre) for name, genre in genres.items()]
     corpus = Corpus(name="twice", folder=tmp_path, tracks=tuple(tracks[::-1] if reverse else tracks))
-    packed = pack(corpus, tmp_path / "out", PackConfig(sample_rate=8000, min_seconds=1), workers=1)
+    packed = pack(corpus, tmp_path / "out", PackConfig(sample_rate=8000, min_seconds=1), procs=1)
     assert packed.rejected == {"duplicate": 2}
     assert [tuple(row.values()) for row in read_csv(packed.folder / "rejected.csv")] == [
         ("a.wav", "duplicate", "same bytes as b.wav"),
@@ -337,7 +337,7 @@ def test_a_shard_set_is_replaced_only_by_force_and_nothing_else_is_touched(
         pack(corpus, folder)
     assert contents(folder) == before
 
-    packed = pack(corpus, folder, workers=1, force=True)
+    packed = pack(corpus, folder, procs=1, force=True)
     assert packed == read_manifest(folder)
     assert list(packed.splits) == ["validation"]
     files = {"manifest.json", "tracks.csv", "rejected.csv", "validation-000000.tar", "validation-000000.idx"}
@@ -383,7 +383,7 @@ def test_a_corpus_of_bad_files_only_ends_with_their_reasons(tmp_path: Path) -> N
     (tmp_path / "a.mp3").write_text("no audio")
     corpus = Corpus(name="bad", folder=tmp_path, tracks=(Track("a", "a.mp3", "training", ""),))
     with pytest.raises(DataError, match=r"every file of .* was left out \(1 not-audio\)"):
-        pack(corpus, tmp_path / "out", workers=1)
+        pack(corpus, tmp_path / "out", procs=1)
     rows = read_csv(tmp_path / "out" / "rejected.csv")
     assert [(row["path"], row["reason"]) for row in rows] == [("a.mp3", "not-audio")]
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -398,7 +398,7 @@ def test_a_shard_all_of_whose_tracks_are_unfit_is_not_written(tmp_path: Path) ->
         (tmp_path / track.path).write_text(f"no audio {track.key}")
     corpus = Corpus(name="mine", folder=tmp_path, tracks=tracks)
     config = PackConfig(tracks_per_shard=1, min_seconds=1)
-    packed = pack(corpus, tmp_path / "out", config, workers=1)
+    packed = pack(corpus, tmp_path / "out", config, procs=1)
     assert packed.tracks(["training"]) == 1
     assert packed.rejected == {"not-audio": 3}
     assert len(list((tmp_path / "out").glob("*.tar"))) == 1

@@ -3,7 +3,8 @@ from collections import Counter
 
 import pytest
 
-from siamusic_fast.shards.plan import SPLITS, Track, plan_shards
+from siamusic_fast.audio.corpus import SPLITS, Track
+from siamusic_fast.shards.plan import plan_shards
 
 
 def make_tracks(count: int) -> list[Track]:

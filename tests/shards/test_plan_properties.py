@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siamusic_fast.shards.plan import SPLITS, ShardPlan, Track, plan_shards
-from siamusic_fast.shards.shard_job import segments
+from siamusic_fast.audio.corpus import SPLITS, Track
+from siamusic_fast.shards.pack_shard import segments
+from siamusic_fast.shards.plan import ShardPlan, plan_shards
 
 tracks = st.lists(
     st.builds(

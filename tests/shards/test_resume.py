@@ -21,17 +21,18 @@ import numpy as np
 import pytest
 import soundfile
 
+from siamusic_fast.audio.folder import load_folder
+from siamusic_fast.audio.rejects import Reject
+from siamusic_fast.audio.scan import look
+from siamusic_fast.audio.store import _FolderStore, open_store
 from siamusic_fast.errors import DataError
+from siamusic_fast.processes.pool import Count, WorkerDiedError, run_in_processes
 from siamusic_fast.progress import Task
 from siamusic_fast.shards import pack as pack_module
-from siamusic_fast.shards.folder import load_folder
-from siamusic_fast.shards.look import look
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.plan import plan_shards
-from siamusic_fast.shards.pool import Count, WorkerDiedError, run_in_processes
-from siamusic_fast.shards.store import _FolderStore, open_store
-from siamusic_fast.shards.tables import Reject, read_rejects
+from siamusic_fast.shards.tables import read_rejects
 from siamusic_fast.shards.target import UNFINISHED, Unfinished, unfinished
 from tests.shards.killing import CONFIG, Serial, contents, pack_serially
 
@@ -127,7 +128,7 @@ def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
         "4",
         "--min-seconds",
         "1",
-        "--workers",
+        "--procs",
         "2",
         "--quiet",
         "--out",
@@ -318,7 +319,7 @@ def test_what_others_put_beside_the_mark_stays(audio: Path, expected: Path, inte
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, tmp_path: Path) -> None:
     audio = make_audio(12)
-    command = [*COMMAND, audio, "--min-seconds", "1", "--shard-size", "4", "--workers", "2", "--out"]
+    command = [*COMMAND, audio, "--min-seconds", "1", "--shard-size", "4", "--procs", "2", "--out"]
     subprocess.run([*command, tmp_path / "expected"], check=True, capture_output=True)
     sizes = [file.stat().st_size for file in (tmp_path / "expected").glob("*.tar")]
 
@@ -354,7 +355,7 @@ def test_ctrl_c_ends_with_what_is_there_and_how_to_go_on(
         make_audio(300),
         "--shard-size",
         "5",
-        "--workers",
+        "--procs",
         "2",
         "--min-seconds",
         "1",
@@ -392,7 +393,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end() -> None:
 
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_in_processes(hang, [0, 1], workers=2, counters=1, on_counts=interrupt)
+        run_in_processes(hang, [0, 1], procs=2, counters=1, on_counts=interrupt)
     assert time.monotonic() - start < 50
 
 
@@ -402,7 +403,7 @@ def crash(job: int, count: Count) -> None:
 
 def test_a_worker_that_dies_is_one_line() -> None:
     with pytest.raises(DataError, match=r"died \(killed, perhaps for lack of memory\): close other"):
-        run_in_processes(crash, [0], workers=1, counters=1, on_counts=lambda counts: None)
+        run_in_processes(crash, [0], procs=1, counters=1, on_counts=lambda counts: None)
 
 
 def test_a_kill_before_anything_is_decided_leaves_foreign_files_safe(audio: Path, tmp_path: Path) -> None:
@@ -425,7 +426,7 @@ def deadly_at_its_second_step(job: int, count: Count) -> None:
 def test_a_worker_that_dies_tells_what_it_was_at() -> None:
     with pytest.raises(WorkerDiedError) as caught:
         run_in_processes(
-            deadly_at_its_second_step, [0, 1], workers=2, counters=1, on_counts=lambda counts: None
+            deadly_at_its_second_step, [0, 1], procs=2, counters=1, on_counts=lambda counts: None
         )
     assert (caught.value.job, caught.value.step) == (1, 1)
 
@@ -443,7 +444,7 @@ def test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run(
     with monkeypatch.context() as broken:
         broken.setattr(pack_module, "run_in_processes", dies)
         with pytest.raises(DataError, match=rf"died .* decoded {deadly.path}: the same command goes on"):
-            pack(load_folder(audio), tmp_path, CONFIG, workers=2)
+            pack(load_folder(audio), tmp_path, CONFIG, procs=2)
     pack_serially(audio, tmp_path)
     assert Reject(deadly.path, "error", "a worker process died while it decoded this file") in list(
         read_rejects(tmp_path)

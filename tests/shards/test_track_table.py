@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards.manifest import ShardSet, check_tracks
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.track_table import read_track_table
 from tests.shards.small import fit_tracks, pack_small
 
@@ -48,7 +48,7 @@ def test_labels_lengths_and_tracks_are_those_of_the_rows_in_the_order_of_the_sha
 def test_segments_name_the_track_that_they_are_cut_from(packed: ShardSet, tmp_path: Path) -> None:
     music = packed.folder.parent / "music"
     corpus = Corpus(name="cut", folder=music, tracks=(Track("one", "a00000.wav", "test", "Rock"),))
-    shard_set = pack(corpus, tmp_path / "set", PackConfig(min_seconds=0.01, max_seconds=0.04), workers=1)
+    shard_set = pack(corpus, tmp_path / "set", PackConfig(min_seconds=0.01, max_seconds=0.04), procs=1)
     table = read_track_table(shard_set, shard_set.shards(["test"]))
     assert table.track_ids == ["one"] * 3
     assert table.samples.tolist() == [882, 882, 441]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards import verify as module
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.plan import Corpus, Track
 from siamusic_fast.shards.verify import verify
 
 PCM_AT = 512 + 44
@@ -41,7 +41,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (audio / "bad.wav").touch()
     tracks.append(Track("bad", "bad.wav", "training", "Rock"))
     corpus = Corpus(name="mine", folder=audio, tracks=tuple(tracks))
-    pack(corpus, audio.parent / "set", PackConfig(min_seconds=0.1), workers=1)
+    pack(corpus, audio.parent / "set", PackConfig(min_seconds=0.1), procs=1)
     return audio
 
 
@@ -62,7 +62,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems(folder: Path) -> list[str]:
-    return [f"{problem.file}: {problem.what}" for problem in verify(folder, workers=1).problems]
+    return [f"{problem.file}: {problem.what}" for problem in verify(folder, procs=1).problems]
 
 
 def overwrite(path: Path, place: int, content: bytes) -> None:
@@ -90,7 +90,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 def test_a_shard_set_as_it_was_packed_is_as_it_should_be(shard_set: ShardSet) -> None:
-    found = verify(shard_set.folder, workers=2)
+    found = verify(shard_set.folder, procs=2)
     shards = shard_set.shards(["training", "validation", "test"])
     assert found.problems == ()
     assert (found.shards, found.tracks) == (len(shards), 36)
@@ -102,7 +102,7 @@ def test_a_shard_set_as_it_was_packed_is_as_it_should_be(shard_set: ShardSet) ->
 def test_other_codecs_are_verified_too(music: Path, tmp_path: Path, codec: str) -> None:
     tracks = (Track("a", "0.wav", "training", "Rock"), Track("b", "1.wav", "test", "Rock"))
     corpus = Corpus(name="mine", folder=music, tracks=tracks)
-    pack(corpus, tmp_path / "out", PackConfig(codec=codec, min_seconds=0.1), workers=1)
+    pack(corpus, tmp_path / "out", PackConfig(codec=codec, min_seconds=0.1), procs=1)
     assert problems(tmp_path / "out") == []
     overwrite(tmp_path / "out" / "test-000000.tar", 512, b"XXXX")
     found = problems(tmp_path / "out")
@@ -296,7 +296,7 @@ def test_all_shards_are_looked_at_to_the_end(folder: Path) -> None:
     names = sorted(file.name for file in folder.glob("*.tar"))
     for name in names:
         overwrite(folder / name, PCM_AT, b"\x01\x02\x03\x04")
-    found = verify(folder, workers=2).problems
+    found = verify(folder, procs=2).problems
     assert sorted({problem.file for problem in found}) == names
     assert len(found) == 2 * len(names), "the checksum, and the audio of the first track"
 
@@ -318,13 +318,13 @@ def test_a_shard_set_without_a_sound_manifest_is_replaced_by_force_alone(
     corpus = Corpus(name="mine", folder=music, tracks=(Track("a", "0.wav", "test", "Rock"),))
     config = PackConfig(min_seconds=0.1)
     with pytest.raises(DataError, match="already holds a shard set: --force"):
-        pack(corpus, folder, config, workers=1)
+        pack(corpus, folder, config, procs=1)
     assert (folder / "tracks.csv").read_bytes() == before
-    pack(corpus, folder, config, workers=1, force=True)
+    pack(corpus, folder, config, procs=1, force=True)
     assert sorted(file.name for file in folder.iterdir()) == [
         *("manifest.json", "rejected.csv", "test-000000.idx", "test-000000.tar", "tracks.csv")
     ]
     (folder / "tracks.csv").write_text("key,title\n")
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match="holds files of no shard set"):
-        pack(corpus, folder, config, workers=1, force=True)
+        pack(corpus, folder, config, procs=1, force=True)

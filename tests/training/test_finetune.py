@@ -8,25 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from siamusic_fast.analysis.probe import probe
 from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.evaluation.evaluate import evaluate, load_classifier
+from siamusic_fast.evaluation.features import track_outputs
+from siamusic_fast.evaluation.probe import probe
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models.networks import Classifier, place
 from siamusic_fast.pipelines import loaders
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine
+from siamusic_fast.processes.launch import launch
+from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
-from siamusic_fast.training import checkpoint
 from siamusic_fast.training import finetune as module
-from siamusic_fast.training.distributed import launch
-from siamusic_fast.training.evaluate import evaluate, load_classifier
-from siamusic_fast.training.features import track_outputs
 from siamusic_fast.training.finetune import finetune, learning_rates
-from siamusic_fast.training.job import Job
-from siamusic_fast.training.metrics import read_log
-from siamusic_fast.training.models import Classifier, place
 from siamusic_fast.training.pretrain import pretrain
-from tests.training.conftest import MEL, save_run
+from siamusic_fast.training.run_log import read_log
+from tests.runs import MEL, save_run
 
 
 def config(**options: Any) -> FinetuneConfig:
@@ -87,7 +87,7 @@ def test_a_protocol_says_which_epoch_is_kept(
         certainty = next(certainties)
         return torch.tensor([[certainty, 1 - certainty, 0.0]] * 4), torch.zeros(4, dtype=torch.long)
 
-    monkeypatch.setattr("siamusic_fast.training.features.TrackReader.averages", averages)
+    monkeypatch.setattr("siamusic_fast.evaluation.features.TrackReader.averages", averages)
     result = finetune(
         config(protocol=protocol, epochs=3, freeze=True), pretrained, shard_set, tmp_path / "out"
     )
@@ -164,8 +164,10 @@ def test_a_batch_too_small_for_batch_norm_is_refused(
     pretrained: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     # One track of each of three classes is left, and one of them for each process.
-    with pytest.raises(ConfigError, match=r"labels = 0\.01 leaves each of 2 processes a batch of 1"):
-        finetune(config(labels=0.01), pretrained, shard_set, tmp_path, job=Job(rank=0, world_size=2))
+    with pytest.raises(ConfigError, match=r"label_fraction = 0\.01 leaves each of 2 processes a batch of 1"):
+        finetune(
+            config(label_fraction=0.01), pretrained, shard_set, tmp_path, world=World(rank=0, world_size=2)
+        )
 
 
 def test_a_share_of_the_labels_makes_shorter_epochs(
@@ -174,7 +176,10 @@ def test_a_share_of_the_labels_makes_shorter_epochs(
     labelled = shard_set.tracks(["training"], labelled_only=True)
     for share in (1.0, 0.5):
         finetune(
-            config(batch_size=2, labels=share, freeze=True), pretrained, shard_set, tmp_path / str(share)
+            config(batch_size=2, label_fraction=share, freeze=True),
+            pretrained,
+            shard_set,
+            tmp_path / str(share),
         )
     whole, half = (read_log(tmp_path / str(share))[-1]["step"] for share in (1.0, 0.5))
     assert whole == labelled // 2
@@ -217,7 +222,7 @@ def test_rates_fall_from_the_head_to_the_first_layer() -> None:
         ({"protocol": "mine"}, "'mine' is unknown: choose one of clean, paper"),
         ({"backend": "jax"}, "'jax' is unknown: choose one of dali, torch"),
         ({"head": "deep"}, "'deep' is unknown: choose one of linear, mlp"),
-        ({"labels": 10.0}, "labels = 10 is a share"),
+        ({"label_fraction": 10.0}, "label_fraction = 10 is a share"),
         ({"layer_decay": 0.0}, "layer_decay = 0 must be above 0 and at most 1"),
         ({"batch_size": 1}, "batch_size = 1 must be at least 2: batch norm needs two samples"),
         ({"batch_size": 0, "freeze": True}, "batch_size = 0 must be a number above 0"),
@@ -231,7 +236,7 @@ def test_settings_that_cannot_be_are_refused(options: dict[str, Any], words: str
         config(**options)
 
 
-def train_and_score(pretrained: Path, shard_set: ShardSet, out: Path, *, job: Job) -> list[Any]:
+def train_and_score(pretrained: Path, shard_set: ShardSet, out: Path, *, world: World) -> list[Any]:
     """Return of every rank its network, batch norm's statistics included, and the scores."""
     kept: list[Classifier] = []
 
@@ -241,16 +246,16 @@ def train_and_score(pretrained: Path, shard_set: ShardSet, out: Path, *, job: Jo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "place", keep)
-        finetune(config(epochs=2, batch_size=8, protocol="paper"), pretrained, shard_set, out, job=job)
-    evaluated = evaluate(out, shard_set, job=job)
-    return job.gather((dict(kept[0].state_dict()), evaluated.scores))
+        finetune(config(epochs=2, batch_size=8, protocol="paper"), pretrained, shard_set, out, world=world)
+    evaluated = evaluate(out, shard_set, world=world)
+    return world.gather((dict(kept[0].state_dict()), evaluated.scores))
 
 
 def test_processes_share_training_validation_and_test(
     pretrained: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     first, second = launch(
-        functools.partial(train_and_score, pretrained, shard_set, tmp_path / "out"), gpus=0, workers=2
+        functools.partial(train_and_score, pretrained, shard_set, tmp_path / "out"), gpus=0, procs=2
     )
     saved = weights(tmp_path / "out")
     assert saved.keys() == first[0].keys()
@@ -295,7 +300,7 @@ def test_results_in_the_way_are_found_before_the_work_and_replaced_by_force(
     out = tmp_path / "out"
     first = evaluate(tmp_path / "run", shard_set, out).scores
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("siamusic_fast.training.evaluate.track_outputs", None)
+        patch.setattr("siamusic_fast.evaluation.evaluate.track_outputs", None)
         with pytest.raises(DataError, match=r"already exists and is not empty: .* --force"):
             evaluate(tmp_path / "run", shard_set, out)
         with pytest.raises(DataError, match=r"already exists and is not empty: .* --force"):

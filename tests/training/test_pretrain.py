@@ -15,26 +15,30 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from siamusic_fast import folder_lock as lock
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.evaluation.knn import knn_accuracy
+from siamusic_fast.files import atomic_write
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models import networks as models
+from siamusic_fast.processes.launch import launch
+from siamusic_fast.processes.signals import Stopped
+from siamusic_fast.processes.world import World
 from siamusic_fast.progress import Task
-from siamusic_fast.shards.files import atomic_write
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training import checkpoint, lock, models
 from siamusic_fast.training import pretrain as module
 from siamusic_fast.training.compiling import compiled
-from siamusic_fast.training.distributed import launch
-from siamusic_fast.training.job import Job
-from siamusic_fast.training.knn import knn_accuracy
-from siamusic_fast.training.metrics import read_log
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, PretrainResult, pretrain
-from siamusic_fast.training.run import is_abandoned, load_run, newest_unfinished
-from siamusic_fast.training.signals import Stopped
+from siamusic_fast.training.run_folder import is_abandoned, load_run, newest_unfinished
+from siamusic_fast.training.run_log import read_log
 from tests.training.networks import tiny_encoder
 
 CONFIG = PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=2, batch_size=6)
-TINY = dataclasses.replace(CONFIG, batch_size=2, accumulate=2, optimizer="sgd", schedule="cosine", lr=0.05)
+TINY = dataclasses.replace(
+    CONFIG, batch_size=2, grad_accum_steps=2, optimizer="sgd", schedule="cosine", lr=0.05
+)
 """12 batches per epoch, thus 6 steps, with an encoder of a few weights."""
 
 
@@ -189,7 +193,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_t
     run = tmp_path / "runs" / "died"
     newest, previous = run / "checkpoint.pt", run / "checkpoint-previous.pt"
     with pytest.raises(MemoryError):
-        pretrain(often, shard_set, run, job=Job(id="1"), progress=Watching(4, crash))
+        pretrain(often, shard_set, run, world=World(id="1"), progress=Watching(4, crash))
     with newest.open("r+b") as file:
         file.seek(100_000)
         file.write(bytes(64))
@@ -205,7 +209,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_t
     newest.unlink()  # as a kill can leave it on a file system without hard links
     assert not is_abandoned(run)
     with pytest.warns(UserWarning, match=r"checkpoint\.pt is missing: .* of step 3"):
-        pretrain(often, shard_set, run, job=Job(id="1", restarts=1))
+        pretrain(often, shard_set, run, world=World(id="1", restarts=1))
     assert_same_weights(tmp_path / "whole", run)
 
 
@@ -227,31 +231,31 @@ def disk_that_fills_up(saves: int) -> Iterator[None]:
         yield
 
 
-def run_on_a_full_disk(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job) -> list[str]:
+def run_on_a_full_disk(config: PretrainConfig, shard_set: ShardSet, out: Path, *, world: World) -> list[str]:
     """Return what each process was told."""
     with disk_that_fills_up(saves=2), pytest.raises(DataError) as error:
-        tiny_run(config, shard_set, out, job=job)
-    return job.gather(str(error.value))
+        tiny_run(config, shard_set, out, world=world)
+    return world.gather(str(error.value))
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=slow)])
 def test_a_disk_that_fills_up_ends_a_run_in_all_processes_and_it_goes_on_later(
     shard_set: ShardSet, tmp_path: Path, processes: int
 ) -> None:
-    often = dataclasses.replace(TINY, checkpoint_minutes=1e-9, knn_every=0, epochs=1, accumulate=1)
+    often = dataclasses.replace(TINY, checkpoint_minutes=1e-9, knn_every=0, epochs=1, grad_accum_steps=1)
     run = tmp_path / "run"
     function = functools.partial(run_on_a_full_disk, often, shard_set, run)
-    told = launch(function, gpus=0, workers=processes)
-    workers = f" --workers {processes}" if processes > 1 else ""
+    told = launch(function, gpus=0, procs=processes)
+    procs = f" --procs {processes}" if processes > 1 else ""
     assert told == processes * [
         f"{run}/checkpoint.pt could not be written, the disk is full: free some space. "
         f"The checkpoint of step 2 is whole: then go on from it with "
-        f"`siamusic-fast pretrain --resume {run} --gpus 0{workers}`."
+        f"`siamusic-fast pretrain --resume {run} --gpus 0{procs}`."
     ]
     saved = {name: checkpoint.load(run / name, "pretraining", ())["step"] for name in TWO_LAST}
     assert list(saved.values()) == [1, 2]
     assert not list(run.glob(".*.tmp"))
-    launch(functools.partial(tiny_run, often, shard_set, run, resume=True), gpus=0, workers=processes)
+    launch(functools.partial(tiny_run, often, shard_set, run, resume=True), gpus=0, procs=processes)
 
 
 TWO_LAST = ("checkpoint-previous.pt", "checkpoint.pt")
@@ -260,19 +264,19 @@ TWO_LAST = ("checkpoint-previous.pt", "checkpoint.pt")
 @pytest.mark.usefixtures("tiny")
 def test_a_job_started_again_resumes_or_else_starts_over(shard_set: ShardSet, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, knn_every=0)
-    once, again = Job(id="1"), Job(id="1", restarts=1)
+    once, again = World(id="1"), World(id="1", restarts=1)
     with pytest.raises(MemoryError):
-        pretrain(config, shard_set, tmp_path / "early", job=once, progress=Watching(2, crash))
-    assert pretrain(config, shard_set, tmp_path / "early", job=again).steps == 12
+        pretrain(config, shard_set, tmp_path / "early", world=once, progress=Watching(2, crash))
+    assert pretrain(config, shard_set, tmp_path / "early", world=again).steps == 12
     with pytest.raises(MemoryError):
-        pretrain(config, shard_set, tmp_path / "late", job=once, progress=Watching(8, crash))
+        pretrain(config, shard_set, tmp_path / "late", world=once, progress=Watching(8, crash))
     watching = Watching()
-    pretrain(config, shard_set, tmp_path / "late", job=again, progress=watching)
+    pretrain(config, shard_set, tmp_path / "late", world=again, progress=watching)
     assert watching.left == -6  # the second epoch alone
     assert_same_weights(tmp_path / "early", tmp_path / "late")
-    for others in (Job(id="2", restarts=1), Job(id="2")):
+    for others in (World(id="2", restarts=1), World(id="2")):
         with pytest.raises(DataError, match="already exists and is not empty"):
-            pretrain(config, shard_set, tmp_path / "late", job=others)
+            pretrain(config, shard_set, tmp_path / "late", world=others)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -351,7 +355,7 @@ def test_knn_is_looked_at_every_few_epochs_and_the_best_is_kept(
 ) -> None:
     accuracies = iter([0.5, 0.75, 0.25])
     monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(accuracies))
-    config = dataclasses.replace(TINY, epochs=5, knn_every=2, accumulate=12)
+    config = dataclasses.replace(TINY, epochs=5, knn_every=2, grad_accum_steps=12)
     result = pretrain(config, shard_set, tmp_path / "run")
     found = {line["epoch"]: line["knn"] for line in read_log(tmp_path / "run") if "knn" in line}
     assert found == {2: 0.5, 4: 0.75, 5: 0.25}
@@ -362,7 +366,7 @@ def test_knn_is_looked_at_every_few_epochs_and_the_best_is_kept(
 
 @pytest.mark.usefixtures("tiny")
 def test_the_rates_are_those_of_the_recipe_of_chen_and_he(shard_set: ShardSet, tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, fixed_predictor_lr=True, accumulate=12, epochs=4, knn_every=0)
+    config = dataclasses.replace(TINY, fixed_predictor_lr=True, grad_accum_steps=12, epochs=4, knn_every=0)
     pretrain(config, shard_set, tmp_path / "run")
     # Four steps of a cosine from 0.05: 1, 0.854, 0.5 and 0.146 of it.
     rates = [line["lr"] / 0.05 for line in read_log(tmp_path / "run")]
@@ -377,11 +381,11 @@ def test_batches_that_are_left_at_the_end_of_an_epoch_make_a_step(
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
     # 12 batches in steps of 5: two whole steps and one of the two batches that are left.
-    config = dataclasses.replace(TINY, accumulate=5, knn_every=0)
+    config = dataclasses.replace(TINY, grad_accum_steps=5, knn_every=0)
     assert pretrain(config, shard_set, tmp_path / "run").steps == 2 * 3
 
 
-def short_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job) -> list[Any]:
+def short_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, world: World) -> list[Any]:
     """Return steps, last loss and kNN accuracy of every process, and the sum of its weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "encoder", tiny_encoder)
@@ -392,9 +396,9 @@ def short_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Jo
             return model
 
         patch.setattr(module, "place", keep)
-        result = pretrain(config, shard_set, out, job=job)
+        result = pretrain(config, shard_set, out, world=world)
     total = float(sum(weight.sum() for weight in kept[0].parameters()))
-    return job.gather((result.steps, result.loss, result.knn, total))
+    return world.gather((result.steps, result.loss, result.knn, total))
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=slow)])
@@ -404,10 +408,10 @@ def test_processes_take_as_many_steps_each_whatever_the_shards(
     # 30 tracks in shards of 2 to 7: 15 for each of two processes, 7 or 8 for each of four.
     assert len({shard.tracks for shard in shard_set.shards(["training", "validation"])}) > 1
     config = dataclasses.replace(
-        TINY, splits=("training", "validation"), epochs=1, batch_size=4, accumulate=1
+        TINY, splits=("training", "validation"), epochs=1, batch_size=4, grad_accum_steps=1
     )
     function = functools.partial(short_run, config, shard_set, tmp_path / "run")
-    found = launch(function, gpus=0, workers=processes)
+    found = launch(function, gpus=0, procs=processes)
     steps, loss, knn, _ = found[0]
     assert steps == 30 // processes // 4
     assert -1 <= loss <= 1
@@ -419,22 +423,22 @@ Buffers = dict[str, Tensor]
 
 
 def shared_buffers(
-    config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job
+    config: PretrainConfig, shard_set: ShardSet, out: Path, *, world: World
 ) -> list[list[tuple[Buffers, Buffers]]]:
     """Return, of every process, the buffers that it has before and after each time that they are shared."""
     seen: list[tuple[Buffers, Buffers]] = []
-    share = Job.share_buffers
+    share = World.share_buffers
 
-    def noted(job: Job, model: nn.Module) -> None:
+    def noted(world: World, model: nn.Module) -> None:
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        share(job, model)
+        share(world, model)
         seen.append((before, {name: buffer.clone() for name, buffer in model.named_buffers()}))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "encoder", tiny_encoder)
-        patch.setattr(Job, "share_buffers", noted)
-        pretrain(config, shard_set, out, job=job)
-    return job.gather(seen)
+        patch.setattr(World, "share_buffers", noted)
+        pretrain(config, shard_set, out, world=world)
+    return world.gather(seen)
 
 
 def equal(one: Buffers, other: Buffers) -> bool:
@@ -445,7 +449,7 @@ def equal(one: Buffers, other: Buffers) -> bool:
 def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, backend="torch", batch_size=4, sync_batchnorm=False, knn_every=1)
     function = functools.partial(shared_buffers, config, shard_set, tmp_path / "run")
-    leading, other = launch(function, gpus=0, workers=2)
+    leading, other = launch(function, gpus=0, procs=2)
     # In each of two epochs: for the checkpoint before the look at kNN, for that, and for the one after it.
     assert len(leading) == len(other) == 6
     for place, ((own, shared), (others, others_shared)) in enumerate(zip(leading, other, strict=True)):
@@ -466,32 +470,32 @@ def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, 
     assert read_log(tmp_path / "run")[-1]["knn"] == accuracy
 
 
-def tiny_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job, **options: Any) -> None:
+def tiny_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, world: World, **options: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "encoder", tiny_encoder)
-        pretrain(config, shard_set, out, job=job, **options)
+        pretrain(config, shard_set, out, world=world, **options)
 
 
-def stopped_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, job: Job) -> None:
+def stopped_run(config: PretrainConfig, shard_set: ShardSet, out: Path, *, world: World) -> None:
     """Be told to stop after three steps, in every process."""
     try:
-        tiny_run(config, shard_set, out, job=job, progress=Watching(3, lambda: send(signal.SIGTERM)))
+        tiny_run(config, shard_set, out, world=world, progress=Watching(3, lambda: send(signal.SIGTERM)))
     except Stopped:
-        job.gather(None)
+        world.gather(None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
 def test_three_processes_that_were_stopped_end_with_the_same_bits(
-    shard_set: ShardSet, tmp_path: Path, accumulate: int
+    shard_set: ShardSet, tmp_path: Path, grad_accum_steps: int
 ) -> None:
     # Sums over three depend on their order, and that on how gradients are bundled.
-    config = dataclasses.replace(TINY, accumulate=accumulate, epochs=4, knn_every=2)
+    config = dataclasses.replace(TINY, grad_accum_steps=grad_accum_steps, epochs=4, knn_every=2)
     run = functools.partial(tiny_run, config, shard_set)
-    launch(functools.partial(run, tmp_path / "whole"), gpus=0, workers=3)
-    launch(functools.partial(stopped_run, config, shard_set, tmp_path / "stopped"), gpus=0, workers=3)
+    launch(functools.partial(run, tmp_path / "whole"), gpus=0, procs=3)
+    launch(functools.partial(stopped_run, config, shard_set, tmp_path / "stopped"), gpus=0, procs=3)
     assert checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining", ())["step"] == 3
-    launch(functools.partial(run, tmp_path / "stopped", resume=True), gpus=0, workers=3)
+    launch(functools.partial(run, tmp_path / "stopped", resume=True), gpus=0, procs=3)
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
@@ -504,19 +508,21 @@ def no_compiler(model: nn.Module) -> nn.Module:
     raise RuntimeError("no compiler in sight")
 
 
-def compile_in_one(broken: Callable[[nn.Module], nn.Module], sync_batchnorm: bool, *, job: Job) -> list[bool]:
+def compile_in_one(
+    broken: Callable[[nn.Module], nn.Module], sync_batchnorm: bool, *, world: World
+) -> list[bool]:
     """Let the compiler be `broken` in the second process and return, of all, whether a model is compiled."""
     with (
         pytest.MonkeyPatch.context() as patch,
         warnings.catch_warnings(record=True, action="always") as warned,
     ):
         patch.setattr(models, "encoder", tiny_encoder)
-        patch.setattr(torch, "compile", broken if job.rank else Same)
-        model = job.wrap(models.SimSiam("tiny"), sync_batchnorm=sync_batchnorm)
-        found = compiled(model, torch.zeros(2, 1, 16, 22), job)
+        patch.setattr(torch, "compile", broken if world.rank else Same)
+        model = world.wrap(models.SimSiam("tiny"), sync_batchnorm=sync_batchnorm)
+        found = compiled(model, torch.zeros(2, 1, 16, 22), world)
     told = [str(one.message) for one in warned if "torch.compile failed" in str(one.message)]
-    assert len(told) == (1 if job.leads else 0), [str(one.message) for one in warned]
-    return job.gather(found is not model)
+    assert len(told) == (1 if world.leads else 0), [str(one.message) for one in warned]
+    return world.gather(found is not model)
 
 
 class Same(nn.Module):
@@ -535,7 +541,7 @@ def test_a_model_that_one_process_cannot_compile_is_compiled_in_none(
     broken: Callable[[nn.Module], nn.Module], sync_batchnorm: bool
 ) -> None:
     function = functools.partial(compile_in_one, broken, sync_batchnorm)
-    assert launch(function, gpus=0, workers=2) == [False, False]
+    assert launch(function, gpus=0, procs=2) == [False, False]
 
 
 def test_a_finished_or_different_run_is_not_resumed(run: Path, shard_set: ShardSet) -> None:
@@ -550,7 +556,7 @@ def test_a_finished_or_different_run_is_not_resumed(run: Path, shard_set: ShardS
 def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
-    bad = dataclasses.replace(TINY, optimizer="adam", lr=1e30, accumulate=1, knn_every=0)
+    bad = dataclasses.replace(TINY, optimizer="adam", lr=1e30, grad_accum_steps=1, knn_every=0)
     with pytest.raises(
         DataError, match=r"became nan at step 2, .* try lr = 1e\+29 .* --lr 1e\+29 .* no checkpoint yet"
     ):
@@ -607,7 +613,7 @@ def test_a_compiled_model_computes_the_same() -> None:
     model = models.SimSiam("tiny").eval()
     views = torch.randn(2, 4, 1, 48, 44)
     expected = model(*views)
-    faster = compiled(model, views[0], Job())
+    faster = compiled(model, views[0], World())
     assert faster is not model
     for one, other in zip(faster(*views), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

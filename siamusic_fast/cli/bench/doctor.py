@@ -13,7 +13,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
 from siamusic_fast.cli.console import output, progress
 from siamusic_fast.pipelines.recipes import parse_recipe
-from siamusic_fast.training.distributed import device_for
+from siamusic_fast.processes.launch import device_for
 
 
 @click.command()

@@ -13,7 +13,7 @@ from siamusic_fast.cli.bench.loader import loader
 from siamusic_fast.cli.bench.rendering import begin
 from siamusic_fast.cli.bench.shard import shard
 from siamusic_fast.cli.bench.train import train
-from siamusic_fast.training.distributed import device_for
+from siamusic_fast.processes.launch import device_for
 
 _HERE = Path("benchmarks/here")
 

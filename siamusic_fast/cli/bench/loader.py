@@ -12,7 +12,7 @@ from siamusic_fast.cli.bench.rendering import begin, show
 from siamusic_fast.cli.console import progress
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import parse_recipe
-from siamusic_fast.training.distributed import device_for
+from siamusic_fast.processes.launch import device_for
 
 _SMALL = {"most_tracks": 25_000, "most_shards": 100, "long_run": 1_000}
 """How far --scaling goes for a quick look."""

@@ -13,7 +13,7 @@ from siamusic_fast.bench import chart
 from siamusic_fast.bench.report import Measurement, Ratio, Report, added_ms, number
 from siamusic_fast.cli.console import console, note, output
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.files import atomic_write
+from siamusic_fast.files import atomic_write
 
 _HEADINGS = ("what", "median", "spread", "unit", "adds ms", "CPU ms each", "limit", "target", "verdict")
 _WORDS = (0, 3, 8)

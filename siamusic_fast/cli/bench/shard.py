@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
+from siamusic_fast.audio.sources import load_corpus
 from siamusic_fast.bench import shard as shard_bench
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
 from siamusic_fast.cli.bench.rendering import begin, show
 from siamusic_fast.cli.console import progress
-from siamusic_fast.shards.sources import load_corpus
 
 _USUAL = {"tracks": 400, "windows": 3, "planned": 1_000_000}
 _QUICK = {"tracks": 100, "windows": 3, "planned": 100_000}
@@ -21,7 +21,7 @@ _QUICK = {"tracks": 100, "windows": 3, "planned": 100_000}
 @click.option(
     "--tracks", type=int, help=f"How many MP3s to make if there is no SOURCE.  [default: {_USUAL['tracks']}]"
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that pack.  [default: one per core]")
+@click.option("--procs", type=click.IntRange(min=1), help="Processes that pack.  [default: one per core]")
 @click.option("--windows", type=int, help=f"How often to measure.  [default: {_USUAL['windows']}]")
 @click.option("--planned", type=int, help=f"Tracks in the synthetic plan.  [default: {_USUAL['planned']:,}]")
 @click.option(
@@ -37,7 +37,7 @@ def shard(
     source: str | None,
     data_dir: Path,
     tracks: int | None,
-    workers: int | None,
+    procs: int | None,
     windows: int | None,
     planned: int | None,
     quick: bool,
@@ -55,13 +55,13 @@ def shard(
 
     \b
     siamusic-fast bench shard --quick
-    siamusic-fast bench shard fma_small --workers 8
+    siamusic-fast bench shard fma_small --procs 8
     """
     begun = begin("shard", out, force=force)
     said = {"tracks": tracks, "windows": windows, "planned": planned}
     report = shard_bench.measure(
         load_corpus(source, data_dir) if source else None,
-        workers=workers,
+        procs=procs,
         progress=progress(quiet),
         **(_QUICK if quick else _USUAL) | {name: value for name, value in said.items() if value is not None},
     )

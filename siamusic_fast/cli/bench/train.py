@@ -10,7 +10,7 @@ from siamusic_fast.cli.bench import settings
 from siamusic_fast.cli.bench.rendering import begin, show
 from siamusic_fast.cli.console import progress
 from siamusic_fast.pipelines.recipes import parse_recipe
-from siamusic_fast.training.distributed import device_for
+from siamusic_fast.processes.launch import device_for
 
 
 @click.command()

@@ -1,0 +1,1 @@
+"""What an encoder or a classifier is worth: features, probes and scores."""

@@ -1,0 +1,171 @@
+"""Evaluation: a classifier and shards in, scores over every test track out, each track once."""
+
+import csv
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from siamusic_fast.config import BACKENDS
+from siamusic_fast.errors import DataError
+from siamusic_fast.evaluation.features import track_outputs
+from siamusic_fast.evaluation.scores import Scores, scores
+from siamusic_fast.files import atomic_write
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models.networks import Classifier, place
+from siamusic_fast.processes.world import World
+from siamusic_fast.progress import SILENT, Progress
+from siamusic_fast.shards.manifest import ShardSet
+
+CLASSIFIER = "classifier.pt"
+CLASSIFIER_PARTS = ("backbone", "head", "features", "classes", "frontend", "pretrained_on", "model", "epoch")
+PREDICTIONS = "predictions.csv"
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Scores of a classifier on the test split, and where they are kept."""
+
+    folder: Path
+    data: str
+    """Corpus that the tracks are from."""
+    pretrained_on: tuple[str, ...]
+    """Splits that the encoder learnt from before, none if it began with random weights."""
+    scores: Scores
+
+
+def evaluate(
+    run: Path,
+    shard_set: ShardSet,
+    out: Path | None = None,
+    *,
+    seed: int = 0,
+    backend: str = BACKENDS[0],
+    world: World | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> EvaluateResult:
+    """Score the classifier of `run` on every labelled track of the test split.
+
+    Called in every process of `world`, which share the tracks; default: one process on the CPU. `run` is a
+    fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the highest
+    probability, averaged over crops that cover the track, up to 128, and over its segments if it was packed
+    in several. `seed` is that of the bootstrap; `backend` computes the spectrograms. Results go to `out`,
+    with `force` in the place of earlier ones; by default to the folder evaluate beside the classifier, where
+    they replace earlier ones.
+
+    Raises DataError if there is no classifier, if the shards have other classes or no test tracks, or if
+    `out` is not empty.
+    """
+    world = world or World()
+    path = find_classifier(run)
+    saved = checkpoint.load(path, "classifier", CLASSIFIER_PARTS)
+    classes = tuple(saved["classes"])
+    check_classes(shard_set, classes)
+    folder = world.once(lambda: results_folder(out, path.parent / "evaluate", force=force))
+    model = place(load_classifier(saved), world.device).eval()
+    names, probabilities, labels = track_outputs(
+        lambda mels: model(mels).softmax(dim=1),
+        shard_set,
+        "test",
+        Frontend.load(saved["frontend"]),
+        backend=backend,
+        world=world,
+        progress=progress,
+    )
+    result = EvaluateResult(
+        folder=folder,
+        data=shard_set.source,
+        pretrained_on=tuple(saved["pretrained_on"]),
+        scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
+    )
+    if world.leads:
+        _write_predictions(result.folder / PREDICTIONS, names, classes, probabilities, labels)
+        checkpoint.save_json(result.folder / RESULTS, as_json(result))
+    return result
+
+
+def as_json(result: EvaluateResult) -> dict[str, object]:
+    """Return `result` as plain values, but for its folder."""
+    return {
+        "data": result.data,
+        "pretrained_on": result.pretrained_on,
+        **dataclasses.asdict(result.scores),
+    }
+
+
+def heard_before(pretrained_on: tuple[str, ...]) -> str:
+    """Return what must be said of scores on the test split if the encoder learnt from one; else nothing."""
+    if "test" not in pretrained_on:
+        return ""
+    return (
+        f"The encoder was pre-trained on the splits {', '.join(pretrained_on)}: if it heard these very "
+        f"test tracks, the scores flatter it."
+    )
+
+
+def results_folder(out: Path | None, default: Path, *, force: bool) -> Path:
+    """Make the folder of results and return it: `out`, or `default`, where earlier ones are replaced.
+
+    Raises DataError if `out` is not empty, or, with `force`, holds something else than results.
+    """
+    if out is not None:
+        return checkpoint.new_folder(out, force=force, own=checkpoint.OF_RESULTS)
+    default.mkdir(exist_ok=True)
+    return default
+
+
+def load_classifier(saved: dict[str, Any]) -> Classifier:
+    """Return the network of the checkpoint `saved`, which has `CLASSIFIER_PARTS`."""
+    classifier = Classifier(
+        saved["backbone"], len(saved["classes"]), head=saved["head"], features=saved["features"]
+    )
+    classifier.load_state_dict(saved["model"])
+    return classifier
+
+
+def find_classifier(run: Path) -> Path:
+    """Return the classifier in `run` or in its folder finetune. Raises DataError if there is none."""
+    for path in (run / CLASSIFIER, run / "finetune" / CLASSIFIER):
+        if path.is_file():
+            return path
+    if not run.is_dir():
+        raise DataError(f"no run {str(run)!r}: give the folder that pretrain or finetune made.")
+    raise DataError(f"{run} has no classifier: `siamusic-fast finetune {run}` trains one.")
+
+
+def check_enough_classes(shard_set: ShardSet, what: str) -> None:
+    """Raise DataError if `shard_set` has fewer than the two classes that `what` needs."""
+    if len(shard_set.classes) < 2:
+        found = ", ".join(shard_set.classes) or "none"
+        raise DataError(f"{shard_set.folder} has too few classes ({found}): {what} needs at least 2.")
+
+
+def check_classes(shard_set: ShardSet, classes: tuple[str, ...]) -> None:
+    """Raise DataError if the tracks of `shard_set` have other classes than a classifier's."""
+    if shard_set.classes != classes:
+        raise DataError(
+            f"the classifier tells {', '.join(classes)} apart and {shard_set.folder} has "
+            f"{', '.join(shard_set.classes)}: use the shards it was trained on (on the command line --data)."
+        )
+
+
+def _write_predictions(
+    path: Path, names: list[str], classes: tuple[str, ...], probabilities: Tensor, labels: Tensor
+) -> None:
+    """Write one row per track, in the order of the shards."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("key", "truth", "prediction", "probability"))
+    best = probabilities.max(dim=1)
+    for name, label, prediction, probability in zip(
+        names, labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+    ):
+        writer.writerow((name, classes[label], classes[prediction], f"{probability:.4f}"))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode(errors="surrogateescape"))

@@ -1,0 +1,1 @@
+"""Networks, their losses, and the files that their weights are kept in."""

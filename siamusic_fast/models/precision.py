@@ -1,0 +1,25 @@
+"""bfloat16 where a GPU computes in it, float32 everywhere else."""
+
+import functools
+import warnings
+
+import torch
+
+from siamusic_fast.processes.launch import is_leader
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return a context in which networks on `device` compute in bfloat16 where that is safe and fast."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_computes_in_bfloat16(device))
+
+
+@functools.cache
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether `device` does; of a GPU that only emulates it, which is slow, a person is told once."""
+    if device.type != "cuda":
+        return False
+    supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    if not supported and is_leader():
+        name = torch.cuda.get_device_name(device)
+        warnings.warn(f"{name} has no bfloat16: training goes on in float32", stacklevel=3)
+    return supported

@@ -1,0 +1,171 @@
+"""What a run is measured by while it runs, collapse and speed, and the log that it is kept in."""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from siamusic_fast.errors import DataError
+
+LOG_FILE = "metrics.jsonl"
+
+T = TypeVar("T")
+
+
+@torch.no_grad()
+def collapse_measure(z: Tensor) -> Tensor:
+    """Return the deviation per dimension, averaged over dimensions, of the normalized rows of `z` [B, d].
+
+    Chen & He 2021, section 4.1: 1/sqrt(d) when the outputs spread over the sphere, 0 when all are the same.
+    """
+    return F.normalize(z.float(), dim=1).std(dim=0).mean()
+
+
+def check_finite(losses: Sequence[float], last_step: int, remedy: str) -> None:
+    """Raise DataError if one of `losses`, those of the steps up to `last_step`, is infinite or NaN."""
+    for step, loss in enumerate(losses, start=last_step - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the loss became {loss} at step {step}, mostly a sign of too high a learning rate: {remedy}."
+            )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use at once: of the GPU by torch, or of the CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Stopwatch:
+    """Measures how long a loop ran since the last reading and how much of that it waited for batches.
+
+    On a GPU the loop itself hardly waits: it queues work, and the GPU waits until a batch is there. So it is
+    asked: two events are queued around each batch, and what lies between them is waiting.
+
+    `seconds` and `waited` are what a stopwatch that this one goes on for had measured since its last reading.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 0.0, waited: float = 0.0) -> None:
+        self._device = device
+        self._started = time.perf_counter() - seconds
+        self._waited = waited
+        self._events: list[tuple[torch.Event, torch.Event]] = []
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches; the time that each takes to arrive counts as waiting."""
+        iterator = iter(batches)
+        while True:
+            with self._waiting():
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            yield batch
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if self._device.type != "cuda":
+            asked = time.perf_counter()
+            yield
+            self._waited += time.perf_counter() - asked
+            return
+        asked_event, given_event = (
+            torch.Event("cuda", enable_timing=True),
+            torch.Event("cuda", enable_timing=True),
+        )
+        asked_event.record()
+        yield
+        given_event.record()
+        self._events.append((asked_event, given_event))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Return a context whose time does not count; what the device was asked for before it does."""
+        paused = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused
+
+    def look(self) -> tuple[float, float]:
+        """Return the seconds since the last reading and the seconds of them spent waiting.
+
+        To be called when the device has done what was asked of it.
+        """
+        self._waited += sum(asked.elapsed_time(given) for asked, given in self._events) / 1000
+        self._events.clear()
+        return time.perf_counter() - self._started, self._waited
+
+    def read(self) -> tuple[float, float]:
+        """Return what `look` does, and start again."""
+        seconds, waited = self.look()
+        self._started += seconds
+        self._waited = 0.0
+        return seconds, waited
+
+
+class RunLog:
+    """Appends one JSON object per line to metrics.jsonl and the same values to TensorBoard's event file.
+
+    With `active=False` (all ranks but the first) it writes nothing. `resume_at` is the last step that counts
+    of a run that goes on: TensorBoard then drops later ones, and `read_log` takes the last line of each step.
+    """
+
+    def __init__(self, folder: Path, *, active: bool = True, resume_at: int | None = None) -> None:
+        self._board: SummaryWriter | None = None
+        if active:
+            purge = None if resume_at is None else resume_at + 1
+            self._board = SummaryWriter(folder, purge_step=purge)
+            self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
+            if _is_cut_off(folder / LOG_FILE):
+                self._lines.write("\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._lines.close()
+
+    def write(self, step: int, **values: float) -> None:
+        """Log `values` of `step`."""
+        if self._board is None:
+            return
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a crash has left a last line without an end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run logged, one entry per step, in order, of all lines of that step.
+
+    Of a value that was repeated, the last counts. A line that a crash cut off is left out.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    for text in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            by_step.setdefault(line["step"], {}).update(line)
+    return [by_step[step] for step in sorted(by_step)]

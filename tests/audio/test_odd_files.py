@@ -1,0 +1,280 @@
+"""The table "Odd files" of docs/shards.md: what becomes of files that are not as they should be."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from siamusic_fast.audio import decode as decode_module
+from siamusic_fast.audio.decode import AudioError, Decoded, Demands, decode_file
+from siamusic_fast.audio.downmix import Mixing
+from siamusic_fast.audio.folder import load_folder
+from siamusic_fast.audio.store import open_store
+from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.tables import read_rejects, read_tracks
+from tests.audio.encoding import encode, music
+from tests.shards.killing import Serial
+
+RATE = 22_050
+MP3 = encode("mp3", music(8, 44_100), 44_100)
+FLAC = encode("flac", music(8, RATE), RATE)
+OGG = encode("opus", music(8))
+
+
+def judged(tmp_path: Path, content: bytes, **demands: float) -> Decoded:
+    (tmp_path / "a").write_bytes(content)
+    asked = Demands(min_seconds=1, **demands)  # type: ignore[arg-type]
+    return decode_file(open_store(tmp_path), "a", asked)
+
+
+def wav(audio: npt.NDArray[np.float32], subtype: str = "FLOAT", rate: int = RATE) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, audio.T, rate, format="WAV", subtype=subtype)
+    return file.getvalue()
+
+
+def with_sizes(content: bytes, riff: int, data: int) -> bytes:
+    """Return a WAV file with the sizes that a writer leaves which did not finish."""
+    place = content.index(b"data") + 4
+    changed = content[:4] + riff.to_bytes(4, "little") + content[8:place] + data.to_bytes(4, "little")
+    return changed + content[place + 4 :]
+
+
+def frames_of_mp3(content: bytes) -> list[int]:
+    """Return where the frames begin, which all have the same first bytes and are 300 bytes long or more."""
+    head = content[content.index(b"\xff\xfb") :][:3]
+    places, place = [], content.find(head[:2])
+    while place >= 0:
+        places.append(place)
+        place = content.find(head[:2], place + 300)
+    return places
+
+
+def one_byte_of_a_header_flipped(content: bytes) -> bytes:
+    place = frames_of_mp3(content)[150]
+    return content[:place] + b"\x00" + content[place + 1 :]
+
+
+def samples_unknown(content: bytes) -> bytes:
+    """Return a FLAC file as a pipe leaves it: with 0 samples, in 36 bits before the checksum of the audio."""
+    return content[:21] + bytes([content[21] & 0xF0]) + bytes(4) + content[26:]
+
+
+WHOLE: dict[str, tuple[Callable[[], bytes], float]] = {
+    "GSM WAV": (lambda: wav(music(8, 8000, 1), "GSM610", 8000), 8),
+    "ADPCM WAV": (lambda: wav(music(8, RATE, 1), "IMA_ADPCM"), 8),
+    "FLAC of unknown length": (lambda: samples_unknown(FLAC), 8),
+    "FLAC in Ogg": (lambda: encode("flac in ogg", music(8)), 8),
+    "WAV with data size 0": (lambda: with_sizes(wav(music(8, RATE), "PCM_16"), 0, 0), 8),
+    "WAV of unknown size": (lambda: with_sizes(wav(music(8, RATE), "PCM_16"), 2**32 - 1, 2**32 - 1), 8),
+    "two MP3s joined": (lambda: MP3 + MP3, 16.05),
+    "two MP3s of other rates joined": (lambda: MP3 + encode("mp3", music(8, RATE), RATE), 16.05),
+    "two FLACs joined": (lambda: FLAC + FLAC, 16),
+    "chained Opus": (lambda: OGG + encode("opus", music(8, 48_000, 1)), 16),
+    "a zero byte before an MP3": (lambda: b"\0" + MP3, 8.05),
+    "zeros before an MP3": (lambda: bytes(5000) + MP3, 8.05),
+    "100,000 zeros before an MP3": (lambda: bytes(100_000) + MP3, 8.05),
+    "a zero byte before a FLAC": (lambda: b"\0" + FLAC, 8),
+    "a zero byte before an Opus": (lambda: b"\0" + OGG, 8),
+    "a zero byte before an AIFF": (lambda: b"\0" + encode("aiff", music(8)), 8),
+    "words before a WAV": (lambda: b"HTTP/1.1 200 OK\n\n" + wav(music(8, RATE)), 8),
+    "a WAV of a size near 2 GB": (lambda: with_sizes(wav(music(8, RATE)), 2**31 - 16, 2**31 - 60), 8),
+    "a tag before and after an MP3": (lambda: id3(3000) + MP3 + b"TAG" + bytes(125), 8),
+    "a tag between two MP3s": (lambda: MP3 + id3(3000) + MP3, 16.05),
+    "zeros after a FLAC": (lambda: FLAC + bytes(5000), 8),
+    "8 channels": (lambda: wav(music(8, RATE, 8)), 8),
+}
+
+
+def id3(size: int) -> bytes:
+    return b"ID3\x03\0\0" + bytes([0, 0, size >> 7, size & 127]) + bytes(size)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_odd_files_that_players_play_are_packed_whole_and_without_a_mark(tmp_path: Path, name: str) -> None:
+    make, seconds = WHOLE[name]
+    found = judged(tmp_path, make())
+    assert found.seconds == pytest.approx(seconds, abs=0.06)
+    assert found.damaged_packets == 0 or name.endswith("before an MP3")
+    assert found.damage(Demands()) < 0.01
+    assert found.mixing == Mixing()
+
+
+def test_audio_behind_the_end_that_a_wav_states_is_not_lost_in_silence(tmp_path: Path) -> None:
+    content = wav(music(8, RATE), "PCM_16")
+    found = judged(tmp_path, content + content)
+    assert found.seconds == 8
+    assert found.seconds_promised == pytest.approx(16, abs=0.1)
+
+
+DAMAGED: dict[str, tuple[Callable[[], bytes], float]] = {
+    "one byte of an MP3 frame header": (lambda: one_byte_of_a_header_flipped(MP3), 7.9),
+    "zeros in the middle of an MP3": (lambda: zeros_in_the_middle(MP3, 0.5), 4),
+    "a hole in the middle of an MP3": (lambda: MP3[: len(MP3) // 4] + MP3[len(MP3) * 3 // 4 :], 4),
+    "zeros in the middle of a FLAC": (lambda: zeros_in_the_middle(FLAC, 0.5), 4),
+    "one byte of a FLAC frame": (lambda: changed(FLAC, len(FLAC) // 2), 7.8),
+    "one byte of a FLAC of unknown length": (
+        lambda: samples_unknown(changed(FLAC, len(FLAC) // 2)),
+        7.8,
+    ),
+    "zeros in the middle of an Opus": (lambda: zeros_in_the_middle(OGG, 0.02), 6),
+}
+
+
+def zeros_in_the_middle(content: bytes, share: float) -> bytes:
+    start, stop = (round(len(content) * (1 + sign * share) / 2) for sign in (-1, 1))
+    return content[:start] + bytes(stop - start) + content[stop:]
+
+
+def changed(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_costs_what_is_damaged_and_leaves_a_mark(tmp_path: Path, name: str) -> None:
+    make, seconds = DAMAGED[name]
+    found = judged(tmp_path, make())
+    assert found.seconds == pytest.approx(seconds, abs=0.6)
+    assert found.seconds < 8
+    promised = found.seconds_promised or 0
+    assert found.damaged_packets > 0 or promised - found.seconds > decode_module.SHORT_SECONDS
+    if found.seconds_promised:
+        with pytest.raises(AudioError, match=r"damaged.*% of it is lost, 0% at most"):
+            judged(tmp_path, make(), max_damage=0)
+
+
+def test_a_file_that_is_lost_beyond_max_damage_is_left_out(tmp_path: Path) -> None:
+    content = zeros_in_the_middle(MP3, 0.8)
+    with pytest.raises(AudioError, match=r"8\d% of it is lost, 75% at most: see --max-damage") as caught:
+        judged(tmp_path, content)
+    assert caught.value.reason == "damaged"
+    assert judged(tmp_path, content, max_damage=0.9).damaged_packets == 1
+
+
+@pytest.mark.parametrize("scale", [32_767.0, 2.0**23, 2.0**31, 100.0])
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_floats_in_the_scale_of_integers_are_divided_by_their_peak(
+    tmp_path: Path, scale: float, subtype: str
+) -> None:
+    audio = music(2, RATE, 1)
+    found = judged(tmp_path, wav(audio * np.float32(scale), subtype))
+    assert found.mixing.gain == pytest.approx(1 / np.abs(audio * scale).max(), rel=1e-3)
+    assert len(found.pcm.clipped) == 0
+    assert found.pcm.peak == 32_767
+    assert np.corrcoef(found.pcm.samples, audio[0])[0, 1] > 0.99999
+
+
+@pytest.mark.parametrize("share", [0.009, 0.011])
+def test_a_track_is_divided_by_its_peak_if_more_than_a_hundredth_of_it_is_beyond_full_scale(
+    tmp_path: Path, share: float
+) -> None:
+    audio = np.full((1, 100_000), 0.5, np.float32)
+    audio[0, : round(share * 100_000)] = 1.25
+    found = judged(tmp_path, wav(audio))
+    if share < 0.01:
+        assert (found.mixing.gain, len(found.pcm.clipped)) == (1, 900)
+    else:
+        assert found.mixing.gain == pytest.approx(0.8, rel=1e-4)
+        assert len(found.pcm.clipped) == 0
+
+
+@pytest.mark.parametrize("name", ["wav", "mp3"])
+def test_of_channels_that_cancel_each_other_the_loudest_is_taken(tmp_path: Path, name: str) -> None:
+    left = music(2, 48_000, 1)
+    opposite = np.concatenate([left, -left])
+    content = wav(opposite, rate=48_000) if name == "wav" else encode("mp3", opposite)
+    found = judged(tmp_path, content, sample_rate=48_000)
+    assert found.mixing.channel is not None
+    assert abs(np.corrcoef(found.pcm.samples, left[0])[0, 1]) > 0.99
+
+
+def test_channels_that_differ_are_averaged_and_a_silent_one_is_no_reason_to_take_the_other(
+    tmp_path: Path,
+) -> None:
+    left = music(2, RATE, 1)
+    found = judged(tmp_path, wav(np.concatenate([left, np.zeros_like(left)])))
+    assert found.mixing.channel is None
+    np.testing.assert_allclose(found.pcm.samples / 32_768, left[0] / 2, atol=1e-4)
+
+
+def test_a_file_longer_than_max_hours_is_left_out(tmp_path: Path) -> None:
+    content = wav(music(8, RATE), "PCM_16")
+    assert judged(tmp_path, content, max_hours=8 / 3600).seconds == 8
+    with pytest.raises(AudioError, match="too-long"):
+        judged(tmp_path, content, max_hours=7.99 / 3600)
+
+
+@pytest.mark.parametrize("error", [ValueError("GSM needs 160"), MemoryError(), RuntimeError("x"), KeyError()])
+def test_no_exception_of_one_file_ends_a_run(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music" / "good.mp3").write_bytes(MP3)
+    (tmp_path / "music" / "strange.mp3").write_bytes(MP3 + b"x")
+    opened = decode_module._opened
+
+    def fails(path: str, file: io.BufferedReader) -> object:
+        if path == "strange.mp3":
+            raise error
+        return opened(path, file)
+
+    monkeypatch.setattr(decode_module, "_opened", fails)
+    packed = pack(load_folder(tmp_path / "music"), tmp_path / "out", executor=Serial())
+    assert packed.rejected == {"error": 1}
+    (reject,) = read_rejects(tmp_path / "out")
+    assert reject.path == "strange.mp3"
+    assert reject.detail.startswith(type(error).__name__)
+
+
+def test_the_table_says_what_was_promised_and_what_was_done(tmp_path: Path) -> None:
+    (tmp_path / "music").mkdir()
+    left = music(8, RATE, 1)
+    files = {
+        "cut.flac": FLAC[: len(FLAC) * 3 // 4],
+        "flipped.mp3": one_byte_of_a_header_flipped(MP3),
+        "loud.wav": wav(left * 300),
+        "opposite.wav": wav(np.concatenate([left, -left])),
+        "sound.flac": FLAC,
+    }
+    for name, content in files.items():
+        (tmp_path / "music" / name).write_bytes(content)
+    pack(load_folder(tmp_path / "music"), tmp_path / "out", PackConfig(max_seconds=5), executor=Serial())
+    rows = {row.path: row for row in read_tracks(tmp_path / "out")}
+    assert rows.keys() == files.keys()
+    assert rows["cut.flac"].seconds_promised == 8
+    assert rows["cut.flac"].seconds_missing == pytest.approx(2, abs=0.3)
+    assert rows["flipped.mp3"].damaged_packets > 0
+    assert rows["loud.wav"].gain < 0.01
+    assert rows["opposite.wav"].channel == 0
+    sound = rows["sound.flac"]
+    assert (sound.seconds_missing, sound.damaged_packets, sound.channel, sound.gain) == (0, 0, None, 1)
+
+
+def test_a_large_file_in_a_zip_is_unpacked_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "music.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros.wav", bytes(200_000_000))
+        file.writestr("good.mp3", MP3)
+    (tmp_path / "good.mp3").write_bytes(MP3)
+    monkeypatch.setattr("siamusic_fast.audio.store._IN_MEMORY", 10_000)
+    found = decode_file(open_store(tmp_path / "music.zip"), "good.mp3", Demands())
+    expected = decode_file(open_store(tmp_path), "good.mp3", Demands())
+    assert found.pcm.samples.tobytes() == expected.pcm.samples.tobytes()
+    with pytest.raises(AudioError, match="not-audio"):
+        decode_file(open_store(tmp_path / "music.zip"), "zeros.wav", Demands())
+
+
+def test_a_duplicate_of_a_file_that_is_left_out_says_so(tmp_path: Path) -> None:
+    (tmp_path / "music").mkdir()
+    short = wav(music(1, RATE, 1))
+    for name, content in {"a.wav": short, "b.wav": short, "c.mp3": MP3}.items():
+        (tmp_path / "music" / name).write_bytes(content)
+    pack(load_folder(tmp_path / "music"), tmp_path / "out", executor=Serial())
+    assert [(row.path, row.reason, row.detail) for row in read_rejects(tmp_path / "out")] == [
+        ("a.wav", "too-short", "1.00 s, at least 5 s needed"),
+        ("b.wav", "duplicate", "same bytes as a.wav; left out as well: too-short"),
+    ]

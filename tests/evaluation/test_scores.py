@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+
+from siamusic_fast.evaluation.scores import bootstrap_intervals, macro_scores, scores
+
+
+def pairs(confusion: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return predictions and labels that have this confusion matrix, truths in rows."""
+    cells = [
+        (truth, guess)
+        for truth, row in enumerate(confusion)
+        for guess, count in enumerate(row)
+        for _ in range(count)
+    ]
+    labels, predictions = torch.tensor(cells).T
+    return predictions, labels
+
+
+def test_scores_of_a_confusion_matrix_worked_by_hand() -> None:
+    found = scores(*pairs([[5, 1, 0], [2, 3, 1], [0, 0, 8]]), classes=["Rock", "Folk", "Jazz"])
+    assert found.tracks == 20
+    assert found.chance == pytest.approx(8 / 20)
+    assert found.accuracy == pytest.approx(16 / 20)
+    assert found.recall == pytest.approx((5 / 6 + 3 / 6 + 8 / 8) / 3)
+    assert found.precision == pytest.approx((5 / 7 + 3 / 4 + 8 / 9) / 3)
+    # F1 = 2 TP / (2 TP + FP + FN)
+    assert found.f1 == pytest.approx((10 / 13 + 6 / 10 + 16 / 17) / 3)
+    assert found.confusion == ((5, 1, 0), (2, 3, 1), (0, 0, 8))
+    folk = found.classes[1]
+    assert (folk.name, folk.tracks) == ("Folk", 6)
+    assert (folk.recall, folk.precision, folk.f1) == pytest.approx((3 / 6, 3 / 4, 6 / 10))
+
+
+def test_a_class_that_occurs_nowhere_is_left_out_of_the_averages() -> None:
+    found = scores(*pairs([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), classes=["Rock", "Folk", "Jazz"])
+    assert found.recall == pytest.approx((3 / 4 + 4 / 4) / 2)
+    assert found.precision == pytest.approx((3 / 3 + 4 / 5) / 2)
+    assert found.classes[2].tracks == 0
+
+
+def test_a_class_that_is_only_predicted_counts_with_zero() -> None:
+    found = scores(*pairs([[3, 0, 1], [0, 4, 0], [0, 0, 0]]), classes=["Rock", "Folk", "Jazz"])
+    assert found.recall == pytest.approx((3 / 4 + 4 / 4 + 0) / 3)
+    assert found.precision == pytest.approx((3 / 3 + 4 / 4 + 0) / 3)
+
+
+def test_the_interval_of_the_accuracy_is_that_of_a_binomial_distribution() -> None:
+    # 50 of 100 are right: the number right among 100 drawn anew is binomial, and its quantiles at 2.5% and
+    # 97.5% are 40 and 60 (any table).
+    found = bootstrap_intervals(np.array([[25, 25], [25, 25]]), resamples=20_000)
+    assert found["accuracy"] == pytest.approx((0.40, 0.60))
+
+
+def test_what_is_never_wrong_has_no_interval() -> None:
+    found = scores(*pairs([[3, 0], [0, 9]]), classes=["Rock", "Folk"]).intervals
+    assert found == dict.fromkeys(("accuracy", "recall", "precision", "f1"), (1.0, 1.0))
+
+
+def test_intervals_depend_on_the_seed_alone() -> None:
+    confusion = np.array([[5, 1, 0], [2, 3, 1], [0, 0, 8]])
+    assert bootstrap_intervals(confusion, seed=3) == bootstrap_intervals(confusion, seed=3)
+    assert bootstrap_intervals(confusion, seed=3) != bootstrap_intervals(confusion, seed=4)
+
+
+def test_scores_of_many_samples_are_those_that_torchmetrics_finds_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    confusions = rng.integers(0, 4, size=(30, 4, 4)) * (rng.random((30, 4, 4)) < 0.4)
+    confusions[:, 0, 0] += 1
+    found = macro_scores(confusions)
+    for place, confusion in enumerate(confusions):
+        expected = scores(*pairs(confusion.tolist()), classes=list("abcd"))
+        for name, values in found.items():
+            assert values[place] == pytest.approx(getattr(expected, name)), (name, confusion)

@@ -1,0 +1,158 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from siamusic_fast.config import BACKBONES
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.models.networks import Classifier, SimSiam, encoder, place, predictor, projector, stage
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+RESNETS = tuple(backbone for backbone in BACKBONES if backbone.startswith("resnet"))
+
+
+@pytest.mark.parametrize("backbone", RESNETS)
+def test_an_encoder_is_torchvisions_resnet_less_two_channels_and_the_classifier(backbone: str) -> None:
+    with torch.device("meta"):  # shapes only
+        ours, dim = encoder(backbone)
+        theirs = torchvision.models.get_model(backbone, weights=None)
+    two_channels = 64 * 2 * 7 * 7
+    classifier = dim * 1000 + 1000
+    assert dim == (512 if backbone in ("resnet18", "resnet34") else 2048)
+    assert parameters(ours) == parameters(theirs) - two_channels - classifier
+
+
+def test_an_encoder_computes_what_torchvisions_resnet_computes() -> None:
+    torch.manual_seed(0)
+    ours, _ = encoder("resnet18")
+    theirs = torchvision.models.resnet18(weights=None)
+    state = ours.state_dict()
+    state["conv1.weight"] = nn.functional.pad(
+        state["conv1.weight"], (0, 0, 0, 0, 0, 2)
+    )  # two silent channels
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(state)
+    mels = torch.randn(2, 1, 48, 87)
+    image = torch.cat([mels, torch.randn(2, 2, 48, 87)], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(mels), theirs.eval()(image))
+
+
+@pytest.mark.parametrize("shape", [(48, 431), (48, 173), (40, 30)], ids=str)
+def test_a_swin_takes_crops_of_any_size(shape: tuple[int, int]) -> None:
+    model, dim = encoder("swin_t")
+    with torch.no_grad():
+        assert model.eval()(torch.randn(2, 1, *shape)).shape == (2, dim) == (2, 768)
+
+
+def test_a_swin_is_torchvisions_but_for_two_channels_the_windows_and_the_classifier() -> None:
+    with torch.device("meta"):
+        ours, dim = encoder("swin_t")
+        theirs = torchvision.models.swin_t(weights=None)
+    two_channels = 96 * 2 * 4 * 4
+    classifier = dim * 1000 + 1000
+    # Each block has a bias for every head and every place of one patch relative to another in its window.
+    heads = 2 * 3 + 2 * 6 + 6 * 12 + 2 * 24
+    wider_windows = heads * ((2 * 6 - 1) * (2 * 9 - 1) - (2 * 7 - 1) ** 2)
+    assert parameters(ours) == parameters(theirs) - two_channels - classifier + wider_windows
+    assert ours.state_dict().keys() == theirs.state_dict().keys() - {"head.weight", "head.bias"}
+
+
+def test_every_frame_counts_for_a_swin() -> None:
+    # 431 frames are 107 patches of 4 and 3 frames more.
+    torch.manual_seed(0)
+    model, _ = encoder("swin_t")
+    mels = torch.randn(1, 1, 48, 431, requires_grad=True)
+    model.eval()(mels).sum().backward()
+    assert mels.grad is not None
+    assert (mels.grad[0, 0].abs().sum(dim=0) > 0).all()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
+def test_gradients_reach_all_of_an_encoder(backbone: str) -> None:
+    torch.manual_seed(0)
+    model, _ = encoder(backbone)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bn2.weight"):
+            torch.nn.init.ones_(parameter)  # 0 at first, which keeps gradients from its branch for one step
+    model.eval()  # no block of the Swin is left out by chance
+    model(torch.randn(2, 1, 48, 87)).square().sum().backward()
+    without = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "swin_t"])
+def test_an_encoders_stages_follow_each_other(backbone: str) -> None:
+    with torch.device("meta"):
+        model, _ = encoder(backbone)
+    stages = [stage(name) for name, _ in model.named_parameters()]
+    assert stages == sorted(stages)
+    assert set(stages) == {0, 1, 2, 3, 4}
+
+
+def test_a_head_may_have_a_hidden_layer_and_read_the_projector() -> None:
+    model = Classifier("resnet18", classes=8, head="mlp", features="projector").eval()
+    mels = torch.randn(3, 1, 48, 87)
+    first, _, last = model.head.children()
+    with torch.no_grad():
+        hidden = first(model.projector(model.encoder(mels))).relu()
+        torch.testing.assert_close(model(mels), last(hidden))
+    assert parameters(model.head) == 2048 * 512 + 512 + 512 * 8 + 8
+
+
+def test_the_heads_have_the_sizes_of_chen_and_he() -> None:
+    # Linear layers without bias, batch norms of 2 per channel but for the projector's last, which has none.
+    assert parameters(projector(512)) == 512 * 512 + 2 * 512 + 512 * 512 + 2 * 512 + 512 * 2048
+    assert parameters(predictor()) == 2048 * 512 + 2 * 512 + (512 * 2048 + 2048)
+
+
+def test_simsiam_gives_two_predictions_and_two_projections() -> None:
+    model = SimSiam("resnet18")
+    outputs = model(torch.randn(2, 1, 48, 431), torch.randn(2, 1, 48, 431))
+    assert [tuple(output.shape) for output in outputs] == [(2, 2048)] * 4
+
+
+def test_each_view_is_normalized_by_itself() -> None:
+    # The projector ends in a plain batch norm: each view's columns have mean 0 and deviation 1.
+    torch.manual_seed(0)
+    _, _, z1, z2 = SimSiam("resnet18")(torch.randn(8, 1, 48, 44), 5 + torch.randn(8, 1, 48, 44))
+    for z in (z1, z2):
+        torch.testing.assert_close(z.mean(dim=0), torch.zeros(2048), atol=1e-4, rtol=0)
+        assert z.std(dim=0, correction=0).median().item() == pytest.approx(1, abs=1e-2)
+
+
+def test_a_classifier_reads_the_features_before_the_projector() -> None:
+    model = Classifier("resnet18", classes=8).eval()
+    mels = torch.randn(3, 1, 48, 87)
+    with torch.no_grad():
+        features = model.encoder(mels)
+        torch.testing.assert_close(model(mels), features @ model.head.weight.T + model.head.bias)
+    assert features.shape == (3, 512)
+
+
+def test_channels_last_changes_the_layout_and_not_the_result() -> None:
+    ours, _ = encoder("resnet18")
+    ours.eval()
+    mels = torch.randn(2, 1, 48, 87)
+    with torch.no_grad():
+        before = ours(mels)
+        after = place(ours, torch.device("cpu"))(mels)
+    torch.testing.assert_close(after, before)
+    assert all(
+        weight.is_contiguous(memory_format=torch.channels_last)
+        for weight in ours.parameters()
+        if weight.ndim == 4
+    )
+
+
+def test_an_unknown_backbone_is_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match="'vgg' is unknown: choose one of resnet18"):
+        encoder("vgg")

@@ -1,0 +1,35 @@
+"""Pre-training runs that tests share, made without training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siamusic_fast import config as settings
+from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models.networks import SimSiam
+
+MEL = MelConfig(seconds=0.5, n_mels=16, hop_length=512)
+"""Small features, 16 x 22, so that tests are quick."""
+FRONTEND = Frontend(mel=MEL, mean=-40.0, std=15.0)
+
+
+def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options: Any) -> Path:
+    """Write what pre-training with `options` leaves: here a network that has learnt nothing yet."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        simsiam = SimSiam("resnet18")
+    config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
+    frontend = Frontend(mel=config.mel, mean=-40.0, std=15.0, short_tracks=config.short_tracks)
+    values = {
+        "config": settings.dump(config),
+        "frontend": frontend.dump(),
+        "encoder": simsiam.encoder.state_dict(),
+        "projector": simsiam.projector.state_dict(),
+        "epoch": 3,
+    }
+    folder.mkdir(exist_ok=True)
+    checkpoint.save(folder / file, "pretraining", values)
+    return folder
