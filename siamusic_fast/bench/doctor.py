@@ -254,7 +254,7 @@ def _all_threads(facts: Facts, ceiling: float) -> tuple[str, float]:
     )
     return (
         f"Only {facts.threads} of {facts.cores} cores made batches here: leave --threads out, as training "
-        f"uses its share of all; a loader of your own takes threads={facts.cores}."
+        f"uses its share of all; a loader of your own takes loader_threads={facts.cores}."
     ), rate
 
 

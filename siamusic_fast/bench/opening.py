@@ -18,7 +18,7 @@ from siamusic_fast.bench.data import RATE, described, packed_track, pcm_sha256
 from siamusic_fast.bench.timing import endless, take
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest
 from siamusic_fast.shards.writer import Sample, Storage, write_shard
 
@@ -88,7 +88,7 @@ def open_and_run(
     """Return what opening `folder` took, and running until all buffers are in use and then for `batches`.
 
     A small loader is opened and run before, so that what any loader takes is there already. `options` are
-    those of `LoaderConfig` and `seconds`, the length of a crop.
+    those of `TwoViewLoader` and `seconds`, the length of a crop.
     """
     with tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch) / "shards"
@@ -120,7 +120,7 @@ def _opened(
     folder: Path, *, recipe: str = "image", seconds: float = _SECONDS, **options: Any
 ) -> TwoViewLoader:
     frontend = Frontend(mel=MelConfig(seconds=seconds), mean=0.0, std=1.0)
-    return TwoViewLoader(read_manifest(folder), LoaderConfig(frontend=frontend, **options), recipe=recipe)
+    return TwoViewLoader(read_manifest(folder), aug=recipe, frontend=frontend, **options)
 
 
 def _mebibytes(key: str) -> float:

@@ -74,12 +74,12 @@ def fastest(
 
 def torch_loader(setup: Setup, recipe: str) -> Contender:
     """Return the torch backend with all cores, whatever the DALI loader has."""
-    config = replace(setup.config, backend="torch", threads=cores())
+    config = replace(setup.config, backend="torch", loader_threads=cores())
     computing = "reading, whole batches on the GPU" if setup.device.type == "cuda" else "on the CPU"
     return Contender(
         name=f"torch: recipe {recipe}",
         items=config.batch_size,
-        open=lambda: TwoViewLoader(setup.shard_set, config, recipe=recipe),
+        open=lambda: TwoViewLoader(setup.shard_set, aug=recipe, **vars(config)),
         ahead=AHEAD,
         setting=f"{cores()} threads {computing}",
     )

@@ -15,7 +15,7 @@ from siamusic_fast.bench.report import Measurement, Ratio, Report
 from siamusic_fast.bench.stages import Setup, dali_loader, prepare
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.loaders import LoaderConfig
+from siamusic_fast.pipelines.loader_settings import LoaderSettings
 from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -139,7 +139,7 @@ def _rates(
     """Return the rates with so many threads and in batches of all sizes that fit, and the steps of each."""
     shard_set, config = setup.shard_set, setup.config
     contenders = [
-        _named(shard_set, replace(config, threads=count), recipe, _counted(count, "threads"))
+        _named(shard_set, replace(config, loader_threads=count), recipe, _counted(count, "threads"))
         for count in threads
     ] + [
         _named(shard_set, replace(config, batch_size=size), recipe, f"batches of {size}")
@@ -183,7 +183,7 @@ def _dealt(
         return in_turns(contenders, timing, setup.device, title="More and more shards", progress=progress)
 
 
-def _named(shard_set: ShardSet, config: LoaderConfig, recipe: str, what: str) -> Contender:
+def _named(shard_set: ShardSet, config: LoaderSettings, recipe: str, what: str) -> Contender:
     return replace(dali_loader(shard_set, config, recipe), name=f"DALI: {what}", target=None)
 
 
@@ -263,7 +263,7 @@ def _looks(size: _Size, recipe: str, device: torch.device, batches: int = 0) -> 
                 seconds=size.seconds,
                 recipe=recipe,
                 device=str(device),
-                threads=size.threads or cores(),
+                loader_threads=size.threads or cores(),
                 batch_size=size.batch_size,
                 batches=batches,
             )

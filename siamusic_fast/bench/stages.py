@@ -14,9 +14,11 @@ from siamusic_fast.bench.report import Measurement, added_ms, named, number
 from siamusic_fast.bench.timing import Contender
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.base_loader import Loader
 from siamusic_fast.pipelines.dali.engine import PREFETCH, DaliEngine
 from siamusic_fast.pipelines.estimate import estimate_frontend
-from siamusic_fast.pipelines.loaders import Loader, LoaderConfig, TwoViewLoader
+from siamusic_fast.pipelines.loader_settings import LoaderSettings
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Computed, Engine, Ready
 from siamusic_fast.pipelines.recipes import to_recipe
@@ -52,7 +54,7 @@ class Setup:
 
     shard_set: ShardSet
     """Shards that all read."""
-    config: LoaderConfig
+    config: LoaderSettings
     """Settings of the DALI loader."""
     plan: Plan | TrackPlan
     """Plan of pairs without augmentations."""
@@ -83,13 +85,13 @@ def prepare(
 ) -> Setup:
     """Return what the contenders share; raise `ConfigError` if it does not fit the shards."""
     threads = threads or cores()
-    config = LoaderConfig(
+    config = LoaderSettings(
         frontend=estimate_frontend(shard_set, mel, progress),
         batch_size=batch_size,
         device=device,
-        threads=threads,
+        loader_threads=threads,
     )
-    with TwoViewLoader(shard_set, config, recipe="none") as loader:
+    with TwoViewLoader(shard_set, aug="none", **vars(config)) as loader:
         return Setup(
             shard_set=shard_set, config=config, plan=loader.plan, device=loader.device, threads=threads
         )
@@ -163,7 +165,7 @@ def bytes_read(setup: Setup) -> float:
     return float(setup.plan.tracks.size.mean())
 
 
-def as_asked(shard_set: ShardSet, config: LoaderConfig) -> bool:
+def as_asked(shard_set: ShardSet, config: LoaderSettings) -> bool:
     """Return whether shards and batches are those that the project's targets were set for."""
     on_gpu = torch.device(config.device).type == "cuda"
     return shard_set.codec == _CODEC and config.batch_size == (BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
@@ -224,19 +226,19 @@ def of_plan(recipe: str) -> str:
     return f"DALI: plan of {_PLANNED} pairs, recipe {recipe}"
 
 
-def dali_loader(shard_set: ShardSet, config: LoaderConfig, recipe: str) -> Contender:
+def dali_loader(shard_set: ShardSet, config: LoaderSettings, recipe: str) -> Contender:
     """Return the loader that users have."""
     return Contender(
         name=of_recipe(recipe),
         items=config.batch_size,
-        open=lambda: TwoViewLoader(shard_set, config, recipe=recipe),
+        open=lambda: TwoViewLoader(shard_set, aug=recipe, **vars(config)),
         ahead=AHEAD,
         ours=True,
         target=_ON_GPU.get(recipe) if _on_that_gpu(config) and as_asked(shard_set, config) else None,
     )
 
 
-def _on_that_gpu(config: LoaderConfig) -> bool:
+def _on_that_gpu(config: LoaderSettings) -> bool:
     """Return whether the device is the GPU that the rates on a GPU were asked for."""
     device = torch.device(config.device)
     return device.type == "cuda" and _GPU in torch.cuda.get_device_name(device)

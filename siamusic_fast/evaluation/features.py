@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.precision import autocast
-from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader
+from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.manifest import ShardSet
@@ -45,7 +45,11 @@ class TrackReader:
         """Tracks that are whole and segments of others, of all processes."""
         sharing = min(self._job.world_size, self.samples)
         self._has_part = self._job.rank < sharing
-        config = LoaderConfig(
+        self._loader = TrackLoader(
+            shard_set,
+            crops=crops,
+            crops_per_batch=self._crops_per_pass,
+            labelled_only=True,
             splits=[split],
             frontend=frontend,
             batch_size=self._crops_per_pass,
@@ -53,9 +57,6 @@ class TrackReader:
             device=self._job.device,
             rank=min(self._job.rank, sharing - 1),
             world_size=sharing,
-        )
-        self._loader = TrackLoader(
-            shard_set, config, crops=crops, labelled_only=True, crops_per_batch=self._crops_per_pass
         )
         tracks = self._loader.plan.tracks
         assert tracks.labels is not None

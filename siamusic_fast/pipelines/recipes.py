@@ -98,7 +98,7 @@ def _checked(recipe: str | Recipe) -> Recipe:
     if isinstance(recipe, tuple | list) and all(isinstance(step, Augmentation) for step in recipe):
         return tuple(recipe)
     raise ConfigError(
-        f"recipe = {recipe!r} must be text such as 'image' or 'mask,cutout', or a tuple of augmentations "
+        f"aug = {recipe!r} must be text such as 'image' or 'mask,cutout', or a tuple of augmentations "
         f"such as (Mask(p=0.5), CutOut())."
     )
 
@@ -110,7 +110,7 @@ def _steps(text: str) -> Iterator[ast.expr]:
         tree = None
     if not isinstance(tree, ast.List) or not tree.elts:
         raise ConfigError(
-            f"recipe = {text!r} cannot be read: write it as mask,cutout or cutmix(p=0.3),hflip (on the "
+            f"aug = {text!r} cannot be read: write it as mask,cutout or cutmix(p=0.3),hflip (on the "
             f"command line --aug)."
         )
     yield from tree.elts

@@ -107,14 +107,18 @@ def open_tracks(
     )
 
 
-def with_share(tracks: Tracks, share: float, seed: int) -> Tracks:
-    """Return `share` of the tracks of each class, rounded, at least one; the same for a `seed`.
+def with_label_fraction(tracks: Tracks, label_fraction: float, seed: int) -> Tracks:
+    """Return a fraction of the tracks of each class, rounded, at least one; the same for a `seed`.
 
-    Of a track that was packed in segments, all come or none. Raises `ConfigError` for a share outside (0, 1].
+    A track that was packed in segments comes with all of them. Raises `ConfigError` for a fraction outside
+    (0, 1].
     """
-    if not 0 < share <= 1:
-        raise ConfigError(f"labels = {share:g} must be a share of the labelled tracks: above 0, at most 1.")
-    if share == 1:
+    if not 0 < label_fraction <= 1:
+        raise ConfigError(
+            f"label_fraction = {label_fraction:g} must be above 0 and at most 1 (on the command line "
+            f"--label-fraction)."
+        )
+    if label_fraction == 1:
         return tracks
     assert tracks.labels is not None
     by_class: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -124,6 +128,6 @@ def with_share(tracks: Tracks, share: float, seed: int) -> Tracks:
     chosen: list[int] = []
     for label in sorted(by_class):
         members = list(by_class[label].values())
-        for place in rng.permutation(len(members))[: max(1, round(share * len(members)))]:
+        for place in rng.permutation(len(members))[: max(1, round(label_fraction * len(members)))]:
             chosen += members[place]
     return tracks.only(np.sort(chosen))

@@ -18,7 +18,7 @@ from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.models.pretrained import load_pretrained
-from siamusic_fast.pipelines.loaders import LabelledLoader, LoaderConfig
+from siamusic_fast.pipelines.loaders import LabelledLoader
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -78,17 +78,15 @@ def finetune(
 
     training = LabelledLoader(
         shard_set,
-        LoaderConfig(
-            frontend=pretrained.frontend,
-            batch_size=config.batch_size,
-            backend=config.backend,
-            device=world.device,
-            seed=config.seed,
-            rank=world.rank,
-            world_size=world.world_size,
-        ),
-        recipe=config.aug,
-        labels=config.label_fraction,
+        aug=config.aug,
+        label_fraction=config.label_fraction,
+        frontend=pretrained.frontend,
+        batch_size=config.batch_size,
+        backend=config.backend,
+        device=world.device,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.world_size,
     )
     _check_batch(training.batch_size, config, world)
     validation = TrackReader(

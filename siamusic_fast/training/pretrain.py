@@ -18,7 +18,7 @@ from siamusic_fast.models.losses import simsiam_loss
 from siamusic_fast.models.networks import PROJECTION_DIM, SimSiam, place
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.pipelines.estimate import estimate_frontend
-from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
 from siamusic_fast.processes.world import World, gradients_kept_apart
 from siamusic_fast.progress import SILENT, Progress
@@ -249,20 +249,18 @@ def _training(
         )
     loader = TwoViewLoader(
         shard_set,
-        LoaderConfig(
-            splits=config.splits,
-            frontend=frontend,
-            batch_size=config.batch_size,
-            backend=config.backend,
-            device=world.device,
-            window=config.window,
-            seed=config.seed,
-            rank=world.rank,
-            world_size=world.world_size,
-        ),
-        recipe=config.aug,
+        aug=config.aug,
         crops=config.crops,
         max_distance=config.max_distance,
+        splits=config.splits,
+        frontend=frontend,
+        batch_size=config.batch_size,
+        backend=config.backend,
+        device=world.device,
+        window=config.window,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.world_size,
     )
     simsiam = place(SimSiam(config.backbone), world.device)
     return Training(

@@ -28,7 +28,7 @@ from siamusic_fast.bench.stages import (
 from siamusic_fast.bench.timing import Contender, Timing, in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader
+from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.pipelines.prefetch import Prefetcher
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.processes.pool import cores
@@ -148,7 +148,7 @@ def test_an_epoch_of_the_papers_way_has_many_batches_however_few_tracks_there_ar
 def test_shards_made_to_measure_with_are_read_like_any_others(tmp_path: Path) -> None:
     made = make_shards(tmp_path / "shards", tracks=3)
     assert verify(made.folder, procs=1).problems == ()
-    with TrackLoader(made, LoaderConfig(), crops=2) as tracks:
+    with TrackLoader(made, crops=2) as tracks:
         ((mels, labels),) = list(tracks)
     assert mels.shape == (3, 2, 1, 48, 431)
     assert labels.tolist() == [0, 1, 0]

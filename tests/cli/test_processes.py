@@ -82,9 +82,9 @@ def test_a_script_that_leaves_its_loader_open_ends(
     shard_set: ShardSet, tmp_path: Path, last_line: str, code: int
 ) -> None:
     (tmp_path / "script.py").write_text(
-        "from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader\n"
-        "config = LoaderConfig(batch_size=4, backend='torch', threads=2)\n"
-        f"loader = TwoViewLoader({str(shard_set.folder)!r}, config)\n"
+        "from siamusic_fast.pipelines.loaders import TwoViewLoader\n"
+        f"data = {str(shard_set.folder)!r}\n"
+        "loader = TwoViewLoader(data, batch_size=4, backend='torch', loader_threads=2)\n"
         "views = next(iter(loader))\n"
         f"{last_line}\n"
     )

@@ -2,6 +2,7 @@ import csv
 import functools
 import math
 from collections import defaultdict
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from siamusic_fast.evaluation.features import TrackReader, track_outputs
 from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict
 from siamusic_fast.models.networks import encoder
-from siamusic_fast.pipelines.loaders import LoaderConfig, TrackLoader
+from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT
@@ -48,8 +49,8 @@ def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) ->
         return mels.mean(dim=(1, 2))
 
     _, found, labels = track_outputs(loudness, shard_set, "training", FRONTEND, crops=3)
-    config = LoaderConfig(splits=["training"], frontend=FRONTEND, batch_size=5)
-    with TrackLoader(shard_set, config, crops=3, labelled_only=True) as loader:
+    settings: dict[str, Any] = {"splits": ["training"], "frontend": FRONTEND, "batch_size": 5}
+    with TrackLoader(shard_set, crops=3, labelled_only=True, **settings) as loader:
         batches = list(loader)
     expected = torch.cat([mels.mean(dim=(1, 2, 3)) for mels, _ in batches])
     torch.testing.assert_close(found, expected)
@@ -80,8 +81,8 @@ def test_segments_of_a_track_count_as_one(segments: ShardSet) -> None:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test" and row["class"]]
     shards = [shard.file for shard in segments.shards(["test"], labelled_only=True)]
     in_order = sorted(rows, key=lambda row: shards.index(row["shard"]))
-    config = LoaderConfig(splits=["test"], frontend=FRONTEND, batch_size=4)
-    with TrackLoader(segments, config, crops=1, labelled_only=True) as loader:
+    settings: dict[str, Any] = {"splits": ["test"], "frontend": FRONTEND, "batch_size": 4}
+    with TrackLoader(segments, crops=1, labelled_only=True, **settings) as loader:
         samples = torch.cat([pool(mels[:, 0]) for mels, _ in loader])
     expected = defaultdict(list)
     for row, sample in zip(in_order, samples, strict=True):

@@ -13,7 +13,7 @@ from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.dali import images
 from siamusic_fast.pipelines.dali.engine import arrays, views
 from siamusic_fast.pipelines.dali.nodes import Inputs
-from siamusic_fast.pipelines.loaders import LabelledLoader, LoaderConfig, TrackLoader, TwoViewLoader
+from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
 from siamusic_fast.pipelines.plan import Batch, Plan
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.recipes import Recipe
@@ -31,18 +31,13 @@ NORMALIZED = Frontend(mel=MEL, mean=-30.0, std=10.0)
 """Of which pixels are about as large as those that a network sees."""
 
 
-def config(**settings: Any) -> LoaderConfig:
-    return LoaderConfig(**{"frontend": IN_DECIBELS, "batch_size": 4, "seed": 3, "threads": 1, **settings})
+def config(**settings: Any) -> dict[str, Any]:
+    """Return the keyword arguments of a loader with small batches of small features."""
+    return {"frontend": IN_DECIBELS, "batch_size": 4, "seed": 3, "loader_threads": 1, **settings}
 
 
-def two_views(
-    shard_set: ShardSet,
-    recipe: str | Recipe = "image",
-    crops: str = "same",
-    max_distance: float | None = None,
-    **settings: Any,
-) -> TwoViewLoader:
-    return TwoViewLoader(shard_set, config(**settings), recipe=recipe, crops=crops, max_distance=max_distance)
+def two_views(shard_set: ShardSet, aug: str | Recipe = "image", **settings: Any) -> TwoViewLoader:
+    return TwoViewLoader(shard_set, aug=aug, **config(**settings))
 
 
 def take(loader: Any, batches: int) -> Pairs:

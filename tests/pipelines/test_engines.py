@@ -110,8 +110,8 @@ def test_engines_give_the_same_crops_of_whole_tracks_and_of_labelled_ones(
     for backend in BACKENDS:
         settings = config(frontend=frontend, backend=backend)
         with (
-            LabelledLoader(short_and_long[codec], settings) as labelled,
-            TrackLoader(short_and_long[codec], settings, crops=3) as tracks,
+            LabelledLoader(short_and_long[codec], **settings) as labelled,
+            TrackLoader(short_and_long[codec], crops=3, **settings) as tracks,
         ):
             pairs.append([*take(tracks, 3), *take(labelled, 4)])
     for (dali, dali_labels), (ours, our_labels) in zip(*pairs, strict=True):
@@ -131,7 +131,7 @@ def test_a_global_batch_is_the_same_bit_for_bit_however_it_is_shared(
         for rank in range(world_size):
             loader = two_views(
                 many, recipe, crops="independent", frontend=frontend, backend=backend, rank=rank,
-                world_size=world_size, batch_size=128 // world_size, threads=1 + rank,
+                world_size=world_size, batch_size=128 // world_size, loader_threads=1 + rank,
             )  # fmt: skip
             with loader:
                 parts.append(
@@ -150,7 +150,7 @@ def test_buffers_are_not_written_to_while_dali_reads_them(many: ShardSet, recipe
     frontend = Frontend(mel=MelConfig(seconds=0.25, n_mels=16), mean=-40.0, std=10.0)
     settings: dict[str, Any] = {"frontend": frontend, "batch_size": 2, "crops": "independent"}
     dali, ours = (
-        two_views(many, recipe, backend=backend, threads=threads, **settings)
+        two_views(many, recipe, backend=backend, loader_threads=threads, **settings)
         for backend, threads in (("dali", 8), ("torch", 1))
     )
     with dali, ours:

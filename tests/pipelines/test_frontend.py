@@ -12,7 +12,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines import estimate as product
 from siamusic_fast.pipelines.estimate import estimate_frontend
-from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.shards.manifest import FRONTENDS, ShardSet, find_shards
 from tests.pipelines.conftest import PackAudio, chord
 from tests.pipelines.helpers import MEL, RATE, Array
@@ -69,7 +69,7 @@ def test_short_tracks_count_as_they_are_lengthened(shard_set: ShardSet) -> None:
 def test_a_loader_takes_the_paper_s_features_at_the_rate_of_the_shards(pack_audio: PackAudio) -> None:
     long = {f"{row:06d}": 0.1 * np.random.default_rng(row).standard_normal(6 * 16_000) for row in range(3)}
     shard_set = pack_audio(long, rate=16_000)
-    with TwoViewLoader(shard_set, LoaderConfig(batch_size=3), recipe="none") as loader:
+    with TwoViewLoader(shard_set, aug="none", batch_size=3) as loader:
         assert loader.frontend == estimate_frontend(shard_set)
         assert loader.frontend.mel == MelConfig(sample_rate=16_000)
         (view, _) = next(iter(loader))

@@ -93,8 +93,8 @@ def test_batches_are_on_the_device_and_stay_what_they_are(
     for device in devices():
         settings = config(backend=backend, device=device, frontend=NORMALIZED)
         with (
-            kind(numbered, settings) as loader,
-            kind(numbered, config(backend=backend, frontend=NORMALIZED)) as cpu,
+            kind(numbered, **settings) as loader,
+            kind(numbered, **config(backend=backend, frontend=NORMALIZED)) as cpu,
         ):
             batches = take(loader, 5)
             copies = [(one.clone(), other.clone()) for one, other in batches]
@@ -122,7 +122,7 @@ def test_a_restored_loader_goes_on_as_if_never_stopped(numbered: ShardSet, recip
     settings: dict[str, Any] = {"backend": backend, "device": "cuda"}
     with (
         two_views(numbered, recipe, **settings) as stopped,
-        two_views(numbered, recipe, threads=3, **settings) as fresh,
+        two_views(numbered, recipe, loader_threads=3, **settings) as fresh,
     ):
         take(stopped, 2)
         fresh.load_state_dict(stopped.state_dict())
@@ -132,7 +132,7 @@ def test_a_restored_loader_goes_on_as_if_never_stopped(numbered: ShardSet, recip
 def test_buffers_are_not_written_to_while_a_gpu_reads_them(many: ShardSet, backend: str) -> None:
     frontend = Frontend(mel=MelConfig(seconds=0.25, n_mels=16), mean=-40.0, std=10.0)
     settings: dict[str, Any] = {"frontend": frontend, "batch_size": 2, "crops": "independent"}
-    gpu = two_views(many, backend=backend, threads=8, device="cuda", **settings)
+    gpu = two_views(many, backend=backend, loader_threads=8, device="cuda", **settings)
     with gpu, two_views(many, backend="torch", **settings) as cpu:
         for found, wanted in zip(gpu, cpu, strict=True):
             for one, other in zip(found, wanted, strict=True):

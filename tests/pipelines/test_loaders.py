@@ -1,6 +1,8 @@
 """What loaders promise whatever the engine: order, labels, resumption, errors, and to leave nothing."""
 
+import dataclasses
 import gc
+import inspect
 import os
 import weakref
 from collections import Counter
@@ -15,8 +17,9 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.dali.engine import DaliEngine
-from siamusic_fast.pipelines.loaders import LabelledLoader, LoaderConfig, TrackLoader, TwoViewLoader
-from siamusic_fast.pipelines.tracks import open_tracks, with_share
+from siamusic_fast.pipelines.loader_settings import LoaderSettings
+from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
+from siamusic_fast.pipelines.tracks import open_tracks, with_label_fraction
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import read_tracks
 from tests.pipelines.conftest import PackAudio
@@ -46,7 +49,7 @@ def test_a_restored_loader_goes_on_from_any_batch_on_other_threads_as_if_never_s
     with two_views(numbered, recipe, **settings) as loader:
         expected = take(loader, 8)
     with two_views(numbered, recipe, **settings) as stopped:
-        with two_views(numbered, recipe, threads=3, **settings) as fresh:
+        with two_views(numbered, recipe, loader_threads=3, **settings) as fresh:
             for given in range(7):  # an epoch has five
                 fresh.load_state_dict(stopped.state_dict())
                 assert same(take(fresh, 1), [expected[given]])
@@ -62,9 +65,12 @@ def test_a_restored_loader_goes_on_from_any_batch_on_other_threads_as_if_never_s
 def test_labelled_batches_go_on_after_a_restart_as_if_never_stopped(
     numbered: ShardSet, kind: Any, backend: str
 ) -> None:
-    with kind(numbered, config(backend=backend)) as loader:
+    with kind(numbered, **config(backend=backend)) as loader:
         expected = take(loader, 14)
-    with kind(numbered, config(backend=backend)) as stopped, kind(numbered, config(backend=backend)) as fresh:
+    with (
+        kind(numbered, **config(backend=backend)) as stopped,
+        kind(numbered, **config(backend=backend)) as fresh,
+    ):
         for given in (0, 3, 4):
             taken = take(stopped, given - sum(stopped.state_dict().values()))
             fresh.load_state_dict(stopped.state_dict())
@@ -89,7 +95,7 @@ def test_batches_have_the_documented_shape_and_bfloat16_is_float32_rounded(
     numbered: ShardSet, backend: str, kind: Any
 ) -> None:
     loaders = [
-        kind(numbered, config(backend=backend, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)
+        kind(numbered, **config(backend=backend, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)
     ]
     crops = (2,) if kind is TrackLoader else ()  # cover up to 2 s
     with loaders[0], loaders[1]:
@@ -124,9 +130,9 @@ def test_ranks_share_an_epoch_and_an_evaluation_of_uneven_shards(
         config(splits=uneven.splits, batch_size=5, backend=backend, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    taken = [label for settings in ranks for label in labels_of(LabelledLoader(uneven, settings))]
+    taken = [label for settings in ranks for label in labels_of(LabelledLoader(uneven, **settings))]
     assert len(taken) == len(set(taken)) == 23 // (5 * world_size) * 5 * world_size
-    evaluated = [label for settings in ranks for label in labels_of(TrackLoader(uneven, settings, crops=1))]
+    evaluated = [label for settings in ranks for label in labels_of(TrackLoader(uneven, crops=1, **settings))]
     assert evaluated == open_tracks(uneven, list(uneven.splits), labels=True).labels.tolist()  # type: ignore[union-attr]
     assert sorted(evaluated) == list(range(23))
 
@@ -144,25 +150,29 @@ def test_labels_are_those_of_the_crops_beside_them(genres: ShardSet, backend: st
         return dict(pairs)
 
     settings = config(backend=backend)
-    everything = by_image(TrackLoader(genres, settings))
+    everything = by_image(TrackLoader(genres, **settings))
     # Tracks of no class come in an evaluation of all, with a label of -1, and nowhere else.
     assert Counter(everything.values()) == {-1: 2, 0: 20, 1: 10, 2: 3}
     assert genres.classes == ("Folk", "Jazz", "Rock")
     labelled = {image: label for image, label in everything.items() if label >= 0}
-    assert by_image(TrackLoader(genres, settings, labelled_only=True)) == labelled
-    assert by_image(LabelledLoader(genres, config(backend=backend, batch_size=11))) == labelled
-    flipped = by_image(LabelledLoader(genres, config(backend=backend, batch_size=11), recipe="hflip(p=1)"))
+    assert by_image(TrackLoader(genres, labelled_only=True, **settings)) == labelled
+    assert by_image(LabelledLoader(genres, **config(backend=backend, batch_size=11))) == labelled
+    flipped = by_image(LabelledLoader(genres, aug="hflip(p=1)", **config(backend=backend, batch_size=11)))
     shape = (MEL.n_mels, MEL.frames)
     turned = {
         np.frombuffer(image, np.float32).reshape(shape)[:, ::-1].tobytes(): n for image, n in flipped.items()
     }
     assert turned == labelled
-    chosen = by_image(LabelledLoader(genres, config(backend=backend, batch_size=1), labels=0.5))
+    chosen = by_image(LabelledLoader(genres, label_fraction=0.5, **config(backend=backend, batch_size=1)))
     assert chosen.items() <= labelled.items()
     assert Counter(chosen.values()) == {0: 10, 1: 5, 2: 2}
     both = [
         by_image(
-            LabelledLoader(genres, config(backend=backend, batch_size=1, rank=rank, world_size=2), labels=0.5)
+            LabelledLoader(
+                genres,
+                label_fraction=0.5,
+                **config(backend=backend, batch_size=1, rank=rank, world_size=2),
+            )
         )
         for rank in range(2)
     ]
@@ -177,12 +187,12 @@ def test_a_share_of_the_labels_is_one_of_each_class(
     genres: ShardSet, share: float, counts: list[int]
 ) -> None:
     tracks = open_tracks(genres, ["training"], labelled_only=True, labels=True)
-    chosen = with_share(tracks, share, seed=3)
+    chosen = with_label_fraction(tracks, share, seed=3)
     assert chosen.labels is not None
     assert np.bincount(chosen.labels).tolist() == counts
     assert set(chosen.names) <= set(tracks.names)
-    assert with_share(tracks, share, seed=3).names == chosen.names
-    assert share == 1 or with_share(tracks, share, seed=4).names != chosen.names
+    assert with_label_fraction(tracks, share, seed=3).names == chosen.names
+    assert share == 1 or with_label_fraction(tracks, share, seed=4).names != chosen.names
 
 
 def test_a_share_is_one_of_tracks_whose_segments_come_together(pack_audio: PackAudio) -> None:
@@ -190,18 +200,20 @@ def test_a_share_is_one_of_tracks_whose_segments_come_together(pack_audio: PackA
     tracks = {f"{row:06d}": 0.1 * rng.standard_normal((2 + row % 3) * RATE) for row in range(12)}
     genres = {key: "Folk" if int(key) < 8 else "Rock" for key in tracks}
     segmented = pack_audio(tracks, genres=genres, max_seconds=1.0)
-    chosen = with_share(open_tracks(segmented, ["training"], labelled_only=True, labels=True), 0.25, seed=3)
+    chosen = with_label_fraction(
+        open_tracks(segmented, ["training"], labelled_only=True, labels=True), 0.25, seed=3
+    )
     segments = Counter(chosen.names)
     assert Counter(genres[key] for key in segments) == {"Folk": 2, "Rock": 1}  # of 8 and 4
     everything = Counter(sample.track_id for sample in read_tracks(segmented.folder))
     assert segments == {key: everything[key] for key in segments}
     settings = config(batch_size=1)
-    with LabelledLoader(segmented, settings, labels=0.25) as loader:
+    with LabelledLoader(segmented, label_fraction=0.25, **settings) as loader:
         assert len(loader) == segments.total()
 
 
 def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:
-    assert sorted(labels_of(LabelledLoader(numbered, config(batch_size=64)))) == list(range(23))
+    assert sorted(labels_of(LabelledLoader(numbered, **config(batch_size=64)))) == list(range(23))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +221,7 @@ def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:
     [
         ({"splits": "training"}, r"splits = 'training' must be a list of names"),
         ({"splits": []}, r"splits = \[\] must be a list of names"),
-        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size = 0 must be a whole number of at least 1"),
         (
             {"batch_size": 24},
             r"batch_size = 24 does not fit the 23 tracks: use 23 or less .*--batch-size 23\)",
@@ -217,8 +229,8 @@ def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:
         ({"batch_size": 12, "world_size": 2}, "the 11 tracks that each of 2 processes gets: use 11 or less"),
         ({"backend": "tf"}, "backend = 'tf' is unknown: choose one of dali, torch"),
         ({"dtype": torch.float16}, "dtype = torch.float16 must be one of torch.float32, torch.bfloat16"),
-        ({"threads": 0}, "threads = 0 must be at least 1"),
-        ({"window": 0}, "window = 0 must be at least 1"),
+        ({"loader_threads": 0}, r"loader_threads = 0 must be a whole .* 1 .*--loader-threads\)"),
+        ({"window": 0}, "window = 0 must be a whole number of at least 1"),
         ({"seed": -1}, "seed = -1 must lie between 0 and"),
         ({"rank": 2, "world_size": 2}, "rank = 2 must be at least 0 and below world_size = 2"),
         ({"world_size": 0}, "rank = 0 must be at least 0 and below world_size = 0"),
@@ -232,9 +244,9 @@ def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:
             {"frontend": Frontend(mel=MelConfig(seconds=2.5), mean=0, std=1)},
             r"seconds = 2.5 .*--seconds 1.9\)",
         ),
-        ({"recipe": "cutot"}, r"'cutot' is unknown: did you mean cutout\?"),
-        ({"recipe": ["image"]}, r"recipe = \['image'\] must be text such as 'image'"),
-        ({"recipe": "griddistortion(steps=60)"}, "steps = 60 of GridDistortion are more .*: 48 x 87"),
+        ({"aug": "cutot"}, r"'cutot' is unknown: did you mean cutout\?"),
+        ({"aug": ["image"]}, r"aug = \['image'\] must be text such as 'image'"),
+        ({"aug": "griddistortion(steps=60)"}, "steps = 60 of GridDistortion are more .*: 48 x 87"),
         ({"crops": "apart"}, "crops = 'apart' is unknown: choose same or independent"),
         ({"max_distance": 1.0}, "max_distance = 1 s is for crops = 'independent' only"),
         ({"crops": "independent", "max_distance": -1.0}, "max_distance = -1 s must be a number"),
@@ -252,15 +264,15 @@ def test_what_cannot_be_is_one_clear_line_at_once(
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
 def test_what_labelled_loaders_cannot_do_is_refused(genres: ShardSet, share: float) -> None:
-    with pytest.raises(ConfigError, match=f"labels = {share:g} must be a share"):
-        LabelledLoader(genres, config(), labels=share)
+    with pytest.raises(ConfigError, match=f"label_fraction = {share:g} must be above 0 and at most 1"):
+        LabelledLoader(genres, label_fraction=share, **config())
     with pytest.raises(ConfigError, match=r"^cutmix, mixup would add another track"):
-        LabelledLoader(genres, config(), recipe="image")
+        LabelledLoader(genres, aug="image", **config())
     with pytest.raises(ConfigError, match="crops = -1 must be at least 1"):
-        TrackLoader(genres, config(), crops=-1)
+        TrackLoader(genres, crops=-1, **config())
     for kind in (LabelledLoader, TrackLoader):
         with pytest.raises(ConfigError, match="such tracks, too few for 99 processes"):
-            kind(genres, config(world_size=99))
+            kind(genres, **config(world_size=99))
 
 
 def test_an_unknown_split_is_refused_with_those_there_are(numbered: ShardSet) -> None:
@@ -268,9 +280,13 @@ def test_an_unknown_split_is_refused_with_those_there_are(numbered: ShardSet) ->
         two_views(numbered, splits=["test"])
 
 
-def test_an_unknown_setting_is_no_setting() -> None:
+@pytest.mark.parametrize("kind", LOADERS)
+def test_an_unknown_argument_is_refused_and_all_share_the_same(numbered: ShardSet, kind: Any) -> None:
     with pytest.raises(TypeError, match="batchsize"):
-        LoaderConfig(batchsize=4)  # type: ignore[call-arg]
+        kind(numbered, batchsize=4)
+    shared = {field.name: field.default for field in dataclasses.fields(LoaderSettings)}
+    parameters = inspect.signature(kind).parameters
+    assert {name: parameters[name].default for name in shared} == shared
 
 
 @pytest.mark.parametrize("state", [{"epoch": 0, "batch": 99}, {"epoch": -1, "batch": 0}, {}])
@@ -307,7 +323,7 @@ def test_a_closed_loader_leaves_no_graph_for_a_forked_process_to_end(numbered: S
 def test_closed_loaders_leave_no_thread_and_no_open_file(genres: ShardSet, backend: str, rounds: int) -> None:
     def use() -> None:
         for kind in LOADERS:
-            with kind(genres, config(backend=backend, threads=2, frontend=SMALL)) as loader:
+            with kind(genres, **config(backend=backend, loader_threads=2, frontend=SMALL)) as loader:
                 take(loader, 2)
                 loader.load_state_dict(loader.state_dict())
                 take(loader, 2)

@@ -14,11 +14,11 @@ SCRIPT = """
 import sys, time
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 folder, end = sys.argv[1:]
 frontend = Frontend(mel=MelConfig(seconds=1.0), mean=-30.0, std=10.0)
 loaders = [
-    TwoViewLoader(folder, LoaderConfig(frontend=frontend, batch_size=4, backend=backend, threads=2))
+    TwoViewLoader(folder, frontend=frontend, batch_size=4, backend=backend, loader_threads=2)
     for backend in ("dali", "torch")
 ]
 iterators = [iter(loader) for loader in loaders]
@@ -43,14 +43,13 @@ import siamusic_fast
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.loaders import LoaderConfig, TwoViewLoader
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.pipelines.recipes import parse_recipe
 frontend = Frontend(mel=MelConfig(seconds=1.0), mean=-30.0, std=10.0)
-config = LoaderConfig(frontend=frontend, batch_size=4, backend="torch")
-with TwoViewLoader(sys.argv[1], config, recipe="both") as loader:
+with TwoViewLoader(sys.argv[1], aug="both", frontend=frontend, batch_size=4, backend="torch") as loader:
     print(len(list(loader)))
 try:
-    TwoViewLoader(sys.argv[1], LoaderConfig(batch_size=4))
+    TwoViewLoader(sys.argv[1], batch_size=4)
 except ConfigError as error:
     print(error)
 print("nvidia.dali" in sys.modules)

@@ -127,7 +127,7 @@ def assert_epoch_named(loader: Any, file: Path, *words: str) -> None:
 def test_a_tar_cut_off_or_removed_after_the_loader_was_made_is_named(
     copied: ShardSet, backend: str, kind: Any
 ) -> None:
-    loaders = [kind(copied, config(backend=backend, batch_size=8)) for _ in range(2)]
+    loaders = [kind(copied, **config(backend=backend, batch_size=8)) for _ in range(2)]
     damaged = copied.path(copied.shards(["training"])[1].file)
     with damaged.open("r+b") as file:
         file.truncate(damaged.stat().st_size // 2)
@@ -143,11 +143,11 @@ def test_a_tar_cut_off_or_removed_before_is_named_when_the_loader_is_made(
     damaged = copied.path(copied.shards(["training"])[1].file)
     with damaged.open("r+b") as file:
         file.truncate(damaged.stat().st_size // 2)
-    assert_named(lambda: kind(copied, config()), damaged)
+    assert_named(lambda: kind(copied, **config()), damaged)
     damaged.unlink()
-    assert_named(lambda: kind(copied, config()), damaged)
+    assert_named(lambda: kind(copied, **config()), damaged)
     with pytest.raises(DataError, match=f"{damaged} is missing"):
-        kind(copied.folder, config())
+        kind(copied.folder, **config())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -155,7 +155,7 @@ def test_a_tar_cut_off_or_removed_before_is_named_when_the_loader_is_made(
 def test_a_label_that_is_not_that_of_the_table_is_named_with_its_sample(
     copied: ShardSet, backend: str, kind: Any
 ) -> None:
-    loader = kind(copied, config(backend=backend))
+    loader = kind(copied, **config(backend=backend))
     tracks = open_tracks(copied, ["training"], labels=True)
     damaged = tracks.path(12)
     with damaged.open("r+b") as file:
@@ -171,7 +171,7 @@ def test_a_flac_that_cannot_be_decoded_is_named_with_its_sample(
     pack_audio: PackAudio, backend: str, kind: Any, where: str
 ) -> None:
     shard_set = pack_audio(noises(5), codec="flac", tracks_per_shard=3)
-    loader = kind(shard_set, config(backend=backend, batch_size=5))
+    loader = kind(shard_set, **config(backend=backend, batch_size=5))
     tracks = open_tracks(shard_set, ["training"])
     key = samples_of(shard_set)[4]["__key__"]
     begin, size = int(tracks.offset[4]), int(tracks.size[4])
@@ -193,4 +193,4 @@ def test_an_index_that_is_missing_or_damaged_is_named(
     damaged.unlink()
     if text is not None:
         damaged.write_text(text)
-    assert_named(lambda: TwoViewLoader(copied, config(backend=backend)), damaged)
+    assert_named(lambda: TwoViewLoader(copied, **config(backend=backend)), damaged)

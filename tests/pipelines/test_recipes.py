@@ -110,7 +110,7 @@ def test_what_is_no_recipe_is_refused_with_what_there_is(text: str, words: str) 
     ids=lambda recipe: repr(recipe)[:12],
 )
 def test_what_is_neither_text_nor_augmentations_is_refused_with_an_example(recipe: Any) -> None:
-    with pytest.raises(ConfigError, match=r"recipe = .* must be text such as 'image'.* \(Mask\(p=0.5\)"):
+    with pytest.raises(ConfigError, match=r"aug = .* must be text such as 'image'.* \(Mask\(p=0.5\)"):
         to_recipe(recipe, MEL)
 
 

@@ -16,7 +16,7 @@ from siamusic_fast.evaluation.probe import probe
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import Classifier, place
-from siamusic_fast.pipelines import loaders
+from siamusic_fast.pipelines import base_loader
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine
 from siamusic_fast.processes.launch import launch
@@ -110,13 +110,13 @@ def test_validation_counts_tracks_and_not_their_segments(
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Frontend]]:
     """Backend and frontend of every engine that is made."""
     found: list[tuple[str, Frontend]] = []
-    make = loaders._engine
+    make = base_loader._engine
 
     def recorded(plan: Plan | TrackPlan, backend: str, *rest: Any) -> Engine:
         found.append((backend, plan.frontend))
         return make(plan, backend, *rest)
 
-    monkeypatch.setattr(loaders, "_engine", recorded)
+    monkeypatch.setattr(base_loader, "_engine", recorded)
     return found
 
 

@@ -1,0 +1,223 @@
+"""What all loaders share: their keyword arguments, epochs, resuming, and the threads behind them."""
+
+import importlib.util
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from siamusic_fast.config import MelConfig
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.draws import Place
+from siamusic_fast.pipelines.estimate import check_length, estimate_frontend
+from siamusic_fast.pipelines.loader_settings import LoaderSettings
+from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
+from siamusic_fast.pipelines.prefetch import Engine, Prefetcher
+from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.pipelines.torch.engine import TorchEngine
+from siamusic_fast.pipelines.tracks import Tracks, open_tracks
+from siamusic_fast.processes.pool import share_of_cores
+from siamusic_fast.shards.manifest import ShardSet, find_shards
+
+T = TypeVar("T")
+
+_MAX_READERS = 4
+"""Threads that read wav shards: one reads about 30,000 crops a second."""
+_DEPTH = 4
+"""Batches whose samples are in memory: two that an engine computes, two that are being read."""
+
+
+class Loader(ABC, Generic[T]):
+    """Iterates over a shard set in batches: the base class of all loaders.
+
+    **Epochs.** Iterating once is one epoch, and `len(loader)` is its number of batches. A loop that is left
+    early goes on where it stopped when the loader is iterated again. Threads make the next batches while a
+    batch is being used. No other processes are started.
+
+    **Resuming.** `state_dict()` is the epoch and the number of batches that were given out of it. A loader
+    with the same arguments goes on from there after `load_state_dict(state)`, and gives the same bits as one
+    that was never stopped, whatever its `loader_threads`.
+
+    **Closing.** `close()`, or leaving a `with` block, stops the threads and frees the memory. Batches that
+    were given out stay what they are.
+
+    **Arguments.** All loaders take these keyword arguments:
+
+    - `data`: a `ShardSet`, its folder, or its name, which is looked up in `data/shards`.
+    - `splits`: the splits of the shard set to read.
+    - `frontend`: the features. None: the paper's, at the sample rate of the shards, with a mean and a
+      standard deviation that are estimated once and kept beside the shards.
+    - `batch_size`: tracks per batch of this process.
+    - `backend`: the engine that computes the features, "dali" or "torch".
+    - `device`: where the features are computed and the batches are, such as "cpu" or "cuda:0".
+    - `dtype`: the type of the spectrograms, torch.float32 or torch.bfloat16.
+    - `loader_threads`: CPU threads. None: this process's share of the cores.
+    - `window`: the number of shards among whose tracks an epoch is shuffled. None: all of them.
+    - `seed`: the seed of order, crops and augmentations.
+    - `rank`, `world_size`: the number of this process and of all. Each process gets tracks of its own.
+
+    **Errors.** Raises `ConfigError` for an argument that cannot be or does not fit the tracks. Raises
+    `DataError` for damaged shards, when the loader is made or, for damage that shows later, while iterating.
+    """
+
+    _endless = True
+    """Whether the next epoch is begun while the last batches of one are used."""
+
+    def __init__(self, settings: LoaderSettings, plan: Plan | TrackPlan, *, check_labels: bool) -> None:
+        self._settings, self.plan, self.frontend = settings, plan, plan.frontend
+        self.device = settings.checked_device()
+        self._reader = Reader(plan.tracks, plan.frontend, check_labels=check_labels)
+        self._engine: Engine | None = None
+        self._stream: Iterator[T] | None = None
+        self._epoch = self._given = 0
+        self._closed = False
+
+    @property
+    def batch_size(self) -> int:
+        """Tracks per batch of this process."""
+        return self.plan.batch_size
+
+    def __len__(self) -> int:
+        """Batches per epoch: as many on every rank in training, where each is full."""
+        return self.plan.batches
+
+    def __iter__(self) -> Iterator[T]:
+        if self._given == len(self):
+            self._epoch, self._given = self._epoch + 1, 0
+        while self._given < len(self):
+            batch = self._next()
+            self._given += 1
+            if self._given == len(self) and not self._endless:
+                next(self._stream or iter(()), None)
+                self._stream = None
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place: the epoch and how many of its batches were given out, both from 0."""
+        return {"epoch": self._epoch, "batch": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a state that `state_dict` returned, of a loader with the same arguments.
+
+        Raises `ConfigError` for a place that no epoch of this loader has.
+        """
+        epoch, batch = state.get("epoch", -1), state.get("batch", -1)
+        if epoch < 0 or not 0 <= batch <= len(self):
+            raise ConfigError(
+                f"state = {state!r} is no place of this loader, whose epochs have {len(self)} batches: give "
+                f"it the arguments of the loader that the state is from."
+            )
+        self._stop()
+        self._epoch, self._given = epoch, batch
+
+    def close(self) -> None:
+        """Stop the threads and free the memory; the loader is of no use afterwards."""
+        self._stop()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _output(self, batch: Batch, views: list[Tensor]) -> T:
+        """Return what is given out of the views of `batch`, which are on the device."""
+
+    def _next(self) -> T:
+        if self._closed:
+            raise ValueError("This loader is closed.")
+        if self._stream is None:
+            self._stream = self._produced()
+        try:
+            return next(self._stream)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        """Forget the batches that were made ahead."""
+        stream, self._stream, self._engine = self._stream, None, None
+        if stream is not None:
+            stream.close()  # type: ignore[attr-defined]
+        self._reader.close()
+
+    def _produced(self) -> Iterator[T]:
+        """Yield the batches from the present place on."""
+        threads = self._settings.loader_threads or share_of_cores()
+        if self._engine is None:
+            self._engine = _engine(self.plan, self._settings.backend, self.device, threads)
+        only_reads = self._settings.backend == "dali" or self.device.type != "cpu"
+        of_wav = self.plan.tracks.shard_set.codec == "wav"
+        prefetcher = Prefetcher(
+            self.plan,
+            self._reader,
+            self._engine,
+            self._places(),
+            threads=min(threads, _MAX_READERS) if only_reads and of_wav else threads,
+            depth=_DEPTH,
+            pinned=self.device.type != "cpu",
+        )
+        try:
+            for computed in self._engine.run(prefetcher):
+                prefetcher.release(computed)
+                yield self._output(computed.ready.batch, computed.views)
+        finally:
+            prefetcher.close()
+
+    def _places(self) -> Iterator[Place]:
+        """Yield the places from the present one on: without an end, so that threads need not wait at one."""
+        first, given = self._epoch, self._given
+        for epoch in itertools.count(first) if self._endless else [first]:
+            for batch in range(given if epoch == first else 0, len(self)):
+                yield epoch, batch
+
+    def _mels(self, images: Tensor) -> Tensor:
+        """Return spectrograms in the precision asked for: without a copy if that is float32."""
+        return images.to(self._settings.dtype)
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """Return the labels of the tracks of `batch`, int64 [tracks], on the device."""
+        assert self.plan.tracks.labels is not None
+        return torch.from_numpy(self.plan.tracks.labels[batch.tracks]).to(self.device, non_blocking=True)
+
+
+def open_data(
+    data: ShardSet | Path | str,
+    settings: LoaderSettings,
+    *,
+    labels: bool = False,
+    labelled_only: bool = False,
+) -> tuple[Frontend, Tracks]:
+    """Return the features and the tracks of a loader; raise `ConfigError` if they do not fit each other."""
+    if settings.backend == "dali" and not _has_dali():
+        raise ConfigError(
+            "backend = 'dali', and DALI is not installed: `pip install nvidia-dali-cuda120`, or use "
+            "backend='torch' (on the command line --backend torch)."
+        )
+    shard_set = data if isinstance(data, ShardSet) else find_shards(data)
+    frontend = settings.frontend or estimate_frontend(shard_set, MelConfig(sample_rate=shard_set.sample_rate))
+    tracks = open_tracks(shard_set, settings.splits, labelled_only=labelled_only, labels=labels)
+    check_length(tracks, frontend.mel)
+    return frontend, tracks
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
+def _engine(plan: Plan | TrackPlan, backend: str, device: torch.device, threads: int) -> Engine:
+    if backend == "torch":
+        return TorchEngine(plan, device)
+    from siamusic_fast.pipelines.dali.engine import DaliEngine  # only here: DALI may not be installed
+
+    return DaliEngine(plan, device, threads)
