@@ -13,15 +13,15 @@ class Track:
     key: str
     """Name of the sample in its shard, unique in the corpus: FMA's six digits."""
     path: str
-    """Relative to the corpus, with forward slashes."""
+    """Path relative to the folder of the corpus, with forward slashes."""
     split: str
     genre: str
-    """Empty if unknown."""
+    """Class of the track. It is empty if the class is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A folder of audio and what is known about each file."""
+    """A folder or zip of audio, and what is known about each file."""
 
     name: str
     folder: Path

@@ -3,15 +3,16 @@
 import errno
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from siamusic_fast.audio.downmix import Mixer, Mixing, mono_blocks
-from siamusic_fast.audio.ffmpeg import AudioFile, Block, NotAudioError
-from siamusic_fast.audio.pcm import MOST_CLIPPED, MOST_SAMPLES, Pcm, PcmCollector, Samples, is_silent
+from siamusic_fast.audio.downmix import Downmix, Downmixer, mono_blocks
+from siamusic_fast.audio.ffmpeg import AudioFile, NotAudioError
+from siamusic_fast.audio.pcm import MAX_CLIPPED_SHARE, MAX_SAMPLES, Pcm, PcmCollector, Samples, is_silent
 from siamusic_fast.audio.store import Store
 from siamusic_fast.errors import ConfigError, DataError
 
@@ -21,20 +22,18 @@ REASONS = {
     "empty": "a file of zero bytes",
     "duplicate": "the same bytes as another file, which is judged in its place",
     "not-audio": "FFmpeg does not know the format, finds nothing to decode, or the sample rate is absurd",
-    "truncated": "decodes to less than the shortest length asked for, and its header promises more than that",
-    "too-short": "decodes to less than the shortest length asked for",
-    "too-long": "decodes to more than the longest length asked for",
-    "damaged": "more of it is lost than asked for",
+    "truncated": "decodes to less than --min-seconds, and its header promises more than that",
+    "too-short": "decodes to less than --min-seconds",
+    "too-long": "decodes to more than --max-hours",
+    "damaged": "more of it is lost than --max-damage allows",
     "silent": "the peak is below -80 dBFS",
     "non-finite": "decodes to NaN or infinity somewhere",
     "error": "decoding it failed in a way that nobody foresaw",
 }
 """Why a file is left out: code and meaning.
 
-A file that is cut off, or damaged somewhere, is packed with a mark if what decodes of it has the shortest
-length asked for, and no more of it is lost than asked for: it is sound, and worth as much as a clip that was
-made so short. Only if the loss makes the difference between fit and unfit is the file `truncated`, which says
-that another copy would help; `too-short` says that none would.
+A file that is cut off, or damaged somewhere, is packed with a mark if enough of it decodes: it is worth as
+much as a clip that was made so short. `truncated` says that another copy may help, `too-short` that none can.
 """
 
 REMEDIES = {
@@ -48,14 +47,11 @@ REMEDIES = {
 }
 """What a user may do about files that are left out for a reason."""
 
-RATES = (1_000, 1_000_000)
-"""Lowest and highest sample rate, in Hz, that is taken seriously: a damaged header may say anything."""
-
 SHORT_SECONDS = 0.08
 """A track that is shorter than its header promises by more than this, a frame of FLAC, is marked."""
 
-_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EINVAL)
-"""Errors that are a matter of one file rather than of the disk that it is on."""
+_ERRORS_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EINVAL)
+"""Other errors are a matter of the disk that a file is on."""
 
 
 class AudioError(DataError):
@@ -68,8 +64,8 @@ class AudioError(DataError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demands:
-    """What a file has to be like to be packed."""
+class DecodeConfig:
+    """What files are decoded to, and which are left out."""
 
     sample_rate: int = 22_050
     """Sample rate of the packed audio, in Hz."""
@@ -78,7 +74,7 @@ class Demands:
     max_hours: float = 12.0
     """Tracks that decode to more are left out. A header that promises more is not believed."""
     max_damage: float = 0.75
-    """Share of a track that may be lost; see `Decoded.damage`."""
+    """Tracks of which a larger share is lost are left out, see `Decoded.damage`."""
 
     def __post_init__(self) -> None:
         if not (self.min_seconds >= 0 and math.isfinite(self.min_seconds)):
@@ -94,31 +90,31 @@ class Demands:
     @property
     def max_samples(self) -> int:
         """Samples that a track may have in the shard."""
-        return min(round(self.max_hours * 3600 * self.sample_rate), MOST_SAMPLES)
+        return min(round(self.max_hours * 3600 * self.sample_rate), MAX_SAMPLES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """A track, and what there is to say about how it was decoded."""
+    """A track, and how it was decoded."""
 
     pcm: Pcm
     seconds: float
     """Length of `pcm`."""
     seconds_promised: float | None
-    """Length according to the headers of the file; None if they say nothing."""
+    """Length according to the headers of the file. It is None if they say nothing."""
     damaged_packets: int
     """Packets of the file that did not decode, and are left out of `pcm`."""
     lost_share: float
     """Share of the bytes of all packets that is in those which did not decode."""
-    mixing: Mixing
+    downmix: Downmix
     """How `pcm` was made of the channels of the file."""
     bytes_read: int
-    """Size of the file that it was decoded from."""
+    """Size of the file that the track was decoded from."""
 
-    def damage(self, demands: Demands) -> float:
+    def damage(self, config: DecodeConfig) -> float:
         """Return the share that is lost: of the seconds promised, or of the bytes, whichever is larger."""
         promised = self.seconds_promised or 0.0
-        if not self.seconds < promised <= demands.max_hours * 3600:
+        if not self.seconds < promised <= config.max_hours * 3600:
             return self.lost_share
         return max(self.lost_share, 1 - self.seconds / promised)
 
@@ -129,24 +125,21 @@ def decode(path: Path, sample_rate: int) -> Samples:
     FFmpeg decodes, channels are averaged, soxr resamples (HQ). Peaks of lossy formats may exceed 1. Raises
     `AudioError`: missing, empty or not-audio.
     """
-    try:
-        with path.open("rb") as file, _opened(path, file) as audio:
-            blocks = [np.empty(0, np.float32), *mono_blocks(audio.blocks(), sample_rate, Mixer(Mixing()))]
-            return np.concatenate(blocks)
-    except OSError as error:
-        raise AudioError(path, "missing", error.strerror or "cannot be read") from None
+    with _as_audio_errors(path), path.open("rb") as file, _open_audio(path, file) as audio:
+        blocks = mono_blocks(audio.blocks(), sample_rate, Downmixer(Downmix()))
+        return np.concatenate([np.empty(0, np.float32), *blocks])
 
 
-def decode_planned(store: Store, path: str, size: int, demands: Demands) -> Decoded:
-    """Do the same as `decode_file` with a file that was there, and had `size` bytes, a while ago.
+def decode_planned(store: Store, path: str, size: int, config: DecodeConfig) -> Decoded:
+    """Do the same as `decode_file` with a file that had `size` bytes when it was planned to pack it.
 
     Raises `DataError` if it is gone or has changed, or if its disk fails: that tells nothing about the file.
     """
     try:
-        decoded = decode_file(store, path, demands)
+        decoded = decode_file(store, path, config)
     except AudioError as error:
         failure = error.__cause__
-        if isinstance(failure, OSError) and failure.errno not in _OF_THE_FILE:
+        if isinstance(failure, OSError) and failure.errno not in _ERRORS_OF_ONE_FILE:
             raise _changed(path, error.detail) from None
         if (found := store.size(path)) != size:
             raise _changed(path, "it is gone" if found is None else f"{found} bytes, not {size}") from None
@@ -156,84 +149,76 @@ def decode_planned(store: Store, path: str, size: int, demands: Demands) -> Deco
     return decoded
 
 
-def decode_file(store: Store, path: str, demands: Demands) -> Decoded:
+def decode_file(store: Store, path: str, config: DecodeConfig) -> Decoded:
     """Return the audio of `path` as a shard holds it: mono, 16-bit, and fit for training.
 
-    The mean of all channels is taken, or the loudest alone where they cancel each other (`mono.CANCELED`).
-    A track of which more than `MOST_CLIPPED` is beyond full scale, as float samples in the scale of integers
-    are, is divided by its peak. Raises `AudioError` with any of `REASONS` but duplicate.
+    The mean of all channels is taken, or the loudest alone where they cancel each other, see
+    `downmix.CANCELED`. A track of which more than `MAX_CLIPPED_SHARE` is beyond full scale, as float samples
+    in the scale of integers are, is divided by its peak. Raises `AudioError` with any of `REASONS` but
+    duplicate.
     """
     try:
-        with store.open(path) as file:
-            decoded = _decode(path, file, demands)
+        with _as_audio_errors(path), store.open(path) as file:
+            downmix: Downmix | None = Downmix()
+            while downmix:
+                decoded, downmix = _decode_as(path, file, config, downmix)
     except AudioError:
         raise
-    except OSError as error:
-        raise AudioError(path, "missing", error.strerror or "cannot be read") from error
     except Exception as error:
         raise AudioError(path, "error", f"{type(error).__name__}: {error}".rstrip(": ")) from None
-    _judge(path, decoded, demands)
-    return decoded
-
-
-def _decode(path: str, file: BinaryIO, demands: Demands) -> Decoded:
-    """Decode a file once, and once more if what is heard then asks for another way of mixing."""
-    mixing = Mixing()
-    decoded, mixer, heard = _decode_as(path, file, demands, mixing)
-    channel = mixer.loudest_if_cancelled()
-    if channel is not None:
-        mixing = Mixing(channel=channel)
-        decoded, _, heard = _decode_as(path, file, demands, mixing)
-    if heard.clipped > MOST_CLIPPED * heard.length:
-        mixing = Mixing(channel=channel, gain=32_767 / 32_768 / heard.peak)
-        decoded, _, _ = _decode_as(path, file, demands, mixing)
+    _judge(path, decoded, config)
     return decoded
 
 
 def _decode_as(
-    path: str, file: BinaryIO, demands: Demands, mixing: Mixing
-) -> tuple[Decoded, Mixer, PcmCollector]:
-    mixer, heard = Mixer(mixing), PcmCollector()
-    with _opened(path, file) as audio:
-        for block in mono_blocks(_checked(path, audio.blocks()), demands.sample_rate, mixer):
-            _add(path, heard, block)
-            if heard.length > demands.max_samples:
-                longest = demands.max_samples / demands.sample_rate / 3600
-                raise AudioError(path, "too-long", f"more than {longest:.4g} h")
-        seconds = heard.length / demands.sample_rate
+    path: str, file: BinaryIO, config: DecodeConfig, downmix: Downmix
+) -> tuple[Decoded, Downmix | None]:
+    """Decode a file, and return the downmix that it needs if that is another one."""
+    downmixer, collector = Downmixer(downmix), PcmCollector()
+    with _open_audio(path, file) as audio:
+        for block in mono_blocks(audio.blocks(), config.sample_rate, downmixer):
+            _collect(path, collector, block)
+            if collector.length > config.max_samples:
+                hours = config.max_samples / config.sample_rate / 3600
+                raise AudioError(path, "too-long", f"more than {hours:.4g} h")
+        seconds = collector.length / config.sample_rate
         decoded = Decoded(
-            pcm=heard.result(),
+            pcm=collector.result(),
             seconds=seconds,
             seconds_promised=audio.promised_seconds(seconds),
             damaged_packets=audio.damaged_packets,
             lost_share=audio.lost_share,
-            mixing=mixing,
+            downmix=downmix,
             bytes_read=audio.bytes_read,
         )
-    return decoded, mixer, heard
+    if (channel := downmixer.loudest_if_canceled()) is not None:
+        return decoded, Downmix(channel=channel)
+    if downmix.gain == 1 and collector.clipped > MAX_CLIPPED_SHARE * collector.length:
+        return decoded, replace(downmix, gain=32_767 / 32_768 / collector.peak)
+    return decoded, None
 
 
-def _opened(path: Path | str, file: BinaryIO) -> AudioFile:
+@contextmanager
+def _as_audio_errors(path: Path | str) -> Iterator[None]:
+    """Raise errors in opening and reading `path` as `AudioError`."""
+    try:
+        yield
+    except NotAudioError as error:
+        raise AudioError(path, "not-audio", str(error)) from None
+    except OSError as error:
+        raise AudioError(path, "missing", error.strerror or "cannot be read") from error
+
+
+def _open_audio(path: Path | str, file: BinaryIO) -> AudioFile:
     file.seek(0)
     if not file.read(1):
         raise AudioError(path, "empty", "0 bytes")
+    return AudioFile(file)
+
+
+def _collect(path: str, collector: PcmCollector, block: Samples) -> None:
     try:
-        return AudioFile(file)
-    except NotAudioError as error:
-        raise AudioError(path, "not-audio", str(error)) from None
-
-
-def _checked(path: str, blocks: Iterator[Block]) -> Iterator[Block]:
-    for block in blocks:
-        if not RATES[0] <= block.sample_rate <= RATES[1]:
-            detail = f"sample rate of {block.sample_rate} Hz, {RATES[0]} to {RATES[1]} Hz expected"
-            raise AudioError(path, "not-audio", detail)
-        yield block
-
-
-def _add(path: str, heard: PcmCollector, block: Samples) -> None:
-    try:
-        heard.add(block)
+        collector.add(block)
     except ValueError as error:
         raise AudioError(path, "non-finite", str(error)) from None
     except OSError as error:
@@ -241,24 +226,24 @@ def _add(path: str, heard: PcmCollector, block: Samples) -> None:
         raise AudioError(path, "error", detail) from None
 
 
-def _judge(path: str, decoded: Decoded, demands: Demands) -> None:
-    """Raise `AudioError` if a track is not what `demands` asks for."""
+def _judge(path: str, decoded: Decoded, config: DecodeConfig) -> None:
+    """Raise `AudioError` if a track is not what `config` asks for."""
     seconds, promised = decoded.seconds, decoded.seconds_promised or 0.0
-    needed = f"at least {demands.min_seconds:g} s needed"
+    needed = f"at least {config.min_seconds:g} s needed"
+    damage = decoded.damage(config)
+    if not decoded.pcm.length and promised:
+        raise AudioError(path, "truncated", f"nothing left of {promised:.2f} s")
     if not decoded.pcm.length:
-        if promised:
-            raise AudioError(path, "truncated", f"nothing left of {promised:.2f} s")
         raise AudioError(path, "not-audio", "nothing to decode")
-    if seconds < demands.min_seconds:
-        if promised >= demands.min_seconds:
-            raise AudioError(path, "truncated", f"{seconds:.2f} s left of {promised:.2f} s, {needed}")
+    if seconds < config.min_seconds <= promised:
+        raise AudioError(path, "truncated", f"{seconds:.2f} s left of {promised:.2f} s, {needed}")
+    if seconds < config.min_seconds:
         raise AudioError(path, "too-short", f"{seconds:.2f} s, {needed}")
-    damage = decoded.damage(demands)
-    if damage > demands.max_damage:
-        detail = f"{damage:.0%} of it is lost, {demands.max_damage:.0%} at most: see --max-damage"
+    if damage > config.max_damage:
+        detail = f"{damage:.0%} of it is lost, {config.max_damage:.0%} at most: see --max-damage"
         raise AudioError(path, "damaged", detail)
     if is_silent(decoded.pcm.peak):
-        of_what = "the mean of its channels" if decoded.mixing.channel is None else "its loudest channel"
+        of_what = "the mean of its channels" if decoded.downmix.channel is None else "its loudest channel"
         raise AudioError(path, "silent", f"the peak of {of_what} is {decoded.pcm.peak} of 32768")
 
 

@@ -41,18 +41,20 @@ _TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
 _BEGINNINGS = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
 """What files begin with that FFmpeg knows by their first bytes alone, so that junk before them hides them."""
 
-_BLOCK = 131_072
+MIN_RATE, MAX_RATE = 1_000, 1_000_000
+"""Sample rates in Hz that are taken seriously: a damaged header may say anything."""
+
+_BLOCK_SAMPLES = 131_072
 """Samples of all channels that are handed on at a time, at least."""
-_READ = 65_536
-"""Bytes that FFmpeg reads at a time."""
-_FARTHEST = 2**48
-"""Places in a file that FFmpeg may ask for, which a damaged header may put anywhere."""
-_MOST_ERRORS = 100
-"""Errors in a row after which the rest of a file is given up."""
+_READ_BYTES = 65_536
+_MAX_OFFSET = 2**48
+"""Limit of the places in a file that FFmpeg may ask for, which a damaged header may put anywhere."""
+_MAX_ERRORS = 100
+"""After more errors in a row, the rest of a file is given up."""
 
 
 class NotAudioError(Exception):
-    """A file that FFmpeg cannot open, or that has no audio."""
+    """A file that FFmpeg cannot open, or that has no audio, or none with a possible sample rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Block:
     """Some consecutive samples of a file."""
 
     sample_rate: int
-    """In Hz; it may change within a file, as in two MP3s that were joined."""
+    """Sample rate in Hz. It may change within a file, as in two MP3s that were joined."""
     channels: Channels
 
 
@@ -76,77 +78,77 @@ class AudioFile:
         self.bytes_read = file.seek(0, os.SEEK_END)
         """Size of the file."""
         edges = [*links(file), self.bytes_read]
-        self._windows = [_Window(file, start, end) for start, end in itertools.pairwise(edges)]
-        self._tally = _Tally()
+        self._ranges = [_FileRange(file, start, end) for start, end in itertools.pairwise(edges)]
+        self._counts = _PacketCounts()
         try:
-            first = _Part(self._windows[0], self._tally)
+            self._streams = [_Stream(self._ranges[0], self._counts)]
         except NotAudioError:
             start = _start_behind_junk(file)
             if not start:
                 raise
-            self._windows = [_Window(file, start, self.bytes_read)]
-            first = _Part(self._windows[0], self._tally)
-        self._parts = [first]
+            self._ranges = [_FileRange(file, start, self.bytes_read)]
+            self._streams = [_Stream(self._ranges[0], self._counts)]
 
     def __enter__(self) -> "AudioFile":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for part in self._parts:
-            part.close()
+        for stream in self._streams:
+            stream.close()
 
     @property
     def damaged_packets(self) -> int:
         """Packets that did not decode so far."""
-        return self._tally.damaged_packets
+        return self._counts.damaged
 
     @property
     def lost_share(self) -> float:
         """Share of the bytes of all packets so far that is in those which did not decode."""
-        return self._tally.lost_bytes / max(1, self._tally.lost_bytes + self._tally.sound_bytes)
+        return self._counts.lost_bytes / max(1, self._counts.lost_bytes + self._counts.decoded_bytes)
 
     def promised_seconds(self, decoded: float) -> float | None:
-        """Return what its headers promise, see `promise`, when `decoded` seconds have been decoded."""
-        promised = [part.promised_seconds(decoded) for part in self._parts]
+        """Return what the headers promise, see `stated_length`, when `decoded` seconds have been decoded."""
+        promised = [stream.promised_seconds(decoded) for stream in self._streams]
         known = [seconds for seconds in promised if seconds is not None]
-        return sum(known) if known and len(known) == len(self._windows) else None
+        return sum(known) if known and len(known) == len(self._ranges) else None
 
     def blocks(self) -> Iterator[Block]:
-        """Yield all that decodes, in order. Raises `OSError` if the file itself cannot be read."""
-        yield from self._parts[0].blocks()
-        for window in self._windows[1:]:
-            self._parts[-1].close()
+        """Yield all that decodes, in order.
+
+        Raises `OSError` if the file itself cannot be read, `NotAudioError` for an impossible sample rate.
+        """
+        yield from self._streams[0].blocks()
+        for link in self._ranges[1:]:
+            self._streams[-1].close()
             try:
-                part = _Part(window, self._tally)
+                self._streams.append(_Stream(link, self._counts))
             except NotAudioError:
-                self._tally.lose(window.size)
+                self._counts.lose(link.size)
             else:
-                self._parts.append(part)
-                yield from part.blocks()
+                yield from self._streams[-1].blocks()
 
 
 @dataclass(slots=True)
-class _Tally:
-    """What has been decoded so far, and what has not."""
+class _PacketCounts:
+    """How much has been decoded so far, and how much was lost."""
 
-    damaged_packets: int = 0
-    sound_bytes: int = 0
+    damaged: int = 0
+    decoded_bytes: int = 0
     lost_bytes: int = 0
 
     def lose(self, size: int) -> None:
         """Count a packet that did not decode; before the first that does, its bytes may be anything."""
-        self.damaged_packets += 1
-        if self.sound_bytes:
+        self.damaged += 1
+        if self.decoded_bytes:
             self.lost_bytes += size
 
 
-class _Part:
-    """What FFmpeg decodes in one go: a file, or a link of a chained Ogg file."""
+class _Stream:
+    """The first stream of audio in a file, or in a link of a chained Ogg file."""
 
-    def __init__(self, file: "_Window", tally: _Tally) -> None:
+    def __init__(self, file: "_FileRange", counts: _PacketCounts) -> None:
         self._file = file
-        self._tally = tally
-        self._next: int | None = None
+        self._counts = counts
         self._file.seek(0)
         try:
             # Without a name, the ending of the file tells FFmpeg nothing: a copy decodes as its original.
@@ -154,31 +156,22 @@ class _Part:
                 cast("io.BufferedReader", self._file),
                 options=_options(),
                 metadata_errors="replace",
-                buffer_size=_READ,
+                buffer_size=_READ_BYTES,
             )
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._file.raise_failure()
-            raise NotAudioError(f"FFmpeg knows no audio format that this is: {_words(error)}") from None
+            # FFmpeg's own words, without the name that it gives to a file that has none.
+            words = getattr(error, "strerror", None) or type(error).__name__
+            raise NotAudioError(f"FFmpeg knows no audio format that this is: {words}") from None
         self._container = cast(InputContainer, container)
-        try:
-            self._prepare()
-        except NotAudioError:
-            self._container.close()
-            raise
-
-    def close(self) -> None:
-        self._container.close()
-
-    def _prepare(self) -> None:
-        """Choose the first stream of audio, and set its decoder up."""
+        self._format = container.format.name
         streams = self._container.streams.audio
-        if not streams:
-            raise NotAudioError("it has no stream of audio")
+        if not streams or (codec := streams[0].codec_context) is None:
+            container.close()
+            raise NotAudioError(
+                "FFmpeg has no decoder for its audio" if streams else "it has no stream of audio"
+            )
         self._stream = streams[0]
-        codec = self._stream.codec_context
-        if codec is None:
-            raise NotAudioError("FFmpeg has no decoder for its audio")
-        self._format = self._container.format.name
         self._stated = self._container.duration and self._container.duration / av.time_base
         if self._stream.duration is not None and self._stream.time_base is not None:
             self._stated = float(self._stream.duration * self._stream.time_base)
@@ -186,48 +179,49 @@ class _Part:
         if codec.name in _CHECKED:
             codec.options = {"err_detect": "crccheck+explode"}
 
+    def close(self) -> None:
+        self._container.close()
+
     def promised_seconds(self, decoded: float) -> float | None:
         return promised_seconds(cast(BinaryIO, self._file), self._format, self._stated, decoded)
 
     def blocks(self) -> Iterator[Block]:
-        queue, shape = AudioFifo(), None
+        queue, layout = AudioFifo(), None
         for frame in self._frames():
-            if self._format == "flac":
-                self._find_gap(frame)
-            if _shape(frame) != shape:
-                yield from _rest(queue)
-                queue, shape = AudioFifo(), _shape(frame)
+            before, layout = layout, (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+            if layout != before:
+                yield from _flush(queue)
+                queue = AudioFifo()
             frame.pts = None  # where packets are lost, the queue would refuse those after them
             queue.write(frame)
-            if queue.samples * frame.layout.nb_channels >= _BLOCK:
-                yield from _rest(queue)
-        yield from _rest(queue)
+            if queue.samples * frame.layout.nb_channels >= _BLOCK_SAMPLES:
+                yield from _flush(queue)
+        yield from _flush(queue)
 
     def _frames(self) -> Iterator[AudioFrame]:
+        """Yield what decodes. Of lost frames of FLAC, FFmpeg says nothing, but their numbers have gaps."""
+        expected: int | None = None
         for packet in self._packets():
             try:
                 frames = packet.decode()
             except (av.error.FFmpegError, ValueError):
                 self._file.raise_failure()
                 if packet.size and bytes(packet)[:3] not in _TAGS:
-                    self._tally.lose(packet.size)
+                    self._counts.lose(packet.size)
                 continue
-            self._tally.sound_bytes += packet.size
-            yield from frames
-
-    def _find_gap(self, frame: AudioFrame) -> None:
-        """Count frames of FLAC that are lost before `frame`: FFmpeg says nothing, but their numbers tell."""
-        if frame.pts is not None:
-            if self._next is not None and frame.pts > self._next:
-                self._tally.lose(0)
-            self._next = frame.pts
-        if self._next is not None:
-            self._next += frame.samples
+            self._counts.decoded_bytes += packet.size
+            for frame in frames:
+                if self._format == "flac":
+                    start = frame.pts if frame.pts is not None else expected
+                    if start is not None and expected is not None and start > expected:
+                        self._counts.lose(0)
+                    expected = None if start is None else start + frame.samples
+                yield frame
 
     def _packets(self) -> Iterator["Packet[AudioStream]"]:
         """Yield the packets of the stream; where one cannot be read, those after it."""
         errors = 0
-        while errors < _MOST_ERRORS:
+        while errors < _MAX_ERRORS:
             try:
                 for packet in self._container.demux(self._stream):
                     errors = 0
@@ -236,12 +230,12 @@ class _Part:
                 return
             except (av.error.FFmpegError, ValueError):
                 self._file.raise_failure()
-                self._tally.lose(0)
+                self._counts.lose(0)
                 errors += 1
 
 
-class _Window:
-    """What FFmpeg may do with a part of a file; the error of the file itself is kept for whoever asks.
+class _FileRange:
+    """A part of a file, as FFmpeg may use it; the error of the file itself is kept for whoever asks.
 
     Nothing is raised through FFmpeg: to it, a failure to read is the end of the file.
     """
@@ -251,7 +245,7 @@ class _Window:
         self._start = start
         self._failure: OSError | None = None
         self.size = end - start
-        """In bytes."""
+        """Size in bytes."""
 
     def read(self, size: int) -> bytes:
         try:
@@ -262,7 +256,7 @@ class _Window:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
-        if not 0 <= base + offset <= _FARTHEST:
+        if not 0 <= base + offset <= _MAX_OFFSET:
             return -1
         return self._file.seek(self._start + base + offset) - self._start
 
@@ -277,7 +271,7 @@ class _Window:
 def _start_behind_junk(file: BinaryIO) -> int:
     """Return where one of `_BEGINNINGS` is in `file`, 0 if it is nowhere near the beginning."""
     file.seek(0)
-    found = _BEGINNINGS.search(file.read(_READ))
+    found = _BEGINNINGS.search(file.read(_READ_BYTES))
     return found.start() if found else 0
 
 
@@ -296,19 +290,16 @@ def _options() -> dict[str, str]:
     }
 
 
-def _shape(frame: AudioFrame) -> tuple[int, int, str]:
-    return frame.sample_rate, frame.layout.nb_channels, frame.format.name
-
-
-def _rest(queue: AudioFifo) -> Iterator[Block]:
+def _flush(queue: AudioFifo) -> Iterator[Block]:
     """Yield what is in `queue`, if there is anything, and empty it."""
     frame = queue.read()
     if frame is None:
         return
-    rate, count, _ = _shape(frame)
+    if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
+        raise NotAudioError(f"sample rate of {frame.sample_rate} Hz, {MIN_RATE} to {MAX_RATE} Hz expected")
     samples = frame.to_ndarray()
-    channels = samples if frame.format.is_planar else samples.reshape(-1, count).T
-    yield Block(rate, _as_float(channels))
+    channels = samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
+    yield Block(frame.sample_rate, _as_float(channels))
 
 
 def _as_float(samples: npt.NDArray[Any]) -> Channels:
@@ -319,8 +310,3 @@ def _as_float(samples: npt.NDArray[Any]) -> Channels:
         return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
     with np.errstate(over="ignore"):
         return samples.astype(np.float32, copy=False)
-
-
-def _words(error: Exception) -> str:
-    """Return what FFmpeg says of a file, without the name that it gives to a file that has none."""
-    return getattr(error, "strerror", None) or type(error).__name__

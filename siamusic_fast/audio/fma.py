@@ -3,16 +3,12 @@
 import csv
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from siamusic_fast.audio.corpus import SPLITS, Corpus, Track
 from siamusic_fast.audio.store import Store, find_root, open_store
 from siamusic_fast.errors import DataError
-
-if TYPE_CHECKING:
-    from _csv import Reader
 
 SUBSETS = {
     "fma_small": ("small",),
@@ -22,10 +18,11 @@ SUBSETS = {
 }
 """Audio folder -> values of the `subset` column: subsets nest, and each row names the smallest it is in."""
 
-_COLUMNS = (("set", "split"), ("set", "subset"), ("track", "genre_top"))
+METADATA = "fma_metadata"
+"""Name of the folder and of the zip with the metadata."""
 
-_METADATA = "fma_metadata"
 _TABLE = "tracks.csv"
+_TABLE_COLUMNS = (("set", "split"), ("set", "subset"), ("track", "genre_top"))
 _AUDIO_PATH = re.compile(r"(\d{3})/\1\d{3}\.mp3")
 
 
@@ -39,9 +36,9 @@ def is_fma(source: str | Path, data_dir: Path = Path("data")) -> bool:
         return True
     root = _find_root(source, data_dir)
     store = open_store(root)
-    if _subset_name(store) in SUBSETS or (root.is_dir() and _subsets_in(root)):
+    if _subset_name(store) in SUBSETS or _subsets_in(root):
         return True
-    if root.is_dir():
+    if root.is_dir():  # a folder may be large: look at the names that fit alone
         files = root.glob("[0-9][0-9][0-9]/[0-9]*.mp3")
         return any(_AUDIO_PATH.fullmatch(f"{file.parent.name}/{file.name}") for file in files)
     return any(map(_AUDIO_PATH.fullmatch, store.paths()))
@@ -55,24 +52,25 @@ def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path |
     is looked for beside the audio. The name of the audio folder tells the subset; a folder of another name
     stands for the rows whose files it holds. Raises `DataError` if something is not there or is not FMA's.
     """
-    store = open_store(_audio_root(source, data_dir))
+    root = _find_root(source, data_dir)
+    inside = _subsets_in(root)
+    if len(inside) > 1:
+        raise DataError(
+            f"{root} holds {', '.join(child.name for child in inside)}: give the path of one of them."
+        )
+    store = open_store(inside[0] if inside else root)
     name = _subset_name(store)
-    table = _read_metadata(_metadata_file(store.root, data_dir, metadata))
     subset = SUBSETS.get(name)
-    tracks = tuple(
-        Track(key=f"{number:06d}", path=_audio_path(number), split=split, genre=genre)
-        for number, split, row_subset, genre in table
-        if (row_subset in subset if subset else store.size(_audio_path(number)) is not None)
-    )
+    tracks = []
+    for number, split, row_subset, genre in _read_metadata(_metadata_file(store.root, data_dir, metadata)):
+        path = f"{number // 1000:03d}/{number:06d}.mp3"
+        if row_subset in subset if subset else store.size(path) is not None:
+            tracks.append(Track(key=f"{number:06d}", path=path, split=split, genre=genre))
     if not tracks:
         raise DataError(
             f"{store.root} holds no track of the metadata: FMA names its files like 000/000002.mp3."
         )
-    return Corpus(name=name, folder=store.root, tracks=tracks)
-
-
-def _audio_path(number: int) -> str:
-    return f"{number // 1000:03d}/{number:06d}.mp3"
+    return Corpus(name=name, folder=store.root, tracks=tuple(tracks))
 
 
 def _subset_name(store: Store) -> str:
@@ -82,92 +80,69 @@ def _subset_name(store: Store) -> str:
 
 def _find_root(source: str | Path, data_dir: Path) -> Path:
     """Look up a name in `data_dir` first, any other source as a path first."""
-    by_name = str(source) in SUBSETS
-    places = [data_dir, Path()] if by_name else [Path(), data_dir]
-    remedy = (
-        "unpack FMA's zip there, or fetch it with --download" if by_name else "give the path of the audio"
-    )
-    return find_root(source, places, remedy)
+    if str(source) in SUBSETS:
+        remedy = "unpack FMA's zip there, or fetch it with --download"
+        return find_root(source, [data_dir, Path()], remedy)
+    return find_root(source, [Path(), data_dir], "give the path of the audio")
 
 
-def _audio_root(source: str | Path, data_dir: Path) -> Path:
-    root = _find_root(source, data_dir)
-    inside = _subsets_in(root) if root.is_dir() else []
-    if len(inside) > 1:
-        raise DataError(
-            f"{root} holds {', '.join(child.name for child in inside)}: give the path of one of them."
-        )
-    return inside[0] if inside else root
-
-
-def _subsets_in(folder: Path) -> list[Path]:
-    """Return the subsets in `folder` by name: of each its folder, or its zip if there is no folder."""
-    found = []
-    for name in sorted(SUBSETS):
-        if (folder / name).is_dir():
-            found.append(folder / name)
-        elif (folder / f"{name}.zip").is_file():
-            found.append(folder / f"{name}.zip")
-    return found
+def _subsets_in(root: Path) -> list[Path]:
+    """Return the subsets in a folder by name: of each its folder, or its zip if there is no folder."""
+    places = [(root / name, root / f"{name}.zip") for name in sorted(SUBSETS)]
+    return [
+        folder if folder.is_dir() else file for folder, file in places if folder.is_dir() or file.is_file()
+    ]
 
 
 def _metadata_file(root: Path, data_dir: Path, metadata: Path | None) -> Path:
     """Return the path of tracks.csv or of the zip with it."""
     if metadata:
-        places = _metadata_in(metadata, metadata / _TABLE) if metadata.is_dir() else [metadata]
+        inside = [metadata / _TABLE, *_metadata_in(metadata)]
+        places = inside if metadata.is_dir() else [metadata]
     else:
-        inside = _metadata_in(root, root / _TABLE) if root.is_dir() else []
+        inside = [root / _TABLE, *_metadata_in(root)] if root.is_dir() else []
         places = [*_metadata_in(root.parent), *inside, *_metadata_in(data_dir)]
     for place in places:
         if place.is_file():
             return place
     raise DataError(
         f"no metadata for {root}: looked for {', '.join(map(str, dict.fromkeys(places)))}; "
-        f"put {_METADATA}.zip beside the audio, or say where it is with --metadata. If this is other audio "
+        f"put {METADATA}.zip beside the audio, or say where it is with --metadata. If this is other audio "
         f"than FMA's, name its classes with --labels, a CSV file or the word folders."
     )
 
 
-def _metadata_in(folder: Path, *first: Path) -> list[Path]:
-    return [*first, folder / _METADATA / _TABLE, folder / f"{_METADATA}.zip"]
+def _metadata_in(folder: Path) -> list[Path]:
+    return [folder / METADATA / _TABLE, folder / f"{METADATA}.zip"]
 
 
 def _open_metadata(path: Path) -> BinaryIO:
     if path.suffix.lower() != ".zip":
         return path.open("rb")
     store = open_store(path)
-    for name in (_TABLE, f"{_METADATA}/{_TABLE}"):
+    for name in (_TABLE, f"{METADATA}/{_TABLE}"):
         if store.size(name) is not None:
             return store.open(name)
-    raise DataError(f"{path} holds no {_TABLE}: get {_METADATA}.zip again.")
-
-
-def _whole_rows(lines: "Reader", columns: int) -> Iterator[list[str]]:
-    """Yield the rows that are not blank. Raises `ValueError` with the line of one of another length."""
-    for cells in lines:
-        if not any(cells):
-            continue
-        if len(cells) != columns:
-            raise ValueError(
-                f"line {lines.line_num} has {len(cells)} cells, and the header has {columns}; the file is "
-                f"damaged or cut off, get it again"
-            )
-        yield cells
+    raise DataError(f"{path} holds no {_TABLE}: get {METADATA}.zip again.")
 
 
 def _read_metadata(path: Path) -> list[tuple[int, str, str, str]]:
     """Return (track number, split, subset, genre or "") of every row."""
     csv.field_size_limit(1 << 24)  # biographies are long
+    rows = []
     try:
         with io.TextIOWrapper(_open_metadata(path), encoding="utf-8", newline="") as file:
             lines = csv.reader(file)
             upper, lower, _ = (next(lines, []) for _ in range(3))
             columns = list(zip(upper, lower, strict=False))
-            split, subset, genre = map(columns.index, _COLUMNS)
-            rows = [
-                (int(line[0]), line[split], line[subset], line[genre])
-                for line in _whole_rows(lines, len(columns))
-            ]
+            split, subset, genre = map(columns.index, _TABLE_COLUMNS)
+            for cells in filter(any, lines):
+                if len(cells) != len(columns):
+                    raise ValueError(
+                        f"line {lines.line_num} has {len(cells)} cells, and the header has {len(columns)}; "
+                        f"the file is damaged or cut off, get it again"
+                    )
+                rows.append((int(cells[0]), cells[split], cells[subset], cells[genre]))
     except (ValueError, IndexError, OSError, csv.Error) as error:
         raise DataError(f"{path} is not FMA's tracks.csv with its three header lines: {error}.") from None
     for number, name, _, _ in rows:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siamusic_fast.audio.corpus import SPLITS, Corpus, Track
-from siamusic_fast.audio.labels import BY_FOLDER, Entry, nfc, read_labels
-from siamusic_fast.audio.store import Store, find_root, open_store
+from siamusic_fast.audio.labels import BY_FOLDER, ListedFile, nfc, read_labels
+from siamusic_fast.audio.store import Store, find_root, open_store, path_bytes
 from siamusic_fast.errors import DataError
 
 ENDINGS = (
@@ -18,12 +18,12 @@ ENDINGS = (
     *(".oma", ".opus", ".ra", ".rf64", ".rm", ".shn", ".snd", ".spx", ".tak", ".tta", ".voc", ".vox"),
     *(".w64", ".wav", ".wave", ".weba", ".webm", ".wma", ".wmv", ".wv"),
 )
-"""Endings of the files that are taken for audio: the decoder judges by their content whether they are."""
+"""Endings of the files that are taken for audio. The decoder judges by their content whether they are."""
 
-SHARES = {"validation": 0.1, "test": 0.1}
-"""Of each class, if nobody says which track is in which split; the others are for training."""
+DRAWN_SHARES = {"validation": 0.1, "test": 0.1}
+"""Share of each class that goes to a split if no column says which; the rest is for training."""
 
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 """The label of a track has four digits in its shard."""
 
 
@@ -39,19 +39,19 @@ def load_folder(
     root = find_root(source, [Path(), data_dir], "give the path of the audio")
     store = open_store(root)
     if labels is None:
-        entries = [Entry(path, "", "training", "") for path in audio_paths(store)]
+        listed = [ListedFile(path, "", "training", "") for path in audio_paths(store)]
     elif str(labels) == BY_FOLDER:
-        entries = _by_folder(store)
+        listed = _by_folder(store)
     else:
-        entries = read_labels(Path(labels), store)
-    if not entries:
-        place = labels if labels and str(labels) != BY_FOLDER else root
+        listed = read_labels(Path(labels), store)
+    if not listed:
+        place = root if labels is None or str(labels) == BY_FOLDER else labels
         raise DataError(f"{place} has no tracks: files that end in {', '.join(ENDINGS)} are expected.")
-    classes = {entry.label for entry in entries} - {""}
-    if len(classes) > MOST_CLASSES:
-        raise DataError(f"{root} has {len(classes)} classes, at most {MOST_CLASSES} fit: merge some of them.")
-    splits = draw_splits(entries, seed)
-    tracks = (Track(track_key(e.path), e.path, splits[e.path], e.label) for e in entries)
+    classes = {file.label for file in listed} - {""}
+    if len(classes) > MAX_CLASSES:
+        raise DataError(f"{root} has {len(classes)} classes, at most {MAX_CLASSES} fit: merge some of them.")
+    splits = draw_splits(listed, seed)
+    tracks = (Track(track_key(file.path), file.path, splits[file.path], file.label) for file in listed)
     return Corpus(name=store.name, folder=root, tracks=tuple(tracks))
 
 
@@ -61,45 +61,43 @@ def audio_paths(store: Store) -> list[str]:
 
 
 def track_key(path: str) -> str:
-    """Return the name of a sample: a function of `path` alone, other for every path.
+    """Return the name of a sample, which is a function of `path` alone and different for every path.
 
     Up to 40 letters and digits of the file's name make it readable, 64 bits of a hash of the path unique.
     """
     name = path.rpartition("/")[2].rpartition(".")[0]
     words = re.sub(r"[^A-Za-z0-9]+", "-", name)[:40].strip("-")
-    digest = hashlib.blake2b(_bytes(path), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(path_bytes(path), digest_size=8).hexdigest()
     return f"{words}-{digest}" if words else digest
 
 
-def draw_splits(entries: Sequence[Entry], seed: int) -> dict[str, str]:
-    """Return the split of each path: the one its entry has, or else one that is drawn.
+def draw_splits(listed: Sequence[ListedFile], seed: int) -> dict[str, str]:
+    """Return the split of each path: the one that its row has, or else one that is drawn.
 
-    Of every class, `SHARES` go to validation and test, at least one track each if the class has three. Tracks
-    without a class are for training. A group stays together: largest first, each goes to the split that is
-    shortest of its classes, and the tracks in no group make up for what is lacking then. The order of
-    `entries` is of no account.
+    Of every class, `DRAWN_SHARES` go to validation and test, at least one track each if the class has three.
+    Tracks without a class are for training. A group stays together: the largest come first, each goes to the
+    split that lacks its classes the most, and the tracks in no group make up for what is lacking then. The
+    order of `listed` does not matter.
     """
-    splits = {entry.path: entry.split or "training" for entry in entries}
-    open_entries = [entry for entry in entries if not entry.split]
-    groups: dict[str, list[Entry]] = defaultdict(list)
+    splits = {file.path: file.split or "training" for file in listed}
+    groups: dict[str, list[ListedFile]] = defaultdict(list)
     alone: dict[str, list[str]] = defaultdict(list)
-    for entry in open_entries:
-        if entry.group:
-            groups[entry.group].append(entry)
-        elif entry.label:
-            alone[entry.label].append(entry.path)
-    wanted = _wanted(Counter(entry.label for entry in open_entries if entry.label))
+    for file in listed:
+        if file.group and not file.split:
+            groups[file.group].append(file)
+        elif file.label and not file.split:
+            alone[file.label].append(file.path)
+    wanted = _wanted(Counter(file.label for file in listed if file.label and not file.split))
     have: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    for group in sorted(groups, key=lambda name: (-len(groups[name]), _drawn(seed, name))):
-        classes = Counter(entry.label for entry in groups[group] if entry.label)
-        misfits = [_misfit(classes, have[split], wanted[split]) for split in SPLITS]
-        split = SPLITS[misfits.index(min(misfits))]
+    for group in sorted(groups, key=lambda name: (-len(groups[name]), _random_bytes(seed, name))):
+        classes = Counter(file.label for file in groups[group] if file.label)
+        split = min(SPLITS, key=lambda split: _misfit(classes, have[split], wanted[split]))
         have[split].update(classes)
-        splits.update((entry.path, split) for entry in groups[group])
+        splits.update((file.path, split) for file in groups[group])
     for label, paths in alone.items():
-        paths.sort(key=lambda path: _drawn(seed, path))
+        paths.sort(key=lambda path: _random_bytes(seed, path))
         start = 0
-        for split in SHARES:
+        for split in DRAWN_SHARES:
             lacking = max(0, round(wanted[split][label] - have[split][label]))
             splits.update(dict.fromkeys(paths[start : start + lacking], split))
             start += lacking
@@ -110,9 +108,9 @@ def _wanted(classes: Counter[str]) -> dict[str, dict[str, float]]:
     """Return, of each split, the tracks of each class that it should get."""
     wanted: dict[str, dict[str, float]] = {split: {} for split in SPLITS}
     for label, count in classes.items():
-        for split, share in SHARES.items():
+        for split, share in DRAWN_SHARES.items():
             wanted[split][label] = max(1.0, share * count) if count >= len(SPLITS) else 0.0
-        wanted["training"][label] = count - sum(wanted[split][label] for split in SHARES)
+        wanted["training"][label] = count - sum(wanted[split][label] for split in DRAWN_SHARES)
     return wanted
 
 
@@ -127,27 +125,22 @@ def _misfit(classes: Counter[str], have: Counter[str], wanted: dict[str, float])
     )
 
 
-def _drawn(seed: int, name: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/".encode() + _bytes(name), digest_size=16).digest()
+def _random_bytes(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/".encode() + path_bytes(name), digest_size=16).digest()
 
 
-def _by_folder(store: Store) -> list[Entry]:
+def _by_folder(store: Store) -> list[ListedFile]:
     """Return the audio of `store`, each file with the sub-folder that it lies in as its class.
 
     The only folder of a zip is a class too if audio lies in it directly, unless it has the name of the zip.
+    Classes are in NFC, with escapes for bytes that are not UTF-8.
     """
     paths = audio_paths(store)
     is_class = store.top != store.name and any("/" not in path for path in paths)
     above = f"{store.top}/" if store.top and is_class else ""
-    return [Entry(path, _top_folder(above + path), "", "") for path in paths]
-
-
-def _top_folder(path: str) -> str:
-    """Return the class that the sub-folder names, in NFC and with escapes for bytes that are no UTF-8."""
-    folder = path.partition("/")[0] if "/" in path else ""
-    return nfc(_bytes(folder).decode("utf-8", "backslashreplace"))
-
-
-def _bytes(name: str) -> bytes:
-    """Return `name` as it is on disk, whatever the locale."""
-    return name.encode("utf-8", "surrogateescape")
+    listed = []
+    for path in paths:
+        folder, slash, _ = (above + path).partition("/")
+        label = nfc(path_bytes(folder).decode("utf-8", "backslashreplace")) if slash else ""
+        listed.append(ListedFile(path, label, "", ""))
+    return listed

@@ -5,35 +5,34 @@ import io
 import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.audio.store import Store, leads_outside
 from siamusic_fast.errors import DataError
 
 BY_FOLDER = "folders"
-"""Said in the place of a label file: the sub-folder that a file lies in is its class."""
+"""Word in the place of a label file: the sub-folder that a file lies in is its class."""
 
-_COLUMNS = ("path", "label", "split", "group")
+_LABEL_COLUMNS = ("path", "label", "split", "group")
 _NEEDED = ("path", "label")
 _DELIMITERS = (",", ";", "\t")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file before it is decided which split it is in."""
+class ListedFile(NamedTuple):
+    """One file of audio, and what is said about it before splits are drawn."""
 
     path: str
     label: str
-    """Empty if unknown."""
+    """Class of the file. It is empty if the class is unknown."""
     split: str
-    """Empty if it is still to be decided."""
+    """Split of the file. It is empty if it is to be drawn."""
     group: str
-    """Tracks of one group share a split; empty if it is in none."""
+    """Tracks of one group share a split. It is empty if the file is in none."""
 
 
-def read_labels(path: Path, store: Store | None = None) -> list[Entry]:
+def read_labels(path: Path, store: Store | None = None) -> list[ListedFile]:
     """Return the rows of a CSV file with the columns path and label and, if you like, split and group.
 
     Paths are relative to the folder of audio; an empty label is an unknown one; other columns are ignored. A
@@ -41,37 +40,44 @@ def read_labels(path: Path, store: Store | None = None) -> list[Entry]:
     `DataError` with the number of the row, the header being row 1, if it is short, repeats a path, has a path
     that leads outside or an unknown split, or puts a group into another split than a row before it.
     """
-    entries = []
+    listed = []
     rows_of: dict[str, int] = {}
     splits_of: dict[str, tuple[str, int]] = {}
     for number, row in _read_rows(path):
         where = f"{path}, row {number}"
-        entry = Entry(_find(where, row["path"], store), row["label"], row["split"].lower(), row["group"])
-        if entry.split not in ("", *SPLITS):
+        file = ListedFile(_find(where, row["path"], store), row["label"], row["split"].lower(), row["group"])
+        if file.split not in ("", *SPLITS):
             raise DataError(f"{where}: unknown split {row['split']!r}, there are {', '.join(SPLITS)}.")
-        if entry.path in rows_of:
-            raise DataError(f"{where}: {entry.path!r} is in row {rows_of[entry.path]} already: keep one.")
-        rows_of[entry.path] = number
-        if entry.group and entry.split:
-            split, before = splits_of.setdefault(entry.group, (entry.split, number))
-            if split != entry.split:
+        if file.path in rows_of:
+            raise DataError(f"{where}: {file.path!r} is in row {rows_of[file.path]} already: keep one.")
+        rows_of[file.path] = number
+        if file.group and file.split:
+            split, before = splits_of.setdefault(file.group, (file.split, number))
+            if split != file.split:
                 raise DataError(
-                    f"{where}: group {entry.group!r} is in split {entry.split}, and in {split} in row "
+                    f"{where}: group {file.group!r} is in split {file.split}, and in {split} in row "
                     f"{before}: put all of a group into one split, or leave out the column group."
                 )
-        entries.append(entry)
-    without = [rows_of[entry.path] for entry in entries if not entry.split]
-    if 0 < len(without) < len(entries):
+        listed.append(file)
+    without = [rows_of[file.path] for file in listed if not file.split]
+    if 0 < len(without) < len(listed):
         raise DataError(
             f"{path}, row {without[0]}: no split, and other rows have one: give one to all rows, or to none."
         )
-    return entries
+    return listed
+
+
+def nfc(name: str) -> str:
+    """Return `name` with every accented letter as one character, so that names which look alike are alike."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _find(where: str, path: str, store: Store | None) -> str:
     """Return the path that is in `store`, if any spelling of `path` is, or else `path` itself."""
     outside = leads_outside(path)
-    if store and not outside and not _is_plain(path):
+    # A path with one spelling only is not looked up, since there may be a million of them.
+    is_plain = path.isascii() and path == path.strip() and "\\" not in path
+    if store and not outside and not is_plain:
         for spelling in _spellings(path):
             if leads_outside(spelling):
                 outside = True
@@ -86,11 +92,6 @@ def _find(where: str, path: str, store: Store | None) -> str:
     return str(PurePosixPath(path))
 
 
-def _is_plain(path: str) -> bool:
-    """Return whether there is one spelling of `path` only, so that nobody looks it up a million times."""
-    return path.isascii() and path == path.strip() and "\\" not in path
-
-
 def _spellings(path: str) -> Iterator[str]:
     """Yield `path` as it is, without spaces around it, with forward slashes, and accents in both ways.
 
@@ -98,27 +99,15 @@ def _spellings(path: str) -> Iterator[str]:
     """
     for spelling in dict.fromkeys((path, path.strip(), path.strip().replace("\\", "/"))):
         yield spelling
-        yield unicodedata.normalize("NFC", spelling)
+        yield nfc(spelling)
         yield unicodedata.normalize("NFD", spelling)
-
-
-def nfc(name: str) -> str:
-    """Return `name` with every accented letter as one character, so that names which look alike are alike."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield row number and the four columns of each row; those that the file does not have are empty."""
+    text = _read_text(path)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"the label file {path} cannot be read: {error.strerror}; name a CSV file, or say "
-            f"`--labels {BY_FOLDER}` if sub-folders are classes."
-        ) from None
-    text = _decode(path, content)
-    try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         header = _header(next(rows, []))
         missing = [name for name in _NEEDED if name not in header]
         if missing:
@@ -127,22 +116,28 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 f"{', '.join(map(repr, header)) or 'empty'}; the first line of a label file names its "
                 f"columns, path and label and, if you like, split and group."
             )
-        for name in _COLUMNS:
+        for name in _LABEL_COLUMNS:
             if header.count(name) > 1:
                 raise DataError(f"{path} has {header.count(name)} columns {name}: keep one.")
         for number, cells in enumerate(rows, start=2):
             if any(cell.strip() for cell in cells):
-                yield number, _named(f"{path}, row {number}", rows.line_num, header, cells)
+                yield number, _row(f"{path}, row {number}", rows.line_num, header, cells)
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: not CSV: {error}.") from None
 
 
-def _decode(path: Path, content: bytes) -> str:
+def _read_text(path: Path) -> str:
     """Return the text of a CSV file: UTF-8, or UTF-16 with a byte order mark, as Excel writes it."""
-    if not content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return content.decode("utf-8-sig", "surrogateescape")
     try:
-        return content.decode("utf-16")
+        content = path.read_bytes()
+        if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise DataError(
+            f"the label file {path} cannot be read: {error.strerror}; name a CSV file, or say "
+            f"`--labels {BY_FOLDER}` if sub-folders are classes."
+        ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is damaged UTF-16 ({error.reason}): save it as UTF-8.") from None
 
@@ -160,18 +155,17 @@ def _header(cells: list[str]) -> list[str]:
     return [name.strip().lower() for name in cells]
 
 
-def _named(where: str, line: int, header: list[str], cells: list[str]) -> dict[str, str]:
+def _row(where: str, line: int, header: list[str], cells: list[str]) -> dict[str, str]:
     if len(cells) != len(header):
         raise DataError(
             f"{where}: {len(cells)} cells, and the header has {len(header)}, in line {line} of the file: "
             f"if it is cut off, get it again; put names with commas in quotes."
         )
-    row = dict.fromkeys(_COLUMNS, "") | dict(zip(header, cells, strict=True))
+    row = dict.fromkeys(_LABEL_COLUMNS, "") | dict(zip(header, cells, strict=True))
     row |= {name: nfc(row[name].strip()) for name in ("label", "split", "group")}
     try:
         row["label"].encode()
     except UnicodeEncodeError:
-        raise DataError(
-            f"{where}: the label {row['label']!r} is not UTF-8: save the file as UTF-8."
-        ) from None
+        message = f"{where}: the label {row['label']!r} is not UTF-8: save the file as UTF-8."
+        raise DataError(message) from None
     return row

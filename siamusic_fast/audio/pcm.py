@@ -11,20 +11,20 @@ Samples = npt.NDArray[np.float32]
 """Mono samples, full scale being 1."""
 Int16 = npt.NDArray[np.int16]
 
-MOST_SAMPLES = 2**30 - 1
+MAX_SAMPLES = 2**30 - 1
 """Samples that a track may have in a shard, where 16-bit audio fits into the 4 GiB of a WAV file.
 
 This belongs to the format: what is packed does not depend on how much memory there is.
 """
 
-SILENCE = 1e-4
+MIN_PEAK = 1e-4
 """Peak, relative to full scale, below which a track is silent: -80 dBFS, three steps of 16-bit audio."""
 
-MOST_CLIPPED = 0.01
-"""Share of the samples of a track that may be beyond full scale; of a track with more, see `decode`."""
+MAX_CLIPPED_SHARE = 0.01
+"""Share of the samples of a track that may be beyond full scale. `decode` rescales a track with more."""
 
-_IN_MEMORY = 2**25
-"""Samples of a track that are kept in memory, 64 MiB; a longer one goes to a temporary file."""
+_MAX_SAMPLES_IN_MEMORY = 2**25
+"""A longer track goes to a temporary file; this one takes 64 MiB."""
 
 
 class Spool:
@@ -50,13 +50,13 @@ class Pcm:
     """Mono audio in 16 bits, in memory or, if it is long, in a temporary file."""
 
     length: int
-    """How many samples there are."""
+    """Number of samples."""
     peak: int
     """Largest magnitude of all samples: 0 to 32,768."""
     clipped: npt.NDArray[np.int64]
     """Places of the samples that did not fit into 16 bits, in ascending order."""
     source: Int16 | Spool
-    """Where the samples are."""
+    """Holder of the samples."""
 
     def read(self, start: int, stop: int) -> Int16:
         """Return the samples from `start` to `stop`."""
@@ -75,7 +75,7 @@ class PcmCollector:
         self.length = 0
         """Samples so far."""
         self.clipped = 0
-        """How many of them did not fit into 16 bits."""
+        """Samples so far that did not fit into 16 bits."""
         self.peak = 0.0
         """Largest magnitude so far, full scale being 1."""
         self._int16_peak = 0
@@ -85,20 +85,19 @@ class PcmCollector:
 
     def add(self, block: Samples) -> None:
         """Append `block`. Raises `ValueError` if it holds NaN or infinity, `OSError` if the disk is full."""
-        highest, lowest = float(block.max(initial=0)), float(block.min(initial=0))
-        if not np.isfinite(highest - lowest):
+        high, low = float(block.max(initial=0)), float(block.min(initial=0))
+        if not np.isfinite(high - low):
             raise ValueError("NaN or infinity among the samples")
-        self.peak = max(self.peak, highest, -lowest)
+        self.peak = max(self.peak, high, -low)
         samples, clipped = to_int16(block)
         self._int16_peak = max(self._int16_peak, peak(samples))
-        if len(clipped):
-            self.clipped += len(clipped)
-            # Beyond, the share is above MOST_CLIPPED however long the track is: the places are of no use.
-            if self.clipped <= MOST_CLIPPED * MOST_SAMPLES:
-                self._places.append(clipped + self.length)
+        self.clipped += len(clipped)
+        # With more, the share is too large however long the track is, and the places are of no use.
+        if self.clipped <= MAX_CLIPPED_SHARE * MAX_SAMPLES:
+            self._places.append(clipped + self.length)
         self.length += len(block)
         self._blocks.append(samples)
-        if self._spool or self.length > _IN_MEMORY:
+        if self._spool or self.length > _MAX_SAMPLES_IN_MEMORY:
             self._spool = self._spool or Spool()
             for waiting in self._blocks:
                 self._spool.append(waiting)
@@ -130,8 +129,8 @@ def to_int16(audio: Samples) -> tuple[Int16, npt.NDArray[np.int64]]:
 
 
 def is_silent(peak: int) -> bool:
-    """Return whether a track or segment of that `peak`, 0 to 32,768, is silent, see `SILENCE`."""
-    return peak < SILENCE * 32_768
+    """Return whether a track or segment with that `peak`, 0 to 32,768, is silent, see `MIN_PEAK`."""
+    return peak < MIN_PEAK * 32_768
 
 
 def peak(samples: Int16) -> int:

@@ -15,7 +15,7 @@ class Reject:
 
 
 def duplicate(path: str, label: str, kept_path: str, kept_label: str) -> Reject:
-    """Return the reject of a file that has the same bytes as another, which says whether labels differ."""
+    """Return the reject of a file with the same bytes as another. It says whether their labels differ."""
     detail = f"same bytes as {kept_path}"
     if label not in ("", kept_label):
         detail += f", {CONFLICT} {kept_label!r}, not {label!r}"

@@ -14,46 +14,53 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from siamusic_fast.errors import DataError
 
-_METHODS = {
+_READABLE_COMPRESSIONS = {
     zipfile.ZIP_STORED,
     zipfile.ZIP_DEFLATED,
     zipfile.ZIP_BZIP2,
     zipfile.ZIP_LZMA,
     getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED),
 }
-"""Ways of compression that Python reads."""
+_DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
+"""Errors that reading a damaged member of a zip may raise."""
+_MAX_BYTES_IN_MEMORY = 1 << 26
+"""A larger member of a zip is unpacked to a temporary file rather than into memory."""
 
-_DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
-"""What reading a damaged member may raise."""
-
-_IN_MEMORY = 1 << 26
-"""Bytes of a zip member above which it is unpacked to a temporary file rather than into memory."""
-_COPY = 1 << 20
-
-_ENCRYPTED = 1
-_UTF8 = 1 << 11
-"""Flag bits of a zip member; that of UTF-8 is of its name, which is of code page 437 otherwise."""
+_ENCRYPTED_FLAG = 1
+_UTF8_FLAG = 1 << 11
+"""Flag of a member whose name is UTF-8; without it, the name is of code page 437."""
 _UNIX = 3
-"""The system on which a zip member was made, by its number in zips."""
-
+"""Number of the system on which a member was made."""
 
 _OUTSIDE = "a link that leads outside of the corpus"
+
+
+class FileStatus(NamedTuple):
+    """What is known of a file without reading it."""
+
+    size: int
+    """Size in bytes."""
+    stamp: int
+    """Number that changes with the content: when the file was modified, or its CRC-32 in a zip."""
+    crc32: int | None = None
+    """CRC-32 of the content, where it is known: in a zip."""
 
 
 class Store(ABC):
     """Files below `root`, named by paths relative to it, with forward slashes.
 
-    Paths are UTF-8, bytes that are not escaped as by `surrogateescape`, whatever the locale.
-    All methods raise `DataError` for a path that is absolute or has a part `..`. What a symbolic link outside
-    of `root` leads to, and what is no regular file, is not there. For use in another process, open it there.
+    Paths are text in UTF-8, whatever the locale; bytes that are not UTF-8 are kept as by `surrogateescape`.
+    `status`, `size` and `open` raise `DataError` for a path that is absolute or has a part `..`. A symbolic
+    link that leads out of `root`, and anything but a regular file, counts as not there. A store does not go
+    to another process: open it there.
     """
 
     top = ""
-    """Name of the folder in a zip that stands for it, see `open_store`."""
+    """Name of the only folder in a zip, which stands for the zip, see `open_store`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -65,8 +72,13 @@ class Store(ABC):
         return _text(os.fsencode(root.name if self.root.is_dir() else root.stem))
 
     @abstractmethod
+    def status(self, path: str) -> FileStatus | None:
+        """Return what is known of the file `path`, or None if it is not there or cannot be looked at."""
+
     def size(self, path: str) -> int | None:
-        """Return the bytes of the file `path`, or None if it is not there or cannot be looked at."""
+        """Return the size of the file `path` in bytes, or None as `status` does."""
+        status = self.status(path)
+        return status.size if status else None
 
     def is_outside(self, path: str) -> bool:
         """Return whether `path` is there, but leads to something outside of `root`."""
@@ -77,17 +89,6 @@ class Store(ABC):
         """Open the file `path`, to be read and sought in; a member of a zip is unpacked first.
 
         Raises `OSError` if it is not there, cannot be opened, or is damaged within its zip (`EBADMSG`).
-        """
-
-    def crc32(self, path: str) -> int | None:
-        """Return the CRC-32 of the file `path` if it is known without reading the file, as in a zip."""
-        return None
-
-    @abstractmethod
-    def stamp(self, path: str) -> int:
-        """Return a number that changes with the content of `path`: when it was modified, or its CRC-32.
-
-        0 if it is not there.
         """
 
     @abstractmethod
@@ -124,7 +125,7 @@ def open_store(root: Path) -> Store:
         return _FolderStore(root)
     try:
         status = root.stat()
-        return _zip_store(root, status.st_mtime_ns, status.st_size)
+        return _cached_zip_store(root, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
         raise DataError(f"no folder and no zip {root}.") from None
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
@@ -135,7 +136,12 @@ def open_store(root: Path) -> Store:
 
 def local_name(name: str) -> str:
     """Return a path or name of a `Store` as this process has to spell it to open or make such a file."""
-    return os.fsdecode(_bytes(name))
+    return os.fsdecode(path_bytes(name))
+
+
+def path_bytes(path: str) -> bytes:
+    """Return a path or name of a `Store` as it is on disk, whatever the locale."""
+    return path.encode("utf-8", "surrogateescape")
 
 
 def leads_outside(path: str) -> bool:
@@ -150,35 +156,32 @@ class _FolderStore(Store):
         self._real_root = os.fsencode(os.path.realpath(root))
         self._inside: dict[bytes, bool] = {}
 
-    def size(self, path: str) -> int | None:
-        try:
-            status = self._status(path)
-        except OSError:
-            return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+    def status(self, path: str) -> FileStatus | None:
+        with suppress(OSError):
+            status = self._stat(path)
+            if stat.S_ISREG(status.st_mode):
+                return FileStatus(status.st_size, status.st_mtime_ns)
+        return None
 
     def is_outside(self, path: str) -> bool:
         try:
-            self._status(path)
+            self._stat(path)
         except OSError as error:
             return error.strerror == _OUTSIDE
         except DataError:
             return True
         return False
 
-    def stamp(self, path: str) -> int:
-        try:
-            return self._status(path).st_mtime_ns
-        except OSError:
-            return 0
-
     def open(self, path: str) -> BinaryIO:
-        if not stat.S_ISREG(self._status(path).st_mode):
+        if not stat.S_ISREG(self._stat(path).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         return open(self._full(path), "rb")  # noqa: PTH123 - a path in bytes
 
     def paths(self) -> Iterator[str]:
-        for folder, folders, names in os.walk(self._real_root, onerror=_refuse_folder):
+        def refuse(error: OSError) -> None:
+            raise DataError(f"{os.fsdecode(error.filename)} cannot be listed: {error.strerror}.")
+
+        for folder, folders, names in os.walk(self._real_root, onerror=refuse):
             folders[:] = (name for name in folders if not _is_litter(_text(name)))
             below = _text(folder[len(self._real_root) :].strip(b"/"))
             for name in map(_text, names):
@@ -186,9 +189,9 @@ class _FolderStore(Store):
                     yield f"{below}/{name}" if below else name
 
     def _full(self, path: str) -> bytes:
-        return b"%b/%b" % (self._real_root.rstrip(b"/"), _bytes(path))
+        return b"%b/%b" % (self._real_root.rstrip(b"/"), path_bytes(path))
 
-    def _status(self, path: str) -> os.stat_result:
+    def _stat(self, path: str) -> os.stat_result:
         """Return what is at `path`, links followed. Links outside raise `OSError`."""
         _refuse_outside(self.root, path)
         full = self._full(path)
@@ -218,38 +221,31 @@ class _ZipStore(Store):
             _refuse_member(root, name, member)
         names = [name for name in named if not _is_litter(name)]
         tops = {name.partition("/")[0] for name in names}
-        in_one_folder = len(tops) == 1 and all("/" in name for name in names)
-        self.top = tops.pop() if in_one_folder else ""
+        if len(tops) == 1 and all("/" in name for name in names):
+            self.top = tops.pop()
         above = f"{self.top}/" if self.top else ""
         self._members = {
-            name[len(above) :]: member for name, member in named.items() if name.startswith(above)
+            name.removeprefix(above): member for name, member in named.items() if name.startswith(above)
         }
 
-    def size(self, path: str) -> int | None:
+    def status(self, path: str) -> FileStatus | None:
         _refuse_outside(self.root, path)
         member = self._members.get(path)
-        return member.file_size if member else None
+        return FileStatus(member.file_size, member.CRC, member.CRC) if member else None
 
     def open(self, path: str) -> BinaryIO:
         _refuse_outside(self.root, path)
         if path not in self._members:
             raise FileNotFoundError(errno.ENOENT, "no such file in the zip")
+        member = self._members[path]
         try:
-            member = self._members[path]
-            if member.file_size > _IN_MEMORY:
+            if member.file_size > _MAX_BYTES_IN_MEMORY:
                 return _unpacked(self._zip, member)
             return io.BytesIO(self._zip.read(member))
-        except (*_DAMAGES, OSError) as error:
+        except (*_DAMAGE_ERRORS, OSError) as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise  # the zip itself cannot be read
             raise OSError(errno.EBADMSG, f"damaged in the zip: {error}") from None
-
-    def crc32(self, path: str) -> int | None:
-        member = self._members.get(path)
-        return member.CRC if member else None
-
-    def stamp(self, path: str) -> int:
-        return self.crc32(path) or 0
 
     def paths(self) -> Iterator[str]:
         yield from (path for path in self._members if not _is_litter(path))
@@ -260,7 +256,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
     file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever opens the member closes it
     try:
         with archive.open(member) as packed:
-            shutil.copyfileobj(packed, file, _COPY)
+            shutil.copyfileobj(packed, file)
     except BaseException as error:
         file.close()
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -271,7 +267,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
 
 
 @lru_cache(maxsize=2)
-def _zip_store(root: Path, changed: int, size: int) -> _ZipStore:
+def _cached_zip_store(root: Path, changed: int, size: int) -> _ZipStore:
     """Return the store of a zip; its directory, which may list 100,000 files, is kept for the next caller."""
     return _ZipStore(root)
 
@@ -285,7 +281,7 @@ def _names(members: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, zipfile.Zi
     no_slash = not any("/" in member.filename for member in members)
     for member in members:
         name = member.filename
-        if not member.flag_bits & _UTF8:
+        if not member.flag_bits & _UTF8_FLAG:
             with suppress(UnicodeError):
                 name = name.encode("cp437").decode("utf-8")
         if no_slash or member.create_system != _UNIX:
@@ -298,8 +294,9 @@ def _refuse_member(root: Path, name: str, member: zipfile.ZipInfo) -> None:
         raise DataError(
             f"{root} holds a file named {name!r}, which leads outside of it: do not use this zip."
         )
-    if member.compress_type not in _METHODS or member.flag_bits & _ENCRYPTED:
-        kind = "encrypted" if member.flag_bits & _ENCRYPTED else f"compression type {member.compress_type}"
+    encrypted = member.flag_bits & _ENCRYPTED_FLAG
+    if encrypted or member.compress_type not in _READABLE_COMPRESSIONS:
+        kind = "encrypted" if encrypted else f"compression type {member.compress_type}"
         raise DataError(
             f"{root} cannot be read without unpacking ({member.filename}: {kind}): unpack it with "
             f"`7z x {root.name}` and give the folder."
@@ -318,11 +315,3 @@ def _is_litter(path: str) -> bool:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
-
-
-def _bytes(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{os.fsdecode(error.filename)} cannot be listed: {error.strerror}.")

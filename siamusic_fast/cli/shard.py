@@ -12,7 +12,7 @@ from rich.table import Table
 from siamusic_fast.audio.corpus import Corpus
 from siamusic_fast.audio.decode import REASONS, REMEDIES
 from siamusic_fast.audio.fma_download import download as fetch
-from siamusic_fast.audio.sources import load_corpus
+from siamusic_fast.audio.sources import open_corpus
 from siamusic_fast.audio.store import local_name
 from siamusic_fast.cli import console, options
 from siamusic_fast.cli.packing import PackingTable
@@ -160,7 +160,7 @@ def shard(
     )
     if download:
         fetch(source, data_dir, progress=console.progress(quiet))
-    corpus = load_corpus(source, data_dir, metadata, labels, seed)
+    corpus = open_corpus(source, data_dir=data_dir, metadata=metadata, labels=labels, seed=seed)
     if not corpus.classes and not quiet:
         console.note(
             f"{corpus.name} has no classes: its shards are for pre-training only; --labels gives them."

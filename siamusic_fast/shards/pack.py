@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siamusic_fast.audio.corpus import Corpus
-from siamusic_fast.audio.decode import REASONS, Demands
+from siamusic_fast.audio.decode import REASONS, DecodeConfig
 from siamusic_fast.audio.rejects import Reject
-from siamusic_fast.audio.scan import Look, look, with_fate_of_kept
+from siamusic_fast.audio.scan import ScanResult, explain_duplicates, scan
 from siamusic_fast.audio.store import open_store
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
@@ -72,9 +72,9 @@ class PackConfig:
             raise ConfigError(f"tracks_per_shard = {self.tracks_per_shard} must be at least 1.")
 
     @property
-    def demands(self) -> Demands:
+    def demands(self) -> DecodeConfig:
         """What a file has to be like to be packed."""
-        return Demands(
+        return DecodeConfig(
             sample_rate=self.sample_rate,
             min_seconds=self.min_seconds,
             max_hours=self.max_hours,
@@ -149,7 +149,7 @@ def pack(
     """
     config = config or PackConfig()
     check_free(folder, force)
-    found = look(corpus, open_store(corpus.folder), progress)
+    found = scan(corpus, open_store(corpus.folder), progress)
     if not found.tracks:
         raise DataError(
             f"{corpus.folder} holds none of the {len(corpus.tracks)} tracks of {corpus.name}, such as "
@@ -179,7 +179,7 @@ def _jobs(
     folder: Path,
     results: Path,
     config: PackConfig,
-    found: Look,
+    found: ScanResult,
     plans: Iterable[ShardPlan],
 ) -> list[ShardJob]:
     sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
@@ -205,7 +205,7 @@ def _jobs(
 class _Observer:
     """Turns what workers count into progress and `PackStatus`."""
 
-    def __init__(self, found: Look, progress: Progress, watch: Callable[[PackStatus], None]) -> None:
+    def __init__(self, found: ScanResult, progress: Progress, watch: Callable[[PackStatus], None]) -> None:
         self.total = len(found.tracks)
         self.progress = progress
         self._watch = watch
@@ -275,7 +275,7 @@ def _named(error: WorkerDiedError, jobs: Sequence[ShardJob]) -> DataError:
 
 
 def _write_tables(
-    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], found: Look
+    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], found: ScanResult
 ) -> None:
     """Put the results of all jobs together, one at a time."""
     rejects = list(found.rejects)
@@ -290,7 +290,7 @@ def _write_tables(
             yield from result.tracks
 
     write_tracks(folder, tracks())
-    write_rejects(folder, with_fate_of_kept(rejects, found))
+    write_rejects(folder, explain_duplicates(rejects, found))
     rejected = _count(rejects)
     if not splits:
         raise DataError(

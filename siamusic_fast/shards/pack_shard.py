@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from siamusic_fast.audio.corpus import Track
-from siamusic_fast.audio.decode import REASONS, AudioError, Decoded, Demands, decode_planned
+from siamusic_fast.audio.decode import REASONS, AudioError, DecodeConfig, Decoded, decode_planned
 from siamusic_fast.audio.pcm import is_silent, peak
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.store import Store, open_store
@@ -40,7 +40,7 @@ class ShardJob:
     """Paths of files at which a worker process died in an earlier run."""
     labels: dict[str, int]
     """Label of every genre."""
-    demands: Demands
+    demands: DecodeConfig
     storage: Storage
     max_seconds: float | None
     """Length of the segments that longer tracks are cut into; None: they are kept whole."""
@@ -160,6 +160,6 @@ def _row(job: ShardJob, track: Track, decoded: Decoded) -> PackedTrack:
         seconds_promised=promised,
         seconds_missing=max(0.0, (promised or 0.0) - decoded.seconds),
         damaged_packets=decoded.damaged_packets,
-        channel=decoded.mixing.channel,
-        gain=decoded.mixing.gain,
+        channel=decoded.downmix.channel,
+        gain=decoded.downmix.gain,
     )

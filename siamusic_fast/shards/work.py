@@ -10,10 +10,12 @@ import soxr
 
 import siamusic_fast
 from siamusic_fast.audio.corpus import Corpus
-from siamusic_fast.audio.scan import Look
+from siamusic_fast.audio.scan import ScanResult
 
 
-def packing_work(corpus: Corpus, found: Look, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def packing_work(
+    corpus: Corpus, found: ScanResult, shards: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return all that the result depends on, as plain values.
 
     Files are told by their name, size, and when they were modified or, in a zip, their checksum.

@@ -4,7 +4,6 @@ import csv
 import functools
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,41 +13,38 @@ import soundfile
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.processes.pool import Count, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.synthetic.composition import compose, render
-from siamusic_fast.synthetic.instruments import Samples
+from siamusic_fast.synthetic.composition import compose, render_song
+from siamusic_fast.synthetic.instruments import Waveform
 from siamusic_fast.synthetic.styles import STYLES
-
-Row = dict[str, str | int]
-"""Of tracks.csv: `track_id`, then the two header lines of each column, such as `track title`."""
 
 GENRES = tuple(STYLES)
 SPLIT_CYCLE = ("validation", "test", *4 * ["training"], "test", *4 * ["training"])
 """Split of a genre's tracks 0, 1, 2, ...: of 45 tracks, 32 train, 5 validate and 8 test."""
-FEWEST_TRACKS, MOST_TRACKS = 3, 1_000
-"""Per genre: one for each split, and what fma_small has."""
-FORMATS = ((22_050, 1), (22_050, 2), (44_100, 1), (44_100, 2))
+MIN_TRACKS, MAX_TRACKS = 3, 1_000
+"""Limits of the tracks per genre: one for each split, and as many as fma_small has."""
+ENCODINGS = ((22_050, 1), (22_050, 2), (44_100, 1), (44_100, 2))
 """Sample rates in Hz and numbers of channels."""
-FORMAT_SHARES = (0.88, 0.04, 0.04, 0.04)
-"""How often a track has each of `FORMATS`: 44.1 kHz stereo takes four times as long to encode."""
-COMPRESSION = 0.5
-"""Of the encoder, from 0, best, to 1, smallest."""
-SHORT_SECONDS = 1.5
-CUT = 0.7
+ENCODING_SHARES = (0.88, 0.04, 0.04, 0.04)
+"""How often a track has each of `ENCODINGS`: 44.1 kHz stereo takes four times as long to encode."""
+MIN_SECONDS = 1.5
+"""Length of the track that is too short."""
+CUT_SHARE = 0.7
 """Share of its bytes that the cut track keeps."""
 HTML_PAGE = "<!DOCTYPE html>\n<html><body><h1>404 Not Found</h1>This track has moved.</body></html>\n"
+TOO_SHORT, CUT_OFF, MISSING, ALL_ZERO, EMPTY, HTML = DEFECTS = (98565, 98567, 98569, 98571, 99134, 133297)
+"""Numbers of the tracks that are broken on purpose. In the real fma_small, most of them are broken too."""
+DEFECT_TITLES = (
+    *(f"{MIN_SECONDS} s long", "cut in the middle of a frame", "no such file"),
+    *("silence", "empty file", "html error page"),
+)
+OTHER_SUBSETS = {20: "large", 26: "large", 130: "medium", 134: "medium"}
+"""Tracks that have a row and no file, since they are not in fma_small: the subset of each by its number."""
+COLUMNS = (
+    *(("artist", "bio"), ("artist", "name"), ("set", "split"), ("set", "subset")),
+    *(("track", "bit_rate"), ("track", "duration"), ("track", "genre_top"), ("track", "title")),
+)
+"""The two header lines of tracks.csv. A third has the name of the index, `track_id`."""
 BIOGRAPHY = "A biography, with commas,\nand a line break."
-TOO_SHORT, CUT_OFF, MISSING, SILENCE, EMPTY, HTML = 98565, 98567, 98569, 98571, 99134, 133297
-"""Track numbers of the rows that are broken on purpose; the real fma_small has most of them broken too."""
-DEFECTS = {
-    TOO_SHORT: f"{SHORT_SECONDS} s long",
-    CUT_OFF: "cut in the middle of a frame",
-    MISSING: "no such file",
-    SILENCE: "silence",
-    EMPTY: "empty file",
-    HTML: "html error page",
-}
-ELSEWHERE = {20: "large", 26: "large", 130: "medium", 134: "medium"}
-"""Tracks and subsets of the rows that have no file in fma_small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,41 +57,57 @@ class SyntheticCorpus:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not FEWEST_TRACKS <= self.tracks_per_genre <= MOST_TRACKS:
+        if not MIN_TRACKS <= self.tracks_per_genre <= MAX_TRACKS:
             raise ConfigError(
-                f"tracks_per_genre = {self.tracks_per_genre} must be from {FEWEST_TRACKS}, one per split, "
-                f"to {MOST_TRACKS:,}."
+                f"tracks_per_genre = {self.tracks_per_genre} must be from {MIN_TRACKS}, one per split, "
+                f"to {MAX_TRACKS:,}."
             )
-        if not self.seconds > SHORT_SECONDS:
+        if not self.seconds > MIN_SECONDS:
             raise ConfigError(
-                f"seconds = {self.seconds:g} must be above {SHORT_SECONDS:g}: one track is cut to that."
+                f"seconds = {self.seconds:g} must be above {MIN_SECONDS:g}: one track is cut to that."
             )
         if self.seed < 0:
             raise ConfigError(f"seed = {self.seed} must not be negative.")
 
+    @property
+    def tracks(self) -> list["SyntheticTrack"]:
+        """The tracks of fma_small, the broken ones last; genres take turns."""
+        turns = [(index, genre) for index in range(self.tracks_per_genre) for genre in GENRES]
+        return [
+            *(SyntheticTrack(2 + 7 * turn, genre, index) for turn, (index, genre) in enumerate(turns)),
+            *(SyntheticTrack(*broken, MAX_TRACKS) for broken in zip(DEFECTS, GENRES, strict=False)),
+        ]
 
-DEFAULT = SyntheticCorpus()
+    def generator(self, track: "SyntheticTrack") -> np.random.Generator:
+        """Return what all that is random in `track` is drawn from; seed, genre and index decide."""
+        return np.random.default_rng([self.seed, GENRES.index(track.genre), track.index])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SyntheticTrack:
     """One track of fma_small."""
 
     number: int
-    """Its number in FMA, which is the name of its file."""
+    """The number of the track in FMA, which is the name of its file."""
     genre: str
     index: int
-    """Its place in the genre, from 0."""
-    split: str
+    """Place of the track in its genre, from 0; `MAX_TRACKS` if it is broken."""
+
+    @property
+    def split(self) -> str:
+        return "training" if self.number in DEFECTS else SPLIT_CYCLE[self.index % len(SPLIT_CYCLE)]
+
+    @property
+    def path(self) -> str:
+        """Path of the file below the folder of the corpus."""
+        return f"fma_small/{self.number // 1000:03d}/{self.number:06d}.mp3"
 
 
-def synthesize(
-    root: Path, corpus: SyntheticCorpus = DEFAULT, *, procs: int = 1, progress: Progress = SILENT
-) -> Path:
+def synthesize(root: Path, corpus: SyntheticCorpus, *, procs: int = 1, progress: Progress = SILENT) -> Path:
     """Write `corpus` into the new folder `root` and return `root`.
 
-    It then holds ``fma_small/000/000002.mp3`` and so on, and ``fma_metadata/tracks.csv``. The bytes do not
-    depend on the number of `procs`, which are processes. Until all is written, `root` does not exist or
+    The folder then holds ``fma_small/000/000002.mp3`` and so on, and ``fma_metadata/tracks.csv``. The bytes
+    do not depend on `procs`, the number of processes. Until everything is written, `root` does not exist or
     stays empty.
 
     Raises:
@@ -107,124 +119,70 @@ def synthesize(
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as workplace:
         unfinished = Path(workplace, root.name)
-        _write_corpus(unfinished, corpus, procs, progress)
+        _write_tracks(unfinished, corpus, procs, progress)
+        _write_metadata(unfinished, corpus)
         unfinished.rename(root)
     return root
 
 
-def tracks_of(corpus: SyntheticCorpus) -> list[SyntheticTrack]:
-    """Return the tracks of fma_small that `corpus` has a row for, the broken ones last; genres take turns."""
-    turns = [(index, genre) for index in range(corpus.tracks_per_genre) for genre in GENRES]
-    tracks = [
-        SyntheticTrack(
-            number=2 + 7 * turn, genre=genre, index=index, split=SPLIT_CYCLE[index % len(SPLIT_CYCLE)]
-        )
-        for turn, (index, genre) in enumerate(turns)
-    ]
-    broken = [
-        SyntheticTrack(number=number, genre=genre, index=MOST_TRACKS, split="training")
-        for number, genre in zip(DEFECTS, GENRES, strict=False)
-    ]
-    return tracks + broken
-
-
-def generator(corpus: SyntheticCorpus, track: SyntheticTrack) -> np.random.Generator:
-    """Return the source of all that is random in `track`; the seed, the genre and the index decide."""
-    return np.random.default_rng([corpus.seed, GENRES.index(track.genre), track.index])
-
-
-def _write_corpus(root: Path, corpus: SyntheticCorpus, procs: int, progress: Progress) -> None:
-    tracks = tracks_of(corpus)
-    for folder in {_path(root, track).parent for track in tracks}:
+def _write_tracks(root: Path, corpus: SyntheticCorpus, procs: int, progress: Progress) -> None:
+    tracks = corpus.tracks
+    for folder in {(root / track.path).parent for track in tracks}:
         folder.mkdir(parents=True)
-    write = functools.partial(_write_track, root, corpus)
+    written = 0
     with progress.task("Synthesizing", len(tracks), "tracks") as task:
-        done = 0
 
         def advance(counts: tuple[int, ...]) -> None:
-            nonlocal done
-            task.advance(counts[0] - done)
-            done = counts[0]
+            nonlocal written
+            task.advance(counts[0] - written)
+            written = counts[0]
 
+        write = functools.partial(_write_track, root, corpus)
         run_in_processes(write, tracks, procs=procs, counters=1, on_counts=advance)
-    rows = [_row(root, corpus, track) for track in tracks]
-    _write_metadata(root / "fma_metadata" / "tracks.csv", rows)
-
-
-def _path(root: Path, track: SyntheticTrack) -> Path:
-    name = f"{track.number:06d}"
-    return root / "fma_small" / name[:3] / f"{name}.mp3"
 
 
 def _write_track(root: Path, corpus: SyntheticCorpus, track: SyntheticTrack, count: Count) -> None:
-    """Write the file of `track`, if it has one."""
-    path = _path(root, track)
-    rng = generator(corpus, track)
+    rng = corpus.generator(track)
     song = compose(track.genre, rng, corpus.seconds)
-    sample_rate, channels = FORMATS[int(rng.choice(len(FORMATS), p=FORMAT_SHARES))]
-    _write_file(path, track.number, render(song, corpus.seconds, sample_rate, channels), sample_rate)
+    sample_rate, channels = ENCODINGS[int(rng.choice(len(ENCODINGS), p=ENCODING_SHARES))]
+    samples = render_song(song, corpus.seconds, sample_rate, channels)
+    _write_file(root / track.path, track.number, samples, sample_rate)
     count((1,))
 
 
-def _row(root: Path, corpus: SyntheticCorpus, track: SyntheticTrack) -> Row:
-    """Return the row of `track`, whose file is written."""
-    path = _path(root, track)
-    song = compose(track.genre, generator(corpus, track), corpus.seconds)
-    title = f"{track.genre} No. {track.index + 1} in {song.key}, {song.meter.bpm:g} bpm"
-    return {
-        "track_id": track.number,
-        "artist bio": BIOGRAPHY,
-        "artist name": f"The {track.genre} Machine",
-        "set split": track.split,
-        "set subset": "small",
-        "track bit_rate": round(8 * path.stat().st_size / corpus.seconds) if path.exists() else 0,
-        "track duration": round(corpus.seconds),
-        "track genre_top": track.genre,
-        "track title": DEFECTS.get(track.number, title),
-    }
-
-
-def _write_file(path: Path, number: int, samples: Samples, sample_rate: int) -> None:
-    """Write `samples`, or what the defect of track `number` makes of them."""
+def _write_file(path: Path, number: int, samples: Waveform, sample_rate: int) -> None:
+    """Write `samples` as an MP3, or what the defect of track `number` makes of it."""
     if number == EMPTY:
         path.touch()
     elif number == HTML:
         path.write_text(HTML_PAGE)
-    elif number == TOO_SHORT:
-        _encode(path, samples[: round(SHORT_SECONDS * sample_rate)], sample_rate)
-    elif number == SILENCE:
-        _encode(path, np.zeros_like(samples), sample_rate)
     elif number != MISSING:
-        _encode(path, samples, sample_rate)
+        if number == TOO_SHORT:
+            samples = samples[: round(MIN_SECONDS * sample_rate)]
+        if number == ALL_ZERO:
+            samples = np.zeros_like(samples)
+        options = {"subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE", "compression_level": 0.5}
+        soundfile.write(path, samples, sample_rate, format="MP3", **options)
     if number == CUT_OFF:
-        os.truncate(path, int(CUT * path.stat().st_size))
+        os.truncate(path, int(CUT_SHARE * path.stat().st_size))
 
 
-def _encode(path: Path, samples: Samples, sample_rate: int) -> None:
-    """Write an MP3 of variable bit rate."""
-    soundfile.write(
-        path,
-        samples,
-        sample_rate,
-        subtype="MPEG_LAYER_III",
-        format="MP3",
-        bitrate_mode="VARIABLE",
-        compression_level=COMPRESSION,
-    )
-
-
-def _write_metadata(path: Path, rows: Sequence[Row]) -> None:
-    """Write tracks.csv as FMA has it: two header lines name the columns, a third the index."""
-    elsewhere: list[Row] = [
-        {"track_id": number, "set split": "training", "set subset": subset, "track title": "elsewhere"}
-        for number, subset in ELSEWHERE.items()
+def _write_metadata(root: Path, corpus: SyntheticCorpus) -> None:
+    """Write tracks.csv as FMA has it, with three header lines."""
+    titles = dict(zip(DEFECTS, DEFECT_TITLES, strict=True))
+    rows: list[list[str | int]] = [
+        [number, "", "", "training", subset, "", "", "", "elsewhere"]
+        for number, subset in OTHER_SUBSETS.items()
     ]
-    columns = list(rows[0])[1:]
-    path.parent.mkdir()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["", *(column.split()[0] for column in columns)])
-        writer.writerow(["", *(column.split()[1] for column in columns)])
-        writer.writerow(["track_id", *("" for _ in columns)])
-        for row in sorted([*rows, *elsewhere], key=lambda row: int(row["track_id"])):
-            writer.writerow([row["track_id"], *(row.get(column, "") for column in columns)])
+    for track in corpus.tracks:
+        path = root / track.path
+        song = compose(track.genre, corpus.generator(track), corpus.seconds)
+        title = f"{track.genre} No. {track.index + 1} in {song.key}, {song.meter.bpm:g} bpm"
+        bit_rate = round(8 * path.stat().st_size / corpus.seconds) if path.exists() else 0
+        rows.append([track.number, BIOGRAPHY, f"The {track.genre} Machine", track.split, "small", bit_rate])
+        rows[-1] += [round(corpus.seconds), track.genre, titles.get(track.number, title)]
+    header = [["", *names] for names in zip(*COLUMNS, strict=True)]
+    (root / "fma_metadata").mkdir()
+    with (root / "fma_metadata" / "tracks.csv").open("w", newline="", encoding="utf-8") as file:
+        index = ["track_id", *("" for _ in COLUMNS)]
+        csv.writer(file, lineterminator="\n").writerows([*header, index, *sorted(rows)])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from siamusic_fast.audio.decode import REASONS, AudioError, Decoded, Demands, decode, decode_file
-from siamusic_fast.audio.pcm import MOST_SAMPLES, to_int16
+from siamusic_fast.audio.decode import REASONS, AudioError, DecodeConfig, Decoded, decode, decode_file
+from siamusic_fast.audio.pcm import MAX_SAMPLES, to_int16
 from siamusic_fast.audio.store import open_store
 from siamusic_fast.shards.codec import wav_header
 
@@ -17,7 +17,7 @@ def write_wav(path: Path, audio: np.ndarray, sample_rate: int, subtype: str = "F
 
 
 def decoded(path: Path, min_seconds: float = 1.0, **demands: float) -> Decoded:
-    asked = Demands(min_seconds=min_seconds, **demands)  # type: ignore[arg-type]
+    asked = DecodeConfig(min_seconds=min_seconds, **demands)  # type: ignore[arg-type]
     return decode_file(open_store(path.parent), path.name, asked)
 
 
@@ -144,7 +144,7 @@ def test_a_length_beyond_max_hours_is_not_believed_and_written_down(tmp_path: Pa
 
 
 def test_the_longest_track_fits_into_a_wav_file() -> None:
-    assert int.from_bytes(wav_header(MOST_SAMPLES, 22_050)[40:], "little") == 2 * MOST_SAMPLES
+    assert int.from_bytes(wav_header(MAX_SAMPLES, 22_050)[40:], "little") == 2 * MAX_SAMPLES
 
 
 def test_a_folder_and_a_link_to_itself_are_missing_files(tmp_path: Path) -> None:

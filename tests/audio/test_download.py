@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from siamusic_fast.audio import fma_download as module
-from siamusic_fast.audio.fma_download import download
+from siamusic_fast.audio.fma_download import download, lock_part
 from siamusic_fast.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(5_000_001)
@@ -217,8 +216,11 @@ def test_a_disk_without_room_is_named_before_anything_is_written(
 
 
 def test_a_second_download_of_the_same_is_refused(fetch: Callable[[], list[Path]], tmp_path: Path) -> None:
-    with module._locked(tmp_path / "fma_metadata.zip.part"), pytest.raises(DataError, match="another run"):
-        fetch()
+    part = tmp_path / "fma_metadata.zip.part"
+    with part.open("ab") as file:
+        lock_part(file, part)
+        with pytest.raises(DataError, match="another run"):
+            fetch()
 
 
 @pytest.mark.parametrize("name", ["fma_tiny", "fma_metadata", "../fma_small"])

@@ -14,8 +14,8 @@ import soundfile
 from siamusic_fast.audio import folder
 from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.audio.folder import ENDINGS, draw_splits, load_folder
-from siamusic_fast.audio.labels import Entry, read_labels
-from siamusic_fast.audio.sources import load_corpus
+from siamusic_fast.audio.labels import ListedFile, read_labels
+from siamusic_fast.audio.sources import open_corpus
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -101,9 +101,9 @@ def test_labels_name_path_class_and_split_and_other_columns_are_ignored(tmp_path
         "3,validation,gone.wav,,",
     )
     assert read_labels(labels) == [
-        Entry("a b.wav", "Rock", "training", ""),
-        Entry("x/c,d.mp3", "Jazz", "test", ""),
-        Entry("gone.wav", "", "validation", ""),
+        ListedFile("a b.wav", "Rock", "training", ""),
+        ListedFile("x/c,d.mp3", "Jazz", "test", ""),
+        ListedFile("gone.wav", "", "validation", ""),
     ]
 
 
@@ -152,16 +152,16 @@ def test_a_label_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_folder(tmp_path, labels=tmp_path / "nowhere.csv")
 
 
-def entries(classes: dict[str, int], groups: int = 0) -> list[Entry]:
+def entries(classes: dict[str, int], groups: int = 0) -> list[ListedFile]:
     rng = random.Random(0)
     names = [(label, n) for label, count in classes.items() for n in range(count)]
     return [
-        Entry(f"{label}/{n}.mp3", label, "", f"artist {rng.randrange(groups)}" if groups else "")
+        ListedFile(f"{label}/{n}.mp3", label, "", f"artist {rng.randrange(groups)}" if groups else "")
         for label, n in names
     ]
 
 
-def counts(found: dict[str, str], of: list[Entry]) -> dict[str, Counter[str]]:
+def counts(found: dict[str, str], of: list[ListedFile]) -> dict[str, Counter[str]]:
     by_class: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in of:
         by_class[entry.label][found[entry.path]] += 1
@@ -268,7 +268,7 @@ def test_half_a_character_of_utf_16_is_refused(tmp_path: Path) -> None:
 def test_no_class_is_no_class_among_those_that_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
 ) -> None:
-    monkeypatch.setattr(folder, "MOST_CLASSES", 2)
+    monkeypatch.setattr(folder, "MAX_CLASSES", 2)
     rows = ["none.wav,", *(f"{n}.wav,{n}" for n in range(classes))]
     labels = write_labels(tmp_path / "labels.csv", "path,label", *rows)
     if classes == 2:
@@ -291,7 +291,7 @@ def test_odd_names_are_packed_and_come_back_from_the_table(tmp_path: Path) -> No
         for name in ODD_NAMES:
             file.write('"{}",Rock,training\n'.format(name.replace('"', '""')))
         file.write("gone.wav,Rock,training\n")
-    corpus = load_corpus(folder, labels=tmp_path / "labels.csv")
+    corpus = open_corpus(folder, labels=tmp_path / "labels.csv")
     packed = pack(corpus, tmp_path / "out", PackConfig(min_seconds=0.1, tracks_per_shard=5), procs=1)
     assert packed.rejected == {"missing": 1}
     assert {track.path for track in read_tracks(tmp_path / "out")} == set(ODD_NAMES)
@@ -346,34 +346,34 @@ def test_the_bytes_of_a_shard_set_do_not_depend_on_the_locale(tmp_path: Path, lo
 def test_what_looks_like_fma_is_fma(tmp_path: Path, make: tuple[str, ...], name: str) -> None:
     touch(tmp_path, *make)
     with pytest.raises(DataError, match=r"no metadata .* --labels, a CSV file or the word folders"):
-        load_corpus(tmp_path / name, tmp_path)
+        open_corpus(tmp_path / name, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("path", ["000002.mp3", "000/2.mp3", "001/000002.mp3", "blues/000002.mp3"])
 def test_anything_else_is_a_folder_of_audio(tmp_path: Path, path: str) -> None:
     write_metadata(tmp_path / "fma_metadata", [(2, "training", "small", "Folk")])
     touch(tmp_path / "mine", path)
-    assert [track.path for track in load_corpus("mine", tmp_path).tracks] == [path]
+    assert [track.path for track in open_corpus("mine", data_dir=tmp_path).tracks] == [path]
 
 
 def test_metadata_and_labels_decide_when_they_are_given(tmp_path: Path) -> None:
     write_metadata(tmp_path / "fma_metadata", [(2, "training", "small", "Folk")])
     touch(tmp_path / "fma_small", "000/000002.mp3", "other.mp3")
-    assert [t.genre for t in load_corpus("fma_small", tmp_path).tracks] == ["Folk"]
+    assert [t.genre for t in open_corpus("fma_small", data_dir=tmp_path).tracks] == ["Folk"]
     labels = write_labels(tmp_path / "labels.csv", "path,label", "other.mp3,Jazz")
-    assert [t.genre for t in load_corpus("fma_small", tmp_path, labels=labels).tracks] == ["Jazz"]
+    assert [t.genre for t in open_corpus("fma_small", data_dir=tmp_path, labels=labels).tracks] == ["Jazz"]
     with pytest.raises(ConfigError, match="give one"):
-        load_corpus("fma_small", tmp_path, metadata=tmp_path, labels=labels)
+        open_corpus("fma_small", data_dir=tmp_path, metadata=tmp_path, labels=labels)
 
 
 @pytest.mark.parametrize("labels", [None, "folders"])
 def test_a_folder_without_audio_is_refused(tmp_path: Path, labels: str | None) -> None:
     with pytest.raises(DataError, match=r"has no tracks: files that end in \.3gp"):
-        load_corpus(touch(tmp_path, "notes.txt"), labels=labels)
+        open_corpus(touch(tmp_path, "notes.txt"), labels=labels)
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"no folder and no zip nowhere or .*nowhere: give the path of the audio"
     ):
-        load_corpus("nowhere", tmp_path)
+        open_corpus("nowhere", data_dir=tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from siamusic_fast.audio.decode import AudioError, Demands, decode, decode_file
+from siamusic_fast.audio.decode import AudioError, DecodeConfig, decode, decode_file
 from siamusic_fast.audio.ffmpeg import AudioFile
 from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.audio.store import open_store
@@ -48,7 +48,7 @@ def test_the_first_audio_stream_of_a_video_is_taken(tmp_path: Path) -> None:
 def test_the_delay_and_padding_that_an_mp3_states_are_cut(tmp_path: Path, seconds: float) -> None:
     audio = music(seconds, 44_100)
     (tmp_path / "a.mp3").write_bytes(encode("mp3", audio, 44_100))
-    found = decode_file(open_store(tmp_path), "a.mp3", Demands(sample_rate=44_100, min_seconds=0))
+    found = decode_file(open_store(tmp_path), "a.mp3", DecodeConfig(sample_rate=44_100, min_seconds=0))
     assert len(found.pcm.samples) == audio.shape[1]
     assert found.seconds_promised == pytest.approx(seconds, abs=1e-4)
 

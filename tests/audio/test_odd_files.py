@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from siamusic_fast.audio import decode as decode_module
-from siamusic_fast.audio.decode import AudioError, Decoded, Demands, decode_file
-from siamusic_fast.audio.downmix import Mixing
+from siamusic_fast.audio.decode import AudioError, DecodeConfig, Decoded, decode_file
+from siamusic_fast.audio.downmix import Downmix
 from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.audio.store import open_store
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -28,7 +28,7 @@ OGG = encode("opus", music(8))
 
 def judged(tmp_path: Path, content: bytes, **demands: float) -> Decoded:
     (tmp_path / "a").write_bytes(content)
-    asked = Demands(min_seconds=1, **demands)  # type: ignore[arg-type]
+    asked = DecodeConfig(min_seconds=1, **demands)  # type: ignore[arg-type]
     return decode_file(open_store(tmp_path), "a", asked)
 
 
@@ -101,8 +101,8 @@ def test_odd_files_that_players_play_are_packed_whole_and_without_a_mark(tmp_pat
     found = judged(tmp_path, make())
     assert found.seconds == pytest.approx(seconds, abs=0.06)
     assert found.damaged_packets == 0 or name.endswith("before an MP3")
-    assert found.damage(Demands()) < 0.01
-    assert found.mixing == Mixing()
+    assert found.damage(DecodeConfig()) < 0.01
+    assert found.downmix == Downmix()
 
 
 def test_audio_behind_the_end_that_a_wav_states_is_not_lost_in_silence(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_floats_in_the_scale_of_integers_are_divided_by_their_peak(
 ) -> None:
     audio = music(2, RATE, 1)
     found = judged(tmp_path, wav(audio * np.float32(scale), subtype))
-    assert found.mixing.gain == pytest.approx(1 / np.abs(audio * scale).max(), rel=1e-3)
+    assert found.downmix.gain == pytest.approx(1 / np.abs(audio * scale).max(), rel=1e-3)
     assert len(found.pcm.clipped) == 0
     assert found.pcm.peak == 32_767
     assert np.corrcoef(found.pcm.samples, audio[0])[0, 1] > 0.99999
@@ -177,9 +177,9 @@ def test_a_track_is_divided_by_its_peak_if_more_than_a_hundredth_of_it_is_beyond
     audio[0, : round(share * 100_000)] = 1.25
     found = judged(tmp_path, wav(audio))
     if share < 0.01:
-        assert (found.mixing.gain, len(found.pcm.clipped)) == (1, 900)
+        assert (found.downmix.gain, len(found.pcm.clipped)) == (1, 900)
     else:
-        assert found.mixing.gain == pytest.approx(0.8, rel=1e-4)
+        assert found.downmix.gain == pytest.approx(0.8, rel=1e-4)
         assert len(found.pcm.clipped) == 0
 
 
@@ -189,7 +189,7 @@ def test_of_channels_that_cancel_each_other_the_loudest_is_taken(tmp_path: Path,
     opposite = np.concatenate([left, -left])
     content = wav(opposite, rate=48_000) if name == "wav" else encode("mp3", opposite)
     found = judged(tmp_path, content, sample_rate=48_000)
-    assert found.mixing.channel is not None
+    assert found.downmix.channel is not None
     assert abs(np.corrcoef(found.pcm.samples, left[0])[0, 1]) > 0.99
 
 
@@ -198,7 +198,7 @@ def test_channels_that_differ_are_averaged_and_a_silent_one_is_no_reason_to_take
 ) -> None:
     left = music(2, RATE, 1)
     found = judged(tmp_path, wav(np.concatenate([left, np.zeros_like(left)])))
-    assert found.mixing.channel is None
+    assert found.downmix.channel is None
     np.testing.assert_allclose(found.pcm.samples / 32_768, left[0] / 2, atol=1e-4)
 
 
@@ -216,14 +216,14 @@ def test_no_exception_of_one_file_ends_a_run(
     (tmp_path / "music").mkdir()
     (tmp_path / "music" / "good.mp3").write_bytes(MP3)
     (tmp_path / "music" / "strange.mp3").write_bytes(MP3 + b"x")
-    opened = decode_module._opened
+    opened = decode_module._open_audio
 
     def fails(path: str, file: io.BufferedReader) -> object:
         if path == "strange.mp3":
             raise error
         return opened(path, file)
 
-    monkeypatch.setattr(decode_module, "_opened", fails)
+    monkeypatch.setattr(decode_module, "_open_audio", fails)
     packed = pack(load_folder(tmp_path / "music"), tmp_path / "out", executor=Serial())
     assert packed.rejected == {"error": 1}
     (reject,) = read_rejects(tmp_path / "out")
@@ -260,12 +260,12 @@ def test_a_large_file_in_a_zip_is_unpacked_to_disk(tmp_path: Path, monkeypatch: 
         file.writestr("zeros.wav", bytes(200_000_000))
         file.writestr("good.mp3", MP3)
     (tmp_path / "good.mp3").write_bytes(MP3)
-    monkeypatch.setattr("siamusic_fast.audio.store._IN_MEMORY", 10_000)
-    found = decode_file(open_store(tmp_path / "music.zip"), "good.mp3", Demands())
-    expected = decode_file(open_store(tmp_path), "good.mp3", Demands())
+    monkeypatch.setattr("siamusic_fast.audio.store._MAX_BYTES_IN_MEMORY", 10_000)
+    found = decode_file(open_store(tmp_path / "music.zip"), "good.mp3", DecodeConfig())
+    expected = decode_file(open_store(tmp_path), "good.mp3", DecodeConfig())
     assert found.pcm.samples.tobytes() == expected.pcm.samples.tobytes()
     with pytest.raises(AudioError, match="not-audio"):
-        decode_file(open_store(tmp_path / "music.zip"), "zeros.wav", Demands())
+        decode_file(open_store(tmp_path / "music.zip"), "zeros.wav", DecodeConfig())
 
 
 def test_a_duplicate_of_a_file_that_is_left_out_says_so(tmp_path: Path) -> None:

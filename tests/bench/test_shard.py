@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from siamusic_fast.audio.scan import look
+from siamusic_fast.audio.scan import scan
 from siamusic_fast.audio.store import open_store
 from siamusic_fast.bench import shard
 from siamusic_fast.bench.shard import _at_scale, _limit, measure, synthesize
@@ -13,7 +13,7 @@ from siamusic_fast.errors import ConfigError
 
 def test_a_corpus_of_our_own_has_whole_clips_and_no_duplicates(tmp_path: Path) -> None:
     corpus = synthesize(tmp_path / "audio", 3, seconds=3)
-    assert len(look(corpus, open_store(corpus.folder)).tracks) == 3
+    assert len(scan(corpus, open_store(corpus.folder)).tracks) == 3
     for track in corpus.tracks:
         information = soundfile.info(corpus.folder / track.path)
         assert (information.samplerate, information.channels) == (44_100, 2)

@@ -23,7 +23,7 @@ import soundfile
 
 from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.audio.rejects import Reject
-from siamusic_fast.audio.scan import look
+from siamusic_fast.audio.scan import scan
 from siamusic_fast.audio.store import _FolderStore, open_store
 from siamusic_fast.errors import DataError
 from siamusic_fast.processes.pool import Count, WorkerDiedError, run_in_processes
@@ -435,7 +435,7 @@ def test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run(
     audio: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadly = plan_shards(
-        look(load_folder(audio), open_store(audio)).tracks, tracks_per_shard=CONFIG.tracks_per_shard, seed=0
+        scan(load_folder(audio), open_store(audio)).tracks, tracks_per_shard=CONFIG.tracks_per_shard, seed=0
     )[1].tracks[1]
 
     def dies(function: object, jobs: object, **options: object) -> None:

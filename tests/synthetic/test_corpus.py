@@ -12,9 +12,9 @@ import soundfile
 
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.synthetic import corpus as synthetic
-from siamusic_fast.synthetic.composition import Meter, Note, Part, compose, render, render_part
-from siamusic_fast.synthetic.corpus import GENRES, SyntheticCorpus, synthesize, tracks_of
-from siamusic_fast.synthetic.instruments import INSTRUMENTS, SOUNDS, frequency, harmonics, play
+from siamusic_fast.synthetic.composition import Meter, Note, Part, compose, render_part, render_song
+from siamusic_fast.synthetic.corpus import GENRES, SyntheticCorpus, synthesize
+from siamusic_fast.synthetic.instruments import INSTRUMENTS, SOUNDS, harmonics, midi_to_hz, play
 from siamusic_fast.synthetic.styles import SCALES, STYLES
 
 SMALL = SyntheticCorpus(tracks_per_genre=3, seconds=2.0)
@@ -63,12 +63,12 @@ def test_every_sound_row_has_a_file_of_its_length_and_other_subsets_have_none(co
 
 
 def test_the_default_corpus_has_eight_test_tracks_of_every_genre() -> None:
-    sound = [track for track in tracks_of(SyntheticCorpus()) if track.number not in synthetic.DEFECTS]
+    sound = [track for track in SyntheticCorpus().tracks if track.number not in synthetic.DEFECTS]
     counts = Counter((track.genre, track.split) for track in sound)
     assert len(sound) == 360
     for genre in GENRES:
         assert [counts[genre, split] for split in ("training", "validation", "test")] == [32, 5, 8]
-    assert len({track.number for track in tracks_of(SyntheticCorpus(tracks_per_genre=1_000))}) == 8_000 + 6
+    assert len({track.number for track in SyntheticCorpus(tracks_per_genre=1_000).tracks}) == 8_000 + 6
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(corpus: Path, tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_bytes_do_not_depend_on_the_number_of_workers(corpus: Path, tmp_path: Pa
 def test_seeds_genres_and_tracks_differ(corpus: Path) -> None:
     files = [path for path in (corpus / "fma_small").rglob("*.mp3") if path.stat().st_size > 1_000]
     assert len({path.read_bytes() for path in files}) == len(files)
-    first = tracks_of(SMALL)[0]
-    songs = [compose("Folk", synthetic.generator(SyntheticCorpus(seed=seed), first), 2.0) for seed in (0, 1)]
+    first = SMALL.tracks[0]
+    songs = [compose("Folk", SyntheticCorpus(seed=seed).generator(first), 2.0) for seed in (0, 1)]
     assert songs[0] != songs[1]
 
 
@@ -90,7 +90,7 @@ def test_broken_files_are_what_their_titles_say(corpus: Path) -> None:
     assert mp3(corpus, synthetic.EMPTY).read_bytes() == b""
     assert mp3(corpus, synthetic.HTML).read_text().startswith("<!DOCTYPE html>")
     assert soundfile.info(mp3(corpus, synthetic.TOO_SHORT)).duration == pytest.approx(1.5, abs=0.1)
-    silence, _ = soundfile.read(mp3(corpus, synthetic.SILENCE))
+    silence, _ = soundfile.read(mp3(corpus, synthetic.ALL_ZERO))
     assert len(silence) >= 2 * SAMPLE_RATE
     assert np.abs(silence).max() < 1e-4
 
@@ -151,9 +151,9 @@ def test_a_corpus_that_cannot_be_made_is_refused(settings: dict[str, int], messa
 
 
 def test_pitches_are_in_equal_temperament() -> None:
-    assert frequency(69) == 440.0
-    assert frequency(60) == pytest.approx(261.6256, abs=1e-4)  # middle C
-    assert frequency(81) == pytest.approx(880.0)
+    assert midi_to_hz(69) == 440.0
+    assert midi_to_hz(60) == pytest.approx(261.6256, abs=1e-4)  # middle C
+    assert midi_to_hz(81) == pytest.approx(880.0)
 
 
 @pytest.mark.parametrize("pitch", [52, 69])
@@ -220,12 +220,12 @@ def test_melody_and_chords_keep_to_the_scale_of_the_key(genre: str) -> None:
 
 
 @pytest.mark.parametrize("genre", GENRES)
-def test_a_recording_is_as_loud_as_its_mix_says_whatever_the_genre(genre: str) -> None:
+def test_a_recording_is_as_loud_as_its_recording_says_whatever_the_genre(genre: str) -> None:
     song = compose(genre, np.random.default_rng(5), 4.0)
-    audio = render(song, 4.0, SAMPLE_RATE, 2)
+    audio = render_song(song, 4.0, SAMPLE_RATE, 2)
     assert audio.shape == (4 * SAMPLE_RATE, 2)
     assert np.abs(audio).max() < 1.0
-    assert 20 * np.log10(audio.std()) == pytest.approx(song.mix.level_db, abs=1.5)
+    assert 20 * np.log10(audio.std()) == pytest.approx(song.recording.level_db, abs=1.5)
 
 
 def test_styles_name_sounds_and_scales_that_exist() -> None:

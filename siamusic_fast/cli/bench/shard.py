@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from siamusic_fast.audio.sources import load_corpus
+from siamusic_fast.audio.sources import open_corpus
 from siamusic_fast.bench import shard as shard_bench
 from siamusic_fast.cli import options
 from siamusic_fast.cli.bench import settings
@@ -60,7 +60,7 @@ def shard(
     begun = begin("shard", out, force=force)
     said = {"tracks": tracks, "windows": windows, "planned": planned}
     report = shard_bench.measure(
-        load_corpus(source, data_dir) if source else None,
+        open_corpus(source, data_dir=data_dir) if source else None,
         procs=procs,
         progress=progress(quiet),
         **(_QUICK if quick else _USUAL) | {name: value for name, value in said.items() if value is not None},
