@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from siamusic_fast.audio.corpus import Track
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.codec import pcm_bytes
+from siamusic_fast.shards.codec import Encoding, pcm_bytes
 from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
-from siamusic_fast.shards.writer import Sample, Storage, write_shard
+from siamusic_fast.shards.write_shard import Segment, write_shard
 
 RATE = 22_050
 Pcm = NDArray[np.int16]
@@ -44,8 +44,8 @@ def make_shards(
             count = min(per_shard, tracks - first)
             stem = f"training-{number:06d}"
             samples = list(_samples(clips, first, count))
-            storage = Storage(sample_rate=RATE)
-            shards.append(write_shard(folder, stem, samples, storage=storage, labelled=True))
+            encoding = Encoding(sample_rate=RATE)
+            shards.append(write_shard(folder, stem, samples, encoding=encoding, labelled=True))
             rows += [packed_track(sample, shards[-1].file, pcm_sha256(sample.pcm)) for sample in samples]
             task.advance(count)
     return described(folder, "noise and chords", shards, rows)
@@ -71,7 +71,7 @@ def described(folder: Path, source: str, shards: Sequence[Shard], rows: Iterable
     return read_manifest(folder)
 
 
-def packed_track(sample: Sample, shard: str, sha256: str) -> PackedTrack:
+def packed_track(sample: Segment, shard: str, sha256: str) -> PackedTrack:
     """Return the row of tracks.csv on a whole track in `shard`, whose samples have that SHA-256."""
     return PackedTrack(
         key=sample.key,
@@ -105,11 +105,11 @@ def _clips(seconds: float) -> list[Pcm]:
     return clips
 
 
-def _samples(clips: list[Pcm], first: int, count: int) -> Iterator[Sample]:
+def _samples(clips: list[Pcm], first: int, count: int) -> Iterator[Segment]:
     for number in range(first, first + count):
         rng = np.random.default_rng(number)
         clip = clips[number % len(clips)]
         pcm = np.roll(clip, rng.integers(len(clip))) * np.int16(rng.choice([-1, 1]))
         label = number % 2
         track = Track(f"{number:06d}", f"{number:06d}.wav", "training", _CLASSES[label])
-        yield Sample(track.key, track, label, pcm)
+        yield Segment(track.key, track, label, pcm)

@@ -19,8 +19,9 @@ from siamusic_fast.bench.timing import endless, take
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
+from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest
-from siamusic_fast.shards.writer import Sample, Storage, write_shard
+from siamusic_fast.shards.write_shard import Segment, write_shard
 
 _SECONDS = 0.1
 """Of each track: short, since opening reads no audio."""
@@ -137,10 +138,12 @@ def repeated_shards(
     folder.mkdir()
     pcm = np.random.default_rng(0).integers(-1000, 1000, round(seconds * RATE)).astype(np.int16)
     samples = [
-        Sample(f"{n:06d}", Track(f"{n:06d}", f"{n:06d}.mp3", "training", "Folk"), 0, pcm)
+        Segment(f"{n:06d}", Track(f"{n:06d}", f"{n:06d}.mp3", "training", "Folk"), 0, pcm)
         for n in range(tracks_per_shard)
     ]
-    first = write_shard(folder, "training-000000", samples, storage=Storage(sample_rate=RATE), labelled=True)
+    first = write_shard(
+        folder, "training-000000", samples, encoding=Encoding(sample_rate=RATE), labelled=True
+    )
     shards = [first, *(_link(folder, first, number) for number in range(1, count))]
     sha256 = pcm_sha256(pcm)
     rows = (packed_track(sample, shard.file, sha256) for shard in shards for sample in samples)

@@ -1,8 +1,9 @@
-"""How the audio of a sample is stored: wav, flac or ogg, and the bytes depend on the audio alone."""
+"""How the audio of a track is stored: as WAV, FLAC or Ogg Vorbis. The bytes depend on the audio alone."""
 
 import io
 import struct
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,46 +16,61 @@ CODECS = {
     "flac": "lossless, about half the size; a crop costs decoding its whole track",
     "ogg": "Vorbis, lossy, about a tenth of the size; a crop costs decoding its whole track",
 }
-"""Codec, which is also the ending of the file in the shard, and what it is."""
+"""Every codec and what it is good for. Its name is also the ending of the audio file in the shard."""
 
 WAV_HEADER = 44
 """Bytes before the first sample of a WAV file."""
-_HIGHEST_RATE = {"wav": 1_000_000, "flac": 655_350, "ogg": 192_000}
-"""In Hz: what is taken seriously, what a FLAC frame can say, what libvorbis has settings for."""
+_MAX_RATE = {"wav": 1_000_000, "flac": 655_350, "ogg": 192_000}
+"""Highest sample rate of each codec in Hz: a sane one, the limit of a FLAC frame, the limit of libvorbis."""
 
 _BLOCK = 65_536
-"""Samples handed to libvorbis at a time: it keeps them on the stack."""
+"""Samples that libvorbis gets at a time, because it keeps them on the stack."""
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def encode(pcm: npt.NDArray[np.int16], sample_rate: int, codec: str, quality: float) -> bytes:
-    """Return `pcm` as a file of `codec`, flac or ogg; `quality` is that of Vorbis, 0 to 10."""
-    file = io.BytesIO()
-    if codec == "flac":
-        soundfile.write(file, pcm, sample_rate, format="FLAC", subtype="PCM_16")
-        return file.getvalue()
-    audio = pcm / np.float32(32_768)
-    # libsndfile calls it compression: the opposite of quality.
-    with soundfile.SoundFile(
-        file, "w", sample_rate, 1, "VORBIS", format="OGG", compression_level=1 - quality / 10
-    ) as vorbis:
-        for start in range(0, len(audio), _BLOCK):
-            vorbis.write(audio[start : start + _BLOCK])
-    return _without_serial_number(file.getvalue())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How the audio of a shard set is stored. Raises `ConfigError` for a combination that cannot work."""
 
+    sample_rate: int
+    """Sample rate in Hz."""
+    codec: str = "wav"
+    """Name of the codec, one of `CODECS`."""
+    quality: float = 5.0
+    """Quality of Vorbis, 0 to 10. Other codecs ignore it."""
 
-def check_rate(codec: str, sample_rate: int) -> None:
-    """Raise `ConfigError` if `codec` is none, or cannot store audio at `sample_rate`, in Hz."""
-    if codec not in CODECS:
-        raise ConfigError(f"codec = {codec!r} is unknown: choose one of {', '.join(CODECS)}.")
-    if not 1_000 <= sample_rate <= _HIGHEST_RATE[codec]:
-        raise ConfigError(
-            f"sample_rate = {sample_rate} must be 1000 to {_HIGHEST_RATE[codec]} Hz for codec {codec}."
-        )
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise ConfigError(f"codec = {self.codec!r} is unknown: choose one of {', '.join(CODECS)}.")
+        if not 1_000 <= self.sample_rate <= _MAX_RATE[self.codec]:
+            raise ConfigError(
+                f"sample_rate = {self.sample_rate} must be 1000 to {_MAX_RATE[self.codec]} Hz "
+                f"for codec {self.codec}."
+            )
+        if not 0 <= self.quality <= 10:
+            raise ConfigError(f"quality = {self.quality:g} must be 0 to 10.")
+
+    def encode(self, pcm: npt.NDArray[np.int16]) -> tuple[bytes | memoryview, ...]:
+        """Return the audio file that holds `pcm`, in parts, so that no long track is copied."""
+        if self.codec == "wav":
+            return wav_header(len(pcm), self.sample_rate), pcm_bytes(pcm)
+        file = io.BytesIO()
+        if self.codec == "flac":
+            soundfile.write(file, pcm, self.sample_rate, format="FLAC", subtype="PCM_16")
+            return (file.getvalue(),)
+        audio = pcm / np.float32(32_768)
+        # libsndfile calls the setting compression, which is the opposite of quality.
+        compression = 1 - self.quality / 10
+        with soundfile.SoundFile(
+            file, "w", self.sample_rate, 1, "VORBIS", format="OGG", compression_level=compression
+        ) as vorbis:
+            for start in range(0, len(audio), _BLOCK):
+                vorbis.write(audio[start : start + _BLOCK])
+        return (_without_serial_number(file.getvalue()),)
 
 
 def wav_header(samples: int, sample_rate: int) -> bytes:
-    """Return the canonical 44 bytes before `samples` 16-bit mono samples, or 22 int16 values."""
+    """Return the 44 bytes of a canonical WAV header for `samples` 16-bit mono samples."""
     size = 2 * samples
     riff = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE")
     layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
@@ -62,7 +78,7 @@ def wav_header(samples: int, sample_rate: int) -> bytes:
 
 
 def pcm_bytes(pcm: npt.NDArray[np.int16]) -> memoryview:
-    """Return the bytes of `pcm`, little-endian whatever the machine, without a copy if possible."""
+    """Return the bytes of `pcm`, little-endian on every machine, without a copy if possible."""
     return np.ascontiguousarray(pcm, dtype="<i2").data.cast("B")
 
 
@@ -85,6 +101,6 @@ def _without_serial_number(ogg: bytes) -> bytes:
 
 
 def _ogg_checksum(page: bytearray) -> int:
-    """Return Ogg's CRC-32: zlib's polynomial with the bits the other way round, from 0 and not inverted."""
+    """Return Ogg's CRC-32: zlib's polynomial with reversed bits, started from 0 and not inverted."""
     reflected = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{reflected:032b}"[::-1], 2)

@@ -1,14 +1,17 @@
-"""What a shard set holds: the manifest beside its shards."""
+"""The manifest of a shard set: which shards it has, what they hold, and the checksums of all files."""
 
+import csv
 import dataclasses
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, open_regular
@@ -17,36 +20,12 @@ from siamusic_fast.shards.tables import REJECTED, TRACKS
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 FRONTENDS = "frontends.json"
-"""Where pipelines keep the frontends that they estimated from the shards."""
+"""File in which pipelines keep the frontends that they estimated from the shards."""
 
 _SEAL = "sha256"
-"""Field of the manifest: the checksum of all others, see `checksums`."""
+"""Field of the manifest with the checksum of all its other fields, see `checksums`."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_NUMBER = (int, float)
-_SHARD_TYPES = {
-    "tracks": (int,),
-    "bytes": (int,),
-    "sha256": (str,),
-    "index_sha256": (str,),
-    "labelled": (bool,),
-    "shortest": (int,),
-    "longest": (int,),
-}
-_TYPES = {
-    "source": (str,),
-    "codec": (str,),
-    "sample_rate": (int,),
-    "classes": (list,),
-    "seed": (int,),
-    "min_seconds": _NUMBER,
-    "splits": (dict,),
-    "rejected": (dict,),
-    "max_seconds": (*_NUMBER, type(None)),
-    "quality": (*_NUMBER, type(None)),
-    "tables": (dict,),
-}
-"""Of the fields in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +33,19 @@ class Shard:
     """One tar file and its index."""
 
     file: str
-    """Bare name inside the folder of the shard set, such as training-000000.tar."""
+    """Bare name of the tar in the folder of the shard set, such as training-000000.tar."""
     index: str
     """Bare name of the wds2idx v1.2 index of `file`."""
     tracks: int
+    """Number of tracks, or of segments of tracks."""
     bytes: int
-    """Size of the tar."""
+    """Size of the tar in bytes."""
     sha256: str
-    """Of the tar, in hexadecimal digits."""
+    """SHA-256 of the tar, in hexadecimal digits."""
     index_sha256: str
     """SHA-256 of the index, in hexadecimal digits."""
     labelled: bool
-    """Whether its tracks have classes; tracks without have shards of their own, which no classifier reads."""
+    """Whether its tracks have classes. Tracks without have shards of their own, which no classifier reads."""
     shortest: int
     """Samples of audio in its shortest track."""
     longest: int
@@ -80,28 +60,28 @@ class ShardSet:
     source: str
     """Name of the corpus, such as fma_small."""
     codec: str
-    """How the audio is stored, one of `codec.CODECS`; wav: 16-bit mono with a header of 44 bytes."""
+    """How the audio is stored, one of `codec.CODECS`; wav is 16-bit mono with a header of 44 bytes."""
     sample_rate: int
-    """In Hz."""
+    """Sample rate of the audio in Hz."""
     classes: tuple[str, ...]
-    """The label of a track is the place of its class in here, or -1."""
+    """Names of the classes. The label of a track is the place of its class in here, or -1."""
     seed: int
-    """Of the shuffle."""
+    """Seed of the shuffle."""
     min_seconds: float
-    """Shorter tracks were left out."""
+    """Length in seconds below which tracks were left out."""
     splits: dict[str, tuple[Shard, ...]]
-    """Those that have shards, in the order training, validation, test."""
+    """Shards of each split that has any, in the order training, validation, test."""
     rejected: dict[str, int]
-    """Files left out by reason code."""
+    """Number of files that were left out, by reason code."""
     max_seconds: float | None = None
-    """Longer tracks were cut into segments, which are what `Shard.tracks` counts; None: they are whole."""
+    """Length of the segments that longer tracks were cut into, in seconds; None if tracks are whole."""
     quality: float | None = None
-    """Of Vorbis, 0 to 10; None for a codec without loss."""
+    """Quality of Vorbis, 0 to 10; None for other codecs."""
     tables: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of tracks.csv and rejected.csv by name, as `write_manifest` found them."""
+    """SHA-256 of tracks.csv and rejected.csv by name, which `write_manifest` fills in."""
 
     def shards(self, splits: Sequence[str], labelled_only: bool = False) -> tuple[Shard, ...]:
-        """Return the shards of `splits`, in that order; `labelled_only`: those whose tracks have classes.
+        """Return the shards of `splits` in that order; with `labelled_only`, those whose tracks have classes.
 
         Raises `DataError` for a split that has none.
         """
@@ -117,16 +97,16 @@ class ShardSet:
         return found
 
     def tracks(self, splits: Sequence[str], labelled_only: bool = False) -> int:
-        """Return how many tracks `shards` would give."""
+        """Return how many tracks the shards that `shards` returns have."""
         return sum(shard.tracks for shard in self.shards(splits, labelled_only))
 
     def path(self, file: str) -> Path:
-        """Return where `file`, a tar or an index of this set, is."""
+        """Return the path of `file`, a file of this set."""
         return self.folder / file
 
 
 def find_shards(data: str | Path, data_dir: Path = Path("data")) -> ShardSet:
-    """Return the shard set that `data` means: a folder, or a name found under `data_dir`/shards.
+    """Return the shard set `data`, which is a folder, or a name found under `data_dir`/shards.
 
     Raises `DataError` if there is none, or as `read_manifest` does.
     """
@@ -134,7 +114,7 @@ def find_shards(data: str | Path, data_dir: Path = Path("data")) -> ShardSet:
 
 
 def find_folder(data: str | Path, data_dir: Path = Path("data")) -> Path:
-    """Return the folder of the shard set that `data` means, or raise `DataError` as `find_shards` does."""
+    """Return the folder of the shard set `data`. Raises `DataError` as `find_shards` does."""
     for folder in (Path(data), data_dir / "shards" / data):
         if (folder / MANIFEST).is_file():
             return folder
@@ -145,29 +125,32 @@ def find_folder(data: str | Path, data_dir: Path = Path("data")) -> Path:
 
 
 def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
-    """Return the shard set in `folder`; unless told otherwise, every file is there and has its size.
+    """Return the shard set in `folder`, after checking that every file is there and has its size.
 
-    Raises `DataError` if there is no manifest, one of another version, or if files do not match it. Whether
-    its own checksum is right is for `verify` to say.
+    `check_files=False` reads the manifest alone. Raises `DataError` if there is no manifest, if it has
+    another version, or if files do not match it. `verify` checks the manifest's own checksum.
     """
     try:
         values = _read_values(folder)
         version = values.pop("format_version")
+        if version == FORMAT_VERSION:
+            values.pop(_SEAL, None)
+            shard_set = ShardSet(folder=folder, **_parsed_fields(ShardSet, values, ""))
+            _check_values(shard_set)
     except FileNotFoundError:
         raise DataError(
             f"{folder} is no shard set: it has no {MANIFEST}; `siamusic-fast shard` makes one."
         ) from None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise _damaged(folder, error) from None
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise DataError(
+            f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): pack the audio again, "
+            f"`siamusic-fast shard --force` does."
+        ) from None
     if version != FORMAT_VERSION:
         raise DataError(
             f"{folder / MANIFEST} has format version {version}, this version of siamusic-fast reads "
             f"{FORMAT_VERSION}: update siamusic-fast, or pack the audio again."
         )
-    try:
-        shard_set = _from_json(folder, values)
-    except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(folder, error) from None
     for shards in shard_set.splits.values():
         for shard in shards:
             _check_names(folder, shard)
@@ -177,7 +160,7 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
 
 
 def write_manifest(shard_set: ShardSet) -> None:
-    """Write the manifest of `shard_set` into its folder, atomically, with checksums of the tables there."""
+    """Write the manifest of `shard_set` into its folder, atomically, with the checksums of its tables."""
     values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(shard_set)}
     del values["folder"]
     values["tables"] = {name: file_sha256(shard_set.path(name)) for name in (TRACKS, REJECTED)}
@@ -188,25 +171,23 @@ def write_manifest(shard_set: ShardSet) -> None:
 
 
 def checksums(folder: Path) -> tuple[str | None, str]:
-    """Return the SHA-256 that the manifest in `folder` says it has, and the one that it has.
+    """Return the SHA-256 that the manifest in `folder` states of itself, and the one that it has.
 
-    It is that of all its other fields, in their order, as JSON without line breaks or spaces. Raises
-    `OSError` or `ValueError` if it cannot be read.
+    It is the SHA-256 of all its other fields, in their order, as JSON without line breaks or spaces. Raises
+    `OSError` or `ValueError` if the manifest cannot be read.
     """
     values = _read_values(folder)
-    said = values.pop(_SEAL, None)
-    return said, _seal(values)
+    stated = values.pop(_SEAL, None)
+    return stated, _seal(values)
 
 
 def check_tracks(shard_set: ShardSet) -> None:
-    """Raise `DataError` unless tracks.csv has the SHA-256 that the manifest says."""
-    path = shard_set.path(TRACKS)
-    try:
+    """Raise `DataError` unless tracks.csv has the SHA-256 that the manifest states."""
+    path, stated = shard_set.path(TRACKS), shard_set.tables.get(TRACKS)
+    with naming_damage(path):
         sha256 = file_sha256(path)
-    except OSError as error:
-        raise damaged(path, error.strerror or error) from None
-    if sha256 != shard_set.tables.get(TRACKS):
-        raise damaged(path, f"it has SHA-256 {sha256}, the manifest says {shard_set.tables.get(TRACKS)}")
+        if sha256 != stated:
+            raise ValueError(f"it has SHA-256 {sha256}, the manifest says {stated}")
 
 
 def damaged(path: Path, reason: object) -> DataError:
@@ -217,13 +198,24 @@ def damaged(path: Path, reason: object) -> DataError:
     )
 
 
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turn every failure to read or check `path`, a file of a shard set, into the error `damaged`."""
+    try:
+        yield
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from None
+    except (ValueError, OverflowError, IndexError, csv.Error) as error:
+        raise damaged(path, error) from None
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a regular file in hexadecimal digits."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _seal(values: Mapping[str, Any]) -> str:
+def _seal(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -234,59 +226,43 @@ def _read_values(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _from_json(folder: Path, values: dict[str, Any]) -> ShardSet:
-    values.pop(_SEAL, None)
-    _check_types(values, _TYPES)
-    for name, members, kind in (
-        ("classes", values["classes"], str),
-        ("rejected", values["rejected"].values(), int),
-        ("tables", values["tables"].values(), str),
-        ("splits", values["splits"].values(), list),
-    ):
-        if any(type(member) is not kind for member in members):
-            raise TypeError(f"{name} holds something that is no {kind.__name__}")
-    for name in (TRACKS, REJECTED):
-        _check_sha256(f"the SHA-256 of {name}", values["tables"][name])
-    splits = {
-        split: tuple(_shard_from_json(shard) for shard in shards)
-        for split, shards in values.pop("splits").items()
-    }
-    names = Counter(name for shards in splits.values() for s in shards for name in (s.file, s.index))
-    for name, count in names.items():
+def _parsed_fields(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the fields of the dataclass `kind` from JSON; all have to be there, except the folder."""
+    kinds = {field: kind for field, kind in get_type_hints(kind).items() if field != "folder"}
+    return values | {field: _parsed(kind, values[field], f"{name}{field}") for field, kind in kinds.items()}
+
+
+def _parsed(kind: Any, value: Any, name: str) -> Any:
+    """Return `value` from JSON as the type `kind`. Raises `TypeError` with `name` if it has another type."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is tuple and type(value) is list:
+        return tuple(_parsed(inner[0], item, f"{name}[{place}]") for place, item in enumerate(value))
+    if outer is dict and type(value) is dict:
+        return {key: _parsed(inner[1], item, f"{name}[{key!r}]") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind) and type(value) is dict:
+        return kind(**_parsed_fields(kind, value, f"{name}."))  # type: ignore[operator, arg-type]
+    kinds = inner if outer is UnionType else (kind,)
+    if type(value) in kinds or (float in kinds and type(value) is int):
+        return value
+    raise TypeError(f"{name} is {value!r}")
+
+
+def _check_values(shard_set: ShardSet) -> None:
+    """Raise `ValueError` for a checksum that is none, and for a file that the manifest names twice."""
+    shards = [shard for shards in shard_set.splits.values() for shard in shards]
+    hashes = {f"the SHA-256 of {name}": shard_set.tables[name] for name in (TRACKS, REJECTED)}
+    hashes |= {f"{s.file}: {key}": getattr(s, key) for s in shards for key in ("sha256", "index_sha256")}
+    for name, value in hashes.items():
+        if not _SHA256.fullmatch(value):
+            raise ValueError(f"{name} is {value!r}, not 64 hexadecimal digits")
+    for name, count in Counter(name for s in shards for name in (s.file, s.index)).items():
         if count > 1:
             raise ValueError(f"it names {name!r} {count} times")
-    classes = tuple(values.pop("classes"))
-    return ShardSet(folder=folder, splits=splits, classes=classes, **values)
-
-
-def _shard_from_json(values: dict[str, Any]) -> Shard:
-    _check_types(values, _SHARD_TYPES)
-    for name in ("sha256", "index_sha256"):
-        _check_sha256(name, values[name])
-    return Shard(**values)
-
-
-def _check_types(values: dict[str, Any], types: Mapping[str, tuple[type, ...]]) -> None:
-    for name, kinds in types.items():
-        if type(values[name]) not in kinds:
-            raise TypeError(f"{name} is {values[name]!r}")
-
-
-def _check_sha256(name: str, value: str) -> None:
-    if not _SHA256.fullmatch(value):
-        raise ValueError(f"{name} is {value!r}, not 64 hexadecimal digits")
-
-
-def _damaged(folder: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): pack the audio again, "
-        f"`siamusic-fast shard --force` does."
-    )
 
 
 def _check_names(folder: Path, shard: Shard) -> None:
     for name in (shard.file, shard.index):
-        if name in ("", ".", "..") or not isinstance(name, str) or {"/", "\0"} & set(name):
+        if name in ("", ".", "..") or {"/", "\0"} & set(name):
             raise DataError(
                 f"{folder / MANIFEST} names {name!r}, which is not a plain file name in its folder: "
                 f"do not use this shard set."

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,48 +17,51 @@ from siamusic_fast.audio.store import open_store
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.codec import check_rate
+from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
-from siamusic_fast.shards.pack_shard import COUNTED, ShardJob, pack_shard
-from siamusic_fast.shards.plan import ShardPlan, plan_shards
-from siamusic_fast.shards.results import ShardResult, finished_result, pass_over, passed_over, read_result
+from siamusic_fast.shards.pack_shard import COUNTED, ShardToPack, pack_shard
+from siamusic_fast.shards.plan import plan_shards
+from siamusic_fast.shards.resuming import (
+    add_crashed_file,
+    check_free,
+    crashed_files,
+    exclusive,
+    fingerprint,
+    finished_result,
+    read_result,
+    unfinished,
+)
 from siamusic_fast.shards.tables import REJECTED, PackedTrack, write_rejects, write_tracks
-from siamusic_fast.shards.target import check_free, claim, unfinished
-from siamusic_fast.shards.work import packing_work
-from siamusic_fast.shards.writer import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """What the bytes of a shard set depend on, besides the audio."""
+    """The settings that the bytes of a shard set depend on."""
 
     codec: str = "wav"
-    """One of `codec.CODECS`."""
+    """How audio is stored, one of `codec.CODECS`."""
     quality: float = 5.0
-    """Of Vorbis, for the codec ogg: 0 to 10."""
+    """Quality of Vorbis, 0 to 10; only the codec ogg uses it."""
     sample_rate: int = 22_050
-    """Of the packed audio, in Hz."""
+    """Sample rate of the packed audio in Hz."""
     min_seconds: float = 5.0
-    """Shorter tracks are left out."""
+    """Length in seconds below which tracks are left out."""
     max_hours: float = 12.0
-    """Longer tracks are left out."""
+    """Length in hours above which tracks are left out."""
     max_damage: float = 0.75
-    """Tracks of which a larger share is lost are left out, see `decode.Decoded.damage`."""
+    """Share of a track that may be lost, see `decode.Decoded.damage`. Tracks that lost more are left out."""
     max_seconds: float | None = None
-    """Longer tracks are cut into segments, see `segments`; None: they are kept whole.
+    """Length in seconds of the segments that longer tracks are cut into; None keeps tracks whole.
 
-    Silent segments are dropped; a track is left out if all of its segments are silent.
+    Silent segments are dropped. A track is left out if all of its segments are silent.
     """
     tracks_per_shard: int = 512
-    """At most; the segments of a track count as one."""
+    """Maximum number of tracks per shard. The segments of a track count as one."""
     seed: int = 0
-    """Of the shuffle."""
+    """Seed of the shuffle."""
 
     def __post_init__(self) -> None:
-        check_rate(self.codec, self.sample_rate)
-        if not 0 <= self.quality <= 10:
-            raise ConfigError(f"quality = {self.quality:g} must be 0 to 10.")
-        _ = self.demands  # which checks itself
+        _ = self.encoding, self.demands  # which check themselves
         if self.max_seconds is not None and not (
             math.isfinite(self.max_seconds)
             and self.max_seconds >= self.min_seconds
@@ -82,53 +85,56 @@ class PackConfig:
         )
 
     @property
-    def storage(self) -> Storage:
-        """How samples are stored."""
-        return Storage(sample_rate=self.sample_rate, codec=self.codec, quality=self.quality)
+    def encoding(self) -> Encoding:
+        """How the audio is stored."""
+        return Encoding(sample_rate=self.sample_rate, codec=self.codec, quality=self.quality)
+
+
+_DEFAULTS = PackConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackStatus:
-    """How far a pack has come."""
+    """How far a packing has come."""
 
     total: int
-    """Files to be decoded."""
+    """Number of files to decode."""
     files: int
-    """Of those, decoded, by this run or one before it."""
+    """Number of them that are decoded, by this run or an earlier one."""
     files_now: int
-    """Decoded by this run."""
+    """Number of files that this run has decoded."""
     bytes_now: int
-    """What this run has read of them."""
+    """Bytes of compressed audio that this run has read."""
     seconds: float
-    """That this run has been decoding."""
+    """Seconds that this run has been decoding for."""
     rejected: dict[str, int]
-    """Left out so far by reason code."""
+    """Number of files that are left out so far, by reason code."""
 
     @property
     def files_per_second(self) -> float:
-        """Of this run."""
+        """Files that this run decodes per second."""
         return self.files_now / self.seconds if self.seconds else 0.0
 
     @property
     def megabytes_per_second(self) -> float:
-        """Of this run; of compressed audio, 1,000,000 bytes each."""
+        """Compressed audio that this run reads, in units of 1,000,000 bytes per second."""
         return self.bytes_now / 1e6 / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """As it went so far; None if nothing has been decoded yet."""
+        """Seconds until the end at the rate so far; None if nothing has been decoded yet."""
         return (self.total - self.files) / self.files_per_second if self.files_now else None
 
     def words(self) -> str:
         """Return the rates and the rejects as one line."""
         rates = f"{self.files_per_second:.1f} tracks/s, {self.megabytes_per_second:.1f} MB/s"
-        return f"{rates}, left out: {_count_words(self.rejected)}" if self.rejected else rates
+        return f"{rates}, left out: {_in_words(self.rejected)}" if self.rejected else rates
 
 
 def pack(
     corpus: Corpus,
-    folder: Path,
-    config: PackConfig | None = None,
+    folder: str | Path,
+    config: PackConfig = _DEFAULTS,
     *,
     procs: int | None = None,
     executor: Executor | None = None,
@@ -136,34 +142,66 @@ def pack(
     progress: Progress = SILENT,
     watch: Callable[[PackStatus], None] = lambda status: None,
 ) -> ShardSet:
-    """Pack `corpus` into `folder`, with as many processes as there are cores unless `procs` says otherwise.
+    """Pack the audio of `corpus` into a shard set in `folder`, and return the shard set.
 
-    Or on any `executor`, whose workers see the audio and `folder` under the same paths. Bytes depend on the
-    audio, its metadata and `config` only. The plan covers every file that is there; a track that turns out
-    unfit leaves its shard one smaller, and a shard without any track is not written. Files are written
-    atomically, the manifest last. Shards that an earlier call with the same arguments finished before it was
-    stopped are not done again. `watch` hears now and then how far it is.
+    Every file is decoded and judged. What is fit goes into WebDataset shards of up to
+    `config.tracks_per_shard` tracks, each a tar with an index, and is listed in tracks.csv. What is unfit is
+    listed in rejected.csv with a reason, and its shard becomes smaller. The manifest is written last. All
+    bytes depend on the audio, its metadata and `config` alone.
 
-    Raises `DataError` if nothing can be packed, if `folder` cannot be used (see `target.claim`), or if a file
-    that the plan has seen is no longer there or has another size; what is finished stays.
+    A call that was stopped at any moment is resumed by the same call: shards that are finished are not packed
+    again. Files are written under a temporary name and renamed, so none is ever half there.
+
+    Args:
+        corpus: the audio, for example from `open_corpus`.
+        folder: where the shard set is written; it is created if it does not exist.
+        config: the settings that the bytes depend on.
+        procs: number of processes that decode; by default one per core.
+        executor: runs the shards instead of own processes. Its workers must see the audio and `folder` under
+            the same paths.
+        force: replaces a shard set, or an unfinished one with other settings, that is in `folder`. Other
+            files are never removed.
+        progress: where progress is shown.
+        watch: is called now and then with the `PackStatus`.
+
+    Raises `DataError` if no file can be packed, if `folder` holds something else, is being packed by another
+    process or cannot be written, if a file changes or goes away while it is packed, or if a worker process
+    dies. The message says how to go on; finished shards stay.
+
     """
-    config = config or PackConfig()
+    folder = Path(folder)
     check_free(folder, force)
     found = scan(corpus, open_store(corpus.folder), progress)
     if not found.tracks:
         raise DataError(
             f"{corpus.folder} holds none of the {len(corpus.tracks)} tracks of {corpus.name}, such as "
-            f"{corpus.tracks[0].path}: {_count_words(_count(found.rejects))}."
+            f"{corpus.tracks[0].path}: {_in_words(_count_reasons(found.rejects))}."
         )
     plans = plan_shards(found.tracks, tracks_per_shard=config.tracks_per_shard, seed=config.seed)
-    work = packing_work(corpus, found, len(plans), dataclasses.asdict(config))
+    inputs = fingerprint(corpus, found, len(plans), dataclasses.asdict(config))
+    sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
+    labels = {genre: label for label, genre in enumerate(corpus.classes)}
     try:
-        with claim(folder, work, force) as results:
+        with exclusive(folder, inputs, force):
+            crashed = crashed_files(folder)
+            shards = [
+                ShardToPack(
+                    audio=corpus.folder,
+                    folder=folder,
+                    plan=plan,
+                    sizes=tuple(sizes[track.path] for track in plan.tracks),
+                    crashed=crashed,
+                    labels=labels,
+                    demands=config.demands,
+                    encoding=config.encoding,
+                    max_seconds=config.max_seconds,
+                )
+                for plan in plans
+            ]
+            # A kill after the manifest was written leaves it beside the lock.
             if not (folder / MANIFEST).exists():
-                jobs = _jobs(corpus, folder, results, config, found, plans)
-                observer = _Observer(found, progress, watch)
-                _run(jobs, observer, procs or cores(), executor)
-                _write_tables(corpus, folder, config, jobs, found)
+                _pack_shards(shards, found, procs or cores(), executor, progress, watch)
+                _write_tables(corpus, folder, config, shards, found)
     except OSError as error:
         state = unfinished(folder)
         rest = f" from the {state.finished} shards that are finished" if state and state.finished else ""
@@ -174,79 +212,39 @@ def pack(
     return read_manifest(folder)
 
 
-def _jobs(
-    corpus: Corpus,
-    folder: Path,
-    results: Path,
-    config: PackConfig,
+def _pack_shards(
+    shards: Iterable[ShardToPack],
     found: ScanResult,
-    plans: Iterable[ShardPlan],
-) -> list[ShardJob]:
-    sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
-    labels = {genre: label for label, genre in enumerate(corpus.classes)}
-    deadly = passed_over(results)
-    return [
-        ShardJob(
-            audio=corpus.folder,
-            folder=folder,
-            results=results,
-            plan=plan,
-            sizes=tuple(sizes[track.path] for track in plan.tracks),
-            passed_over=deadly,
-            labels=labels,
-            demands=config.demands,
-            storage=config.storage,
-            max_seconds=config.max_seconds,
-        )
-        for plan in plans
-    ]
-
-
-class _Observer:
-    """Turns what workers count into progress and `PackStatus`."""
-
-    def __init__(self, found: ScanResult, progress: Progress, watch: Callable[[PackStatus], None]) -> None:
-        self.total = len(found.tracks)
-        self.progress = progress
-        self._watch = watch
-        self._rejected = Counter(reject.reason for reject in found.rejects)
-        self._files_before = 0
-        self._start = time.monotonic()
-
-    def finished_before(self, files: int, result: ShardResult) -> None:
-        """Enter a shard that was finished by an earlier run."""
-        self._files_before += files
-        self._rejected.update(reject.reason for reject in result.rejects)
-
-    def status(self, counts: Counts) -> PackStatus:
-        now = dict(zip(COUNTED, counts, strict=True))
-        rejected = {reason: self._rejected[reason] + now[reason] for reason in REASONS}
-        status = PackStatus(
-            total=self.total,
-            files=self._files_before + now["files"],
-            files_now=now["files"],
-            bytes_now=now["bytes"],
-            seconds=time.monotonic() - self._start,
-            rejected={reason: count for reason, count in rejected.items() if count},
-        )
-        self._watch(status)
-        return status
-
-
-def _run(jobs: list[ShardJob], observer: _Observer, procs: int, executor: Executor | None) -> None:
-    """Do the `jobs` that are not finished."""
+    procs: int,
+    executor: Executor | None,
+    progress: Progress,
+    watch: Callable[[PackStatus], None],
+) -> None:
+    """Pack those of `shards` that are not finished."""
     todo = []
-    for job in jobs:
-        if result := finished_result(job.folder, job.results, job.plan.stem):
-            observer.finished_before(len(job.plan.tracks), result)
+    files_before = reported = 0
+    rejected = Counter(reject.reason for reject in found.rejects)
+    for shard in shards:
+        if result := finished_result(shard.folder, shard.plan.stem):
+            files_before += len(shard.plan.tracks)
+            rejected.update(reject.reason for reject in result.rejects)
         else:
-            todo.append(job)
-    with observer.progress.task("Packing", observer.total, "tracks") as task:
-        reported = 0
+            todo.append(shard)
+    start = time.monotonic()
+    with progress.task("Packing", len(found.tracks), "tracks") as task:
 
         def on_counts(counts: Counts) -> None:
             nonlocal reported
-            status = observer.status(counts)
+            now = dict(zip(COUNTED, counts, strict=True))
+            status = PackStatus(
+                total=len(found.tracks),
+                files=files_before + now["files"],
+                files_now=now["files"],
+                bytes_now=now["bytes"],
+                seconds=time.monotonic() - start,
+                rejected={r: count for r in REASONS if (count := rejected[r] + now[r])},
+            )
+            watch(status)
             if status.files > reported:
                 task.advance(status.files - reported, note=status.words())
                 reported = status.files
@@ -258,16 +256,16 @@ def _run(jobs: list[ShardJob], observer: _Observer, procs: int, executor: Execut
             try:
                 run_in_processes(pack_shard, todo, procs=procs, counters=len(COUNTED), on_counts=on_counts)
             except WorkerDiedError as error:
-                raise _named(error, todo) from None
+                raise _naming_file(error, todo) from None
 
 
-def _named(error: WorkerDiedError, jobs: Sequence[ShardJob]) -> DataError:
-    """Return the error that names the file at which a worker died, and let the next run pass it over."""
-    if error.job is None or error.step >= len(jobs[error.job].plan.tracks):
+def _naming_file(error: WorkerDiedError, shards: list[ShardToPack]) -> DataError:
+    """Return the error that names the file at which a worker died, and let the next run skip that file."""
+    if error.job is None or error.step >= len(shards[error.job].plan.tracks):
         return error
-    job = jobs[error.job]
-    path = job.plan.tracks[error.step].path
-    pass_over(job.results, path)
+    shard = shards[error.job]
+    path = shard.plan.tracks[error.step].path
+    add_crashed_file(shard.folder, path)
     return DataError(
         f"a worker process died ({error.how}) while it decoded {path}: the same command goes on without that "
         f"file; --force starts over and tries it again."
@@ -275,26 +273,26 @@ def _named(error: WorkerDiedError, jobs: Sequence[ShardJob]) -> DataError:
 
 
 def _write_tables(
-    corpus: Corpus, folder: Path, config: PackConfig, jobs: Iterable[ShardJob], found: ScanResult
+    corpus: Corpus, folder: Path, config: PackConfig, packed: Iterable[ShardToPack], found: ScanResult
 ) -> None:
-    """Put the results of all jobs together, one at a time."""
+    """Write both tables and the manifest; the results of the shards are read one at a time."""
     rejects = list(found.rejects)
     splits: dict[str, list[Shard]] = defaultdict(list)
 
     def tracks() -> Iterator[PackedTrack]:
-        for job in jobs:
-            result = read_result(job.results, job.plan.stem)
+        for shard in packed:
+            result = read_result(folder, shard.plan.stem)
             rejects.extend(result.rejects)
             if result.shard:
-                splits[job.plan.split].append(result.shard)
+                splits[shard.plan.split].append(result.shard)
             yield from result.tracks
 
     write_tracks(folder, tracks())
     write_rejects(folder, explain_duplicates(rejects, found))
-    rejected = _count(rejects)
+    rejected = _count_reasons(rejects)
     if not splits:
         raise DataError(
-            f"nothing to pack: every file of {corpus.folder} was left out ({_count_words(rejected)}), "
+            f"nothing to pack: every file of {corpus.folder} was left out ({_in_words(rejected)}), "
             f"see {folder / REJECTED}."
         )
     shard_set = ShardSet(
@@ -313,11 +311,11 @@ def _write_tables(
     write_manifest(shard_set)
 
 
-def _count(rejects: Iterable[Reject]) -> dict[str, int]:
+def _count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
     """Return the number of rejects by reason, in the order of `REASONS`."""
     counts = Counter(reject.reason for reject in rejects)
     return {reason: counts[reason] for reason in REASONS if counts[reason]}
 
 
-def _count_words(counts: dict[str, int]) -> str:
+def _in_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())

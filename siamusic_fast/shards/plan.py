@@ -16,22 +16,23 @@ class ShardPlan:
     """File name without its ending."""
     split: str
     labelled: bool
+    """Whether its tracks have classes."""
     tracks: tuple[Track, ...]
-    """In the order of the shard."""
+    """Its tracks, in the order of the shard."""
 
 
 def plan_shards(tracks: Iterable[Track], *, tracks_per_shard: int, seed: int) -> tuple[ShardPlan, ...]:
-    """Deal `tracks` to shards, shuffled within each split; labelled and unlabelled ones share none.
+    """Assign `tracks` to shards, shuffled within each split. Labelled and unlabelled tracks share no shard.
 
     The order is that of a hash of seed and key: the same on every machine, whatever the order of `tracks`.
-    The shards of a group differ by one track at most, and none exceeds `tracks_per_shard`.
+    The shards of a group differ by one track at most, and none has more than `tracks_per_shard`.
     """
     groups: dict[tuple[int, bool], list[Track]] = defaultdict(list)
     for track in tracks:
         groups[SPLITS.index(track.split), track.genre == ""].append(track)
     plans = []
     for (split, unlabelled), members in sorted(groups.items()):
-        members.sort(key=lambda track: _shuffled(seed, track.key))
+        members.sort(key=lambda track: _hash(seed, track.key))
         stem = f"{SPLITS[split]}-unlabelled" if unlabelled else SPLITS[split]
         count = -(-len(members) // tracks_per_shard)
         edges = [len(members) * shard // count for shard in range(count + 1)]
@@ -47,5 +48,5 @@ def plan_shards(tracks: Iterable[Track], *, tracks_per_shard: int, seed: int) ->
     return tuple(plans)
 
 
-def _shuffled(seed: int, key: str) -> bytes:
+def _hash(seed: int, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()

@@ -1,36 +1,48 @@
-"""What a shard set holds, in figures."""
+"""What a shard set holds, in figures: tracks by split and class, marks of odd tracks, equal recordings."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from siamusic_fast.audio.decode import SHORT_SECONDS
+from siamusic_fast.audio.rejects import CONFLICT, Reject
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.marks import count_marks
 from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
+
+MARKS = {
+    "damaged": "packets of the file did not decode and are left out",
+    "shorter": "the track is shorter than its header promises",
+    "clipped": "samples beyond full scale were set to it",
+    "rescaled": "more than 1% of the track was beyond full scale: it was divided by its peak",
+    "one channel": "the channels cancel each other: the loudest was taken",
+    "label conflict": "a file with the same bytes, which was left out, has another label",
+}
+"""Marks of packed tracks that are not quite as their files promised, and the meaning of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """One split; segments of long tracks count as tracks."""
+    """Figures of one split. Segments of long tracks count as tracks."""
 
     tracks: int
     seconds: float
     shards: int
     bytes: int
     classes: dict[str, int]
-    """Tracks of every class of the shard set, in their order."""
+    """Number of tracks of every class of the shard set, in their order."""
     unlabelled: int
+    """Number of tracks without a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A shard set."""
+    """Figures of a shard set."""
 
     splits: dict[str, SplitSummary]
     marks: dict[str, int]
-    """Tracks of each of `marks.MARKS`, those without any left out."""
+    """Number of tracks with each of `MARKS`, without those that no track has."""
     equal_audio: tuple[tuple[PackedTrack, ...], ...]
-    """Groups of tracks whose samples are the same, though their files may differ."""
+    """Groups of tracks with equal samples; their files may differ."""
 
     def of_class(self, name: str) -> int:
         """Return how many tracks of all splits are of this class."""
@@ -38,7 +50,7 @@ class Summary:
 
     @property
     def unlabelled(self) -> int:
-        """Tracks without a class."""
+        """Number of tracks without a class."""
         return sum(split.unlabelled for split in self.splits.values())
 
 
@@ -50,7 +62,7 @@ def summarize(shard_set: ShardSet) -> Summary:
     for track in read_tracks(shard_set.folder):
         classes[track.split][track.genre] += 1
         seconds[track.split] += track.seconds
-        audio[_short(track)] += 1
+        audio[_short_hash(track)] += 1
     splits = {
         split: SplitSummary(
             tracks=shard_set.tracks([split]),
@@ -67,15 +79,46 @@ def summarize(shard_set: ShardSet) -> Summary:
     return Summary(splits=splits, marks=marks, equal_audio=tuple(_equal_audio(shard_set, repeated)))
 
 
+def count_marks(tracks: Iterable[PackedTrack], rejects: Iterable[Reject]) -> dict[str, int]:
+    """Return how many tracks have each mark, in the order of `MARKS`; a track in segments counts once.
+
+    `tracks` are rows of tracks.csv, in which the segments of a track follow each other.
+    """
+    counts: Counter[str] = Counter()
+    last = ""
+    marks: set[str] = set()
+    for track in tracks:
+        if track.track_id != last:
+            counts.update(marks)
+            last, marks = track.track_id, set()
+        marks.update(_marks(track))
+    counts.update(marks)
+    counts["label conflict"] = sum(
+        reject.reason == "duplicate" and f", {CONFLICT} '" in reject.detail for reject in rejects
+    )
+    return {mark: counts[mark] for mark in MARKS if counts[mark]}
+
+
+def _marks(track: PackedTrack) -> list[str]:
+    there = {
+        "damaged": track.damaged_packets > 0,
+        "shorter": track.seconds_missing > SHORT_SECONDS,
+        "clipped": track.clipped > 0,
+        "rescaled": track.gain != 1,
+        "one channel": track.channel is not None,
+    }
+    return [mark for mark, applies in there.items() if applies]
+
+
 def _equal_audio(shard_set: ShardSet, repeated: set[int]) -> Iterator[tuple[PackedTrack, ...]]:
-    """Yield the groups of tracks with the same checksum, among those whose short ones are `repeated`."""
+    """Yield the groups of tracks with the same checksum, among those whose short hashes are `repeated`."""
     groups: dict[str, list[PackedTrack]] = defaultdict(list)
     for track in read_tracks(shard_set.folder) if repeated else ():
-        if _short(track) in repeated:
+        if _short_hash(track) in repeated:
             groups[track.sha256].append(track)
     yield from (tuple(members) for members in groups.values() if len(members) > 1)
 
 
-def _short(track: PackedTrack) -> int:
-    """Return enough of the checksum to tell most tracks apart: a million of them are to fit in memory."""
+def _short_hash(track: PackedTrack) -> int:
+    """Return the first 60 bits of the checksum, so that the hashes of a million tracks fit in memory."""
     return int(track.sha256[:15], 16)

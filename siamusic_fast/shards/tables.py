@@ -1,11 +1,12 @@
-"""The two tables of a shard set: tracks.csv, what is in it, and rejected.csv, what was left out and why."""
+"""The two tables of a shard set: tracks.csv lists what is in it, rejected.csv what was left out and why."""
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.errors import DataError
@@ -14,60 +15,81 @@ from siamusic_fast.files import atomic_write, open_regular
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
 
-TRACK_COLUMNS = (
-    *("index", "key", "track_id", "offset", "split", "class", "seconds", "samples", "clipped"),
-    *("shard", "path", "sha256", "seconds_promised", "seconds_missing", "damaged_packets", "channel", "gain"),
-)
 _REJECT_COLUMNS = ("path", "reason", "detail")
 _MEAN = "mean"
-"""Stands in the column `channel` for the mean of all channels."""
+"""Text of the column `channel` for the mean of all channels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedTrack:
-    """One row of tracks.csv."""
+    """One row of tracks.csv: a track, or a segment of one."""
 
     key: str
+    """Key of its WebDataset sample."""
     track_id: str
-    """Of the track: `key`, unless this is a segment of it."""
+    """Key of the whole track, which is `key` unless this is a segment."""
     offset: float
-    """Where in the track this segment starts, in seconds; 0 for a whole track."""
+    """Second of the track at which this segment starts; 0 for a whole track."""
     split: str
     genre: str
-    """Empty if unknown."""
+    """Name of its class, empty if unknown."""
     seconds: float
+    """Length of its audio in seconds."""
     samples: int
-    """Length of its audio, at the sample rate of the shard set."""
+    """Length of its audio in samples, at the sample rate of the shard set."""
     clipped: int
     """Samples that did not fit into 16 bits and were set to the nearest value that does."""
     shard: str
     """File name of its tar."""
     path: str
-    """Of the source file, relative to the corpus."""
+    """Path of the source file, relative to the corpus."""
     sha256: str
-    """Of the 16-bit samples, little-endian, in hexadecimal digits."""
+    """SHA-256 of its 16-bit samples, little-endian, in hexadecimal digits."""
     seconds_promised: float | None = None
-    """Length of the whole track by the headers of its file; None if they say nothing."""
+    """Length of the whole track according to the headers of its file; None if they say nothing."""
     seconds_missing: float = 0.0
-    """How much shorter than promised the whole track is."""
+    """Seconds by which the whole track is shorter than promised."""
     damaged_packets: int = 0
-    """Packets of the file that did not decode, and are left out."""
+    """Packets of the source file that did not decode and are left out."""
     channel: int | None = None
-    """The channel of the file that was taken, as all of them cancel each other; None: their mean."""
+    """Channel that was taken because all channels together cancel each other; None for their mean."""
     gain: float = 1.0
     """Factor on every sample of a track that would have been clipped throughout."""
+
+
+def _checked_sha256(text: str) -> str:
+    if len(bytes.fromhex(text)) != 32:
+        raise ValueError(f"{text!r} is no SHA-256")
+    return text
+
+
+_Format = tuple[Callable[[Any], str], Callable[[str], Any]]
+"""Turns a value into the text of a cell, and the text back into the value."""
+_FORMATS: dict[str, _Format] = {
+    **dict.fromkeys(("key", "track_id", "split", "class", "shard", "path"), (str, str)),
+    **dict.fromkeys(("samples", "clipped", "damaged_packets"), (str, int)),
+    **dict.fromkeys(("offset", "seconds", "seconds_missing"), ("{:.3f}".format, float)),
+    "gain": ("{:.6g}".format, float),
+    "sha256": (str, _checked_sha256),
+    "seconds_promised": (
+        lambda value: "" if value is None else f"{value:.3f}",
+        lambda text: float(text) if text else None,
+    ),
+    "channel": (
+        lambda value: _MEAN if value is None else str(value),
+        lambda text: None if text == _MEAN else int(text),
+    ),
+}
+_FIELDS = {"class" if field.name == "genre" else field.name: field.name for field in fields(PackedTrack)}
+"""Field of `PackedTrack` that each column of tracks.csv holds."""
+TRACK_COLUMNS = ("index", *_FIELDS)
 
 
 def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
     """Write tracks.csv, numbered from 0 in the order of `tracks`."""
     rows = (
-        (
-            *(index, t.key, t.track_id, f"{t.offset:.3f}", t.split, t.genre, f"{t.seconds:.3f}"),
-            *(t.samples, t.clipped, t.shard, t.path, t.sha256),
-            "" if t.seconds_promised is None else f"{t.seconds_promised:.3f}",
-            *(f"{t.seconds_missing:.3f}", t.damaged_packets, _channel_name(t.channel), f"{t.gain:.6g}"),
-        )
-        for index, t in enumerate(tracks)
+        (index, *(_FORMATS[column][0](getattr(track, field)) for column, field in _FIELDS.items()))
+        for index, track in enumerate(tracks)
     )
     _write(folder / TRACKS, TRACK_COLUMNS, rows)
 
@@ -79,26 +101,13 @@ def write_rejects(folder: Path, rejects: Iterable[Reject]) -> None:
 
 
 def read_tracks(folder: Path) -> Iterator[PackedTrack]:
-    """Yield the rows of tracks.csv in `folder`. Raises `DataError` if there is none, or a damaged one."""
+    """Yield the rows of tracks.csv in `folder`. Raises `DataError` if it is missing or damaged."""
     with _rows(folder / TRACKS) as rows:
-        for row in rows:
+        for number, row in enumerate(rows):
+            if row["index"] != str(number):
+                raise ValueError(f"row {number} has the index {row['index']}")
             yield PackedTrack(
-                key=row["key"],
-                track_id=row["track_id"],
-                offset=float(row["offset"]),
-                split=row["split"],
-                genre=row["class"],
-                seconds=float(row["seconds"]),
-                samples=int(row["samples"]),
-                clipped=int(row["clipped"]),
-                shard=row["shard"],
-                path=row["path"],
-                sha256=_checked(row["sha256"]),
-                seconds_promised=float(row["seconds_promised"]) if row["seconds_promised"] else None,
-                seconds_missing=float(row["seconds_missing"]),
-                damaged_packets=int(row["damaged_packets"]),
-                channel=None if row["channel"] == _MEAN else int(row["channel"]),
-                gain=float(row["gain"]),
+                **{field: _FORMATS[column][1](row[column]) for column, field in _FIELDS.items()}
             )
 
 
@@ -119,20 +128,10 @@ def is_table(path: Path) -> bool:
 
 
 def open_text(path: Path) -> io.TextIOWrapper:
-    """Open a table as lines of text for `csv`; what is no regular file is an `OSError`."""
+    """Open a table as lines of text for `csv`. Raises `OSError` if `path` is no regular file."""
     return io.TextIOWrapper(
         io.BufferedReader(open_regular(path)), encoding="utf-8", errors="surrogateescape", newline=""
     )
-
-
-def _channel_name(channel: int | None) -> str:
-    return _MEAN if channel is None else str(channel)
-
-
-def _checked(sha256: str) -> str:
-    if len(bytes.fromhex(sha256)) != 32:
-        raise ValueError(f"{sha256!r} is no SHA-256")
-    return sha256
 
 
 def _whole_rows(rows: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
@@ -144,7 +143,7 @@ def _whole_rows(rows: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _rows(path: Path) -> Iterator[Iterable[dict[str, str]]]:
-    """Open a table; what goes wrong while it is read, in the context too, becomes a `DataError`."""
+    """Open a table. Every failure to read it, also one within the context, becomes a `DataError`."""
     try:
         with open_text(path) as file:
             yield _whole_rows(csv.DictReader(file))

@@ -1,6 +1,5 @@
-"""Every byte of a shard set against what its manifest and its tables say."""
+"""Compares all files of a shard set with its manifest and its tables, and names what is wrong."""
 
-import csv
 import dataclasses
 import hashlib
 import io
@@ -9,10 +8,11 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import soundfile
 
@@ -22,35 +22,29 @@ from siamusic_fast.files import open_regular
 from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
-from siamusic_fast.shards.hashed_tar import HashedTar
-from siamusic_fast.shards.manifest import (
-    MANIFEST,
-    Shard,
-    ShardSet,
-    checksums,
-    file_sha256,
-    read_manifest,
-)
-from siamusic_fast.shards.tables import REJECTED, TRACKS, read_rejects
-from siamusic_fast.shards.tar_header import Member, TarError
+from siamusic_fast.shards.index import index_lines
+from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, checksums, file_sha256, read_manifest
+from siamusic_fast.shards.tables import REJECTED, TRACKS, PackedTrack, read_rejects, read_tracks
+from siamusic_fast.shards.tar import Member, TarError, TarReader
 
 _MB = 1_000_000
 _SHARD_FILE = re.compile(rf"(?:{'|'.join(SPLITS)})-.*\.(?:tar|idx)")
-"""Names that `webdataset` and its like may take for shards of this set."""
+"""Names that readers of WebDataset may take for shards of this set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be."""
+    """A difference between a shard set and its manifest or tables."""
 
     file: str
-    """Name in the folder of the shard set."""
+    """Name of the file in the folder of the shard set."""
     what: str
+    """What is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was looked at, and what is wrong."""
+    """What `verify` read and found."""
 
     shards: int
     tracks: int
@@ -58,29 +52,18 @@ class Verification:
     problems: tuple[Problem, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The part of tracks.csv on one shard."""
-
-    columns: tuple[str, ...]
-    start: int
-    """First byte."""
-    end: int
-    """Byte after the last."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class VerifyJob:
-    """All that it takes to verify one shard, in another process."""
+class ShardToVerify:
+    """All that `verify_shard` needs to verify one shard, in any process."""
 
     shard_set: ShardSet
-    """Without its splits."""
+    """The shard set without its splits."""
     split: str
     shard: Shard
-    rows: Rows | None
-    """None: tracks.csv is of no use."""
+    rows: Path | None
+    """File with the rows of tracks.csv on the shard, as a JSON list; None if tracks.csv cannot be read."""
     report: Path
-    """Where the problems go, as a JSON list."""
+    """File that the problems are written to, as a JSON list."""
 
 
 def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILENT) -> Verification:
@@ -92,11 +75,27 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
     shards that the manifest does not name are problems. Raises `DataError` if the manifest cannot be read.
     """
     shard_set = read_manifest(folder, check_files=False)
-    problems = [*_set_problems(shard_set), *_reject_problems(shard_set)]
-    rows = _find_rows(shard_set, problems)
     size = sum(shard.bytes for shards in shard_set.splits.values() for shard in shards)
-    with tempfile.TemporaryDirectory() as reports:
-        jobs = _jobs(shard_set, rows, Path(reports))
+    problems = [*_set_problems(shard_set), *_reject_problems(shard_set)]
+    with tempfile.TemporaryDirectory() as scratch:
+        rows: Path | None = Path(scratch)
+        try:
+            problems += _split_table(shard_set, Path(scratch))
+        except DataError as error:
+            problems.append(Problem(TRACKS, str(error)))
+            rows = None
+        bare = dataclasses.replace(shard_set, splits={})
+        jobs = [
+            ShardToVerify(
+                shard_set=bare,
+                split=split,
+                shard=shard,
+                rows=rows and _rows_file(rows, shard.file),
+                report=Path(scratch) / f"{split}-{number}.problems",
+            )
+            for split, shards in shard_set.splits.items()
+            for number, shard in enumerate(shards)
+        ]
         with progress.task("Verifying", -(-size // _MB), "MB") as task:
             advanced = 0
 
@@ -107,13 +106,12 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
 
             run_in_processes(verify_shard, jobs, procs=procs or cores(), counters=2, on_counts=on_counts)
         for job in jobs:
-            found = json.loads(job.report.read_text())
-            problems += itertools.starmap(Problem, found)
+            problems += itertools.starmap(Problem, json.loads(job.report.read_text()))
     tracks = sum(job.shard.tracks for job in jobs)
     return Verification(shards=len(jobs), tracks=tracks, bytes=size, problems=tuple(problems))
 
 
-def verify_shard(job: VerifyJob, count: Count) -> None:
+def verify_shard(job: ShardToVerify, count: Count) -> None:
     """Write what is wrong with one shard to its report; counts bytes read and problems."""
     problems = []
     for problem in _shard_problems(job, lambda size: count((size, 0))):
@@ -123,40 +121,43 @@ def verify_shard(job: VerifyJob, count: Count) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
+class _StoredTrack:
     """One track as it is in the tar."""
 
-    members: tuple[Member, Member, Member]
-    """Audio, class, description."""
+    members: tuple[Member, ...]
+    """Its audio, class and description."""
     samples: int
-    """Of audio; -1 if the header cannot be read."""
+    """Samples of audio; -1 if the header cannot be read."""
     cls: bytes
     about: dict[str, Any]
-    """The description; empty if it is none."""
+    """Its description; empty if it is no JSON object."""
 
     @property
     def key(self) -> str:
-        return self.members[0].name.partition(".")[0]
-
-    @property
-    def index_line(self) -> str:
-        extension = (member.name.rpartition(".")[2] for member in self.members)
-        return " ".join(
-            f"{end} {m.offset} {m.size} {m.name}" for end, m in zip(extension, self.members, strict=True)
-        )
+        return _key(self.members[0])
 
 
-def _shard_problems(job: VerifyJob, on_read: Callable[[int], None]) -> Iterator[Problem]:
+def _key(member: Member) -> str:
+    return member.name.partition(".")[0]
+
+
+def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Iterator[Problem]:
     shard = job.shard
     path = job.shard_set.path(shard.file)
+    tracks: list[_StoredTrack] = []
+    stopped = ""
     try:
         size = path.stat().st_size
         if size != shard.bytes:
             yield Problem(shard.file, f"has {size} bytes, the manifest says {shard.bytes}")
             return
         with path.open("rb", buffering=0) as file:
-            tar = HashedTar(file, on_read)
-            samples, stopped = _read_samples(tar, job.shard_set)
+            tar = TarReader(file, on_read)
+            try:
+                while track := _read_track(tar, job.shard_set):
+                    tracks.append(track)
+            except TarError as error:
+                stopped = str(error)
             sha256, zeros = tar.finish()
     except OSError as error:
         yield Problem(shard.file, f"cannot be read: {error.strerror or error}")
@@ -165,58 +166,50 @@ def _shard_problems(job: VerifyJob, on_read: Callable[[int], None]) -> Iterator[
         yield Problem(shard.file, f"has SHA-256 {sha256}, the manifest says {shard.sha256}")
     rows = _read_rows(job)
     if stopped:
-        yield Problem(shard.file, f"{stopped}: {len(samples)} of {shard.tracks} tracks can be read")
+        yield Problem(shard.file, f"{stopped}: {len(tracks)} of {shard.tracks} tracks can be read")
     else:
         if not zeros:
             yield Problem(shard.file, "something follows the end of the tar")
-        yield from _count_problems(shard, samples)
-        yield from _index_problems(job, samples)
+        yield from _count_problems(shard, tracks)
+        yield from _index_problems(job, tracks)
         if rows is not None:
-            yield from _table_problems(shard, samples, rows)
-    for sample in samples:
-        row = rows.get(sample.key) if rows else None
-        whats = list(_sample_problems(job, sample, row))
+            yield from _table_problems(shard, [track.key for track in tracks], list(rows))
+    for track in tracks:
+        row = rows.get(track.key) if rows else None
+        whats = list(_track_problems(job, track, row))
         if sha256 != shard.sha256 and row and job.shard_set.codec == "wav":
-            whats += _audio_problems(path, sample, row)
-        yield from (Problem(shard.file, f"{sample.key}: {what}") for what in whats)
+            whats += _audio_problems(path, track, row)
+        yield from (Problem(shard.file, f"{track.key}: {what}") for what in whats)
 
 
-def _read_samples(tar: HashedTar, shard_set: ShardSet) -> tuple[list[_Sample], str]:
-    """Return the tracks up to the end or up to where the tar is no tar, and what is wrong there."""
-    found: list[_Sample] = []
-    try:
-        while sample := _read_sample(tar, shard_set):
-            found.append(sample)
-    except TarError as error:
-        return found, str(error)
-    return found, ""
-
-
-def _read_sample(tar: HashedTar, shard_set: ShardSet) -> _Sample | None:
+def _read_track(tar: TarReader, shard_set: ShardSet) -> _StoredTrack | None:
+    """Return the next track, or None at the end. Raises `TarError` where the tar is damaged."""
     members: list[Member] = []
-    heads: list[bytes] = []
+    contents: list[bytes] = []
     for extension in (shard_set.codec, "cls", "json"):
         member = tar.next_member()
         if member is None and not members:
             return None
-        key = (members[0] if members else member or Member("", 0, 0)).name.partition(".")[0]
+        key = _key(members[0] if members else member or Member("", 0, 0))
         if member is None or member.name != f"{key}.{extension}":
             raise TarError(f"{key}.{extension} is not there, but {member.name if member else 'the end'}")
-        whole = extension != "wav"
         members.append(member)
-        heads.append(tar.read(member.size if whole else min(member.size, WAV_HEADER)))
+        contents.append(tar.read(min(member.size, WAV_HEADER) if extension == "wav" else member.size))
         tar.skip_to_block(member.offset + member.size)
-    audio, cls, about = members
-    return _Sample(
-        members=(audio, cls, about),
-        samples=_audio_samples(heads[0], audio.size, shard_set),
-        cls=heads[1],
-        about=_parse(heads[2]),
+    try:
+        about = json.loads(contents[2])
+    except ValueError:
+        about = None
+    return _StoredTrack(
+        members=tuple(members),
+        samples=_audio_samples(contents[0], members[0].size, shard_set),
+        cls=contents[1],
+        about=about if isinstance(about, dict) else {},
     )
 
 
 def _audio_samples(head: bytes, size: int, shard_set: ShardSet) -> int:
-    """Return the samples that the header promises, if it is the right one for these shards, or -1."""
+    """Return the samples that the header promises, or -1 if it is not the right one for these shards."""
     if shard_set.codec == "wav":
         samples = (size - WAV_HEADER) // 2
         right = size >= WAV_HEADER and head == wav_header(samples, shard_set.sample_rate)
@@ -229,45 +222,32 @@ def _audio_samples(head: bytes, size: int, shard_set: ShardSet) -> int:
         return -1
 
 
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        about = json.loads(text)
-    except ValueError:
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
-def _sample_problems(job: VerifyJob, sample: _Sample, row: dict[str, str] | None) -> Iterator[str]:
+def _track_problems(job: ShardToVerify, track: _StoredTrack, row: PackedTrack | None) -> Iterator[str]:
     shard_set = job.shard_set
-    genre = sample.about.get("genre")
-    said: dict[str, object] = {"split": job.split, "sample_rate": shard_set.sample_rate}
+    genre = track.about.get("genre")
+    expected: dict[str, object] = {"split": job.split, "sample_rate": shard_set.sample_rate}
     if row:
-        said |= {"track_id": row["track_id"], "genre": row["class"], "source": row["path"]}
-    if sample.samples < 0:
+        expected |= {"track_id": row.track_id, "genre": row.genre, "source": row.path}
+    if track.samples < 0:
         yield f"its {shard_set.codec} header is not that of mono audio at {shard_set.sample_rate} Hz"
     else:
-        said |= {"samples": sample.samples}
-        seconds = f"{sample.samples / shard_set.sample_rate:.3f}"
-        found = (job.split, seconds, str(sample.samples))
-        if row and (row["split"], row["seconds"], row["samples"]) != found:
-            yield (
-                f"{TRACKS} says {row['split']}, {row['seconds']} s, {row['samples']} samples; "
-                f"it is {job.split}, {seconds} s, {sample.samples} samples"
-            )
-    for name, value in said.items():
-        if sample.about.get(name) != value:
-            yield f"its description says {name} {sample.about.get(name)!r}, expected {value!r}"
-    labels = {known: label for label, known in enumerate(shard_set.classes)}
-    label = labels.get(genre, -1) if isinstance(genre, str) else -1
-    if sample.cls != f"{label:05d}".encode():
-        yield f"its label is {sample.cls!r}, that of its class {genre!r} is {label:05d}"
+        expected |= {"samples": track.samples}
+        found = f"{job.split}, {track.samples / shard_set.sample_rate:.3f} s, {track.samples} samples"
+        if row and found != (stated := f"{row.split}, {row.seconds:.3f} s, {row.samples} samples"):
+            yield f"{TRACKS} says {stated}; it is {found}"
+    for name, value in expected.items():
+        if track.about.get(name) != value:
+            yield f"its description says {name} {track.about.get(name)!r}, expected {value!r}"
+    label = shard_set.classes.index(genre) if genre in shard_set.classes else -1
+    if track.cls != b"%05d" % label:
+        yield f"its label is {track.cls!r}, that of its class {genre!r} is {label:05d}"
     if (label >= 0) != job.shard.labelled:
         yield f"its class is {genre!r}, in a shard of {'' if job.shard.labelled else 'un'}labelled tracks"
 
 
-def _count_problems(shard: Shard, samples: Sequence[_Sample]) -> Iterator[Problem]:
-    found = {"tracks": len(samples)}
-    lengths = [sample.samples for sample in samples]
+def _count_problems(shard: Shard, tracks: list[_StoredTrack]) -> Iterator[Problem]:
+    found = {"tracks": len(tracks)}
+    lengths = [track.samples for track in tracks]
     if min(lengths, default=-1) >= 0:
         found |= {"shortest": min(lengths), "longest": max(lengths)}
     for name, value in found.items():
@@ -275,135 +255,81 @@ def _count_problems(shard: Shard, samples: Sequence[_Sample]) -> Iterator[Proble
             yield Problem(shard.file, f"{name}: {value}, the manifest says {getattr(shard, name)}")
 
 
-def _index_problems(job: VerifyJob, samples: Sequence[_Sample]) -> Iterator[Problem]:
-    expected = [f"v1.2 {len(samples)}", *(sample.index_line for sample in samples), ""]
+def _index_problems(job: ShardToVerify, tracks: list[_StoredTrack]) -> Iterator[Problem]:
+    index, stated = job.shard.index, job.shard.index_sha256
     try:
-        with open_regular(job.shard_set.path(job.shard.index)) as file:
+        with open_regular(job.shard_set.path(index)) as file:
             content = file.read()
     except OSError as error:
-        yield Problem(job.shard.index, f"cannot be read: {error.strerror or error}")
+        yield Problem(index, f"cannot be read: {error.strerror or error}")
         return
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != job.shard.index_sha256:
-        yield Problem(job.shard.index, f"has SHA-256 {sha256}, the manifest says {job.shard.index_sha256}")
-    lines = content.decode("utf-8", "replace").split("\n")
-    for number, (line, wanted) in enumerate(itertools.zip_longest(lines, expected), start=1):
-        if line != wanted:
-            yield Problem(job.shard.index, f"line {number} is {line!r}, its tar says {wanted!r}")
+    if sha256 != stated:
+        yield Problem(index, f"has SHA-256 {sha256}, the manifest says {stated}")
+    lines = content.decode("utf-8", "surrogateescape").split("\n")
+    expected = index_lines([track.members for track in tracks])
+    for number, (line, right) in enumerate(itertools.zip_longest(lines, expected), start=1):
+        if line != right:
+            yield Problem(index, f"line {number} is {line!r}, its tar says {right!r}")
             return
 
 
-def _table_problems(
-    shard: Shard, samples: Sequence[_Sample], rows: dict[str, dict[str, str]]
-) -> Iterator[Problem]:
-    keys = [sample.key for sample in samples]
-    yield from (Problem(TRACKS, f"has no row on {key} in {shard.file}") for key in keys if key not in rows)
-    there = set(keys)
-    yield from (
-        Problem(shard.file, f"{key} is not there, {TRACKS} lists it") for key in rows if key not in there
-    )
-    if len(there) < len(keys):
+def _table_problems(shard: Shard, keys: list[str], listed: list[str]) -> Iterator[Problem]:
+    """Compare the keys in the tar with those that tracks.csv lists."""
+    for key in sorted(set(keys) - set(listed)):
+        yield Problem(TRACKS, f"has no row on {key} in {shard.file}")
+    for key in sorted(set(listed) - set(keys)):
+        yield Problem(shard.file, f"{key} is not there, {TRACKS} lists it")
+    if len(set(keys)) < len(keys):
         yield Problem(shard.file, "has a track twice")
-    elif there == rows.keys() and keys != list(rows):
+    elif keys != listed and set(keys) == set(listed):
         yield Problem(TRACKS, f"has the tracks of {shard.file} in another order")
 
 
-def _audio_problems(path: Path, sample: _Sample, row: dict[str, str]) -> Iterator[str]:
+def _audio_problems(path: Path, track: _StoredTrack, row: PackedTrack) -> Iterator[str]:
     """Compare the samples themselves with the checksum in tracks.csv."""
-    audio = sample.members[0]
+    audio = track.members[0]
     with path.open("rb") as file:
         file.seek(audio.offset + WAV_HEADER)
         sha256 = hashlib.sha256(file.read(audio.size - WAV_HEADER)).hexdigest()
-    if sha256 != row["sha256"]:
-        yield f"its audio has SHA-256 {sha256}, {TRACKS} says {row['sha256']}"
+    if sha256 != row.sha256:
+        yield f"its audio has SHA-256 {sha256}, {TRACKS} says {row.sha256}"
 
 
-def _jobs(shard_set: ShardSet, rows: dict[str, Rows] | None, reports: Path) -> list[VerifyJob]:
-    bare = dataclasses.replace(shard_set, splits={})
-    return [
-        VerifyJob(
-            shard_set=bare,
-            split=split,
-            shard=shard,
-            rows=None if rows is None else rows.get(shard.file, Rows((), 0, 0)),
-            report=reports / f"{split}-{number}.json",
-        )
-        for split, shards in shard_set.splits.items()
-        for number, shard in enumerate(shards)
-    ]
+def _split_table(shard_set: ShardSet, scratch: Path) -> Iterator[Problem]:
+    """Write the rows of tracks.csv on each shard to a file in `scratch`: no process holds the whole table."""
+    named = {shard.file for shards in shard_set.splits.values() for shard in shards}
+    for name, rows in itertools.groupby(read_tracks(shard_set.folder), key=attrgetter("shard")):
+        file = _rows_file(scratch, name)
+        if name not in named:
+            yield Problem(TRACKS, f"lists {name}, the manifest does not")
+        elif file.exists():
+            yield Problem(TRACKS, f"has rows on {name} that are not together")
+        else:
+            file.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
 
 
-def _find_rows(shard_set: ShardSet, problems: list[Problem]) -> dict[str, Rows] | None:
-    """Return which part of tracks.csv is on which shard, so that no process holds the whole table.
-
-    Enters what is wrong with the table itself into `problems`; None: it cannot be used.
-    """
-    found: dict[str, Rows] = {}
-    try:
-        with open_regular(shard_set.path(TRACKS)) as file:
-            lines = _CountedLines(io.BufferedReader(file))
-            rows = csv.reader(lines)
-            columns = tuple(next(rows, ()))
-            missing = [name for name in _COLUMNS if name not in columns]
-            if missing:
-                raise ValueError(f"no column {missing[0]}")
-            index, shard = columns.index("index"), columns.index("shard")
-            start = lines.consumed
-            for number, row in enumerate(rows):
-                if len(row) != len(columns) or row[index] != str(number):
-                    raise ValueError(f"row {number + 2} is damaged or out of place")
-                before = found.get(row[shard], Rows(columns, start, start))
-                if before.end != start:
-                    raise ValueError(f"row {number + 2}: the rows of {row[shard]} are not together")
-                found[row[shard]] = Rows(columns, before.start, lines.consumed)
-                start = lines.consumed
-    except (OSError, ValueError, csv.Error) as error:
-        problems.append(Problem(TRACKS, f"cannot be used: {getattr(error, 'strerror', None) or error}"))
-        return None
-    known = {shard.file for shards in shard_set.splits.values() for shard in shards}
-    problems += (
-        Problem(TRACKS, f"lists {name}, the manifest does not") for name in found if name not in known
-    )
-    return found
+def _rows_file(scratch: Path, shard: str) -> Path:
+    return scratch / f"{shard}.rows"
 
 
-_COLUMNS = ("index", "key", "track_id", "split", "class", "seconds", "samples", "shard", "path", "sha256")
-"""Of tracks.csv, as far as they are compared."""
-
-
-class _CountedLines:
-    """Lines of text, and the bytes that they came from so far."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.consumed = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            self.consumed += len(line)
-            yield line.decode("utf-8", "surrogateescape")
-
-
-def _read_rows(job: VerifyJob) -> dict[str, dict[str, str]] | None:
+def _read_rows(job: ShardToVerify) -> dict[str, PackedTrack] | None:
     """Return the rows of tracks.csv on the shard by key."""
     if job.rows is None:
         return None
-    with job.shard_set.path(TRACKS).open("rb") as file:
-        file.seek(job.rows.start)
-        text = file.read(job.rows.end - job.rows.start).decode("utf-8", "surrogateescape")
-    rows = csv.DictReader(io.StringIO(text, newline=""), fieldnames=job.rows.columns)
-    return {row["key"]: row for row in rows}
+    rows = json.loads(job.rows.read_text()) if job.rows.exists() else []
+    return {row["key"]: PackedTrack(**row) for row in rows}
 
 
 def _set_problems(shard_set: ShardSet) -> Iterator[Problem]:
     """Compare manifest and tables with the checksums in the manifest, and the folder with its names."""
-    said, found = checksums(shard_set.folder)
-    if said != found:
-        yield Problem(MANIFEST, f"was changed: its own SHA-256 is {found}, it says {said}")
+    stated, found = checksums(shard_set.folder)
+    if stated != found:
+        yield Problem(MANIFEST, f"was changed: its own SHA-256 is {found}, it says {stated}")
     for table in (TRACKS, REJECTED):
         try:
             sha256 = file_sha256(shard_set.path(table))
-        except OSError:  # which reading it will tell
+        except OSError:  # reading the table will report it
             continue
         if sha256 != shard_set.tables[table]:
             yield Problem(table, f"has SHA-256 {sha256}, the manifest says {shard_set.tables[table]}")
@@ -422,6 +348,5 @@ def _reject_problems(shard_set: ShardSet) -> Iterator[Problem]:
         yield Problem(REJECTED, str(error))
         return
     for reason in sorted(counts.keys() | shard_set.rejected.keys()):
-        if counts[reason] != shard_set.rejected.get(reason, 0):
-            said = shard_set.rejected.get(reason, 0)
-            yield Problem(REJECTED, f"lists {counts[reason]} files as {reason}, the manifest says {said}")
+        if counts[reason] != (stated := shard_set.rejected.get(reason, 0)):
+            yield Problem(REJECTED, f"lists {counts[reason]} files as {reason}, the manifest says {stated}")

@@ -83,7 +83,7 @@ def test_another_format_is_refused(copied: Path, version: int) -> None:
         read_manifest(copied)
 
 
-@pytest.mark.parametrize("name", ["../mine/test-000000.tar", "/etc/passwd", "..", ".", "", 7])
+@pytest.mark.parametrize("name", ["../mine/test-000000.tar", "/etc/passwd", "..", ".", ""])
 @pytest.mark.parametrize("field", ["file", "index"])
 def test_a_file_name_that_leaves_the_folder_is_refused(copied: Path, field: str, name: object) -> None:
     edit(copied, lambda values: values["splits"]["test"][0].update({field: name}))
@@ -112,11 +112,13 @@ def test_missing_and_cut_files_are_named(copied: Path) -> None:
         (lambda v: v.update(rejected=[]), r"rejected is \[\]"),
         (lambda v: v.update(sample_rate="8000"), "sample_rate is '8000'"),
         (lambda v: v.update(classes="abc"), "classes is 'abc'"),
-        (lambda v: v.update(classes=[1]), "classes holds something that is no str"),
-        (lambda v: v.update(rejected={"empty": "1"}), "rejected holds something that is no int"),
-        (lambda v: v.update(splits={"test": {}}), "splits holds something that is no list"),
+        (lambda v: v.update(classes=[1]), r"classes\[0\] is 1"),
+        (lambda v: v.update(rejected={"empty": "1"}), r"rejected\['empty'\] is '1'"),
+        (lambda v: v.update(splits={"test": {}}), r"splits\['test'\] is \{\}"),
         (lambda v: v["splits"]["test"][0].update(bytes="123"), "bytes is '123'"),
         (lambda v: v["splits"]["test"][0].update(labelled=1), "labelled is 1"),
+        (lambda v: v["splits"]["test"][0].update(file=7), "file is 7"),
+        (lambda v: v["splits"]["test"][0].update(index=7), "index is 7"),
         (lambda v: v["splits"]["test"].append(7), "TypeError"),
         (lambda v: v["splits"]["test"][0].pop("index_sha256"), "index_sha256"),
         (lambda v: v["splits"]["test"][0].update(index_sha256=7), "index_sha256 is 7"),

@@ -1,5 +1,5 @@
 from siamusic_fast.audio.rejects import duplicate
-from siamusic_fast.shards.marks import count_marks
+from siamusic_fast.shards.summary import count_marks
 from siamusic_fast.shards.tables import PackedTrack
 
 

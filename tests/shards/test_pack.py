@@ -22,10 +22,10 @@ from webdataset import tariterators
 from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.shards.codec import encode
+from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.manifest import FRONTENDS, Shard, ShardSet, read_manifest
 from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
-from siamusic_fast.shards.target import claim
+from siamusic_fast.shards.resuming import exclusive
 from tests.conftest import BROKEN, tone
 from tests.shards.killing import Serial
 from tests.shards.memory import peak_memory
@@ -278,12 +278,12 @@ def test_dali_decodes_what_libsndfile_decodes(tmp_path: Path, codec: str) -> Non
 def test_ogg_bytes_do_not_depend_on_the_clock() -> None:
     pcm = np.random.default_rng(0).integers(-3000, 3000, 30_000).astype(np.int16)
     code = (
-        "import sys, numpy as np; from siamusic_fast.shards.codec import encode;"
+        "import sys, numpy as np; from siamusic_fast.shards.codec import Encoding;"
         "pcm = np.frombuffer(sys.stdin.buffer.read(), np.int16);"
-        "sys.stdout.buffer.write(encode(pcm, 8000, 'ogg', 5))"
+        "sys.stdout.buffer.write(*Encoding(sample_rate=8000, codec='ogg').encode(pcm))"
     )
     done = subprocess.run([sys.executable, "-c", code], input=pcm.tobytes(), check=True, capture_output=True)
-    assert done.stdout == encode(pcm, 8000, "ogg", 5)
+    assert (done.stdout,) == Encoding(sample_rate=8000, codec="ogg").encode(pcm)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -359,7 +359,7 @@ def test_a_folder_with_a_foreign_file_of_such_a_name_is_refused(
 
 def test_a_second_packer_on_the_same_folder_is_refused(fma_corpus: Path, tmp_path: Path) -> None:
     with (
-        claim(tmp_path, {"shards": 1}, force=False),
+        exclusive(tmp_path, {"shards": 1}, force=False),
         pytest.raises(DataError, match="is being packed by another run"),
     ):
         pack(load_fma(fma_corpus), tmp_path, force=True)

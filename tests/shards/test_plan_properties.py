@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siamusic_fast.audio.corpus import SPLITS, Track
-from siamusic_fast.shards.pack_shard import segments
+from siamusic_fast.shards.pack_shard import cut
 from siamusic_fast.shards.plan import ShardPlan, plan_shards
 
 tracks = st.lists(
@@ -79,10 +79,10 @@ def test_segments_tile_a_track_up_to_a_piece_that_is_too_short(samples: int, lea
     rate, most = 10, least + max(more, 1)
     if samples < least:
         return
-    pieces = segments(samples, rate, least / rate, most / rate)
+    pieces = cut(samples, rate, least / rate, most / rate)
     places = [place for piece in pieces for place in piece]
     assert places == list(range(len(places)))
     assert samples - len(places) < max(least, 1)
     assert all(least <= len(piece) <= most for piece in pieces)
     assert all(len(piece) == most for piece in pieces[:-1])
-    assert segments(samples, rate, least / rate, None) == [range(samples)]
+    assert cut(samples, rate, least / rate, None) == [range(samples)]

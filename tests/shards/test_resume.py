@@ -32,8 +32,8 @@ from siamusic_fast.shards import pack as pack_module
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.plan import plan_shards
+from siamusic_fast.shards.resuming import UNFINISHED, Unfinished, unfinished
 from siamusic_fast.shards.tables import read_rejects
-from siamusic_fast.shards.target import UNFINISHED, Unfinished, unfinished
 from tests.shards.killing import CONFIG, Serial, contents, pack_serially
 
 Make = Callable[[int], Path]

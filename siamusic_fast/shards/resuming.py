@@ -1,0 +1,320 @@
+"""The folder that a shard set is packed into, and what lets a stopped packing go on from there.
+
+One packer at a time has the folder, and files of others are never overwritten. While it is being packed, and
+until that has ended well, it has a folder .packing with
+
+    lock            what is being packed, as a line of JSON; locked by the packer as long as it lives
+    STEM.json       the result of each shard that is finished
+    crashed-files   audio files at which a worker process died, as a list of JSON, if there are any
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import soundfile
+import soxr
+
+import siamusic_fast
+from siamusic_fast.audio.corpus import SPLITS, Corpus
+from siamusic_fast.audio.rejects import Reject
+from siamusic_fast.audio.scan import ScanResult
+from siamusic_fast.errors import DataError
+from siamusic_fast.files import atomic_write
+from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, Shard, file_sha256
+from siamusic_fast.shards.tables import REJECTED, TRACKS, PackedTrack, is_table
+
+UNFINISHED = ".packing"
+"""Folder that marks a shard set whose packing has not ended."""
+_LOCK = "lock"
+_CRASHED = "crashed-files"
+
+_CLEARING: dict[str, Any] = {"clearing": True}
+"""Stands in the lock while older files are being removed, so that this goes on after a kill."""
+_FORCED = "forced"
+"""Field of the lock that says whether `force` began the packing."""
+
+_NO_OPTIONS = {"source", "shards", "inputs", "software"}
+"""Fields of the fingerprint that are no options of the command line."""
+_OPTIONS = {"tracks_per_shard": "--shard-size"}
+"""Options whose names are not those of the settings."""
+
+_STEM = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}"
+_TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
+_SET_FILE = re.compile(rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES})(?(temporary)\.tmp)")
+"""Names of the files of a shard set, and of those that are being written (see `files.temporary_name`)."""
+_STATE_FILE = re.compile(rf"(?P<temporary>\.)?(?:{_STEM}\.json|{_CRASHED})(?(temporary)\.tmp)")
+"""Names of the files in `UNFINISHED` except the lock, and of those that are being written."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """How far the packing of a folder has come."""
+
+    finished: int
+    """Number of shards that are done."""
+    shards: int
+    """Number of shards in the plan."""
+    forced: bool = False
+    """Whether `force` began it, so that `force` goes on with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What became of the tracks of one planned shard."""
+
+    shard: Shard | None
+    """Entry in the manifest; None if no track was fit."""
+    tracks: tuple[PackedTrack, ...]
+    rejects: tuple[Reject, ...]
+
+
+def fingerprint(
+    corpus: Corpus, found: ScanResult, shards: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return everything that the bytes of a shard set depend on, as plain values.
+
+    Files are identified by name, size, and time of modification or, in a zip, checksum. Versions of software
+    are included because another one may decode the same file differently.
+    """
+    digest = hashlib.sha256()
+
+    def add(*values: object) -> None:
+        digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
+
+    for track, size, stamp in zip(found.tracks, found.sizes, found.stamps, strict=True):
+        add(track.key, track.path, track.split, track.genre, size, stamp)
+    for reject in found.rejects:
+        add(reject.path, reject.reason, reject.detail)
+    add(*corpus.classes)
+    software = (
+        f"siamusic-fast {siamusic_fast.__version__}, PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}, "
+        f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}"
+    )
+    source = {"source": corpus.name, "software": software, "shards": shards, "inputs": digest.hexdigest()}
+    return {**settings, **source}
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Raise the `DataError` that `exclusive` would raise for any fingerprint, before the audio is scanned."""
+    if (folder / UNFINISHED).is_dir():
+        _refuse_foreign(folder / UNFINISHED)
+    elif folder.is_dir():
+        _check(folder, None, {}, force)
+
+
+@contextmanager
+def exclusive(folder: Path, fingerprint: dict[str, Any], force: bool) -> Iterator[None]:
+    """Lock `folder` to pack what has this `fingerprint`; its state is kept if the context raises.
+
+    If an unfinished packing with the same fingerprint is there, its finished shards stay. With `force`, the
+    shards, indices and tables that are there are removed, unless they belong to an unfinished packing with
+    the same fingerprint that `force` began. Raises `DataError` if another process packs into the folder, if
+    it holds other files with such names or a folder `UNFINISHED` that no packer made, or, without `force`, if
+    it holds a shard set or an unfinished packing with another fingerprint.
+    """
+    state = folder / UNFINISHED
+    state.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign(state)
+    with _locked(folder, state / _LOCK) as lock:
+        before = _read(lock, state)
+        forced = bool(before and before.pop(_FORCED, False))
+        try:
+            _check(folder, before, fingerprint, force)
+        except DataError:
+            if before is None:
+                _remove_lock(state)
+            raise
+        if before != fingerprint or (force and not forced):
+            _write(lock, _CLEARING)
+            # The manifest goes first, so that no half of a shard set passes for a whole one.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            _remove_files(folder, _SET_FILE)
+            _remove_files(state, _STATE_FILE)
+            _write(lock, {**fingerprint, _FORCED: force})
+        else:
+            _remove_files(folder, _SET_FILE, prefix=".")
+        yield
+        # The lock goes last, so that a kill on the way leaves what the next run can finish.
+        _remove_files(state, _STATE_FILE)
+        _remove_lock(state)
+
+
+def unfinished(folder: Path) -> Unfinished | None:
+    """Return how far the packing of `folder` has come, or None if it has ended or never begun."""
+    state = folder / UNFINISHED
+    try:
+        with (state / _LOCK).open("rb") as lock:
+            values = _read(lock, state)
+    except (OSError, DataError):
+        return None
+    if not values or "shards" not in values:
+        return None
+    finished = len(list(state.glob("[!.]*.json")))
+    return Unfinished(finished, values["shards"], values.get(_FORCED, False))
+
+
+def write_result(folder: Path, stem: str, result: ShardResult) -> None:
+    """Note that shard `stem` is finished; its files are on disk already."""
+    with atomic_write(folder / UNFINISHED / f"{stem}.json") as file:
+        file.write(json.dumps(dataclasses.asdict(result)).encode())
+
+
+def read_result(folder: Path, stem: str) -> ShardResult:
+    """Return what `write_result` wrote."""
+    values = json.loads((folder / UNFINISHED / f"{stem}.json").read_bytes())
+    return ShardResult(
+        shard=Shard(**values["shard"]) if values["shard"] else None,
+        tracks=tuple(PackedTrack(**track) for track in values["tracks"]),
+        rejects=tuple(Reject(**reject) for reject in values["rejects"]),
+    )
+
+
+def finished_result(folder: Path, stem: str) -> ShardResult | None:
+    """Return the result of shard `stem` if it is there, and its tar and index are whole.
+
+    Both are read and hashed, which takes a small part of the time that decoding its tracks took.
+    """
+    try:
+        result = read_result(folder, stem)
+        shard = result.shard
+        whole = not shard or (
+            (folder / shard.file).stat().st_size == shard.bytes
+            and file_sha256(folder / shard.index) == shard.index_sha256
+            and file_sha256(folder / shard.file) == shard.sha256
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return result if whole else None
+
+
+def add_crashed_file(folder: Path, path: str) -> None:
+    """Note that a worker process died at the audio file `path`, so that the next run skips it."""
+    paths = crashed_files(folder) | {path}
+    with atomic_write(folder / UNFINISHED / _CRASHED) as file:
+        file.write(json.dumps(sorted(paths)).encode())
+
+
+def crashed_files(folder: Path) -> frozenset[str]:
+    """Return the paths that `add_crashed_file` noted."""
+    file = folder / UNFINISHED / _CRASHED
+    return frozenset(json.loads(file.read_bytes())) if file.exists() else frozenset()
+
+
+@contextmanager
+def _locked(folder: Path, path: Path) -> Iterator[BinaryIO]:
+    with path.open("a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that had the lock may have removed the file after it was opened here.
+            ours = path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))
+        except BlockingIOError:
+            ours = False
+        if not ours:
+            raise DataError(f"{folder} is being packed by another run: wait for it, or choose another --out.")
+        yield lock
+
+
+def _check(folder: Path, before: dict[str, Any] | None, fingerprint: dict[str, Any], force: bool) -> None:
+    """Raise `DataError` unless `folder`, whose lock says `before`, may be packed into."""
+    if before is not None:
+        if force or before in (_CLEARING, fingerprint):
+            return
+        raise DataError(
+            f"{folder} holds unfinished work with {_difference(before, fingerprint)}: use the same options, "
+            f"audio and software to go on with it, --force to start over, or another --out."
+        )
+    manifest = folder / MANIFEST
+    if is_table(folder / TRACKS) or (
+        manifest.is_file() and b'"format_version"' in manifest.read_bytes()[:200]
+    ):
+        if not force:
+            raise DataError(
+                f"{folder} already holds a shard set: --force packs it anew, --out packs elsewhere."
+            )
+    elif manifest.exists():
+        raise DataError(f"{manifest} is not the manifest of a shard set: choose another --out.")
+    elif names := sorted(file.name for file in folder.iterdir() if _SET_FILE.fullmatch(file.name)):
+        raise DataError(
+            f"{folder} holds files of no shard set that would be overwritten, such as {names[0]}: "
+            f"choose another --out."
+        )
+
+
+def _difference(before: dict[str, Any], fingerprint: dict[str, Any]) -> str:
+    """Return in words what is not the same: the options or the software, or else the audio."""
+    names = [name for name in fingerprint if before.get(name) != fingerprint[name]]
+    if options := [name for name in names if name not in _NO_OPTIONS]:
+        return ", ".join(
+            f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))} {_setting(before.get(name))}, "
+            f"not {_setting(fingerprint[name])}"
+            for name in options
+        )
+    if "software" in names:
+        return f"{before.get('software', 'other software')}, not {fingerprint['software']}"
+    return "other audio or metadata"
+
+
+def _setting(value: object) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _refuse_foreign(state: Path) -> None:
+    """Raise `DataError` if there are files in `state` but no lock: then no packer made that folder."""
+    names = sorted(file.name for file in state.iterdir())
+    if names and _LOCK not in names:
+        raise _foreign(state, f"it holds {names[0]} but no {_LOCK}")
+
+
+def _foreign(state: Path, why: str) -> DataError:
+    return DataError(
+        f"{state} was not made by siamusic-fast, or is damaged ({why}): move it elsewhere if you need it, "
+        f"remove it if not, or choose another --out."
+    )
+
+
+def _remove_files(folder: Path, names: re.Pattern[str], prefix: str = "") -> None:
+    """Remove the files in `folder` whose names match and begin with `prefix`."""
+    for file in list(folder.iterdir()):
+        if names.fullmatch(file.name) and file.name.startswith(prefix):
+            file.unlink(missing_ok=True)
+
+
+def _remove_lock(state: Path) -> None:
+    (state / _LOCK).unlink()
+    with suppress(OSError):  # somebody else's files are in there
+        state.rmdir()
+
+
+def _read(lock: BinaryIO, state: Path) -> dict[str, Any] | None:
+    """Return what is being packed, which the last whole line says; None if nothing has been decided yet.
+
+    Raises `DataError` if no packer wrote that line.
+    """
+    lock.seek(0)
+    content = lock.read()
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        if not content.startswith(b"{"[: len(content)]):
+            raise ValueError
+        return dict(json.loads(lines[-1])) if lines else None
+    except (ValueError, TypeError):
+        raise _foreign(state, f"what {_LOCK} says makes no sense") from None
+
+
+def _write(lock: BinaryIO, values: dict[str, Any]) -> None:
+    """Append `values` as a line. A kill leaves the whole line or one without an end, which does not count."""
+    lock.seek(0)
+    lock.truncate(lock.read().rfind(b"\n") + 1)  # removes a line that a kill has cut off
+    lock.write(json.dumps(values).encode() + b"\n")
+    lock.flush()
+    os.fsync(lock.fileno())
