@@ -20,8 +20,8 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
     """Write what pre-training with `options` leaves: here a network that has learnt nothing yet."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        simsiam = SimSiam("resnet18")
-    config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
+        config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
+        simsiam = SimSiam(config.backbone)
     frontend = Frontend(mel=config.mel, mean=-40.0, std=15.0, short_tracks=config.short_tracks)
     values = {
         "config": settings.dump(config),

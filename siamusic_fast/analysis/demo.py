@@ -87,7 +87,7 @@ def demo(
         task.advance()
         plots.pretraining(run)
         task.advance()
-        plots.finetuning(finetuned.folder)
+        plots.finetuning(finetuned)
         task.advance()
         plots.evaluation(evaluated)
         task.advance()

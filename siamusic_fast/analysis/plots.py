@@ -1,79 +1,144 @@
-"""Pictures of a run: how training went, and which genres a classifier takes for which."""
+"""Pictures of a run: its curves over the epochs, and which genres a classifier takes for which."""
 
+import json
+import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from siamusic_fast.evaluation.evaluate import EvaluateResult
+from siamusic_fast.models.checkpoint import CONFIG
+from siamusic_fast.shards.tables import read_tracks
+from siamusic_fast.training.finetune import FinetuneResult
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
 from siamusic_fast.training.run_log import read_log
 
 
 def pretraining(run: Path) -> None:
-    """Draw loss, collapse measure and, if it was looked at, kNN accuracy of `run` into its folder plots."""
-    lines = read_log(run)
-    training_curves(lines, {"loss": "loss"}, run / "plots" / "loss.png")
-    training_curves(
-        lines,
-        {"collapse": "collapse measure"},
-        run / "plots" / "collapse.png",
-        references={"collapse": (HEALTHY_COLLAPSE, "healthy: 1/√d")},
+    """Draw loss, collapse measure and, if it was measured, kNN accuracy of `run` into its folder plots."""
+    lines, config = read_log(run), _config(run)
+    title = f"{run.name}: pre-training of {config['backbone']} with augmentations {config['aug']}"
+    loss = Panel(label="loss", curves={"loss": "training"})
+    _save(curves(lines, [loss], title), run / "plots" / "loss.png")
+    collapse = Panel(
+        label="collapse measure",
+        curves={"collapse": "measured"},
+        reference=(HEALTHY_COLLAPSE, "healthy: 1/√d"),
+        from_zero=True,
     )
-    if any("knn" in line for line in lines):
-        training_curves(lines, {"knn": "kNN accuracy on validation"}, run / "plots" / "knn.png")
+    _save(curves(lines, [collapse], title), run / "plots" / "collapse.png")
+    measured = [line for line in lines if "knn" in line]
+    if measured:
+        best = max(measured, key=lambda line: line["knn"])["epoch"]
+        knn = _accuracy_panel("kNN accuracy", "knn", config)
+        _save(curves(lines, [knn], title, kept=(best, "best.pt")), run / "plots" / "knn.png")
 
 
-def finetuning(folder: Path) -> None:
-    """Draw losses and validation accuracy of the fine-tuning run in `folder` into its folder plots."""
-    columns = {
-        "loss": "training loss",
-        "validation_loss": "validation loss",
-        "validation_accuracy": "validation accuracy",
-    }
-    training_curves(read_log(folder), columns, folder / "plots" / "curves.png", x="epoch")
+def finetuning(result: FinetuneResult) -> None:
+    """Draw losses and validation accuracy of the fine-tuning run `result` into its folder plots."""
+    config = _config(result.folder)
+    loss = Panel(
+        label="cross-entropy", curves={"loss": "training", "validation_loss": "validation"}, from_zero=True
+    )
+    accuracy = _accuracy_panel("accuracy", "validation_accuracy", config)
+    title = f"Fine-tuning of {Path(config['run']).name} on {Path(config['data']).name}"
+    figure = curves(
+        read_log(result.folder), [loss, accuracy], title, kept=(result.kept_epoch, "kept classifier")
+    )
+    _save(figure, result.folder / "plots" / "curves.png")
 
 
 def evaluation(result: EvaluateResult) -> None:
     """Draw the confusion matrix of `result` beside its figures."""
-    names = [one.name for one in result.scores.classes]
-    confusion_matrix(result.scores.confusion, names, result.folder / "confusion.png")
+    scores = result.scores
+    title = f"{result.data}, test tracks: accuracy {scores.accuracy:.1%}, chance {scores.chance:.1%}"
+    figure = confusion_matrix(scores.confusion, [one.name for one in scores.classes], title)
+    _save(figure, result.folder / "confusion.png")
 
 
-def training_curves(
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes in a picture of curves over the epochs."""
+
+    label: str
+    """Text beside the vertical axis."""
+    curves: Mapping[str, str]
+    """Name of each curve in the legend, by the name of its values in metrics.jsonl."""
+    reference: tuple[float, str] | None = None
+    """Height of a dashed line, and its name in the legend."""
+    from_zero: bool = False
+    """Whether the vertical axis begins at 0."""
+
+
+def curves(
     lines: Sequence[Mapping[str, float]],
-    columns: Mapping[str, str],
-    path: Path,
+    panels: Sequence[Panel],
+    title: str,
     *,
-    x: str = "step",
-    references: Mapping[str, tuple[float, str]] | None = None,
-) -> None:
-    """Write a PNG with one curve under the other, all over `x`, from the lines of a metrics.jsonl.
+    kept: tuple[int, str] | None = None,
+) -> Figure:
+    """Return a picture of the `lines` of a metrics.jsonl, with `panels` one under the other.
 
-    `columns` maps names in the lines to what their axes say; a name in `references` gets a dashed line at a
-    height above 0, with words on it, and an axis from 0.
+    The horizontal axis is in epochs: the last of `lines` is the end of an epoch. `kept` marks an epoch, with
+    words for the legend.
     """
-    figure = Figure(figsize=(8, 0.6 + 2.2 * len(columns)), layout="constrained")
-    axes = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
-    few = len(lines) <= 50
-    for axis, (name, label) in zip(axes, columns.items(), strict=True):
-        points = [(line[x], line[name]) for line in lines if name in line]
-        axis.plot(*np.array(points).T, linewidth=1.5, marker="." if few else None)
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        if references and name in references:
-            height, words = references[name]
+    epochs_per_step = lines[-1]["epoch"] / lines[-1]["step"]
+    figure = Figure(figsize=(8, 1.0 + 2.4 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        for name, words in panel.curves.items():
+            points = np.array([(line["step"], line[name]) for line in lines if name in line])
+            marker = "." if len(points) <= 50 else None
+            axis.plot(points[:, 0] * epochs_per_step, points[:, 1], linewidth=1.5, marker=marker, label=words)
+        if panel.reference:
+            height, words = panel.reference
             axis.axhline(height, color="gray", linestyle="--", linewidth=1, label=words)
-            axis.set_ylim(0, 1.15 * max(height, *(value for _, value in points)))
-            axis.legend(loc="best", frameon=False)
-    axes[-1].set_xlabel(x)
+        if kept:
+            epoch, words = kept
+            axis.axvline(epoch, color="black", linestyle=":", linewidth=1, label=f"{words}: epoch {epoch}")
+        if panel.from_zero:
+            axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
+        axis.set_ylabel(panel.label)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    axes[-1].set_xlim(0, 1.02 * lines[-1]["epoch"])
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_xlabel("epoch")
+    figure.suptitle(textwrap.fill(title, 80), fontsize="medium")
+    return figure
+
+
+def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
+    """Return a panel with the accuracy `name` on the validation tracks of the shards that `config` names."""
+    genres = {
+        track.track_id: track.genre
+        for track in read_tracks(Path(config["data"]))
+        if track.split == "validation" and track.genre
+    }
+    chance = Counter(genres.values()).most_common(1)[0][1] / len(genres)
+    return Panel(
+        label=label, curves={name: "validation"}, reference=(chance, f"chance: {chance:.1%}"), from_zero=True
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """Write a PNG of `matrix`, counts by truth (row) and prediction (column).
+def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+    """Return a picture of `matrix`, counts by truth (row) and prediction (column).
 
     Each cell shows its count; its color is the share of the row, so that small classes show too.
     """
@@ -92,5 +157,5 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], pa
     axis.set_xlabel("prediction")
     axis.set_ylabel("truth")
     figure.colorbar(image, label="share of the truth's tracks", shrink=0.8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    figure.suptitle(textwrap.fill(title, round(11 * size)), fontsize="medium")
+    return figure

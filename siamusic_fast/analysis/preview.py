@@ -1,10 +1,13 @@
-"""What a recipe does, as a picture in the manner of Figure 2 of Kim, Hong, Lee 2022."""
+"""A picture of what augmentations do, in the manner of Figure 2 of Kim, Hong, Lee 2022."""
 
 import dataclasses
 import itertools
 import re
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -12,15 +15,29 @@ import torch
 import torchaudio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 from torch import Tensor
 
 from siamusic_fast.config import CROPS, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.changes import (
+    PITCH_GRID,
+    AddNoise,
+    Erase,
+    Flip,
+    ImageFunction,
+    MixImages,
+    MixWaves,
+    Paste,
+    Speed,
+    Warp,
+    WaveFunction,
+)
 from siamusic_fast.pipelines.estimate import check_length
 from siamusic_fast.pipelines.loaders import check_crops
-from siamusic_fast.pipelines.plan import Plan
+from siamusic_fast.pipelines.plan import Plan, View
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.recipes import Recipe, step_name, to_recipe
 from siamusic_fast.pipelines.torch.engine import TorchEngine, final_waves, read_and_compute
@@ -30,41 +47,51 @@ from siamusic_fast.shards.tables import PackedTrack, read_tracks
 
 _BATCH = 16
 """Tracks drawn together, so that mixing has partners to choose from."""
+_TITLE_WIDTH = 48
+"""Characters that fit above a spectrogram."""
+_LABEL_SIZE = 8.0
+"""Size of the letters beside a row, in points."""
+_LABEL_WIDTH = 92.0
+"""Length of the text that fits beside a row, in points."""
 _HERTZ_TICKS = (0, 500, 1000, 2000, 4000, 8000, 16000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One view of a track: what the encoder meets, and what a person can listen to."""
+class ShownView:
+    """One view of a track: its spectrogram, and a wave that a person can listen to."""
 
     decibels: NDArray[np.float32]
-    """[n_mels, frames]."""
+    """Spectrogram in dB, [n_mels, frames]."""
     wave: NDArray[np.float32]
-    """What the spectrogram is of, with the final pitch, and not yet the tempo."""
+    """Wave that the spectrogram was computed from, at its final pitch and at its original tempo."""
     tempo: float
-    """By how much the spectrum stage quickens it."""
+    """Factor by which the spectrogram is faster than `wave`."""
+    done: str
+    """Names of the augmentations that changed this view, with their strengths; empty if none did."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One track, as the encoder would meet it."""
+    """One row of the picture: a track and its two views."""
 
     label: str
-    """What to write beside it."""
+    """Text to write beside the row."""
     track: PackedTrack
+    """The track that is shown."""
     original: NDArray[np.float32]
-    """The crop of view 1 as it is, in dB, float32 [n_mels, frames]."""
-    views: tuple[Shown, Shown]
+    """Spectrogram of the crop of view 1 before any augmentation, in dB, float32 [n_mels, frames]."""
+    views: tuple[ShownView, ShownView]
+    """The two views of the track."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-    """Where the crops that are shown lie, as in pre-training."""
+    """Which tracks are shown, and how their crops are drawn."""
 
     split: str = "training"
     """Split whose first tracks are shown."""
     crops: str = CROPS[0]
-    """Which moments the two views show: one of `CROPS`."""
+    """Whether the two views show the same seconds of a track or independent ones: one of `CROPS`."""
     max_distance: float | None = None
     """Largest distance between the starts of independent crops, in seconds; None: anywhere in the track."""
     seed: int = 0
@@ -92,9 +119,9 @@ def examples(
     config = config or PreviewConfig()
     tracks = open_tracks(shard_set, [config.split])
     check_length(tracks, frontend.mel)
-    # The same places are drawn, whatever is done with the crops there.
-    original, _ = _shown(_plan(tracks, frontend, (), config))
-    views = _shown(_plan(tracks, frontend, to_recipe(recipe, frontend.mel), config))
+    # The crops are the same with and without augmentations.
+    original, _ = _computed(_plan(tracks, frontend, (), config))
+    views = _computed(_plan(tracks, frontend, to_recipe(recipe, frontend.mel), config))
     listed = (track for track in read_tracks(shard_set.folder) if track.split == config.split)
     return [
         Example(
@@ -143,12 +170,16 @@ def write_waves(found: list[Example], mel: MelConfig, folder: Path) -> list[Path
 
 def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
     """Write a PNG to `path`: a row per track with original, view 1 and view 2, on one scale of dB."""
-    figure = Figure(figsize=(12, 1.2 + 1.7 * len(found)), layout="constrained")
+    figure = Figure(figsize=(12, 1.2 + 1.9 * len(found)), layout="constrained")
     axes = figure.subplots(len(found), 3, sharex=True, sharey=True, squeeze=False)
     low, high = np.percentile([example.original for example in found], [1, 99.8])
     for row, example in zip(axes, found, strict=True):
         pictures = (example.original, *(view.decibels for view in example.views))
-        for axis, picture in zip(row, pictures, strict=True):
+        done = (
+            "Original",
+            *(f"View {n}: {view.done or 'unchanged'}" for n, view in enumerate(example.views, 1)),
+        )
+        for axis, picture, text in zip(row, pictures, done, strict=True):
             image = axis.imshow(
                 picture,
                 origin="lower",
@@ -159,17 +190,25 @@ def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
                 extent=(0.0, mel.seconds, 0.0, mel.n_mels),
                 interpolation="nearest",
             )
-        row[0].set_ylabel(example.label)
+            axis.set_title(textwrap.fill(text, _TITLE_WIDTH), fontsize="small", loc="left")
+        row[0].set_ylabel("\n".join(map(_shortened, example.label.splitlines())), fontsize=_LABEL_SIZE)
         _label_hertz(row[0], mel)
-    for axis, heading in zip(axes[0], ("Original", "View 1", "View 2"), strict=True):
-        axis.set_title(heading)
     for axis in axes[-1]:
         axis.set_xlabel("Time (s)")
     figure.colorbar(image, ax=axes, label="dB", aspect=30, pad=0.01)
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, 2 * _TITLE_WIDTH))
     figure.supylabel("Frequency (Hz, mel scale)", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, format="png")
+
+
+def _shortened(text: str) -> str:
+    """Return `text` with as much of its middle left out as makes it fit beside a row."""
+    shown, kept = text, len(text)
+    while (width := TextPath((0, 0), shown, _LABEL_SIZE).get_extents().width) > _LABEL_WIDTH:
+        kept = int((kept - 1) * _LABEL_WIDTH / width)
+        shown = f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}"
+    return shown
 
 
 def _plan(tracks: Tracks, frontend: Frontend, recipe: Recipe, config: PreviewConfig) -> Plan:
@@ -187,8 +226,8 @@ def _plan(tracks: Tracks, frontend: Frontend, recipe: Recipe, config: PreviewCon
     )
 
 
-def _shown(plan: Plan) -> list[list[Shown]]:
-    """Return, of each view of the first batch of `plan`, what is shown of every track."""
+def _computed(plan: Plan) -> list[list[ShownView]]:
+    """Return each view of the first batch of `plan`, with one element for every track."""
     reader, engine = Reader(plan.tracks, plan.frontend), TorchEngine(plan, torch.device("cpu"))
     batch = plan.batch((0, 0))
     pcm, images = read_and_compute(batch, reader, engine)
@@ -199,11 +238,56 @@ def _shown(plan: Plan) -> list[list[Shown]]:
         tempos = np.ones(plan.batch_size) if view.step is None else view.step
         found.append(
             [
-                Shown(decibels=decibels[row], wave=waves[row], tempo=float(tempos[row]))
+                ShownView(
+                    decibels=decibels[row],
+                    wave=waves[row],
+                    tempo=float(tempos[row]),
+                    done=", ".join(_done(view, row, plan.frontend.mel)),
+                )
                 for row in range(plan.batch_size)
             ]
         )
     return found
+
+
+def _done(view: View, row: int, mel: MelConfig) -> Iterator[str]:
+    """Yield the names of the augmentations that change this row of `view`, with their strengths."""
+    if view.grid_pitch is not None and view.step is not None:
+        pitch = view.grid_pitch[row] / PITCH_GRID
+        rate = view.step[row] * pitch
+        if pitch != 1:
+            yield f"pitch {12 * np.log2(pitch):+.1f}"
+        if not np.isclose(rate, 1):
+            yield f"stretch x{rate:.2f}"
+    for name, change in view.drawn.items():
+        match change:
+            case Speed():  # all of them together are the pitch and the rate above
+                continue
+            case (MixWaves() | MixImages()) as mix if mix.weight[row] and mix.partner[row] != row:
+                yield f"{name} {mix.weight[row]:.0%}"
+            case AddNoise(factor=on) | Warp(on=on) if on[row]:
+                yield name
+            case Flip() if change.mels[row] or change.frames[row]:
+                yield name
+            case Paste() if change.partner[row] != row and _has_area(change.boxes[row]):
+                yield name
+            case Erase() if _has_area(change.boxes[row]):
+                yield name
+            case WaveFunction() if _changes(change, row, torch.rand(1, mel.samples)):
+                yield name
+            case ImageFunction() if _changes(change, row, torch.rand(1, mel.n_mels, mel.frames, 1)):
+                yield name
+
+
+def _has_area(boxes: NDArray[Any]) -> bool:
+    top, bottom, left, right = boxes.T
+    return bool(((bottom > top) & (right > left)).any())
+
+
+def _changes(change: WaveFunction | ImageFunction, row: int, example: Tensor) -> bool:
+    """Whether the function changes an `example` when it gets the numbers of this row."""
+    values = {name: torch.from_numpy(numbers[row : row + 1]) for name, numbers in change.values.items()}
+    return not torch.equal(change.torch(example.clone(), values), example)
 
 
 def _at_tempo(wave: Tensor, tempo: float, mel: MelConfig) -> Tensor:

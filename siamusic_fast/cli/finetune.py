@@ -142,7 +142,7 @@ def finetune(
         sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
     if not distributed.is_leader():
         return
-    plots.finetuning(result.folder)
+    plots.finetuning(result)
     if as_json:
         values = {**dataclasses.asdict(result), "folder": str(result.folder)}
         output.print_json(json.dumps(values), indent=None)

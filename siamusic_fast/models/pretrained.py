@@ -1,16 +1,18 @@
-"""What a pre-training run left to others: its encoder, and what the encoder expects of its input."""
+"""The encoder of a pre-training run, ready to use, and what its checkpoint says about it."""
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+import torchvision
+from torch import Tensor, nn
 
 from siamusic_fast import config as settings
-from siamusic_fast.errors import DataError
+from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.models import checkpoint
+from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.training.run_folder import (
     BEST,
     CHECKPOINT,
@@ -20,39 +22,106 @@ from siamusic_fast.training.run_folder import (
 )
 
 FILES = {"last": CHECKPOINT, "best": BEST}
+"""The checkpoints of a run that an encoder can be loaded from, by the names that users give them."""
 _PARTS = ("config", "frontend", "encoder", "projector", "epoch")
+
+
+class Encoder(nn.Module):
+    """A pre-trained encoder of mel spectrograms; `load_encoder` returns one.
+
+        encoder = siamusic_fast.load_encoder("runs/first")
+        loader = siamusic_fast.TrackLoader("fma_small", frontend=encoder.frontend)
+        for mels, labels in loader:  # [tracks, crops, 1, n_mels, frames]
+            with torch.no_grad():
+                features = encoder(mels.flatten(0, 1))  # [tracks * crops, encoder.dim]
+
+    `encoder(mels)` maps float32 [B, 1, n_mels, frames] to [B, dim]. The spectrograms must be those of
+    `encoder.frontend`, with any number of frames: normalized log-mels, as the loaders compute them.
+
+    It is torchvision's ResNet or Swin Transformer of the same name with one input channel, and with an
+    identity in place of the last layer (`fc`, or `head` of swin_t). So its state dict has the names that
+    torchvision's has, its layers are attributes such as `encoder.layer4`, and a classifier is made by
+    `encoder.fc = nn.Linear(encoder.dim, 10)`. It is in evaluation mode; `encoder.train()` ends that.
+    """
+
+    backbone: str
+    """Name of the network, such as resnet50."""
+    dim: int
+    """Number of features of a spectrogram."""
+    frontend: Frontend
+    """Settings and statistics of the mel spectrograms that the encoder was trained on."""
+    epoch: int
+    """Epochs of pre-training behind these weights."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, mels: Tensor) -> Tensor: ...
+
+
+class _ResNetEncoder(Encoder, torchvision.models.ResNet):  # type: ignore[misc]
+    pass
+
+
+class _SwinEncoder(Encoder, torchvision.models.SwinTransformer):  # type: ignore[misc]
+    pass
+
+
+def load_encoder(run: Path | str, checkpoint: str = "last", device: torch.device | str = "cpu") -> Encoder:
+    """Return the encoder of the pre-training run in the folder `run`, on `device` and in evaluation mode.
+
+    `checkpoint` is "last" for the weights that the run ended with, or that it had when it was last saved;
+    "best" is those of the epoch with the best kNN accuracy on the validation tracks, if the run measured it.
+    Memory is laid out channels last, in which convolutions are fastest.
+
+    Raises `DataError` if the folder holds no such checkpoint or if the file is damaged, and `ConfigError` for
+    another name of a checkpoint.
+    """
+    pretrained = load_pretrained(Path(run), checkpoint)
+    encoder, dim = networks.encoder(pretrained.backbone)
+    # As torch's fully_shard does: the object gets a class that is also torchvision's, and keeps its layers.
+    encoder.__class__ = _SwinEncoder if pretrained.backbone == "swin_t" else _ResNetEncoder
+    assert isinstance(encoder, Encoder)
+    encoder.backbone, encoder.dim = pretrained.backbone, dim
+    encoder.frontend, encoder.epoch = pretrained.frontend, pretrained.epoch
+    encoder.load_state_dict(pretrained.encoder)
+    return networks.place(encoder, torch.device(device)).eval()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """An encoder's weights and frontend."""
+    """What a checkpoint of a pre-training run holds, besides what only resuming needs."""
 
     path: Path
-    """The checkpoint that it is from."""
+    """File of the checkpoint."""
     backbone: str
+    """Name of the encoder's network."""
     frontend: Frontend
-    """What it expects of its input."""
+    """Settings and statistics of the mel spectrograms that the encoder was trained on."""
     splits: tuple[str, ...]
-    """What it learnt from."""
+    """Splits of the shard set that the encoder was trained on."""
     encoder: dict[str, Tensor]
-    """State dict, as the next."""
+    """State dict of the encoder."""
     projector: dict[str, Tensor]
+    """State dict of the projector."""
     epoch: int
-    """Epochs of pre-training behind it."""
+    """Epochs of pre-training behind these weights."""
     pretraining: dict[str, Any]
-    """How it was pre-trained: the configuration as plain values."""
+    """Configuration of the run as plain values."""
 
 
 def load_pretrained(run: Path, which: str = "last") -> Pretrained:
-    """Return the `last` encoder of the pre-training run `run`, or its `best` by kNN accuracy.
+    """Return the `last` checkpoint of the pre-training run `run`, or its `best` by kNN accuracy.
 
-    Raises DataError if there is none, or if it is damaged: an older one is not taken in its place.
+    Raises `DataError` if the file is missing or damaged: an older one is not taken in its place. Raises
+    `ConfigError` if `which` is another name.
     """
+    if which not in FILES:
+        raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(FILES)}.")
     path = run / FILES[which]
     if which == "best" and not path.is_file() and (run / FILES["last"]).is_file():
         raise DataError(
-            f"{path} does not exist: the run was never scored by kNN while it trained; use the last one (on "
-            f"the command line --checkpoint last)."
+            f"{path} does not exist: the run never measured kNN accuracy; use checkpoint='last' (on the "
+            f"command line --checkpoint last)."
         )
     try:
         saved = checkpoint.load(path, "pretraining", _PARTS)
@@ -61,8 +130,8 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
             raise
         command = shlex.join(("mv", str(run / PREVIOUS), str(path)))
         raise DataError(
-            f"{path} is {damaged_or_missing(run)}, and the checkpoint before it is whole: `{command}` goes "
-            f"back to that one."
+            f"{path} is {damaged_or_missing(run)}, and the checkpoint before it is whole: to use that one, "
+            f"run `{command}`."
         ) from error
     config = settings.load_pretrain(saved["config"])
     return Pretrained(

@@ -1,9 +1,13 @@
+import dataclasses
+import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from matplotlib import image
+from numpy.typing import NDArray
 
 from siamusic_fast.analysis.preview import PreviewConfig, draw, each_alone, examples, write_waves
 from siamusic_fast.config import MelConfig
@@ -44,6 +48,44 @@ def test_the_picture_is_a_png_with_a_row_per_track(shard_set: ShardSet, tmp_path
     inked = (column < 1).any(axis=1)
     runs = np.diff(np.flatnonzero(np.diff(inked.astype(int), prepend=0, append=0)))[::2]
     assert (runs > 80).sum() == 3
+
+
+def test_long_labels_stay_within_their_rows(shard_set: ShardSet, tmp_path: Path) -> None:
+    label = f"{'W' * 150}\n{'Experimental ' * 20}"
+    found = [
+        dataclasses.replace(example, label=label)
+        for example in examples(shard_set, FRONTEND, recipe=(), count=3)
+    ]
+    draw(found, MEL, "Recipe none", tmp_path / "views.png")
+    picture = image.imread(tmp_path / "views.png")[..., :3]
+    left = _borders(picture[picture.shape[0] // 2, :])[0][0]
+    rows = _borders(picture[:, left + 10])
+    for (_, end), (begin, _) in itertools.pairwise(rows):
+        assert (picture[end + 1 : begin, 25 : left - 50] == 1).all()  # the label of the axes is left of it
+
+
+def _borders(line: NDArray[np.float32]) -> list[tuple[int, int]]:
+    """Begin and end of the spectrograms that a line through the picture crosses: its long runs of color."""
+    edges = np.diff((line < 1).any(axis=1).astype(int), prepend=0, append=0)
+    runs = zip(np.flatnonzero(edges > 0).tolist(), np.flatnonzero(edges < 0).tolist(), strict=True)
+    return [(begin, end) for begin, end in runs if end - begin > 80]
+
+
+@pytest.mark.parametrize(
+    ("aug", "done"),
+    [
+        ("none", ""),
+        ("hflip(p=1),vflip(p=0),cutout(p=1)", "hflip, cutout"),
+        ("stretch(p=1,min_rate=1.25,max_rate=1.25)", r"stretch x1\.2[05]"),  # 6 s allow 1.2 times 5 s
+        ("pitch(p=1),stretch(p=0),gain(p=1),noise(p=0)", r"pitch [+-]\d\.\d, gain"),
+        ("noise(p=1),mixup(p=1),tilt(p=0),rrc(p=1)", r"noise, mixup \d+%, rrc"),
+        ("tilt(p=1),mask(p=1),mask(p=0),wavemix(p=0),cutmix(p=0)", "tilt, mask"),
+    ],
+)
+def test_each_view_says_what_was_done_to_it(shard_set: ShardSet, aug: str, done: str) -> None:
+    found = examples(shard_set, FRONTEND, recipe=parse_recipe(aug), count=3)
+    for view in (view for example in found for view in example.views):
+        assert re.fullmatch(done, view.done)
 
 
 @pytest.mark.parametrize("count", [0, 17])

@@ -64,7 +64,7 @@ def test_from_scratch_nothing_of_the_run_is_used_but_its_features(
 
 def test_the_encoder_is_the_last_or_the_best_of_the_run(shard_set: ShardSet, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run")
-    with pytest.raises(DataError, match=r"best\.pt does not exist: the run was never scored by kNN"):
+    with pytest.raises(DataError, match=r"best\.pt does not exist: the run never measured kNN accuracy"):
         finetune(config(checkpoint="best"), run, shard_set)
     save_run(run, seed=1, file="best.pt")
     finetune(config(checkpoint="best", freeze=True), run, shard_set)
