@@ -30,16 +30,16 @@ FORMATS = (
     *("flv", "iff", "ircam", "loas", "matroska", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "nistsphere"),
     *("ogg", "oma", "paf", "pvf", "rm", "sox", "tak", "tta", "voc", "w64", "wav", "wv"),
 )
-"""FFmpeg's names of the formats that may be opened: none of them leads to other files, as playlists do."""
+"""FFmpeg's names of the formats that may be opened. None of them leads to other files, as playlists do."""
 
-_CHECKED = ("flac", "tta", "wavpack")
-"""Lossless codecs with checksums: a packet whose checksum is wrong is damaged, not decoded to noise."""
+_CODECS_WITH_CHECKSUMS = ("flac", "tta", "wavpack")
+"""Lossless codecs. A packet whose checksum is wrong is damaged, and is not decoded to noise."""
 
 _TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
-"""What metadata between the frames of an MP3 begins with: it does not decode, and is no damage."""
+"""First bytes of metadata between the frames of an MP3, which does not decode and is no damage."""
 
-_BEGINNINGS = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
-"""What files begin with that FFmpeg knows by their first bytes alone, so that junk before them hides them."""
+_SIGNATURES = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
+"""First bytes of formats that FFmpeg knows by them alone: junk before them hides the format."""
 
 MIN_RATE, MAX_RATE = 1_000, 1_000_000
 """Sample rates in Hz that are taken seriously: a damaged header may say anything."""
@@ -162,7 +162,7 @@ class _Stream:
             self._file.raise_failure()
             # FFmpeg's own words, without the name that it gives to a file that has none.
             words = getattr(error, "strerror", None) or type(error).__name__
-            raise NotAudioError(f"FFmpeg knows no audio format that this is: {words}") from None
+            raise NotAudioError(f"FFmpeg does not know its format: {words}") from None
         self._container = cast(InputContainer, container)
         self._format = container.format.name
         streams = self._container.streams.audio
@@ -176,7 +176,7 @@ class _Stream:
         if self._stream.duration is not None and self._stream.time_base is not None:
             self._stated = float(self._stream.duration * self._stream.time_base)
         codec.thread_count = 1
-        if codec.name in _CHECKED:
+        if codec.name in _CODECS_WITH_CHECKSUMS:
             codec.options = {"err_detect": "crccheck+explode"}
 
     def close(self) -> None:
@@ -269,9 +269,9 @@ class _FileRange:
 
 
 def _start_behind_junk(file: BinaryIO) -> int:
-    """Return where one of `_BEGINNINGS` is in `file`, 0 if it is nowhere near the beginning."""
+    """Return where one of `_SIGNATURES` is in `file`, 0 if it is nowhere near the beginning."""
     file.seek(0)
-    found = _BEGINNINGS.search(file.read(_READ_BYTES))
+    found = _SIGNATURES.search(file.read(_READ_BYTES))
     return found.start() if found else 0
 
 

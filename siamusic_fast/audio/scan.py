@@ -1,6 +1,7 @@
 """The scan of a corpus before anything is decoded: which files are there, and which are duplicates."""
 
 import hashlib
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ from siamusic_fast.progress import SILENT, Progress
 
 Found = tuple[Track, FileStatus]
 
-_READ_BYTES = 1 << 20
 _SAMPLE_BYTES = 4096
 """Bytes in the middle of a file that are compared before all of it is: clips often have the same size."""
 
@@ -109,15 +109,10 @@ def _alike(found: Iterable[Found], key: Callable[[Found], object]) -> list[list[
 
 def _digest(store: Store, path: str, start: int = 0, length: int | None = None) -> bytes | None:
     """Return a digest of a part of a file. It is None if the file cannot be read, which decoding it tells."""
-    digest = hashlib.sha256()
     try:
         with store.open(path) as file:
             file.seek(start)
-            if length is not None:
-                digest.update(file.read(length))
-            else:
-                while block := file.read(_READ_BYTES):
-                    digest.update(block)
+            content = file if length is None else io.BytesIO(file.read(length))
+            return hashlib.file_digest(content, "sha256").digest()  # type: ignore[arg-type]
     except OSError:
         return None
-    return digest.digest()

@@ -18,13 +18,9 @@ from typing import BinaryIO, NamedTuple, cast
 
 from siamusic_fast.errors import DataError
 
-_READABLE_COMPRESSIONS = {
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-    zipfile.ZIP_BZIP2,
-    zipfile.ZIP_LZMA,
-    getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED),
-}
+_ZSTANDARD = getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED)  # from Python 3.14 on
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, _ZSTANDARD)
+"""Compression types that Python reads."""
 _DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """Errors that reading a damaged member of a zip may raise."""
 _MAX_BYTES_IN_MEMORY = 1 << 26
@@ -295,7 +291,7 @@ def _refuse_member(root: Path, name: str, member: zipfile.ZipInfo) -> None:
             f"{root} holds a file named {name!r}, which leads outside of it: do not use this zip."
         )
     encrypted = member.flag_bits & _ENCRYPTED_FLAG
-    if encrypted or member.compress_type not in _READABLE_COMPRESSIONS:
+    if encrypted or member.compress_type not in _COMPRESSIONS:
         kind = "encrypted" if encrypted else f"compression type {member.compress_type}"
         raise DataError(
             f"{root} cannot be read without unpacking ({member.filename}: {kind}): unpack it with "
