@@ -1,16 +1,16 @@
-"""The links of a chained Ogg file: FFmpeg gives up at a link of another rate or codec than the first."""
+"""Finds the links of a chained Ogg file. FFmpeg stops at a link with another rate or codec than the first."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
 
 _PAGE = b"OggS\0"
-"""Every page begins with this, the last byte being its version: RFC 3533, section 6. Its flags follow."""
+"""First bytes of every page. The last of them is the version, and flags follow: RFC 3533, section 6."""
 _FIRST_PAGE_FLAG = 2
 _READ_BYTES = 1 << 20
 
 
 def links(file: BinaryIO) -> list[int]:
-    """Return where the links of an Ogg file begin; of any other file, where it begins, which is 0."""
+    """Return the places where the links of an Ogg file begin. Any other file has one link, at 0."""
     file.seek(0)
     if file.read(len(_PAGE)) != _PAGE:
         return [0]

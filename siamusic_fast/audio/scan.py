@@ -1,4 +1,4 @@
-"""The scan of a corpus before anything is decoded: which files are there, and which are duplicates."""
+"""Scans a corpus before anything is decoded, for missing, empty and duplicate files."""
 
 import hashlib
 import io
@@ -99,7 +99,7 @@ def _duplicates(found: Iterable[Found], store: Store, progress: Progress) -> dic
 
 
 def _alike(found: Iterable[Found], key: Callable[[Found], object]) -> list[list[Found]]:
-    """Return the groups of more than one file with the same `key`; None is no key."""
+    """Return the groups of files with the same `key`, if they have more than one. None is no key."""
     groups: dict[object, list[Found]] = defaultdict(list)
     for one in found:
         if (value := key(one)) is not None:
@@ -108,7 +108,7 @@ def _alike(found: Iterable[Found], key: Callable[[Found], object]) -> list[list[
 
 
 def _digest(store: Store, path: str, start: int = 0, length: int | None = None) -> bytes | None:
-    """Return a digest of a part of a file. It is None if the file cannot be read, which decoding it tells."""
+    """Return a digest of a part of a file. It is None if the file cannot be read: decoding reports that."""
     try:
         with store.open(path) as file:
             file.seek(start)

@@ -1,4 +1,4 @@
-"""The length that the headers of an audio file promise, which may be more than there is in it."""
+"""Reads the length that the headers of an audio file promise, which may be more than it holds."""
 
 import os
 import struct
@@ -8,7 +8,7 @@ _KNOWN_SIZES = range(1024, 2**31 - 2**16)
 """Sizes in a RIFF or AIFF header that mean something. Others are left by writers that cannot go back."""
 
 _KNOWN_LARGE_SIZES = range(1024, 2**62)
-"""The same in headers with 64 bits for them."""
+"""Sizes in a header with 64 bits that mean something."""
 
 _MIN_EXCESS = 1.1
 """A file that is this many times as large as its header says is longer, and not only by tags."""
@@ -52,7 +52,7 @@ def _promised_share(size: int, stated: range) -> float:
 
 
 def _stated_bytes(head: bytes) -> range | None:
-    """Return where the audio of a file lies by the header of its container; None if it says nothing known."""
+    """Return the bytes where the audio of a file is by its header, or None if the header does not say."""
     kind, known, start = head[:4], _KNOWN_SIZES, 0
     if kind in (b"RIFF", b"FORM"):
         size = int.from_bytes(head[4:8], "little" if kind == b"RIFF" else "big") + 8
@@ -90,7 +90,7 @@ def _mp3_seconds(file: BinaryIO, head: bytes) -> float | None:
 
 
 def _frame_seconds(header: bytes) -> float | None:
-    """Return the length of an MPEG layer III frame by its header, None if that makes no sense."""
+    """Return the length of an MPEG layer III frame by its header, or None if the header is not valid."""
     version, rate = header[1] >> 3 & 3, header[2] >> 2 & 3
     if header[1] & 0xE0 != 0xE0 or version == 1 or rate == 3:
         return None

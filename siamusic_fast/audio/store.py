@@ -1,4 +1,4 @@
-"""Where the files of a corpus lie: a folder, or a zip that is read without unpacking it."""
+"""Opens the files of a corpus, in a folder or in a zip that is not unpacked."""
 
 import errno
 import io
@@ -18,8 +18,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from siamusic_fast.errors import DataError
 
-_ZSTANDARD = getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED)  # from Python 3.14 on
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, _ZSTANDARD)
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 """Compression types that Python reads."""
 _DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """Errors that reading a damaged member of a zip may raise."""
@@ -91,13 +90,13 @@ class Store(ABC):
     def paths(self) -> Iterator[str]:
         """Yield the paths of all files, links to files among them, in no particular order.
 
-        Links to folders are not followed. What systems put beside music is passed over: folders and files
-        that begin with a dot, and `__MACOSX`. Raises `DataError` for a folder that cannot be listed.
+        Links to folders are not followed. Files that systems put beside music are left out: `__MACOSX`, and
+        folders and files that begin with a dot. Raises `DataError` for a folder that cannot be listed.
         """
 
 
 def find_root(source: str | Path, places: Sequence[Path], remedy: str) -> Path:
-    """Return `source` in the first of `places` where it is a folder, or a zip, its ending given or not.
+    """Return `source` in the first of `places` where it is a folder or a zip. The ending may be left out.
 
     Raises `DataError` with `remedy` if there is none.
     """
@@ -131,12 +130,12 @@ def open_store(root: Path) -> Store:
 
 
 def local_name(name: str) -> str:
-    """Return a path or name of a `Store` as this process has to spell it to open or make such a file."""
+    """Return a path or name of a `Store` as text for `open`, in the encoding of this process."""
     return os.fsdecode(path_bytes(name))
 
 
 def path_bytes(path: str) -> bytes:
-    """Return a path or name of a `Store` as it is on disk, whatever the locale."""
+    """Return a path or name of a `Store` as bytes on disk, whatever the locale."""
     return path.encode("utf-8", "surrogateescape")
 
 
@@ -264,14 +263,14 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
 
 @lru_cache(maxsize=2)
 def _cached_zip_store(root: Path, changed: int, size: int) -> _ZipStore:
-    """Return the store of a zip; its directory, which may list 100,000 files, is kept for the next caller."""
+    """Return the store of a zip. Its directory may list 100,000 files and is kept for the next caller."""
     return _ZipStore(root)
 
 
 def _names(members: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """Yield `members` by the names that they are meant to have.
+    """Yield the names that `members` are meant to have, with the members.
 
-    Names that are UTF-8 are taken as that though the flag is missing which says so. Backslashes divide
+    A name that is valid UTF-8 is read as UTF-8, even if the flag for it is missing. Backslashes separate
     folders if the zip was not made on Unix, or if no name in it has a forward slash.
     """
     no_slash = not any("/" in member.filename for member in members)
