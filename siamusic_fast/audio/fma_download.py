@@ -50,8 +50,8 @@ def download(
     A zip that exists is checked. A zip whose unpacked folder exists is not fetched. The content so far is in
     NAME.zip.part, and the next call goes on from there. After a break, this call tries again, up to
     `len(pauses)` times in a row if they bring nothing, with these seconds between. A file gets its name
-    when its SHA-1 is right. No file is ever deleted. Raises `DataError` for an unknown name, a server that cannot
-    be reached or breaks off, a full disk, another process that fetches the same, and another SHA-1.
+    when its SHA-1 is right. No file is ever deleted. Raises `DataError` for an unknown name, a server that
+    cannot be reached or breaks off, a full disk, another process that fetches the same, and another SHA-1.
     """
     if name not in sha1s or name == METADATA:
         known = ", ".join(known for known in sha1s if known != METADATA)
