@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from siamusic_fast.audio.corpus import Corpus, Track
-from siamusic_fast.audio.rejects import Reject, duplicate
+from siamusic_fast.audio.rejects import Reject, reject_duplicate
 from siamusic_fast.audio.store import FileStatus, Store
 from siamusic_fast.errors import DataError
 from siamusic_fast.progress import SILENT, Progress
@@ -56,7 +56,9 @@ def scan(corpus: Corpus, store: Store, progress: Progress = SILENT) -> ScanResul
         else:
             rejects.append(Reject(track.path, "missing", "no such file, or no regular one"))
     duplicates = _duplicates(found, store, progress)
-    rejects += [duplicate(one.path, one.genre, kept.path, kept.genre) for one, kept in duplicates.values()]
+    rejects += [
+        reject_duplicate(one.path, one.genre, kept.path, kept.genre) for one, kept in duplicates.values()
+    ]
     found = [(track, status) for track, status in found if track.path not in duplicates]
     return ScanResult(
         tracks=[track for track, _ in found],

@@ -1,7 +1,6 @@
 """Opens the files of a corpus, in a folder or in a zip that is not unpacked."""
 
 import errno
-import io
 import lzma
 import os
 import shutil
@@ -232,33 +231,23 @@ class _ZipStore(Store):
         _refuse_outside(self.root, path)
         if path not in self._members:
             raise FileNotFoundError(errno.ENOENT, "no such file in the zip")
-        member = self._members[path]
+        file = tempfile.SpooledTemporaryFile(_MAX_BYTES_IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
-            if member.file_size > _MAX_BYTES_IN_MEMORY:
-                return _unpacked(self._zip, member)
-            return io.BytesIO(self._zip.read(member))
+            with self._zip.open(self._members[path]) as packed:
+                shutil.copyfileobj(packed, file)
         except (*_DAMAGE_ERRORS, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            file.close()
+            code = error.errno if isinstance(error, OSError) else None
+            if code == errno.ENOSPC:
+                raise OSError(errno.EBADMSG, "no room to unpack it: set TMPDIR to a larger disk") from None
+            if code not in (None, errno.EINVAL):
                 raise  # the zip itself cannot be read
             raise OSError(errno.EBADMSG, f"damaged in the zip: {error}") from None
+        file.seek(0)
+        return cast(BinaryIO, file)
 
     def paths(self) -> Iterator[str]:
         yield from (path for path in self._members if not _is_litter(path))
-
-
-def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
-    """Return a temporary file with the content of a large `member`."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever opens the member closes it
-    try:
-        with archive.open(member) as packed:
-            shutil.copyfileobj(packed, file)
-    except BaseException as error:
-        file.close()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(errno.EBADMSG, "no room to unpack it: set TMPDIR to a larger disk") from None
-        raise
-    file.seek(0)
-    return cast(BinaryIO, file)
 
 
 @lru_cache(maxsize=2)
