@@ -1,1 +1,1 @@
-"""Audio files found, decoded and judged."""
+"""Finds and decodes audio, and rejects the files that cannot be used."""

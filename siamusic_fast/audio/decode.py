@@ -1,4 +1,4 @@
-"""One audio file in, mono 16-bit samples out, or the reason why not."""
+"""Decodes an audio file to mono 16-bit samples, or says why it cannot be used."""
 
 import errno
 import math
@@ -30,7 +30,7 @@ REASONS = {
     "non-finite": "decodes to NaN or infinity somewhere",
     "error": "decoding it failed in a way that nobody foresaw",
 }
-"""Why a file is left out: code and meaning.
+"""Codes of the reasons for which files are left out, and what they mean.
 
 A file that is cut off, or damaged somewhere, is packed with a mark if enough of it decodes: it is worth as
 much as a clip that was made so short. `truncated` says that another copy may help, `too-short` that none can.
@@ -45,13 +45,13 @@ REMEDIES = {
     "damaged": "get them again, or take them as they are with --max-damage 1",
     "error": "rejected.csv has the words of the failure: please report them",
 }
-"""What a user may do about files that are left out for a reason."""
+"""What a user may do about files that were left out, by the code of the reason."""
 
 SHORT_SECONDS = 0.08
-"""A track that is shorter than its header promises by more than this, a frame of FLAC, is marked."""
+"""A track is marked if more than this is missing of what its header promises. It is a frame of FLAC."""
 
 _ERRORS_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EINVAL)
-"""Other errors are a matter of the disk that a file is on."""
+"""Errors in opening a file that say nothing about the disk that it is on."""
 
 
 class AudioError(DataError):
@@ -105,14 +105,14 @@ class Decoded:
     damaged_packets: int
     """Packets of the file that did not decode, and are left out of `pcm`."""
     lost_share: float
-    """Share of the bytes of all packets that is in those which did not decode."""
+    """Share of the bytes of the file that is in damaged packets."""
     downmix: Downmix
     """How `pcm` was made of the channels of the file."""
     bytes_read: int
     """Size of the file that the track was decoded from."""
 
     def damage(self, config: DecodeConfig) -> float:
-        """Return the share that is lost: of the seconds promised, or of the bytes, whichever is larger."""
+        """Return the share that is lost of the seconds promised, or of the bytes if that is more."""
         promised = self.seconds_promised or 0.0
         if not self.seconds < promised <= config.max_hours * 3600:
             return self.lost_share
@@ -131,9 +131,9 @@ def decode(path: Path, sample_rate: int) -> Samples:
 
 
 def decode_planned(store: Store, path: str, size: int, config: DecodeConfig) -> Decoded:
-    """Do the same as `decode_file` with a file that had `size` bytes when it was planned to pack it.
+    """Decode a file as `decode_file` does. It had `size` bytes when the shards were planned.
 
-    Raises `DataError` if it is gone or has changed, or if its disk fails: that tells nothing about the file.
+    Raises `DataError` if the file is gone or has changed, or if its disk fails: then it cannot be judged.
     """
     try:
         decoded = decode_file(store, path, config)
@@ -173,7 +173,7 @@ def decode_file(store: Store, path: str, config: DecodeConfig) -> Decoded:
 def _decode_as(
     path: str, file: BinaryIO, config: DecodeConfig, downmix: Downmix
 ) -> tuple[Decoded, Downmix | None]:
-    """Decode a file, and return the downmix that it needs if that is another one."""
+    """Decode a file. The second result is a better downmix for it, or None if `downmix` is right."""
     downmixer, collector = Downmixer(downmix), PcmCollector()
     with _open_audio(path, file) as audio:
         for block in mono_blocks(audio.blocks(), config.sample_rate, downmixer):

@@ -1,4 +1,4 @@
-"""From the channels of a file to one channel at the sample rate of a shard set."""
+"""Mixes the channels of a file into one, and resamples it to the sample rate of a shard set."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from siamusic_fast.audio.ffmpeg import Block, Channels
 from siamusic_fast.audio.pcm import Samples
 
 CANCELED = 1e-3
-"""Energy of the mean of the channels, relative to the loudest of them, below which they cancel: -30 dB."""
+"""Channels cancel each other if their mean has less of the energy of the loudest than this: -30 dB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Downmixer:
         return mono * np.float32(self._downmix.gain) if self._downmix.gain != 1 else mono
 
     def loudest_if_canceled(self) -> int | None:
-        """Return the loudest channel if the mean of all has lost the music, see `CANCELED`, or else None."""
+        """Return the loudest channel if the channels cancel each other, see `CANCELED`, or else None."""
         loudest = int(self._energies.argmax())
         return loudest if self._mean_energy < CANCELED * self._energies[loudest] else None
 
@@ -57,7 +57,7 @@ class Downmixer:
 
 
 def mono_blocks(blocks: Iterable[Block], sample_rate: int, downmixer: Downmixer) -> Iterator[Samples]:
-    """Mix `blocks` and resample them by soxr (HQ) to `sample_rate` Hz; a new rate starts anew."""
+    """Mix `blocks` and resample them by soxr (HQ) to `sample_rate` Hz. The rate of blocks may change."""
     stream: soxr.ResampleStream | None = None
     rate = sample_rate
     for block in blocks:

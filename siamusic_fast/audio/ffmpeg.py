@@ -1,4 +1,4 @@
-"""Audio files of any format, decoded by FFmpeg block by block; the files are not trusted."""
+"""Decodes audio files of any format with FFmpeg, block by block. The files are not trusted."""
 
 import io
 import itertools
@@ -30,27 +30,27 @@ FORMATS = (
     *("flv", "iff", "ircam", "loas", "matroska", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "nistsphere"),
     *("ogg", "oma", "paf", "pvf", "rm", "sox", "tak", "tta", "voc", "w64", "wav", "wv"),
 )
-"""FFmpeg's names of the formats that may be opened: none of them leads to other files, as playlists do."""
+"""FFmpeg's names of the formats that may be opened. None of them leads to other files, as playlists do."""
 
-_CHECKED = ("flac", "tta", "wavpack")
-"""Lossless codecs with checksums: a packet whose checksum is wrong is damaged, not decoded to noise."""
+_CODECS_WITH_CHECKSUMS = ("flac", "tta", "wavpack")
+"""Lossless codecs. A packet whose checksum is wrong is damaged, and is not decoded to noise."""
 
 _TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
-"""What metadata between the frames of an MP3 begins with: it does not decode, and is no damage."""
+"""First bytes of metadata between the frames of an MP3, which does not decode and is no damage."""
 
-_BEGINNINGS = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
-"""What files begin with that FFmpeg knows by their first bytes alone, so that junk before them hides them."""
+_SIGNATURES = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
+"""First bytes of formats that FFmpeg knows by them alone: junk before them hides the format."""
 
 MIN_RATE, MAX_RATE = 1_000, 1_000_000
-"""Sample rates in Hz that are taken seriously: a damaged header may say anything."""
+"""Limits of the sample rate in Hz. A damaged header may have any value."""
 
 _BLOCK_SAMPLES = 131_072
-"""Samples of all channels that are handed on at a time, at least."""
+"""A block has at least so many samples, all channels together."""
 _READ_BYTES = 65_536
 _MAX_OFFSET = 2**48
-"""Limit of the places in a file that FFmpeg may ask for, which a damaged header may put anywhere."""
+"""Largest offset in a file that FFmpeg may ask for. A damaged header may lead it anywhere."""
 _MAX_ERRORS = 100
-"""After more errors in a row, the rest of a file is given up."""
+"""After so many errors in a row, the rest of a file is not decoded."""
 
 
 class NotAudioError(Exception):
@@ -69,8 +69,8 @@ class Block:
 class AudioFile:
     """A file that is decoded as it is read, to be used in a `with`; `blocks` gives its audio once.
 
-    What is damaged costs the packets that do not decode, which `damaged_packets` and `lost_share` count while
-    `blocks` goes on. Neither a header nor the length of the file changes how much memory is used.
+    Damage costs the packets that do not decode. `damaged_packets` and `lost_share` count them while `blocks`
+    goes on. Memory depends neither on headers nor on the length of the file.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -103,11 +103,11 @@ class AudioFile:
 
     @property
     def lost_share(self) -> float:
-        """Share of the bytes of all packets so far that is in those which did not decode."""
+        """Share of the bytes of all packets so far that is in damaged ones."""
         return self._counts.lost_bytes / max(1, self._counts.lost_bytes + self._counts.decoded_bytes)
 
     def promised_seconds(self, decoded: float) -> float | None:
-        """Return what the headers promise, see `stated_length`, when `decoded` seconds have been decoded."""
+        """Return the seconds that the headers promise, see `stated_length`, after `decoded` seconds."""
         promised = [stream.promised_seconds(decoded) for stream in self._streams]
         known = [seconds for seconds in promised if seconds is not None]
         return sum(known) if known and len(known) == len(self._ranges) else None
@@ -162,7 +162,7 @@ class _Stream:
             self._file.raise_failure()
             # FFmpeg's own words, without the name that it gives to a file that has none.
             words = getattr(error, "strerror", None) or type(error).__name__
-            raise NotAudioError(f"FFmpeg knows no audio format that this is: {words}") from None
+            raise NotAudioError(f"FFmpeg does not know its format: {words}") from None
         self._container = cast(InputContainer, container)
         self._format = container.format.name
         streams = self._container.streams.audio
@@ -176,7 +176,7 @@ class _Stream:
         if self._stream.duration is not None and self._stream.time_base is not None:
             self._stated = float(self._stream.duration * self._stream.time_base)
         codec.thread_count = 1
-        if codec.name in _CHECKED:
+        if codec.name in _CODECS_WITH_CHECKSUMS:
             codec.options = {"err_detect": "crccheck+explode"}
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class _Stream:
         yield from _flush(queue)
 
     def _frames(self) -> Iterator[AudioFrame]:
-        """Yield what decodes. Of lost frames of FLAC, FFmpeg says nothing, but their numbers have gaps."""
+        """Yield all frames that decode. FFmpeg reports no lost frames of FLAC: gaps in their numbers do."""
         expected: int | None = None
         for packet in self._packets():
             try:
@@ -219,7 +219,7 @@ class _Stream:
                 yield frame
 
     def _packets(self) -> Iterator["Packet[AudioStream]"]:
-        """Yield the packets of the stream; where one cannot be read, those after it."""
+        """Yield the packets of the stream. One that cannot be read is skipped."""
         errors = 0
         while errors < _MAX_ERRORS:
             try:
@@ -235,9 +235,9 @@ class _Stream:
 
 
 class _FileRange:
-    """A part of a file, as FFmpeg may use it; the error of the file itself is kept for whoever asks.
+    """A part of a file that FFmpeg reads.
 
-    Nothing is raised through FFmpeg: to it, a failure to read is the end of the file.
+    If the file itself cannot be read, FFmpeg is told that it ends, and `raise_failure` raises the error.
     """
 
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
@@ -269,15 +269,15 @@ class _FileRange:
 
 
 def _start_behind_junk(file: BinaryIO) -> int:
-    """Return where one of `_BEGINNINGS` is in `file`, 0 if it is nowhere near the beginning."""
+    """Return where one of `_SIGNATURES` is near the beginning of `file`, or 0 if none is."""
     file.seek(0)
-    found = _BEGINNINGS.search(file.read(_READ_BYTES))
+    found = _SIGNATURES.search(file.read(_READ_BYTES))
     return found.start() if found else 0
 
 
 @cache
 def _options() -> dict[str, str]:
-    """Return what FFmpeg may use: no protocols, `FORMATS`, and decoders of audio."""
+    """Return options that let FFmpeg use no protocols, only `FORMATS`, and only decoders of audio."""
     decoders = []
     for name in sorted(av.codec.codecs_available):
         with suppress(ValueError):  # it encodes only
@@ -291,7 +291,7 @@ def _options() -> dict[str, str]:
 
 
 def _flush(queue: AudioFifo) -> Iterator[Block]:
-    """Yield what is in `queue`, if there is anything, and empty it."""
+    """Empty `queue`, and yield its content if there is any."""
     frame = queue.read()
     if frame is None:
         return

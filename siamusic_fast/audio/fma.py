@@ -1,4 +1,4 @@
-"""The FMA dataset on disk, unpacked or in its zips: audio, metadata, and the tracks that they list."""
+"""Reads the FMA dataset from disk, unpacked or in its zips: audio and metadata."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ SUBSETS = {
     "fma_large": ("small", "medium", "large"),
     "fma_full": ("small", "medium", "large"),
 }
-"""Audio folder -> values of the `subset` column: subsets nest, and each row names the smallest it is in."""
+"""Name of a subset -> values of the `subset` column. Each row names the smallest subset that it is in."""
 
 METADATA = "fma_metadata"
 """Name of the folder and of the zip with the metadata."""
@@ -47,10 +47,9 @@ def is_fma(source: str | Path, data_dir: Path = Path("data")) -> bool:
 def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path | None = None) -> Corpus:
     """Return the tracks of an FMA subset.
 
-    `source` is a name such as fma_small under `data_dir`, an audio folder, its zip, or a folder that holds
-    exactly one subset. `metadata` is tracks.csv, fma_metadata.zip or a folder with one of them; by default it
-    is looked for beside the audio. The name of the audio folder tells the subset; a folder of another name
-    stands for the rows whose files it holds. Raises `DataError` if something is not there or is not FMA's.
+    Arguments and errors are those of `open_corpus`. `source` is a name such as fma_small, an audio folder,
+    its zip, or a folder that holds exactly one subset. The name of the audio folder tells the subset; a
+    folder of another name stands for the rows of the metadata whose files it holds.
     """
     root = _find_root(source, data_dir)
     inside = _subsets_in(root)
@@ -74,7 +73,7 @@ def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path |
 
 
 def _subset_name(store: Store) -> str:
-    """Return the name of the folder or zip, unless only the folder in the zip has that of a subset."""
+    """Return the name of the folder or zip, or of the folder in the zip if only that names a subset."""
     return store.top if store.top in SUBSETS and store.name not in SUBSETS else store.name
 
 
@@ -87,7 +86,7 @@ def _find_root(source: str | Path, data_dir: Path) -> Path:
 
 
 def _subsets_in(root: Path) -> list[Path]:
-    """Return the subsets in a folder by name: of each its folder, or its zip if there is no folder."""
+    """Return the folder of each subset in a folder, or its zip if there is no folder, in order of names."""
     places = [(root / name, root / f"{name}.zip") for name in sorted(SUBSETS)]
     return [
         folder if folder.is_dir() else file for folder, file in places if folder.is_dir() or file.is_file()

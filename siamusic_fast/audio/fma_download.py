@@ -1,4 +1,4 @@
-"""FMA's zips from where its authors host them, resumed where the last attempt broke off."""
+"""Downloads FMA's zips from where its authors host them, and resumes after a break."""
 
 import fcntl
 import hashlib
@@ -33,7 +33,7 @@ _MB = 1_000_000
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30.0
 _PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Pauses before new attempts after those that brought nothing; after the last, we give up."""
+"""Pauses after attempts that brought nothing. After one pause of each length, we give up."""
 
 
 def download(
@@ -47,11 +47,11 @@ def download(
 ) -> list[Path]:
     """Fetch `name`.zip, such as fma_small, and fma_metadata.zip into `data_dir`; return where they are.
 
-    A zip that is there already is checked, and not fetched if its folder is there, unpacked. What has been
-    fetched so far is in NAME.zip.part, and the next call goes on from there; so does this one, until attempts
-    bring nothing `len(pauses)` times in a row, with `pauses` seconds between. A file gets its name when its
-    SHA-1 is right. Raises `DataError` for an unknown name, a server that cannot be reached or breaks off, a
-    full disk, another process that fetches the same, and a file with another SHA-1; none is ever deleted.
+    A zip that exists is checked. A zip whose unpacked folder exists is not fetched. The content so far is in
+    NAME.zip.part, and the next call goes on from there. After a break, this call tries again, up to
+    `len(pauses)` times in a row if they bring nothing, with these seconds between. A file gets its name
+    when its SHA-1 is right. No file is ever deleted. Raises `DataError` for an unknown name, a server that
+    cannot be reached or breaks off, a full disk, another process that fetches the same, and another SHA-1.
     """
     if name not in sha1s or name == METADATA:
         known = ", ".join(known for known in sha1s if known != METADATA)
@@ -102,7 +102,7 @@ def _not_written(part: Path, error: OSError) -> DataError:
 
 
 def _complete(url: str, file: BinaryIO, part: Path, progress: Progress, pauses: tuple[float, ...]) -> None:
-    """Append to `file` what it lacks, in as many attempts as it takes while they bring something."""
+    """Append to `file` what it lacks. Attempts are repeated while they bring something."""
     left = list(pauses)
     while True:
         before = file.tell()

@@ -1,4 +1,4 @@
-"""Any folder of audio: which files are tracks, and what is known of them."""
+"""Reads any folder of audio: its tracks, their classes and their splits."""
 
 import hashlib
 import re
@@ -24,18 +24,13 @@ DRAWN_SHARES = {"validation": 0.1, "test": 0.1}
 """Share of each class that goes to a split if no column says which; the rest is for training."""
 
 MAX_CLASSES = 10_000
-"""The label of a track has four digits in its shard."""
+"""Number of classes that fit into a shard, where labels have four digits."""
 
 
 def load_folder(
     source: str | Path, data_dir: Path = Path("data"), labels: str | Path | None = None, seed: int = 0
 ) -> Corpus:
-    """Return the tracks of a folder or zip: `source` is its path, or its name in `data_dir`.
-
-    `labels` is a CSV file (see `read_labels`), `BY_FOLDER`, or None: then every audio file is a track without
-    a class, for training. Splits that nobody gave are drawn with `seed`, see `draw_splits`. Raises
-    `DataError` if there is no audio, or if `labels` is wrong.
-    """
+    """Return the tracks of a folder or zip. Arguments and errors are those of `open_corpus`."""
     root = find_root(source, [Path(), data_dir], "give the path of the audio")
     store = open_store(root)
     if labels is None:
@@ -56,7 +51,7 @@ def load_folder(
 
 
 def audio_paths(store: Store) -> list[str]:
-    """Return the paths of all audio files, told by their endings, in alphabetical order."""
+    """Return the paths of all files with `ENDINGS`, in alphabetical order."""
     return sorted(path for path in store.paths() if path.lower().endswith(ENDINGS))
 
 
@@ -105,7 +100,7 @@ def draw_splits(listed: Sequence[ListedFile], seed: int) -> dict[str, str]:
 
 
 def _wanted(classes: Counter[str]) -> dict[str, dict[str, float]]:
-    """Return, of each split, the tracks of each class that it should get."""
+    """Return how many tracks of each class each split should get."""
     wanted: dict[str, dict[str, float]] = {split: {} for split in SPLITS}
     for label, count in classes.items():
         for split, share in DRAWN_SHARES.items():
@@ -115,9 +110,9 @@ def _wanted(classes: Counter[str]) -> dict[str, dict[str, float]]:
 
 
 def _misfit(classes: Counter[str], have: Counter[str], wanted: dict[str, float]) -> float:
-    """Return by how much chi-square, over the classes of one split, grows if `classes` join it.
+    """Return how much chi-square over the classes of one split grows if the tracks of `classes` join it.
 
-    Of a class with n tracks there and w wanted, g more change (n - w)² / w by g (2 (n - w) + g) / w.
+    In a class with n tracks of w wanted, g more tracks change (n - w)² / w by g (2 (n - w) + g) / w.
     """
     return sum(
         count * (2 * (have[label] - wanted[label]) + count) / max(wanted[label], 1e-9)

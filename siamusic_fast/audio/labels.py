@@ -1,4 +1,4 @@
-"""Label files: CSV with the path, the class and, if you like, the split and the group of each track."""
+"""Reads label files: CSV with the path and the class, and maybe the split and the group, of each track."""
 
 import csv
 import io
@@ -13,11 +13,9 @@ from siamusic_fast.audio.store import Store, leads_outside
 from siamusic_fast.errors import DataError
 
 BY_FOLDER = "folders"
-"""Word in the place of a label file: the sub-folder that a file lies in is its class."""
+"""Word that stands in the place of a label file if the sub-folder of each file is its class."""
 
 _LABEL_COLUMNS = ("path", "label", "split", "group")
-_NEEDED = ("path", "label")
-_DELIMITERS = (",", ";", "\t")
 
 
 class ListedFile(NamedTuple):
@@ -38,7 +36,7 @@ def read_labels(path: Path, store: Store | None = None) -> list[ListedFile]:
     Paths are relative to the folder of audio; an empty label is an unknown one; other columns are ignored. A
     path that is not in `store` is taken as another spelling of one that is, see `_spellings`. Raises
     `DataError` with the number of the row, the header being row 1, if it is short, repeats a path, has a path
-    that leads outside or an unknown split, or puts a group into another split than a row before it.
+    that leads outside or an unknown split, or puts a group into a second split.
     """
     listed = []
     rows_of: dict[str, int] = {}
@@ -68,12 +66,12 @@ def read_labels(path: Path, store: Store | None = None) -> list[ListedFile]:
 
 
 def nfc(name: str) -> str:
-    """Return `name` with every accented letter as one character, so that names which look alike are alike."""
+    """Return `name` in NFC, where every accented letter is one character."""
     return unicodedata.normalize("NFC", name)
 
 
 def _find(where: str, path: str, store: Store | None) -> str:
-    """Return the path that is in `store`, if any spelling of `path` is, or else `path` itself."""
+    """Return the spelling of `path` that is in `store`, or else `path` itself."""
     outside = leads_outside(path)
     # A path with one spelling only is not looked up, since there may be a million of them.
     is_plain = path.isascii() and path == path.strip() and "\\" not in path
@@ -106,24 +104,32 @@ def _spellings(path: str) -> Iterator[str]:
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield row number and the four columns of each row; those that the file does not have are empty."""
     text = _read_text(path)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    headers = {delimiter: _header(text, delimiter) for delimiter in (",", ";", "\t")}
+    delimiter = next((d for d, header in headers.items() if {"path", "label"} <= set(header)), ",")
+    header = headers[delimiter]
+    missing = [name for name in ("path", "label") if name not in header]
+    if missing:
+        raise DataError(
+            f"{path} has no column {' and no column '.join(missing)}: its first line is "
+            f"{', '.join(map(repr, header)) or 'empty'}; the first line of a label file names its "
+            f"columns, path and label and, if you like, split and group."
+        )
+    for name in _LABEL_COLUMNS:
+        if header.count(name) > 1:
+            raise DataError(f"{path} has {header.count(name)} columns {name}: keep one.")
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = _header(next(rows, []))
-        missing = [name for name in _NEEDED if name not in header]
-        if missing:
-            raise DataError(
-                f"{path} has no column {' and no column '.join(missing)}: its first line is "
-                f"{', '.join(map(repr, header)) or 'empty'}; the first line of a label file names its "
-                f"columns, path and label and, if you like, split and group."
-            )
-        for name in _LABEL_COLUMNS:
-            if header.count(name) > 1:
-                raise DataError(f"{path} has {header.count(name)} columns {name}: keep one.")
-        for number, cells in enumerate(rows, start=2):
-            if any(cell.strip() for cell in cells):
+        for number, cells in enumerate(rows, start=1):
+            if number > 1 and any(cell.strip() for cell in cells):
                 yield number, _row(f"{path}, row {number}", rows.line_num, header, cells)
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: not CSV: {error}.") from None
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """Return the names of the columns, if `delimiter` is between the cells."""
+    cells: list[str] = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    return [name.strip().lower() for name in cells]
 
 
 def _read_text(path: Path) -> str:
@@ -140,19 +146,6 @@ def _read_text(path: Path) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is damaged UTF-16 ({error.reason}): save it as UTF-8.") from None
-
-
-def _delimiter(text: str) -> str:
-    """Return what the cells are divided by: that by which the first line names the columns needed."""
-    for delimiter in _DELIMITERS:
-        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        if set(_NEEDED) <= set(_header(header)):
-            return delimiter
-    return _DELIMITERS[0]
-
-
-def _header(cells: list[str]) -> list[str]:
-    return [name.strip().lower() for name in cells]
 
 
 def _row(where: str, line: int, header: list[str], cells: list[str]) -> dict[str, str]:

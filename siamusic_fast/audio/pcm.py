@@ -76,21 +76,23 @@ class PcmCollector:
         """Samples so far."""
         self.clipped = 0
         """Samples so far that did not fit into 16 bits."""
-        self.peak = 0.0
-        """Largest magnitude so far, full scale being 1."""
-        self._int16_peak = 0
+        self._high = self._low = 0.0
         self._blocks: list[Int16] = []
         self._places: list[npt.NDArray[np.int64]] = []
         self._spool: Spool | None = None
+
+    @property
+    def peak(self) -> float:
+        """Largest magnitude so far, full scale being 1."""
+        return max(self._high, -self._low)
 
     def add(self, block: Samples) -> None:
         """Append `block`. Raises `ValueError` if it holds NaN or infinity, `OSError` if the disk is full."""
         high, low = float(block.max(initial=0)), float(block.min(initial=0))
         if not np.isfinite(high - low):
             raise ValueError("NaN or infinity among the samples")
-        self.peak = max(self.peak, high, -low)
+        self._high, self._low = max(self._high, high), min(self._low, low)
         samples, clipped = to_int16(block)
-        self._int16_peak = max(self._int16_peak, peak(samples))
         self.clipped += len(clipped)
         # With more, the share is too large however long the track is, and the places are of no use.
         if self.clipped <= MAX_CLIPPED_SHARE * MAX_SAMPLES:
@@ -107,7 +109,7 @@ class PcmCollector:
         """Return all that was added."""
         return Pcm(
             length=self.length,
-            peak=self._int16_peak,
+            peak=peak(to_int16(np.array([self._high, self._low], np.float32))[0]),
             clipped=np.concatenate([np.empty(0, np.int64), *self._places]),
             source=self._spool or np.concatenate([np.empty(0, np.int16), *self._blocks]),
         )

@@ -14,7 +14,7 @@ class Reject:
     detail: str
 
 
-def duplicate(path: str, label: str, kept_path: str, kept_label: str) -> Reject:
+def reject_duplicate(path: str, label: str, kept_path: str, kept_label: str) -> Reject:
     """Return the reject of a file with the same bytes as another. It says whether their labels differ."""
     detail = f"same bytes as {kept_path}"
     if label not in ("", kept_label):

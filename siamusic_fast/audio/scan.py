@@ -1,19 +1,19 @@
-"""The scan of a corpus before anything is decoded: which files are there, and which are duplicates."""
+"""Scans a corpus before anything is decoded, for missing, empty and duplicate files."""
 
 import hashlib
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from siamusic_fast.audio.corpus import Corpus, Track
-from siamusic_fast.audio.rejects import Reject, duplicate
+from siamusic_fast.audio.rejects import Reject, reject_duplicate
 from siamusic_fast.audio.store import FileStatus, Store
 from siamusic_fast.errors import DataError
 from siamusic_fast.progress import SILENT, Progress
 
 Found = tuple[Track, FileStatus]
 
-_READ_BYTES = 1 << 20
 _SAMPLE_BYTES = 4096
 """Bytes in the middle of a file that are compared before all of it is: clips often have the same size."""
 
@@ -56,7 +56,9 @@ def scan(corpus: Corpus, store: Store, progress: Progress = SILENT) -> ScanResul
         else:
             rejects.append(Reject(track.path, "missing", "no such file, or no regular one"))
     duplicates = _duplicates(found, store, progress)
-    rejects += [duplicate(one.path, one.genre, kept.path, kept.genre) for one, kept in duplicates.values()]
+    rejects += [
+        reject_duplicate(one.path, one.genre, kept.path, kept.genre) for one, kept in duplicates.values()
+    ]
     found = [(track, status) for track, status in found if track.path not in duplicates]
     return ScanResult(
         tracks=[track for track, _ in found],
@@ -99,7 +101,7 @@ def _duplicates(found: Iterable[Found], store: Store, progress: Progress) -> dic
 
 
 def _alike(found: Iterable[Found], key: Callable[[Found], object]) -> list[list[Found]]:
-    """Return the groups of more than one file with the same `key`; None is no key."""
+    """Return the groups of files with the same `key`, if they have more than one. None is no key."""
     groups: dict[object, list[Found]] = defaultdict(list)
     for one in found:
         if (value := key(one)) is not None:
@@ -108,16 +110,11 @@ def _alike(found: Iterable[Found], key: Callable[[Found], object]) -> list[list[
 
 
 def _digest(store: Store, path: str, start: int = 0, length: int | None = None) -> bytes | None:
-    """Return a digest of a part of a file. It is None if the file cannot be read, which decoding it tells."""
-    digest = hashlib.sha256()
+    """Return a digest of a part of a file. It is None if the file cannot be read: decoding reports that."""
     try:
         with store.open(path) as file:
             file.seek(start)
-            if length is not None:
-                digest.update(file.read(length))
-            else:
-                while block := file.read(_READ_BYTES):
-                    digest.update(block)
+            content = file if length is None else io.BytesIO(file.read(length))
+            return hashlib.file_digest(content, "sha256").digest()  # type: ignore[arg-type]
     except OSError:
         return None
-    return digest.digest()

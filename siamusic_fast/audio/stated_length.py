@@ -1,23 +1,23 @@
-"""The length that the headers of an audio file promise, which may be more than there is in it."""
+"""Reads the length that the headers of an audio file promise, which may be more than it holds."""
 
 import os
 import struct
 from typing import BinaryIO
 
 _KNOWN_SIZES = range(1024, 2**31 - 2**16)
-"""Sizes in a RIFF or AIFF header that mean something: others are left by writers that cannot go back."""
+"""Sizes in a RIFF or AIFF header that mean something. Others are left by writers that cannot go back."""
 
 _KNOWN_LARGE_SIZES = range(1024, 2**62)
-"""The same in headers with 64 bits for them."""
+"""Sizes in a header with 64 bits that mean something."""
 
-_MORE = 1.1
-"""A file is longer than its header says, and not only by tags, if it is that many times as large."""
+_MIN_EXCESS = 1.1
+"""A file that is this many times as large as its header says is longer, and not only by tags."""
 
 _WITHOUT_LENGTH = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mpeg", "mpegts"}
-"""FFmpeg's names of formats that state no length: the one that it gives is a guess by the bit rate."""
+"""FFmpeg's names of formats that state no length. The length that it gives is a guess by the bit rate."""
 
-_LOOK = 4096
-"""Bytes in which a header is looked for: from the start of a file, or from the first frame of an MP3."""
+_HEADER_BYTES = 4096
+"""A header is looked for in so many bytes from the start of a file, or from the first frame of an MP3."""
 
 _MPEG_RATES = (44_100, 48_000, 32_000)
 """Sample rates of MPEG-1 in Hz; those of MPEG-2 are half of them, those of MPEG-2.5 a quarter."""
@@ -30,7 +30,7 @@ def promised_seconds(file: BinaryIO, format_name: str, stated: float | None, dec
     file holds; `decoded` is how many seconds have been decoded. The position in `file` is changed.
     """
     file.seek(0)
-    head = file.read(_LOOK)
+    head = file.read(_HEADER_BYTES)
     if format_name == "mp3":
         exact = _mp3_seconds(file, head)
         return exact if exact is None or stated is None else min(exact, stated)
@@ -43,16 +43,16 @@ def promised_seconds(file: BinaryIO, format_name: str, stated: float | None, dec
 
 
 def _promised_share(size: int, stated: range) -> float:
-    """Return how many times as long as decoded a file of `size` bytes should be whose header says `stated`.
+    """Return the length that a file of `size` bytes should have, as a multiple of the length that decodes.
 
-    A file that is smaller was cut off. What a larger one has beyond that size is not decoded.
+    A file that is smaller than `stated` was cut off. What a larger one has beyond that is not decoded.
     """
     there = size - stated.start
-    return there / len(stated) if there > _MORE * len(stated) else max(1, len(stated) / max(1, there))
+    return there / len(stated) if there > _MIN_EXCESS * len(stated) else max(1, len(stated) / max(1, there))
 
 
 def _stated_bytes(head: bytes) -> range | None:
-    """Return where the audio of a file lies by the header of its container; None if it says nothing known."""
+    """Return the bytes where the audio of a file is by its header, or None if the header does not say."""
     kind, known, start = head[:4], _KNOWN_SIZES, 0
     if kind in (b"RIFF", b"FORM"):
         size = int.from_bytes(head[4:8], "little" if kind == b"RIFF" else "big") + 8
@@ -77,7 +77,7 @@ def _mp3_seconds(file: BinaryIO, head: bytes) -> float | None:
     if head[:3] == b"ID3":
         start = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
     file.seek(start)
-    content = file.read(_LOOK)
+    content = file.read(_HEADER_BYTES)
     for name in (b"Xing", b"Info"):
         place = content.find(name)
         frame = content.rfind(b"\xff", 0, max(place, 0))
@@ -90,7 +90,7 @@ def _mp3_seconds(file: BinaryIO, head: bytes) -> float | None:
 
 
 def _frame_seconds(header: bytes) -> float | None:
-    """Return the length of an MPEG layer III frame by its header, None if that makes no sense."""
+    """Return the length of an MPEG layer III frame by its header, or None if the header is not valid."""
     version, rate = header[1] >> 3 & 3, header[2] >> 2 & 3
     if header[1] & 0xE0 != 0xE0 or version == 1 or rate == 3:
         return None

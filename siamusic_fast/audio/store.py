@@ -1,7 +1,6 @@
-"""Where the files of a corpus lie: a folder, or a zip that is read without unpacking it."""
+"""Opens the files of a corpus, in a folder or in a zip that is not unpacked."""
 
 import errno
-import io
 import lzma
 import os
 import shutil
@@ -18,13 +17,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 from siamusic_fast.errors import DataError
 
-_READABLE_COMPRESSIONS = {
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-    zipfile.ZIP_BZIP2,
-    zipfile.ZIP_LZMA,
-    getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED),
-}
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+"""Compression types that Python reads."""
 _DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """Errors that reading a damaged member of a zip may raise."""
 _MAX_BYTES_IN_MEMORY = 1 << 26
@@ -95,13 +89,13 @@ class Store(ABC):
     def paths(self) -> Iterator[str]:
         """Yield the paths of all files, links to files among them, in no particular order.
 
-        Links to folders are not followed. What systems put beside music is passed over: folders and files
-        that begin with a dot, and `__MACOSX`. Raises `DataError` for a folder that cannot be listed.
+        Links to folders are not followed. Files that systems put beside music are left out: `__MACOSX`, and
+        folders and files that begin with a dot. Raises `DataError` for a folder that cannot be listed.
         """
 
 
 def find_root(source: str | Path, places: Sequence[Path], remedy: str) -> Path:
-    """Return `source` in the first of `places` where it is a folder, or a zip, its ending given or not.
+    """Return `source` in the first of `places` where it is a folder or a zip. The ending may be left out.
 
     Raises `DataError` with `remedy` if there is none.
     """
@@ -135,12 +129,12 @@ def open_store(root: Path) -> Store:
 
 
 def local_name(name: str) -> str:
-    """Return a path or name of a `Store` as this process has to spell it to open or make such a file."""
+    """Return a path or name of a `Store` as text for `open`, in the encoding of this process."""
     return os.fsdecode(path_bytes(name))
 
 
 def path_bytes(path: str) -> bytes:
-    """Return a path or name of a `Store` as it is on disk, whatever the locale."""
+    """Return a path or name of a `Store` as bytes on disk, whatever the locale."""
     return path.encode("utf-8", "surrogateescape")
 
 
@@ -237,45 +231,35 @@ class _ZipStore(Store):
         _refuse_outside(self.root, path)
         if path not in self._members:
             raise FileNotFoundError(errno.ENOENT, "no such file in the zip")
-        member = self._members[path]
+        file = tempfile.SpooledTemporaryFile(_MAX_BYTES_IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
-            if member.file_size > _MAX_BYTES_IN_MEMORY:
-                return _unpacked(self._zip, member)
-            return io.BytesIO(self._zip.read(member))
+            with self._zip.open(self._members[path]) as packed:
+                shutil.copyfileobj(packed, file)
         except (*_DAMAGE_ERRORS, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            file.close()
+            code = error.errno if isinstance(error, OSError) else None
+            if code == errno.ENOSPC:
+                raise OSError(errno.EBADMSG, "no room to unpack it: set TMPDIR to a larger disk") from None
+            if code not in (None, errno.EINVAL):
                 raise  # the zip itself cannot be read
             raise OSError(errno.EBADMSG, f"damaged in the zip: {error}") from None
+        file.seek(0)
+        return cast(BinaryIO, file)
 
     def paths(self) -> Iterator[str]:
         yield from (path for path in self._members if not _is_litter(path))
 
 
-def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
-    """Return a temporary file with the content of a large `member`."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever opens the member closes it
-    try:
-        with archive.open(member) as packed:
-            shutil.copyfileobj(packed, file)
-    except BaseException as error:
-        file.close()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(errno.EBADMSG, "no room to unpack it: set TMPDIR to a larger disk") from None
-        raise
-    file.seek(0)
-    return cast(BinaryIO, file)
-
-
 @lru_cache(maxsize=2)
 def _cached_zip_store(root: Path, changed: int, size: int) -> _ZipStore:
-    """Return the store of a zip; its directory, which may list 100,000 files, is kept for the next caller."""
+    """Return the store of a zip. Its directory may list 100,000 files and is kept for the next caller."""
     return _ZipStore(root)
 
 
 def _names(members: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """Yield `members` by the names that they are meant to have.
+    """Yield the names that `members` are meant to have, with the members.
 
-    Names that are UTF-8 are taken as that though the flag is missing which says so. Backslashes divide
+    A name that is valid UTF-8 is read as UTF-8, even if the flag for it is missing. Backslashes separate
     folders if the zip was not made on Unix, or if no name in it has a forward slash.
     """
     no_slash = not any("/" in member.filename for member in members)
@@ -295,7 +279,7 @@ def _refuse_member(root: Path, name: str, member: zipfile.ZipInfo) -> None:
             f"{root} holds a file named {name!r}, which leads outside of it: do not use this zip."
         )
     encrypted = member.flag_bits & _ENCRYPTED_FLAG
-    if encrypted or member.compress_type not in _READABLE_COMPRESSIONS:
+    if encrypted or member.compress_type not in _COMPRESSIONS:
         kind = "encrypted" if encrypted else f"compression type {member.compress_type}"
         raise DataError(
             f"{root} cannot be read without unpacking ({member.filename}: {kind}): unpack it with "

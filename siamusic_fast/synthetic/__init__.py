@@ -1,1 +1,1 @@
-"""A synthesizer of music: the small corpus that the demo and the tests run on."""
+"""Synthesizes music: the small corpus that the demo and the tests run on."""

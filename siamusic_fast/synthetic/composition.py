@@ -1,4 +1,4 @@
-"""From a genre and a random generator to a piece of music, and from a piece of music to samples."""
+"""Composes pieces of music at random in the style of a genre, and renders them to samples."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from siamusic_fast.synthetic.styles import SCALES, STYLES, Style
 Option = TypeVar("Option")
 
 CROSSOVER = 0.06
-"""How often a track takes an instrument, a rhythm or its harmony from any genre, so that genres overlap."""
+"""Probability that an instrument, a rhythm or the harmony is from any genre, so that genres overlap."""
 KEYS = ("C", "D flat", "D", "E flat", "E", "F", "G flat", "G", "A flat", "A", "B flat", "B")
 MAX_TONIC = 6
 """Semitones above C. Keys above it take the octave below, so that no key is higher than the others."""
@@ -25,7 +25,7 @@ LEVELS_DB = {"bass": -3.0, "chords": -4.0, "lead": -3.0}
 """RMS level of each part while it sounds; those of the drums are in `DRUM_TUNINGS`."""
 LEVEL_SPREAD_DB = 4.0
 PRESENCE = {"drums": 0.85, "bass": 0.85, "chords": 0.9, "lead": 0.75}
-"""How often a part plays in a section of the track."""
+"""Probability that a part plays in a section of the track."""
 DRUM_TUNINGS = {
     "kick": (31, -1.0),
     "snare": (55, -4.0),
@@ -62,7 +62,7 @@ class Part:
     brightness: float
     level_db: float
     pan: float
-    """From -1, left, to 1, right."""
+    """Place in the stereo field from -1, left, to 1, right."""
     notes: tuple[Note, ...]
 
 
@@ -225,7 +225,7 @@ class _Composer:
 
 
 class _Harmony(NamedTuple):
-    """Which tones a part finds in a bar."""
+    """Tonic, scale and chords of a piece."""
 
     tonic: int
     """Semitones above C."""
@@ -234,7 +234,7 @@ class _Harmony(NamedTuple):
     voicing: Sequence[int]
 
     def tones(self, role: str, bar: int) -> tuple[int, ...]:
-        """Return the MIDI note numbers that a pattern of the part `role` chooses from in `bar`."""
+        """Return the MIDI note numbers from which the part `role` plays in `bar`."""
         root = self.progression[bar % len(self.progression)]
         if role == "bass":
             return tuple(self._pitch(role, root) + interval for interval in (0, 7, 12))
@@ -248,7 +248,7 @@ class _Harmony(NamedTuple):
 
 
 def _pitches(character: str, tones: tuple[int, ...]) -> tuple[int, ...]:
-    """Return what a character of a pattern plays: all tones or one, if necessary from the octaves above."""
+    """Return the pitches that a character of a pattern plays: all tones or one, maybe octaves higher."""
     if character == "x":
         return tones
     octave, tone = divmod(int(character), len(tones))

@@ -21,11 +21,11 @@ GENRES = tuple(STYLES)
 SPLIT_CYCLE = ("validation", "test", *4 * ["training"], "test", *4 * ["training"])
 """Split of a genre's tracks 0, 1, 2, ...: of 45 tracks, 32 train, 5 validate and 8 test."""
 MIN_TRACKS, MAX_TRACKS = 3, 1_000
-"""Limits of the tracks per genre: one for each split, and as many as fma_small has."""
+"""Limits of the tracks per genre: one for each split, and the number in fma_small."""
 ENCODINGS = ((22_050, 1), (22_050, 2), (44_100, 1), (44_100, 2))
 """Sample rates in Hz and numbers of channels."""
 ENCODING_SHARES = (0.88, 0.04, 0.04, 0.04)
-"""How often a track has each of `ENCODINGS`: 44.1 kHz stereo takes four times as long to encode."""
+"""Probability of each of `ENCODINGS`. 44.1 kHz stereo takes four times as long to encode."""
 MIN_SECONDS = 1.5
 """Length of the track that is too short."""
 CUT_SHARE = 0.7
@@ -38,7 +38,7 @@ DEFECT_TITLES = (
     *("silence", "empty file", "html error page"),
 )
 OTHER_SUBSETS = {20: "large", 26: "large", 130: "medium", 134: "medium"}
-"""Tracks that have a row and no file, since they are not in fma_small: the subset of each by its number."""
+"""Numbers and subsets of the tracks that are not in fma_small. They have a row and no file."""
 COLUMNS = (
     *(("artist", "bio"), ("artist", "name"), ("set", "split"), ("set", "subset")),
     *(("track", "bit_rate"), ("track", "duration"), ("track", "genre_top"), ("track", "title")),
@@ -79,7 +79,7 @@ class SyntheticCorpus:
         ]
 
     def generator(self, track: "SyntheticTrack") -> np.random.Generator:
-        """Return what all that is random in `track` is drawn from; seed, genre and index decide."""
+        """Return the random generator of `track`, which depends on the seed, the genre and the index."""
         return np.random.default_rng([self.seed, GENRES.index(track.genre), track.index])
 
 
@@ -151,7 +151,7 @@ def _write_track(root: Path, corpus: SyntheticCorpus, track: SyntheticTrack, cou
 
 
 def _write_file(path: Path, number: int, samples: Waveform, sample_rate: int) -> None:
-    """Write `samples` as an MP3, or what the defect of track `number` makes of it."""
+    """Write `samples` as an MP3, with the defect of track `number` if it has one."""
     if number == EMPTY:
         path.touch()
     elif number == HTML:

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 Waveform = npt.NDArray[np.float32]
-"""Audio of shape [samples], [channels, samples] or [samples, channels]; full scale is 1."""
+"""Audio of shape [samples], [channels, samples] or [samples, channels], full scale being 1."""
 Floats = npt.NDArray[np.floating[Any]]
-"""Intermediate results of shape [samples] or [partials]; `play` rounds the last of them to float32."""
+"""Intermediate results of shape [samples] or [partials]."""
 
 MAX_PARTIALS = 16
 NOISE_SEED = 2
@@ -22,7 +22,7 @@ VIBRATO_HZ = 5.5
 
 @dataclass(frozen=True)
 class Tone:
-    """One note, with the building blocks that instruments make a sound of."""
+    """One note, with the building blocks of the sounds of instruments."""
 
     time: Floats
     """Times of the samples in seconds, evenly spaced from 0."""

@@ -21,10 +21,10 @@ SCALES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """What a genre draws its tracks from. All but `tempo` and `swing` are alternatives."""
+    """What a genre plays. Each track draws one of the alternatives of each field but `swing`."""
 
     tempo: tuple[float, float]
-    """Slowest and fastest, in quarter notes per minute."""
+    """Limits of the tempo in quarter notes per minute."""
     meters: Sequence[int] = (16,)
     """Sixteenths per bar: 16 is 4/4, 12 is 3/4, 14 is 7/8."""
     swing: float = 0.0

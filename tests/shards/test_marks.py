@@ -1,4 +1,4 @@
-from siamusic_fast.audio.rejects import duplicate
+from siamusic_fast.audio.rejects import reject_duplicate
 from siamusic_fast.shards.summary import count_marks
 from siamusic_fast.shards.tables import PackedTrack
 
@@ -31,8 +31,8 @@ def test_a_track_in_segments_counts_once() -> None:
 def test_every_mark_is_counted() -> None:
     rows = [row("a", seconds_missing=1.0), row("b", gain=0.5), row("c", channel=0)]
     rejects = [
-        duplicate("d", "Rock", "e", "Folk"),
-        duplicate("f", "Rock", "e", "Rock"),
-        duplicate("g", "", "e", "Rock"),
+        reject_duplicate("d", "Rock", "e", "Folk"),
+        reject_duplicate("f", "Rock", "e", "Rock"),
+        reject_duplicate("g", "", "e", "Rock"),
     ]
     assert count_marks(rows, rejects) == {"shorter": 1, "rescaled": 1, "one channel": 1, "label conflict": 1}
