@@ -155,7 +155,7 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
         for shard in shards:
             _check_names(folder, shard)
             if check_files:
-                _check_files(folder, shard)
+                _check_sizes(folder, shard)
     return shard_set
 
 
@@ -269,15 +269,9 @@ def _check_names(folder: Path, shard: Shard) -> None:
             )
 
 
-def _check_files(folder: Path, shard: Shard) -> None:
-    size = _size(folder / shard.file)
-    if size != shard.bytes or _size(folder / shard.index) is None:
-        state = "is missing or has no index" if size is None or size == shard.bytes else f"has {size} bytes"
-        raise DataError(
-            f"{folder / shard.file} {state}, the manifest says {shard.bytes} bytes with index {shard.index}: "
-            f"copy the shard set again, or pack it again with `siamusic-fast shard --force`."
-        )
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _check_sizes(folder: Path, shard: Shard) -> None:
+    for file, stated in ((folder / shard.file, shard.bytes), (folder / shard.index, None)):
+        with naming_damage(file):
+            size = file.stat().st_size
+            if stated not in (None, size):
+                raise ValueError(f"it has {size} bytes, the manifest says {stated}")

@@ -124,6 +124,7 @@ def verify_shard(job: ShardToVerify, count: Count) -> None:
 class _StoredTrack:
     """One track as it is in the tar."""
 
+    key: str
     members: tuple[Member, ...]
     """Its audio, class and description."""
     samples: int
@@ -131,14 +132,6 @@ class _StoredTrack:
     cls: bytes
     about: dict[str, Any]
     """Its description; empty if it is no JSON object."""
-
-    @property
-    def key(self) -> str:
-        return _key(self.members[0])
-
-
-def _key(member: Member) -> str:
-    return member.name.partition(".")[0]
 
 
 def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Iterator[Problem]:
@@ -151,7 +144,7 @@ def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Itera
         if size != shard.bytes:
             yield Problem(shard.file, f"has {size} bytes, the manifest says {shard.bytes}")
             return
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=_MB) as file:
             tar = TarReader(file, on_read)
             try:
                 while track := _read_track(tar, job.shard_set):
@@ -184,13 +177,14 @@ def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Itera
 
 def _read_track(tar: TarReader, shard_set: ShardSet) -> _StoredTrack | None:
     """Return the next track, or None at the end. Raises `TarError` where the tar is damaged."""
+    member = tar.next_member()
+    if member is None:
+        return None
+    key = member.name.partition(".")[0]
     members: list[Member] = []
     contents: list[bytes] = []
     for extension in (shard_set.codec, "cls", "json"):
-        member = tar.next_member()
-        if member is None and not members:
-            return None
-        key = _key(members[0] if members else member or Member("", 0, 0))
+        member = tar.next_member() if members else member
         if member is None or member.name != f"{key}.{extension}":
             raise TarError(f"{key}.{extension} is not there, but {member.name if member else 'the end'}")
         members.append(member)
@@ -201,6 +195,7 @@ def _read_track(tar: TarReader, shard_set: ShardSet) -> _StoredTrack | None:
     except ValueError:
         about = None
     return _StoredTrack(
+        key=key,
         members=tuple(members),
         samples=_audio_samples(contents[0], members[0].size, shard_set),
         cls=contents[1],
