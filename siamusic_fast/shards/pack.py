@@ -152,22 +152,16 @@ def pack(
     A call that was stopped at any moment is resumed by the same call: shards that are finished are not packed
     again. Files are written under a temporary name and renamed, so none is ever half there.
 
-    Args:
-        corpus: the audio, for example from `open_corpus`.
-        folder: where the shard set is written; it is created if it does not exist.
-        config: the settings that the bytes depend on.
-        procs: number of processes that decode; by default one per core.
-        executor: runs the shards instead of own processes. Its workers must see the audio and `folder` under
-            the same paths.
-        force: replaces a shard set, or an unfinished one with other settings, that is in `folder`. Other
-            files are never removed.
-        progress: where progress is shown.
-        watch: is called now and then with the `PackStatus`.
+    `corpus` comes from `open_corpus`, for example. `folder` is created if it does not exist. `config` has the
+    settings that the bytes depend on. `procs` is the number of processes that decode, by default one per
+    core. An `executor` runs the shards instead of these processes; its workers must see the audio and
+    `folder` under the same paths. `force` replaces a shard set that is in `folder`, or an unfinished one with
+    other settings; other files are never removed. `progress` shows the progress, and `watch` is called now
+    and then with the `PackStatus`.
 
     Raises `DataError` if no file can be packed, if `folder` holds something else, is being packed by another
     process or cannot be written, if a file changes or goes away while it is packed, or if a worker process
     dies. The message says how to go on; finished shards stay.
-
     """
     folder = Path(folder)
     check_free(folder, force)

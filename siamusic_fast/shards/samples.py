@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from webdataset import filters, shardlists, tariterators
-from webdataset.compat import FluidWrapper
-from webdataset.gopen import gopen
-from webdataset.handlers import reraise_exception
+import webdataset as wds
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.manifest import ShardSet, find_shards
@@ -39,8 +38,8 @@ def samples(
     shuffle: int = 0,
     shuffle_shards: bool = False,
     seed: int = 0,
-    handler: Handler = reraise_exception,
-) -> FluidWrapper:
+    handler: Handler = wds.reraise_exception,
+) -> wds.FluidWrapper:
     """Iterate over the samples of a shard set, or of any WebDataset tars, as (key, pcm, label, about).
 
     - key: name of the sample in its shard, str.
@@ -48,37 +47,36 @@ def samples(
     - label: class of the sample from KEY.cls, int, or None if it has none.
     - about: the JSON object of KEY.json, or an empty dict, always with the `sample_rate` of `pcm` in Hz.
 
+    `data` is a shard set of ours (a `ShardSet`, its folder, or its name) or a URL pattern of webdataset, such
+    as `path/shard-{000000..000009}.tar`, `https://...` or `pipe:COMMAND`. `split` chooses a split of a shard
+    set; None reads all of them.
+
+    `shuffle` is the number of samples in the shuffle buffer; 0 keeps the order of the shards.
+    `shuffle_shards` draws the order of the shards anew in each epoch. `seed` is the seed of both. Each
+    iteration is another epoch; workers of a `DataLoader` need `persistent_workers=True` for that, or another
+    seed in each epoch.
+
+    `handler` decides what happens on an error: `webdataset.reraise_exception`, `warn_and_continue`,
+    `ignore_and_continue`, `warn_and_stop` or `ignore_and_stop`.
+
     The result is a `webdataset` pipeline, a torch `IterableDataset` that has `map`, `batched`, `with_epoch`
     and so on. Shards are divided among the processes of a distributed job and among the workers of a
     `DataLoader`, so there should be at least as many shards as processes times workers. Checksums are not
-    compared: `verify` does that.
-
-    Args:
-        data: a shard set of ours (a `ShardSet`, its folder, or its name), or a URL pattern of webdataset,
-            such as `path/shard-{000000..000009}.tar`, `https://...` or `pipe:COMMAND`.
-        split: which split of a shard set is read; None reads all of them. Not for a URL pattern.
-        shuffle: number of samples in the shuffle buffer; 0 keeps the order of the shards.
-        shuffle_shards: whether the order of the shards is drawn anew in each epoch.
-        seed: seed of both shuffles. Each iteration is another epoch with another order. Workers of a
-            `DataLoader` need `persistent_workers=True` for that, or another seed in each epoch.
-        handler: what happens on an error: `webdataset.reraise_exception`, `warn_and_continue`,
-            `ignore_and_continue`, `warn_and_stop` or `ignore_and_stop`.
-
-    Raises `DataError` if there is no such shard set or split, and `ConfigError` for `split` with a URL.
-
+    compared: `verify` does that. Raises `DataError` if there is no such shard set or split, and `ConfigError`
+    for `split` with a URL.
     """
     urls = _urls(data, split)
-    stages: list[Any] = [shardlists.split_by_node, shardlists.split_by_worker]
+    stages: list[Any] = [wds.split_by_node, wds.split_by_worker]
     if shuffle_shards:
-        stages.insert(0, filters.detshuffle(len(urls), len(urls), seed))
+        stages.insert(0, wds.detshuffle(len(urls), len(urls), seed))
     stages += [
         partial(_open_urls, handler=handler),
-        partial(tariterators.tar_file_expander, handler=handler),
-        partial(tariterators.group_by_keys, handler=handler),
+        partial(tar_file_expander, handler=handler),
+        partial(group_by_keys, handler=handler),
     ]
     if shuffle:
-        stages.append(filters.detshuffle(shuffle, shuffle, seed))
-    return FluidWrapper(shardlists.SimpleShardList(urls)).compose(*stages).map(_decoded, handler=handler)
+        stages.append(wds.detshuffle(shuffle, shuffle, seed))
+    return wds.FluidWrapper(wds.SimpleShardList(urls)).compose(*stages).map(_decoded, handler=handler)
 
 
 def _urls(data: ShardSet | str | Path, split: str | None) -> list[str]:
@@ -87,7 +85,7 @@ def _urls(data: ShardSet | str | Path, split: str | None) -> list[str]:
             raise ConfigError(
                 f"split = {split!r} needs a shard set, and {str(data)!r} names tars: leave it out."
             )
-        return list(shardlists.expand_urls(str(data)))
+        return list(expand_urls(str(data)))
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
     shards = shard_set.shards(list(shard_set.splits) if split is None else [split])
     # An absolute path is never taken for a URL.
@@ -98,7 +96,7 @@ def _open_urls(sources: Iterable[dict[str, str]], handler: Handler) -> Iterator[
     """Open the tars one after the other, and close each, which webdataset itself leaves to Python."""
     for source in sources:
         try:
-            stream = gopen(source["url"])
+            stream = wds.gopen(source["url"])
             try:
                 yield {"url": source["url"], "stream": stream}
                 while stream.read(_CHUNK):  # a command that cannot write its last bytes would fail
@@ -139,4 +137,6 @@ def _mono(content: bytes) -> tuple[npt.NDArray[np.int16], int]:
         if file.channels == 1 and file.subtype in _EXACT:
             return file.read(dtype="int16"), file.samplerate
         audio = file.read(dtype="float32", always_2d=True).mean(axis=1)
+        if not np.isfinite(audio).all():
+            raise ValueError("it holds NaN or infinity")
         return np.rint(audio * 32_768).clip(-32_768, 32_767).astype(np.int16), file.samplerate

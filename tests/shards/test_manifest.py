@@ -95,7 +95,9 @@ def test_missing_and_cut_files_are_named(copied: Path) -> None:
     shard = copied / "test-000000.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=rf"test-000000\.tar is missing or damaged \(it has {len(content) - 1} bytes"):
+    with pytest.raises(
+        DataError, match=rf"test-000000\.tar is missing or damaged \(it has {len(content) - 1} bytes"
+    ):
         read_manifest(copied)
     shard.unlink()
     with pytest.raises(DataError, match=r"test-000000\.tar is missing or damaged \(No such file"):

@@ -30,6 +30,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return pack_small(tmp_path_factory.mktemp("samples"))
 
 
+def encoded(audio: Any, sample_rate: int, kind: str, subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, audio, sample_rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
 def keys(found: Any) -> list[str]:
     return [key for key, *_ in found]
 
@@ -137,12 +143,6 @@ def foreign(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def encoded(audio: Any, sample_rate: int, kind: str, subtype: str | None = None) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, audio, sample_rate, format=kind, subtype=subtype)
-    return file.getvalue()
-
-
 def test_shards_of_others_are_read_as_mono_at_their_own_rate(foreign: Path) -> None:
     found = {key: rest for key, *rest in samples(f"{foreign}/shard-{{000000..000001}}.tar")}
     assert list(found) == ["x/one", "x/two", "x/three"]
@@ -198,6 +198,7 @@ def test_a_damaged_tar_is_an_error_or_passed_over_as_the_handler_says(foreign: P
         ({"wav": b"RIFF"}, r"bad of .*\.tar cannot be decoded \(.*\): handler=webdataset\.warn_and_continue"),
         ({"cls": b"rock"}, r"bad of .*\.tar cannot be decoded \(invalid literal"),
         ({"json": b"{"}, r"bad of .*\.tar cannot be decoded"),
+        ({"wav": encoded(np.full(9, np.nan), 8000, "WAV", "FLOAT")}, r"cannot be decoded \(it holds NaN"),
     ],
 )
 def test_a_bad_sample_is_named_or_passed_over(tmp_path: Path, member: dict[str, Any], words: str) -> None:
