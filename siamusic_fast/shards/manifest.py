@@ -15,10 +15,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, open_regular
-from siamusic_fast.shards.tables import REJECTED, TRACKS
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+TRACKS = "tracks.csv"
+REJECTED = "rejected.csv"
 FRONTENDS = "frontends.json"
 """File in which pipelines keep the frontends that they estimated from the shards."""
 
@@ -190,23 +191,30 @@ def check_tracks(shard_set: ShardSet) -> None:
             raise ValueError(f"it has SHA-256 {sha256}, the manifest says {stated}")
 
 
-def damaged(path: Path, reason: object) -> DataError:
-    """Return the error that says that a file of a shard set is not what was packed, and what to do."""
-    return DataError(
-        f"{path} is missing or damaged ({reason}): `siamusic-fast verify {path.parent}` says what is wrong "
-        f"with it; packing again mends it."
-    )
+class DamageError(DataError):
+    """A file of a shard set that is not what was packed. `reason` says in a few words what is wrong."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(path, str(reason))  # these make it again in another process
+        self.path = path
+        self.reason = str(reason)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is missing or damaged ({self.reason}): `siamusic-fast verify {self.path.parent}` says "
+            f"what is wrong with it; packing again mends it."
+        )
 
 
 @contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Turn every failure to read or check `path`, a file of a shard set, into the error `damaged`."""
+    """Turn every failure to read or check `path`, a file of a shard set, into a `DamageError`."""
     try:
         yield
     except OSError as error:
-        raise damaged(path, error.strerror or error) from None
+        raise DamageError(path, error.strerror or error) from None
     except (ValueError, OverflowError, IndexError, csv.Error) as error:
-        raise damaged(path, error) from None
+        raise DamageError(path, error) from None
 
 
 def file_sha256(path: Path) -> str:

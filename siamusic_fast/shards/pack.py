@@ -18,7 +18,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import Encoding
-from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
+from siamusic_fast.shards.manifest import MANIFEST, REJECTED, Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.pack_shard import COUNTED, ShardToPack, pack_shard
 from siamusic_fast.shards.plan import plan_shards
 from siamusic_fast.shards.resuming import (
@@ -31,7 +31,7 @@ from siamusic_fast.shards.resuming import (
     read_result,
     unfinished,
 )
-from siamusic_fast.shards.tables import REJECTED, PackedTrack, write_rejects, write_tracks
+from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
 
 
 @dataclass(frozen=True, kw_only=True)

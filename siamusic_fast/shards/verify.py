@@ -17,14 +17,23 @@ from typing import Any
 import soundfile
 
 from siamusic_fast.audio.corpus import SPLITS
-from siamusic_fast.errors import DataError
 from siamusic_fast.files import open_regular
 from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
 from siamusic_fast.shards.index import index_lines
-from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, checksums, file_sha256, read_manifest
-from siamusic_fast.shards.tables import REJECTED, TRACKS, PackedTrack, read_rejects, read_tracks
+from siamusic_fast.shards.manifest import (
+    MANIFEST,
+    REJECTED,
+    TRACKS,
+    DamageError,
+    Shard,
+    ShardSet,
+    checksums,
+    file_sha256,
+    read_manifest,
+)
+from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
 from siamusic_fast.shards.tar import Member, TarError, TarReader
 
 _MB = 1_000_000
@@ -81,8 +90,8 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
         rows: Path | None = Path(scratch)
         try:
             problems += _split_table(shard_set, Path(scratch))
-        except DataError as error:
-            problems.append(Problem(TRACKS, str(error)))
+        except DamageError as error:
+            problems.append(Problem(TRACKS, f"cannot be read: {error.reason}"))
             rows = None
         bare = dataclasses.replace(shard_set, splits={})
         jobs = [
@@ -339,8 +348,8 @@ def _reject_problems(shard_set: ShardSet) -> Iterator[Problem]:
     """Compare the counts in the manifest with rejected.csv."""
     try:
         counts = Counter(reject.reason for reject in read_rejects(shard_set.folder))
-    except DataError as error:
-        yield Problem(REJECTED, str(error))
+    except DamageError as error:
+        yield Problem(REJECTED, f"cannot be read: {error.reason}")
         return
     for reason in sorted(counts.keys() | shard_set.rejected.keys()):
         if counts[reason] != (stated := shard_set.rejected.get(reason, 0)):

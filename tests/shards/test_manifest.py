@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.manifest import ShardSet, find_shards, read_manifest
+from siamusic_fast.shards.manifest import DamageError, ShardSet, find_shards, read_manifest
 
 
 @pytest.fixture
@@ -139,6 +140,14 @@ def test_fields_of_another_type_and_repeated_files_are_damage(
     edit(copied, change)
     with pytest.raises(DataError, match=rf"is damaged .*{words}"):
         read_manifest(copied)
+
+
+def test_damage_is_the_same_error_in_another_process(tmp_path: Path) -> None:
+    error = pickle.loads(pickle.dumps(DamageError(tmp_path / "a.tar", "it is short")))
+    assert str(error).startswith(
+        f"{tmp_path}/a.tar is missing or damaged (it is short): `siamusic-fast verify"
+    )
+    assert error.reason == "it is short"
 
 
 def test_checksums_of_the_tables_are_those_of_the_files(shard_set: ShardSet) -> None:
