@@ -11,9 +11,8 @@ from rich.text import Text
 from siamusic_fast.audio.decode import REASONS
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import output
-from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.manifest import REJECTED, ShardSet, find_shards
 from siamusic_fast.shards.summary import MARKS, SplitSummary, Summary, summarize
-from siamusic_fast.shards.tables import REJECTED
 
 _BAR = 24
 """Characters of the longest bar."""

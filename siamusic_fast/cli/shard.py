@@ -17,11 +17,11 @@ from siamusic_fast.audio.store import local_name
 from siamusic_fast.cli import console, options
 from siamusic_fast.cli.packing import PackingTable
 from siamusic_fast.shards.codec import CODECS
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.manifest import REJECTED, ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.resuming import unfinished
 from siamusic_fast.shards.summary import MARKS, count_marks
-from siamusic_fast.shards.tables import REJECTED, read_rejects, read_tracks
+from siamusic_fast.shards.tables import read_rejects, read_tracks
 
 _NAMED = 3
 """Files that are named per reason; rejected.csv has all."""

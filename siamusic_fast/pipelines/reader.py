@@ -24,7 +24,7 @@ from siamusic_fast.pipelines.plan import Spans
 from siamusic_fast.pipelines.tracks import Tracks
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.index import CLS_SIZE
-from siamusic_fast.shards.manifest import damaged
+from siamusic_fast.shards.manifest import DamageError
 
 _MAX_OPEN = 256
 """Tars that are open at a time: a process may have 1,024 files."""
@@ -143,7 +143,7 @@ class Reader:
             try:
                 file = self._files[shard] = _Tar(path)
             except OSError as error:
-                raise damaged(path, error.strerror or error) from error
+                raise DamageError(path, error.strerror or error) from error
             if len(self._files) > _MAX_OPEN:
                 self._files.popitem(last=False)
             return file

@@ -12,7 +12,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.index import read_index, sample_name
-from siamusic_fast.shards.manifest import Shard, ShardSet, check_tracks, damaged
+from siamusic_fast.shards.manifest import DamageError, Shard, ShardSet, check_tracks
 from siamusic_fast.shards.track_table import read_track_table
 
 
@@ -58,7 +58,7 @@ class Tracks:
         """Return the error that says that `track` cannot be read as it should."""
         shard = self.shards[int(self.shard[track])]
         name = sample_name(self.shard_set, shard, int(self.row[track]))
-        return damaged(self.path(track), f"{name}: {what}")
+        return DamageError(self.path(track), f"{name}: {what}")
 
     def only(self, chosen: Array) -> "Tracks":
         """Return the tracks numbered `chosen`, which ascend."""

@@ -15,10 +15,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, open_regular
-from siamusic_fast.shards.tables import REJECTED, TRACKS
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+TRACKS = "tracks.csv"
+REJECTED = "rejected.csv"
 FRONTENDS = "frontends.json"
 """File in which pipelines keep the frontends that they estimated from the shards."""
 
@@ -155,7 +156,7 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
         for shard in shards:
             _check_names(folder, shard)
             if check_files:
-                _check_files(folder, shard)
+                _check_sizes(folder, shard)
     return shard_set
 
 
@@ -190,23 +191,30 @@ def check_tracks(shard_set: ShardSet) -> None:
             raise ValueError(f"it has SHA-256 {sha256}, the manifest says {stated}")
 
 
-def damaged(path: Path, reason: object) -> DataError:
-    """Return the error that says that a file of a shard set is not what was packed, and what to do."""
-    return DataError(
-        f"{path} is missing or damaged ({reason}): `siamusic-fast verify {path.parent}` says what is wrong "
-        f"with it; packing again mends it."
-    )
+class DamageError(DataError):
+    """A file of a shard set that is not what was packed. `reason` says in a few words what is wrong."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(path, str(reason))  # these make it again in another process
+        self.path = path
+        self.reason = str(reason)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is missing or damaged ({self.reason}): `siamusic-fast verify {self.path.parent}` "
+            f"says what is wrong with it; packing again mends it."
+        )
 
 
 @contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Turn every failure to read or check `path`, a file of a shard set, into the error `damaged`."""
+    """Turn every failure to read or check `path`, a file of a shard set, into a `DamageError`."""
     try:
         yield
     except OSError as error:
-        raise damaged(path, error.strerror or error) from None
+        raise DamageError(path, error.strerror or error) from None
     except (ValueError, OverflowError, IndexError, csv.Error) as error:
-        raise damaged(path, error) from None
+        raise DamageError(path, error) from None
 
 
 def file_sha256(path: Path) -> str:
@@ -269,15 +277,9 @@ def _check_names(folder: Path, shard: Shard) -> None:
             )
 
 
-def _check_files(folder: Path, shard: Shard) -> None:
-    size = _size(folder / shard.file)
-    if size != shard.bytes or _size(folder / shard.index) is None:
-        state = "is missing or has no index" if size is None or size == shard.bytes else f"has {size} bytes"
-        raise DataError(
-            f"{folder / shard.file} {state}, the manifest says {shard.bytes} bytes with index {shard.index}: "
-            f"copy the shard set again, or pack it again with `siamusic-fast shard --force`."
-        )
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _check_sizes(folder: Path, shard: Shard) -> None:
+    for file, stated in ((folder / shard.file, shard.bytes), (folder / shard.index, None)):
+        with naming_damage(file):
+            size = file.stat().st_size
+            if stated not in (None, size):
+                raise ValueError(f"it has {size} bytes, the manifest says {stated}")

@@ -18,7 +18,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import Encoding
-from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, read_manifest, write_manifest
+from siamusic_fast.shards.manifest import MANIFEST, REJECTED, Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.pack_shard import COUNTED, ShardToPack, pack_shard
 from siamusic_fast.shards.plan import plan_shards
 from siamusic_fast.shards.resuming import (
@@ -31,7 +31,7 @@ from siamusic_fast.shards.resuming import (
     read_result,
     unfinished,
 )
-from siamusic_fast.shards.tables import REJECTED, PackedTrack, write_rejects, write_tracks
+from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,22 +152,16 @@ def pack(
     A call that was stopped at any moment is resumed by the same call: shards that are finished are not packed
     again. Files are written under a temporary name and renamed, so none is ever half there.
 
-    Args:
-        corpus: the audio, for example from `open_corpus`.
-        folder: where the shard set is written; it is created if it does not exist.
-        config: the settings that the bytes depend on.
-        procs: number of processes that decode; by default one per core.
-        executor: runs the shards instead of own processes. Its workers must see the audio and `folder` under
-            the same paths.
-        force: replaces a shard set, or an unfinished one with other settings, that is in `folder`. Other
-            files are never removed.
-        progress: where progress is shown.
-        watch: is called now and then with the `PackStatus`.
+    `corpus` comes from `open_corpus`, for example. `folder` is created if it does not exist. `config` has the
+    settings that the bytes depend on. `procs` is the number of processes that decode, by default one per
+    core. An `executor` runs the shards instead of these processes; its workers must see the audio and
+    `folder` under the same paths. `force` replaces a shard set that is in `folder`, or an unfinished one with
+    other settings; other files are never removed. `progress` shows the progress, and `watch` is called now
+    and then with the `PackStatus`.
 
     Raises `DataError` if no file can be packed, if `folder` holds something else, is being packed by another
     process or cannot be written, if a file changes or goes away while it is packed, or if a worker process
     dies. The message says how to go on; finished shards stay.
-
     """
     folder = Path(folder)
     check_free(folder, force)

@@ -1,10 +1,9 @@
 """One planned shard: its tracks are decoded, judged, and packed or listed with a reason."""
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from siamusic_fast.audio.corpus import Track
@@ -13,11 +12,11 @@ from siamusic_fast.audio.pcm import is_silent, peak
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.store import open_store
 from siamusic_fast.processes.pool import Count
-from siamusic_fast.shards.codec import Encoding, pcm_bytes
+from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.plan import ShardPlan
 from siamusic_fast.shards.resuming import ShardResult, write_result
 from siamusic_fast.shards.tables import PackedTrack
-from siamusic_fast.shards.write_shard import Segment, write_shard
+from siamusic_fast.shards.write_shard import Segment, table_row, write_shard
 
 COUNTED = ("files", "bytes", *REASONS)
 """What workers count, in this order (see `pool.Counts`)."""
@@ -100,50 +99,28 @@ def _fit_segments(
 
 def _segments(job: ShardToPack, track: Track, decoded: Decoded) -> Iterator[tuple[Segment, PackedTrack]]:
     """Yield the segments of `track` that are not silent, or all of it, each with its row of tracks.csv."""
-    pcm = decoded.pcm
-    rate = job.encoding.sample_rate
-    whole = job.max_seconds is None
-    row = _row(job, track, decoded)
+    pcm, promised = decoded.pcm, decoded.seconds_promised
+    rate, whole = job.encoding.sample_rate, job.max_seconds is None
     for number, piece in enumerate(cut(pcm.length, rate, job.demands.min_seconds, job.max_seconds)):
         part = pcm.read(piece.start, piece.stop)
         if len(part) < pcm.length and is_silent(peak(part)):
             continue
-        offset = piece.start / rate
-        key = track.key if whole else f"{track.key}-{number:04d}"
-        label = job.labels.get(track.genre, -1)
-        clipped = (piece.start <= pcm.clipped) & (pcm.clipped < piece.stop)
-        yield (
-            Segment(key, track, label, part, offset=None if whole else offset),
-            replace(
-                row,
-                key=key,
-                offset=offset,
-                seconds=len(part) / rate,
-                samples=len(part),
-                clipped=int(clipped.sum()),
-                sha256=hashlib.sha256(pcm_bytes(part)).hexdigest(),
-            ),
+        segment = Segment(
+            key=track.key if whole else f"{track.key}-{number:04d}",
+            track=track,
+            label=job.labels.get(track.genre, -1),
+            pcm=part,
+            offset=None if whole else piece.start / rate,
         )
-
-
-def _row(job: ShardToPack, track: Track, decoded: Decoded) -> PackedTrack:
-    """Return what the rows of all segments of a track have in common."""
-    promised = decoded.seconds_promised
-    return PackedTrack(
-        key=track.key,
-        track_id=track.key,
-        offset=0.0,
-        split=track.split,
-        genre=track.genre,
-        seconds=decoded.seconds,
-        samples=decoded.pcm.length,
-        clipped=len(decoded.pcm.clipped),
-        shard=f"{job.plan.stem}.tar",
-        path=track.path,
-        sha256="",
-        seconds_promised=promised,
-        seconds_missing=max(0.0, (promised or 0.0) - decoded.seconds),
-        damaged_packets=decoded.damaged_packets,
-        channel=decoded.downmix.channel,
-        gain=decoded.downmix.gain,
-    )
+        row = table_row(
+            segment,
+            job.plan.stem,
+            rate,
+            clipped=int(((piece.start <= pcm.clipped) & (pcm.clipped < piece.stop)).sum()),
+            seconds_promised=promised,
+            seconds_missing=max(0.0, (promised or 0.0) - decoded.seconds),
+            damaged_packets=decoded.damaged_packets,
+            channel=decoded.downmix.channel,
+            gain=decoded.downmix.gain,
+        )
+        yield segment, row

@@ -30,8 +30,8 @@ from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.scan import ScanResult
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write
-from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, Shard, file_sha256
-from siamusic_fast.shards.tables import REJECTED, TRACKS, PackedTrack, is_table
+from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, REJECTED, TRACKS, Shard, file_sha256
+from siamusic_fast.shards.tables import PackedTrack, is_table
 
 UNFINISHED = ".packing"
 """Folder that marks a shard set whose packing has not ended."""

@@ -2,18 +2,15 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from siamusic_fast.audio.rejects import Reject
-from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, open_regular
-
-TRACKS = "tracks.csv"
-REJECTED = "rejected.csv"
+from siamusic_fast.shards.manifest import REJECTED, TRACKS, naming_damage
 
 _REJECT_COLUMNS = ("path", "reason", "detail")
 _MEAN = "mean"
@@ -101,21 +98,20 @@ def write_rejects(folder: Path, rejects: Iterable[Reject]) -> None:
 
 
 def read_tracks(folder: Path) -> Iterator[PackedTrack]:
-    """Yield the rows of tracks.csv in `folder`. Raises `DataError` if it is missing or damaged."""
-    with _rows(folder / TRACKS) as rows:
-        for number, row in enumerate(rows):
-            if row["index"] != str(number):
-                raise ValueError(f"row {number} has the index {row['index']}")
-            yield PackedTrack(
-                **{field: _FORMATS[column][1](row[column]) for column, field in _FIELDS.items()}
-            )
+    """Yield the rows of tracks.csv in `folder`. Raises `DamageError` if it is missing or damaged."""
+    with open_table(folder / TRACKS, TRACK_COLUMNS) as rows:
+        for number, (index, *cells) in enumerate(rows):
+            if index != str(number):
+                raise ValueError(f"row {number} has the index {index}")
+            values = zip(_FIELDS.items(), cells, strict=True)
+            yield PackedTrack(**{field: _FORMATS[column][1](cell) for (column, field), cell in values})
 
 
 def read_rejects(folder: Path) -> Iterator[Reject]:
-    """Yield the rows of rejected.csv in `folder`. Raises `DataError` as `read_tracks` does."""
-    with _rows(folder / REJECTED) as rows:
+    """Yield the rows of rejected.csv in `folder`. Raises `DamageError` as `read_tracks` does."""
+    with open_table(folder / REJECTED, _REJECT_COLUMNS) as rows:
         for row in rows:
-            yield Reject(row["path"], row["reason"], row["detail"])
+            yield Reject(*row)
 
 
 def is_table(path: Path) -> bool:
@@ -127,31 +123,28 @@ def is_table(path: Path) -> bool:
         return file.read(len(header)) == header
 
 
-def open_text(path: Path) -> io.TextIOWrapper:
-    """Open a table as lines of text for `csv`. Raises `OSError` if `path` is no regular file."""
-    return io.TextIOWrapper(
-        io.BufferedReader(open_regular(path)), encoding="utf-8", errors="surrogateescape", newline=""
-    )
-
-
-def _whole_rows(rows: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
-    for row in rows:
-        if None in row or None in row.values():
-            raise ValueError(f"line {rows.line_num} has too few cells, or too many")
-        yield row
-
-
 @contextmanager
-def _rows(path: Path) -> Iterator[Iterable[dict[str, str]]]:
-    """Open a table. Every failure to read it, also one within the context, becomes a `DataError`."""
-    try:
-        with open_text(path) as file:
-            yield _whole_rows(csv.DictReader(file))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): "
-            f"pack the audio again with `siamusic-fast shard --force`."
-        ) from None
+def open_table(path: Path, columns: Sequence[str]) -> Iterator[Iterator[list[str]]]:
+    """Open a table and yield its rows after checking that it has exactly `columns`.
+
+    Every failure to read it, also one within the context, becomes a `DamageError`.
+    """
+    with (
+        naming_damage(path),
+        io.BufferedReader(open_regular(path)) as file,
+        io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="") as text,
+    ):
+        reader = csv.reader(text)
+        if next(reader, []) != list(columns):
+            raise ValueError(f"its columns are not {', '.join(columns)}")
+        yield _whole_rows(reader, len(columns))
+
+
+def _whole_rows(reader: Iterator[list[str]], cells: int) -> Iterator[list[str]]:
+    for number, row in enumerate(reader):
+        if len(row) != cells:
+            raise ValueError(f"row {number} has {len(row)} cells, not {cells}")
+        yield row
 
 
 def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

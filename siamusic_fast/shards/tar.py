@@ -84,13 +84,11 @@ class TarWriter:
 
 
 class TarReader:
-    """Reads a tar from `file` forwards in large pieces. `on_read` is called with the size of each piece."""
+    """Reads a tar from `file` forwards. `on_read` is called with the number of bytes of each read."""
 
     def __init__(self, file: BinaryIO, on_read: Callable[[int], None]) -> None:
         self._file = file
         self._on_read = on_read
-        self._buffer = memoryview(bytearray(_CHUNK))
-        self._start = self._end = 0
         self._position = 0
         self._sha256 = hashlib.sha256()
 
@@ -98,40 +96,26 @@ class TarReader:
         """Return the member that begins here, or None at the end. Raises `TarError` if neither is there."""
         place = self._position
         block = self.read(BLOCK)
-        if len(block) == BLOCK and not block.strip(b"\0"):
-            return None
         if len(block) < BLOCK:
             raise TarError(f"ends at byte {self._position} without the end of a tar")
-        return read_header(block, place)
+        return read_header(block, place) if block.strip(b"\0") else None
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, or fewer at the end of the file."""
-        pieces = []
-        while size and (piece := self._next(size)):
-            pieces.append(bytes(piece))
-            size -= len(piece)
-        return b"".join(pieces)
+        content = self._file.read(size)
+        self._sha256.update(content)
+        self._position += len(content)
+        self._on_read(len(content))
+        return content
 
     def skip_to_block(self, place: int) -> None:
         """Skip everything up to the first block that begins at byte `place` or after it."""
-        left = whole_blocks(place) - self._position
-        while left > 0 and (piece := self._next(left)):
-            left -= len(piece)
+        while (left := whole_blocks(place) - self._position) > 0 and self.read(min(left, _CHUNK)):
+            pass
 
     def finish(self) -> tuple[str, bool]:
         """Read the rest. Return the SHA-256 of the whole file, and whether the rest is zeros only."""
         zeros = True
-        while piece := self._next(_CHUNK):
-            zeros = zeros and not bytes(piece).strip(b"\0")
+        while content := self.read(_CHUNK):
+            zeros = zeros and not content.strip(b"\0")
         return self._sha256.hexdigest(), zeros
-
-    def _next(self, max_size: int) -> memoryview:
-        """Return up to `max_size` bytes, valid until the next call; none at the end of the file."""
-        if self._start == self._end:
-            self._start, self._end = 0, self._file.readinto(self._buffer)  # type: ignore[attr-defined]
-            self._sha256.update(self._buffer[: self._end])
-            self._on_read(self._end)
-        piece = self._buffer[self._start : min(self._end, self._start + max_size)]
-        self._start += len(piece)
-        self._position += len(piece)
-        return piece

@@ -1,6 +1,5 @@
 """The columns of tracks.csv that loading and scoring need, fast enough for a million tracks."""
 
-import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from siamusic_fast.shards.manifest import Shard, ShardSet, check_tracks, naming_damage
-from siamusic_fast.shards.tables import TRACK_COLUMNS, TRACKS, open_text
+from siamusic_fast.shards.manifest import TRACKS, Shard, ShardSet, check_tracks
+from siamusic_fast.shards.tables import TRACK_COLUMNS, open_table
 
 _TRACK_ID, _CLASS, _SAMPLES, _SHARD = map(TRACK_COLUMNS.index, ("track_id", "class", "samples", "shard"))
 
@@ -38,23 +37,19 @@ def read_track_table(shard_set: ShardSet, shards: Sequence[Shard]) -> TrackTable
     wanted = {shard.file: shard for shard in shards}
     labels = {"": -1} | {name: label for label, name in enumerate(shard_set.classes)}
     parts: dict[str, TrackTable] = {}
-    with naming_damage(shard_set.path(TRACKS)):
-        with open_text(shard_set.path(TRACKS)) as file:
-            reader = csv.reader(file)
-            if tuple(next(reader, ())) != TRACK_COLUMNS:
-                raise ValueError(f"its columns are not {', '.join(TRACK_COLUMNS)}")
-            for name, rows in itertools.groupby(reader, key=itemgetter(_SHARD)):
-                if name in parts:
-                    raise ValueError(f"its rows on {name} are not together")
-                if name in wanted:
-                    parts[name] = _part(wanted[name], list(rows), labels)
+    with open_table(shard_set.path(TRACKS), TRACK_COLUMNS) as table:
+        for name, rows in itertools.groupby(table, key=itemgetter(_SHARD)):
+            if name in parts:
+                raise ValueError(f"its rows on {name} are not together")
+            if name in wanted:
+                parts[name] = _part(wanted[name], list(rows), labels)
         for name in wanted.keys() - parts.keys():
             raise ValueError(f"it has no row on {name}")
-    tables = [parts[shard.file] for shard in shards]
+    found = [parts[shard.file] for shard in shards]
     return TrackTable(
-        labels=np.concatenate([table.labels for table in tables]),
-        samples=np.concatenate([table.samples for table in tables]),
-        track_ids=[track_id for table in tables for track_id in table.track_ids],
+        labels=np.concatenate([part.labels for part in found]),
+        samples=np.concatenate([part.samples for part in found]),
+        track_ids=[track_id for part in found for track_id in part.track_ids],
     )
 
 

@@ -17,14 +17,23 @@ from typing import Any
 import soundfile
 
 from siamusic_fast.audio.corpus import SPLITS
-from siamusic_fast.errors import DataError
 from siamusic_fast.files import open_regular
 from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
 from siamusic_fast.shards.index import index_lines
-from siamusic_fast.shards.manifest import MANIFEST, Shard, ShardSet, checksums, file_sha256, read_manifest
-from siamusic_fast.shards.tables import REJECTED, TRACKS, PackedTrack, read_rejects, read_tracks
+from siamusic_fast.shards.manifest import (
+    MANIFEST,
+    REJECTED,
+    TRACKS,
+    DamageError,
+    Shard,
+    ShardSet,
+    checksums,
+    file_sha256,
+    read_manifest,
+)
+from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
 from siamusic_fast.shards.tar import Member, TarError, TarReader
 
 _MB = 1_000_000
@@ -81,8 +90,8 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
         rows: Path | None = Path(scratch)
         try:
             problems += _split_table(shard_set, Path(scratch))
-        except DataError as error:
-            problems.append(Problem(TRACKS, str(error)))
+        except DamageError as error:
+            problems.append(Problem(TRACKS, f"cannot be read: {error.reason}"))
             rows = None
         bare = dataclasses.replace(shard_set, splits={})
         jobs = [
@@ -124,6 +133,7 @@ def verify_shard(job: ShardToVerify, count: Count) -> None:
 class _StoredTrack:
     """One track as it is in the tar."""
 
+    key: str
     members: tuple[Member, ...]
     """Its audio, class and description."""
     samples: int
@@ -131,14 +141,6 @@ class _StoredTrack:
     cls: bytes
     about: dict[str, Any]
     """Its description; empty if it is no JSON object."""
-
-    @property
-    def key(self) -> str:
-        return _key(self.members[0])
-
-
-def _key(member: Member) -> str:
-    return member.name.partition(".")[0]
 
 
 def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Iterator[Problem]:
@@ -151,7 +153,7 @@ def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Itera
         if size != shard.bytes:
             yield Problem(shard.file, f"has {size} bytes, the manifest says {shard.bytes}")
             return
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=_MB) as file:
             tar = TarReader(file, on_read)
             try:
                 while track := _read_track(tar, job.shard_set):
@@ -184,13 +186,14 @@ def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Itera
 
 def _read_track(tar: TarReader, shard_set: ShardSet) -> _StoredTrack | None:
     """Return the next track, or None at the end. Raises `TarError` where the tar is damaged."""
+    member = tar.next_member()
+    if member is None:
+        return None
+    key = member.name.partition(".")[0]
     members: list[Member] = []
     contents: list[bytes] = []
     for extension in (shard_set.codec, "cls", "json"):
-        member = tar.next_member()
-        if member is None and not members:
-            return None
-        key = _key(members[0] if members else member or Member("", 0, 0))
+        member = tar.next_member() if members else member
         if member is None or member.name != f"{key}.{extension}":
             raise TarError(f"{key}.{extension} is not there, but {member.name if member else 'the end'}")
         members.append(member)
@@ -201,6 +204,7 @@ def _read_track(tar: TarReader, shard_set: ShardSet) -> _StoredTrack | None:
     except ValueError:
         about = None
     return _StoredTrack(
+        key=key,
         members=tuple(members),
         samples=_audio_samples(contents[0], members[0].size, shard_set),
         cls=contents[1],
@@ -344,8 +348,8 @@ def _reject_problems(shard_set: ShardSet) -> Iterator[Problem]:
     """Compare the counts in the manifest with rejected.csv."""
     try:
         counts = Counter(reject.reason for reject in read_rejects(shard_set.folder))
-    except DataError as error:
-        yield Problem(REJECTED, str(error))
+    except DamageError as error:
+        yield Problem(REJECTED, f"cannot be read: {error.reason}")
         return
     for reason in sorted(counts.keys() | shard_set.rejected.keys()):
         if counts[reason] != (stated := shard_set.rejected.get(reason, 0)):

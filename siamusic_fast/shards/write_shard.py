@@ -5,15 +5,17 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from siamusic_fast.audio.corpus import Track
 from siamusic_fast.files import atomic_write
-from siamusic_fast.shards.codec import Encoding
+from siamusic_fast.shards.codec import Encoding, pcm_bytes
 from siamusic_fast.shards.index import index_lines
 from siamusic_fast.shards.manifest import Shard
+from siamusic_fast.shards.tables import PackedTrack
 from siamusic_fast.shards.tar import Member, TarWriter
 
 
@@ -60,6 +62,23 @@ def write_shard(
         labelled=labelled,
         shortest=min(lengths),
         longest=max(lengths),
+    )
+
+
+def table_row(segment: Segment, stem: str, sample_rate: int, **decoding: Any) -> PackedTrack:
+    """Return the row of tracks.csv on `segment` in the shard `stem`; `decoding` are its other fields."""
+    return PackedTrack(
+        key=segment.key,
+        track_id=segment.track.key,
+        offset=segment.offset or 0.0,
+        split=segment.track.split,
+        genre=segment.track.genre,
+        seconds=len(segment.pcm) / sample_rate,
+        samples=len(segment.pcm),
+        shard=f"{stem}.tar",
+        path=segment.track.path,
+        sha256=hashlib.sha256(pcm_bytes(segment.pcm)).hexdigest(),
+        **decoding,
     )
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.shards.manifest import ShardSet, find_shards, read_manifest
+from siamusic_fast.shards.manifest import DamageError, ShardSet, find_shards, read_manifest
 
 
 @pytest.fixture
@@ -95,14 +96,16 @@ def test_missing_and_cut_files_are_named(copied: Path) -> None:
     shard = copied / "test-000000.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=rf"test-000000\.tar has {len(content) - 1} bytes"):
+    with pytest.raises(
+        DataError, match=rf"test-000000\.tar is missing or damaged \(it has {len(content) - 1} bytes"
+    ):
         read_manifest(copied)
     shard.unlink()
-    with pytest.raises(DataError, match=r"test-000000\.tar is missing"):
+    with pytest.raises(DataError, match=r"test-000000\.tar is missing or damaged \(No such file"):
         read_manifest(copied)
     shard.write_bytes(content)
     (copied / "test-000000.idx").unlink()
-    with pytest.raises(DataError, match=r"test-000000\.tar .*no index"):
+    with pytest.raises(DataError, match=r"test-000000\.idx is missing or damaged \(No such file"):
         read_manifest(copied)
 
 
@@ -137,6 +140,14 @@ def test_fields_of_another_type_and_repeated_files_are_damage(
     edit(copied, change)
     with pytest.raises(DataError, match=rf"is damaged .*{words}"):
         read_manifest(copied)
+
+
+def test_damage_is_the_same_error_in_another_process(tmp_path: Path) -> None:
+    error = pickle.loads(pickle.dumps(DamageError(tmp_path / "a.tar", "it is short")))
+    assert str(error).startswith(
+        f"{tmp_path}/a.tar is missing or damaged (it is short): `siamusic-fast verify"
+    )
+    assert error.reason == "it is short"
 
 
 def test_checksums_of_the_tables_are_those_of_the_files(shard_set: ShardSet) -> None:

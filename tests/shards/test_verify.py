@@ -212,12 +212,12 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", "\n0,", "\n1,"),
-            [r"tracks\.csv: .*tracks\.csv cannot be read .*row 0 has the index 1\)", TABLE_CHANGED],
+            [r"tracks\.csv: cannot be read: row 0 has the index 1", TABLE_CHANGED],
             id="tracks.csv",
         ),
         pytest.param(
             lambda folder: (folder / "tracks.csv").unlink(),
-            [r"tracks\.csv: .*tracks\.csv cannot be read .*No such file"],
+            [r"tracks\.csv: cannot be read: No such file"],
             id="tracks.csv gone",
         ),
         pytest.param(
@@ -258,12 +258,12 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
         ),
         pytest.param(
             lambda folder: replace(folder / "rejected.csv", ",empty,0 bytes", ",empty,0 bytes\nx.wav"),
-            [r"rejected\.csv: .*line 3 has too few cells", r"rejected\.csv: has SHA-256"],
+            [r"rejected\.csv: cannot be read: row 1 has 1 cells, not 3", r"rejected\.csv: has SHA-256"],
             id="row of rejected.csv",
         ),
         pytest.param(
             lambda folder: (folder / "rejected.csv").unlink(),
-            [r"rejected\.csv: .*cannot be read .*No such file"],
+            [r"rejected\.csv: cannot be read: No such file"],
             id="rejected.csv gone",
         ),
         pytest.param(
