@@ -19,9 +19,11 @@ def imports() -> Iterator[tuple[str, str, Path]]:
     """Yield the rooms that each file of the package is in and imports from."""
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if modules == ["siamusic_fast"] or isinstance(node, ast.Import):
-                modules = [f"{'.'.join(modules)}.{name.name}".lstrip(".") for name in node.names]
+            modules = []
+            if isinstance(node, ast.ImportFrom):
+                modules = [f"{node.module}.{name.name}" for name in node.names]
+            elif isinstance(node, ast.Import):
+                modules = [name.name for name in node.names]
             for module in modules:
                 if module.startswith("siamusic_fast."):
                     yield file.relative_to(PACKAGE).parts[0].removesuffix(".py"), module.split(".")[1], file
