@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "siamusic-fast needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version): try make PYTHON=python3.12"; \
 	    exit 1; }
-	@echo "Installing into $(VENV) (torch and DALI: about 3 GB) ..."
+	@echo "Installing into $(VENV) (torch and DALI: 6.5 GB) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \

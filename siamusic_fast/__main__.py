@@ -1,4 +1,4 @@
-"""`python -m siamusic_fast`: the same as `siamusic-fast`."""
+"""The command `python -m siamusic_fast`, which is the same as `siamusic-fast`."""
 
 from siamusic_fast.cli import main
 

@@ -1,17 +1,17 @@
-"""What a user can get wrong: the errors that the command line turns into one red line."""
+"""Errors for mistakes of users; the command line shows each as one red line."""
 
 
 class SiamusicError(Exception):
-    """A mistake that the user can mend. The message holds the offending value, the limit and the remedy."""
+    """A mistake that the user can correct. The message names the wrong value, the limit and a remedy."""
 
 
 class ConfigError(SiamusicError):
-    """A setting, or a combination of settings, that cannot work."""
+    """A setting has a wrong value, or does not go together with another setting or with the data."""
 
 
 class DataError(SiamusicError):
-    """Audio, metadata, shards or a run that is missing, damaged or not what the command needs."""
+    """Audio, metadata, shards or a run are missing or damaged, or are not what is needed here."""
 
 
 class DeviceError(SiamusicError):
-    """A device that was asked for and is not there."""
+    """The device that was asked for is not on this machine."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing files atomically, and opening regular files."""
 
 import os
 import stat
@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that gets the name `path` once it is complete and on disk, and never if the context raises.
+    """Open a new file that replaces `path` when the context ends; if it raises, `path` stays as it is.
 
-    One writer per path at a time: the temporary name beside it is always the same.
+    The file is on disk before it gets its name. Only one process may write a path at a time, as the temporary
+    name beside it is always the same.
     """
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -28,19 +29,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def open_regular(path: Path) -> FileIO:
-    """Open the regular file `path` to read it, unbuffered.
+    """Open the regular file `path` for reading, unbuffered.
 
-    Anything else, such as a named pipe, on which a reader would wait, is an `OSError`.
+    Raises `OSError` for anything else, such as a named pipe, which would block the reader.
     """
-    file = FileIO(path, opener=_open_at_once)
+    file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(f"{path.name} is no regular file")
     return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def temporary_name(name: str) -> str:

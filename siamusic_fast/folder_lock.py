@@ -1,4 +1,4 @@
-"""One job at a time in a folder: a lock that the process which holds it takes with it when it dies."""
+"""A lock that keeps other jobs out of a folder until its process closes it or ends."""
 
 import fcntl
 import os
@@ -9,34 +9,34 @@ from typing import BinaryIO, Self
 from siamusic_fast.errors import DataError
 
 LOCK = ".lock"
-"""File in the folder that is locked; it stays when the lock is given back."""
-_PATIENCE = 2.0
-"""Seconds until a lock counts as held: those who only look hold it for a moment."""
-_POLL = 0.05
+"""Name of the lock file in the folder; it is not deleted when the lock is released."""
+_TIMEOUT = 2.0
+"""Seconds to wait for the lock, as `is_locked` in another process holds it for a moment."""
+_POLL_SECONDS = 0.05
 
 
 class FolderLock:
-    """Keeps other jobs out of the folder that it has taken, until it is closed."""
+    """Keeps other jobs out of a folder, from `take` until `close` or the end of the process."""
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
 
     def take(self, folder: Path) -> None:
-        """Lock `folder`, which exists. Raises DataError if another job has it."""
+        """Lock the existing `folder`. Raises `DataError` if another job has locked it."""
         self.close()
         file = (folder / LOCK).open("ab")
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while not _try_to_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 file.close()
                 raise in_use(folder)
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
         self._file = file
-        # A forked worker would keep the lock for as long as it outlives this process.
+        # A forked worker that outlives this process would keep the lock.
         os.register_at_fork(after_in_child=file.close)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -49,7 +49,7 @@ class FolderLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a job, of this process or another, has `folder`."""
+    """Whether a job of this or another process has locked `folder`."""
     try:
         with (folder / LOCK).open("rb") as file:
             return not _try_to_lock(file, fcntl.LOCK_SH)
@@ -58,7 +58,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def in_use(folder: Path) -> DataError:
-    """Return the error that says that another job has `folder`."""
+    """Return the error for a folder that another job has locked."""
     return DataError(
         f"{folder} is in use by a job that is training: wait for it or stop it, or use another out (on the "
         f"command line --out)."
@@ -70,6 +70,6 @@ def _try_to_lock(file: BinaryIO, kind: int) -> bool:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: better unguarded than not at all
+    except OSError:  # a file system without locks: go on without one
         pass
     return True

@@ -1,4 +1,4 @@
-"""How audio becomes what a network sees; it travels with every checkpoint."""
+"""The mel spectrograms that a network is trained on, as one value that is kept with its weights."""
 
 import dataclasses
 import math
@@ -12,18 +12,24 @@ from siamusic_fast.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Frontend:
-    """Mel spectrograms, normalized, of crops of a fixed length.
+    """Settings and statistics of normalized mel spectrograms of crops with a fixed length.
 
-    A network must be given what it was trained on, so this value is estimated once per shard set, written
-    into every checkpoint, and handed to whatever reads audio for that network.
+    A network works with the spectrograms that it was trained on. So the mean and the standard deviation are
+    estimated once per shard set, and every checkpoint keeps the frontend of its network. Give
+    `frontend=encoder.frontend` to a loader for a network that is trained already; without it, a loader uses
+    the features of the paper with the statistics of its own shard set.
+
+        frontend = Frontend(mel=MelConfig(seconds=2.0), mean=-35.2, std=17.9)
+
+    Raises `ConfigError` if `std` is not above 0, if a value is not finite, or if `short_tracks` is unknown.
     """
 
     mel: MelConfig = field(default_factory=MelConfig)
     """Settings of the mel spectrogram."""
     mean: float
-    """Mean of the log-mel values of the training tracks, in dB: it becomes 0."""
+    """Mean of the log-mel values of the training tracks, in dB; normalizing makes it 0."""
     std: float
-    """Standard deviation of the log-mel values of the training tracks, in dB: it becomes 1."""
+    """Standard deviation of the log-mel values of the training tracks, in dB; normalizing makes it 1."""
     short_tracks: str = SHORT_TRACKS[0]
     """What is done with tracks shorter than a crop: `repeat` them, or `pad` them with silence."""
 
@@ -38,14 +44,14 @@ class Frontend:
             )
 
     def span(self, sample_rate: int) -> int:
-        """Return how many samples of audio at `sample_rate` (in Hz) a crop takes."""
+        """Return the number of samples in a crop of audio at `sample_rate`, in Hz, rounded up."""
         return -(-self.mel.samples * sample_rate // self.mel.sample_rate)
 
     def dump(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON and for a checkpoint."""
+        """Return plain values for JSON or a checkpoint."""
         return dataclasses.asdict(self)
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> Self:
-        """Return the frontend that `dump` made `values` of."""
+        """Return the frontend whose `dump` is `values`."""
         return cls(**{**values, "mel": MelConfig(**values["mel"])})

@@ -1,4 +1,4 @@
-"""How long work reports its progress without knowing who is looking: a terminal, a log file or nobody."""
+"""Reports of long work, which a terminal, a log file or nothing shows."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -6,20 +6,20 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One running job with a known number of steps."""
+    """A running task with a known number of steps."""
 
     def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
-        """Move on by `steps`; `note` is a few words on the latest state, such as ``loss -0.81``.
+        """Report that `steps` more are done; `note` is a few words on the state, such as ``loss -0.81``.
 
-        `values` are figures by name, if they are new, for a display that knows what to do with them.
+        `values` are new figures by name, for a display that shows figures.
         """
 
 
 class Progress(Protocol):
-    """Somewhere to show running jobs."""
+    """A display of running tasks, such as a terminal's. Library functions report to it and never print."""
 
     def task(self, description: str, total: int, unit: str = "") -> AbstractContextManager[Task]:
-        """Show a job of `total` steps, counted in `unit`, for as long as the context is open."""
+        """Show a task of `total` steps, counted in `unit`, for as long as the context is open."""
 
 
 class _SilentTask:

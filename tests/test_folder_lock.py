@@ -12,7 +12,7 @@ from siamusic_fast.folder_lock import FolderLock, is_locked
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "_PATIENCE", 0.0)
+    monkeypatch.setattr(lock, "_TIMEOUT", 0.0)
 
 
 def test_a_folder_has_one_job_at_a_time(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Iterator
@@ -273,9 +274,9 @@ def _done(view: View, row: int, mel: MelConfig) -> Iterator[str]:
                 yield name
             case Erase() if _has_area(change.boxes[row]):
                 yield name
-            case WaveFunction() if _changes(change, row, torch.rand(1, mel.samples)):
+            case WaveFunction() if _changes(change, row, (1, mel.samples)):
                 yield name
-            case ImageFunction() if _changes(change, row, torch.rand(1, mel.n_mels, mel.frames, 1)):
+            case ImageFunction() if _changes(change, row, (1, mel.n_mels, mel.frames, 1)):
                 yield name
 
 
@@ -284,8 +285,9 @@ def _has_area(boxes: NDArray[Any]) -> bool:
     return bool(((bottom > top) & (right > left)).any())
 
 
-def _changes(change: WaveFunction | ImageFunction, row: int, example: Tensor) -> bool:
-    """Whether the function changes an `example` when it gets the numbers of this row."""
+def _changes(change: WaveFunction | ImageFunction, row: int, shape: tuple[int, ...]) -> bool:
+    """Whether the function changes an example of this `shape` when it gets the numbers of this row."""
+    example = torch.linspace(-1, 1, math.prod(shape)).view(shape)
     values = {name: torch.from_numpy(numbers[row : row + 1]) for name, numbers in change.values.items()}
     return not torch.equal(change.torch(example.clone(), values), example)
 
