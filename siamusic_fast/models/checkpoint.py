@@ -1,8 +1,7 @@
-"""Checkpoints: tensors and plain values with a checksum, written whole or not at all; JSON beside them."""
+"""Checkpoints: tensors and plain values with a checksum, written whole or not at all."""
 
 import errno
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -13,28 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, temporary_name
-from siamusic_fast.folder_lock import LOCK, FolderLock, in_use, is_locked
 
 FORMAT_VERSION = 3
 """The only format that this version writes and reads."""
-CONFIG = "config.json"
-OF_RUNS = re.compile(
-    r"config\.json|checkpoint(-previous|-damaged)?\.pt|best\.pt|classifier\.pt|metrics\.jsonl|events\.out\..*"
-    r"|plots|finetune|evaluate|probe|\.job|\.lock|\.[\w-]+\.\w+\.tmp"
-)
-"""What there is in the folder of a pre-training run, or of a classifier."""
-OF_CLASSIFIERS = re.compile(
-    r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|plots|evaluate|\.\w+\.\w+\.tmp"
-)
-"""What there is in the folder of a classifier: one of a pre-training run is never replaced by it."""
-OF_RESULTS = re.compile(r"results\.json|predictions\.csv|confusion\.png|\.\w+\.\w+\.tmp")
-"""What there is in a folder of results."""
-
-
 _SEAL = re.compile(rb"\nsiamusic-fast checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})\n\Z")
 _AFTER_SHA = 64 + 1
 """Bytes at the end that the SHA-256 does not cover: itself, in hexadecimal, and the end of the line."""
@@ -221,73 +204,3 @@ def _keep(path: Path, name: str | None) -> None:
         return
     temporary.replace(path.with_name(name))
     temporary.unlink(missing_ok=True)  # a name is not replaced by another one of the same file
-
-
-def save_json(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` for people to read."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    with atomic_write(path) as file:
-        file.write(text.encode())
-
-
-def new_folder(
-    path: Path, *, force: bool = False, own: re.Pattern[str] = OF_RUNS, lock: FolderLock | None = None
-) -> Path:
-    """Make the folder of a new run, and take its `lock`; with `force`, in the place of an earlier one.
-
-    Raises DataError if it holds something else than `own` names, of which alone anything is ever removed, or
-    if a job is at work in it.
-    """
-    _check_free(path, own, force)
-    path.mkdir(parents=True, exist_ok=True)
-    if lock is not None:
-        lock.take(path)
-    elif is_locked(path):
-        raise in_use(path)
-    _check_free(path, own, force)  # now that nobody else changes it
-    for file in _contents(path) if force else ():
-        if file.is_dir() and not file.is_symlink():
-            shutil.rmtree(file)
-        else:
-            file.unlink()
-    return path
-
-
-def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
-    """Raise DataError if `path` is no folder that is empty, or that `force` may empty."""
-    if not path.exists():
-        return
-    names = sorted(file.name for file in _contents(path)) if path.is_dir() else [path.name]
-    if force and path.is_dir():
-        strangers = [name for name in names if not own.fullmatch(name)]
-        if strangers:
-            kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
-            raise DataError(
-                f"{path} holds {strangers[0]!r}, which no {kind}: use another out (on the command line "
-                f"--out)."
-            )
-    elif names:
-        raise DataError(
-            f"{path} already exists and is not empty: use another out, or replace an earlier run with "
-            f"force=True (on the command line --out or --force)."
-        )
-
-
-def _contents(path: Path) -> list[Path]:
-    """Return what is in the folder `path` besides its lock, which may be another job's."""
-    return [file for file in path.iterdir() if file.name != LOCK]
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of torch's random generators on the CPU and on `device`."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set what `random_states` returned."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -11,15 +11,8 @@ from siamusic_fast import config as settings
 from siamusic_fast.errors import DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
-from siamusic_fast.training.run_folder import (
-    BEST,
-    CHECKPOINT,
-    PREVIOUS,
-    damaged_or_missing,
-    only_previous_is_whole,
-)
+from siamusic_fast.models.run_files import BEST, Checkpoints
 
-FILES = {"last": CHECKPOINT, "best": BEST}
 _PARTS = ("config", "frontend", "encoder", "projector", "epoch")
 
 
@@ -48,8 +41,9 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
 
     Raises DataError if there is none, or if it is damaged: an older one is not taken in its place.
     """
-    path = run / FILES[which]
-    if which == "best" and not path.is_file() and (run / FILES["last"]).is_file():
+    checkpoints = Checkpoints(run)
+    path = run / BEST if which == "best" else checkpoints.last
+    if which == "best" and not path.is_file() and checkpoints.last.is_file():
         raise DataError(
             f"{path} does not exist: the run was never scored by kNN while it trained; use the last one (on "
             f"the command line --checkpoint last)."
@@ -57,11 +51,11 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     try:
         saved = checkpoint.load(path, "pretraining", _PARTS)
     except DataError as error:
-        if which != "last" or not only_previous_is_whole(run):
+        if which != "last" or not checkpoints.only_previous_is_whole:
             raise
-        command = shlex.join(("mv", str(run / PREVIOUS), str(path)))
+        command = shlex.join(("mv", str(checkpoints.previous), str(path)))
         raise DataError(
-            f"{path} is {damaged_or_missing(run)}, and the checkpoint before it is whole: `{command}` goes "
+            f"{path} is {checkpoints.problem}, and the checkpoint before it is whole: `{command}` goes "
             f"back to that one."
         ) from error
     config = settings.load_pretrain(saved["config"])
