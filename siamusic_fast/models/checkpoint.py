@@ -18,9 +18,9 @@ from siamusic_fast.files import atomic_write, temporary_name
 
 FORMAT_VERSION = 3
 """The only format that this version writes and reads."""
-_SEAL = re.compile(rb"\nsiamusic-fast checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})\n\Z")
+_LAST_LINE = re.compile(rb"\nsiamusic-fast checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})\n\Z")
 _AFTER_SHA = 64 + 1
-"""Bytes at the end that the SHA-256 does not cover: itself, in hexadecimal, and the end of the line."""
+"""Bytes at the end that the SHA-256 does not cover: its own hexadecimal digits and the end of the line."""
 _BLOCK = 2**20
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your share of the disk is used up"}
 
@@ -39,28 +39,28 @@ def save(
     `previous`, the file that `path` was until now keeps that name in its folder.
 
     The file is what `torch.save` writes, with one line of text after it: the format number and the SHA-256 of
-    every byte before it. `torch.load(path, weights_only=True)` reads it and pays no heed to that line;
+    every byte before it. `torch.load(path, weights_only=True)` reads it and ignores that line;
     `head -c -65 checkpoint.pt | sha256sum` computes the SHA-256 anew.
 
-    Raises DataError, which ends in `remedy`, if the disk is full or the file cannot be written; what `path`
-    was before is left whole then.
+    Raises DataError, which ends in `remedy`, if the disk is full or the file cannot be written. The file that
+    `path` was before is then left whole.
     """
     with _replaced(path, previous, remedy) as file:
-        sealed = _SealedFile(file)
-        torch.save({"format": f"siamusic-fast {kind}", **values}, sealed)  # type: ignore[arg-type]
-        sealed.close()
+        hashed = _HashedFile(file)
+        torch.save({"format": f"siamusic-fast {kind}", **values}, hashed)  # type: ignore[arg-type]
+        hashed.close()
 
 
 def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
-    """Return what `save` wrote, with all tensors on the CPU; `expected` names what must be in it.
+    """Return what `save` wrote, with all tensors on the CPU. It must hold everything that `expected` names.
 
-    Nothing is unpickled before the SHA-256 of the whole file is found right, and then nothing but tensors and
-    plain values: a file from elsewhere cannot run code. Raises DataError if there is no such file, if a
-    single bit of it has changed, if it is incomplete, or if it is something else.
+    The SHA-256 of the whole file is checked before anything is unpickled, and nothing but tensors and plain
+    values is unpickled: a file cannot run code. Raises DataError if there is no such file, if a single bit of
+    it has changed, if it is incomplete, or if it is something else.
     """
     try:
         with path.open("rb") as file:
-            _check_seal(path, _format_number(file))
+            _check_format(path, _format_number(file))
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -81,9 +81,9 @@ def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether `path` is a checkpoint, of whatever format, of which every byte is as it was written.
+    """Whether `path` is a checkpoint of any format in which every byte is as it was written.
 
-    Raises DataError if it is there and cannot be read: then nobody knows.
+    Raises DataError if the file exists and cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -97,9 +97,9 @@ def is_whole(path: Path) -> bool:
 
 
 def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str = "") -> None:
-    """Give the checkpoint `path` a second `name` in its folder, which stays when `path` is written anew.
+    """Give the checkpoint `path` a second `name` in its folder, which remains when `path` is written again.
 
-    `previous` and `remedy` are as in `save`.
+    For `previous` and `remedy` see `save`.
     """
     temporary = path.with_name(temporary_name(name))
     temporary.unlink(missing_ok=True)
@@ -113,10 +113,10 @@ def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str
     temporary.replace(path.with_name(name))
 
 
-class _SealedFile:
-    """What `torch.save` writes to: it computes the SHA-256 meanwhile, and `close` writes that at the end.
+class _HashedFile:
+    """A file for `torch.save` that computes the SHA-256 of what is written, which `close` appends.
 
-    `close` raises the first error of the disk: torch would replace one that `write` raises by its own.
+    `close` raises the first error of the disk, because torch would replace an error in `write` by its own.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -147,19 +147,19 @@ def _format_number(file: BinaryIO) -> int | None:
     """Return the format number of a checkpoint, or None if its SHA-256 is wrong or it has none."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 200, 0))
-    seal = _SEAL.search(file.read())
-    if seal is None:
+    line = _LAST_LINE.search(file.read())
+    if line is None:
         return None
     file.seek(0)
     sha256, left = hashlib.sha256(), size - _AFTER_SHA
     while block := file.read(min(left, _BLOCK)):
         sha256.update(block)
         left -= len(block)
-    return int(seal[1]) if seal[2] == sha256.hexdigest().encode() else None
+    return int(line[1]) if line[2] == sha256.hexdigest().encode() else None
 
 
-def _check_seal(path: Path, version: int | None) -> None:
-    """Raise DataError if `version` says that the checkpoint `path` is not whole, or not ours to read."""
+def _check_format(path: Path, version: int | None) -> None:
+    """Raise DataError if `version`, the format number of the checkpoint `path`, is missing or another."""
     if version is None:
         raise DataError(
             f"{path} is damaged or no checkpoint: its content does not have the SHA-256 at its end; use the "

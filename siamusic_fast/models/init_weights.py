@@ -1,7 +1,8 @@
 """Weights that pre-training starts from: those of another run, or a file with torchvision's names."""
 
 import pickle
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from siamusic_fast.models.pretrained import load_pretrained
 _FIRST_LAYERS = ("conv1.weight", "features.0.0.weight")
 """Weights of the layer that sees the image, in a ResNet and in a Swin Transformer."""
 _CLASSIFIERS = ("fc.", "head.")
-_MAX_NAMES = 5
-"""Names of weights in an error message."""
+_MAX_TEXT = 600
+"""Characters of an error message that list weights."""
 
 
 def load_init(encoder: nn.Module, init: str, backbone: str) -> None:
@@ -27,21 +28,14 @@ def load_init(encoder: nn.Module, init: str, backbone: str) -> None:
     Raises ConfigError if the weights are not those of `backbone`, DataError if they cannot be read.
     """
     weights = _of_run(Path(init), backbone) if Path(init).is_dir() else _of_file(Path(init))
-    expected = encoder.state_dict()
-    # BatchNorm of old versions of torch had no counter of batches, which nothing here depends on.
-    missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in weights if name not in expected]
-    other_shape = [
-        name for name, weight in weights.items() if name in expected and weight.shape != expected[name].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": other_shape}
-    words = [f"{_listed(names)} {problem}" for problem, names in problems.items() if names]
-    if words:
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:  # its text has all names
+        reason = textwrap.shorten(str(error).partition("\n")[2], _MAX_TEXT)
         raise ConfigError(
-            f"init = {init!r} does not fit the backbone {backbone}: {'; '.join(words)}; use the backbone of "
-            f"these weights (on the command line --backbone), or other weights (--init)."
-        )
-    encoder.load_state_dict(weights, strict=False)
+            f"init = {init!r} does not fit the backbone {backbone} ({reason}): use the backbone of these "
+            f"weights (on the command line --backbone), or other weights (--init)."
+        ) from error
 
 
 def _of_run(run: Path, backbone: str) -> Mapping[str, Tensor]:
@@ -79,8 +73,3 @@ def _of_file(path: Path) -> Mapping[str, Tensor]:
         if name in weights and weights[name].shape[1:2] == (3,):
             weights[name] = weights[name].sum(dim=1, keepdim=True)
     return weights
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more

@@ -36,24 +36,26 @@ OF_RESULTS = re.compile(r"results\.json|predictions\.csv|confusion\.png|\.\w+\.\
 class Checkpoints:
     """The checkpoints in the folder of a run: the last one and the one before it.
 
-    By default those of pre-training. If the last one is damaged, the run goes on from the one before.
+    If the last one is damaged, the run goes on from the one before.
     """
 
     folder: Path
     kind: str = "pretraining"
-    """What the checkpoints are for, as `checkpoint.load` checks it."""
-    stem: str = "checkpoint"
-    """What the names of the files begin with."""
+    """What the checkpoints are for: `pretraining` or `finetuning`."""
+
+    def _path(self, suffix: str) -> Path:
+        stem = "checkpoint" if self.kind == "pretraining" else "finetune-checkpoint"
+        return self.folder / f"{stem}{suffix}.pt"
 
     @property
     def last(self) -> Path:
         """The last checkpoint."""
-        return self.folder / f"{self.stem}.pt"
+        return self._path("")
 
     @property
     def previous(self) -> Path:
         """The checkpoint before the last one."""
-        return self.folder / f"{self.stem}-previous.pt"
+        return self._path("-previous")
 
     @property
     def exist(self) -> bool:
@@ -78,7 +80,7 @@ class Checkpoints:
     def restore_previous(self) -> None:
         """Let the checkpoint before the last one take its place; a damaged last one is kept beside it."""
         with contextlib.suppress(FileNotFoundError):
-            self.last.replace(self.folder / f"{self.stem}-damaged.pt")
+            self.last.replace(self._path("-damaged"))
         self.previous.replace(self.last)
 
 

@@ -50,14 +50,12 @@ def _compile_one_layer(device: torch.device) -> None:
 def _compile_here(model: nn.Module, faster: nn.Module, example: Tensor) -> None:
     # A process in which this fails sends no gradients: the others must not wait for them.
     with gradients_kept_apart(model, True):
-        rehearse_simsiam(model, example, through=faster)
+        rehearse(model, lambda: example_loss(faster, example), example.device)
 
 
-def rehearse_simsiam(model: nn.Module, example: Tensor, through: nn.Module | None = None) -> None:
-    """Do `rehearse` with a SimSiam network and views like `example`; `through` is the compiled `model`."""
-    network = model if through is None else through
-    # A copy, because the same tensor twice would be compiled to other code.
-    rehearse(model, lambda: simsiam_loss(*network(example, example.clone())), example.device)
+def example_loss(network: nn.Module, example: Tensor) -> Tensor:
+    """Return the loss of a SimSiam network for two views that are both equal to `example`."""
+    return simsiam_loss(*network(example, example.clone()))  # one tensor twice would be compiled otherwise
 
 
 def rehearse(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> None:

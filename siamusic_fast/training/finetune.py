@@ -28,7 +28,7 @@ from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.batch_size import fit_batch_size
 from siamusic_fast.training.compiling import rehearse
-from siamusic_fast.training.run_folder import finetuning_folder
+from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog
 from siamusic_fast.training.train_state import FinetuneFigures, TrainState
 
@@ -85,15 +85,15 @@ def finetune(
     check_enough_classes(shard_set, "a classifier")
     pretrained = load_pretrained(run, config.checkpoint)
 
-    # Data
+    # ---- Data
     training, validation = _loaders(config, shard_set, pretrained, world)
     config = fit_batch_size(config, training.batch_size, world)
     with FolderLock() as lock, training, validation:
-        # Where to go on from
-        folder = finetuning_folder(config, run, pretrained, shard_set, out or run / "finetune", world)
+        # ---- Where to go on from
+        folder = RunFolder(out or run / "finetune", config, shard_set, world, pretrained)
         saved = folder.reopen(lock) if resume else None
 
-        # Network and optimizer
+        # ---- Network and optimizer
         torch.manual_seed(config.seed)
         classifier = place(_classifier(config, pretrained, len(shard_set.classes)), world.device)
         optimizer = torch.optim.Adam(
@@ -101,7 +101,7 @@ def finetune(
         )
         model = _wrapped(classifier, config, pretrained.frontend.mel, world)
 
-        # State
+        # ---- State
         state = TrainState(
             folder=folder, model=classifier, optimizer=optimizer, loader=training, figures=FinetuneFigures()
         )
@@ -130,27 +130,27 @@ def finetune(
                     part.eval()
                 done = state.step - state.epoch * len(training)
                 for mels, labels in itertools.islice(training, len(training) - done):
-                    # Forward and loss
+                    # ---- Forward and loss
                     with autocast(world.device):
                         loss = F.cross_entropy(model(mels), labels)
 
-                    # Backward
+                    # ---- Backward
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
 
-                    # Step
+                    # ---- Step
                     optimizer.step()
                     state.step += 1
                     state.losses.append(loss.detach())
                     task.advance(per_step, note=note)
 
-                    # Save, if the run is to stop
+                    # ---- Save, if the run is to stop
                     (stop,) = world.highest(signals.received)
                     if stop:
                         state.save()
                         raise Stopped(stop)
 
-                # Score
+                # ---- Score
                 losses = state.mean_losses()
                 classifier.eval()
                 world.share_buffers(classifier)
@@ -160,7 +160,7 @@ def finetune(
                 accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())
                 validation_loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), truths))
 
-                # Log
+                # ---- Log
                 log.write(
                     state.step,
                     epoch=epoch,
@@ -171,7 +171,7 @@ def finetune(
                 )
                 note = f"epoch {epoch}: loss {validation_loss:.3f}, accuracy {accuracy:.1%} on validation"
 
-                # Save
+                # ---- Save
                 kept = state.figures
                 if config.protocol == "paper" or (accuracy, -validation_loss) > (kept.accuracy, -kept.loss):
                     state.figures = FinetuneFigures(kept_epoch=epoch, accuracy=accuracy, loss=validation_loss)

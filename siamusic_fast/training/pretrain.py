@@ -25,8 +25,8 @@ from siamusic_fast.processes.world import World, gradients_kept_apart
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.training.batch_size import fit_batch_size
-from siamusic_fast.training.compiling import compiled, rehearse_simsiam
-from siamusic_fast.training.run_folder import has_checkpoint, pretraining_folder, was_begun_by
+from siamusic_fast.training.compiling import compiled, example_loss, rehearse
+from siamusic_fast.training.run_folder import RunFolder, has_checkpoint, was_begun_by
 from siamusic_fast.training.run_log import RunLog, collapse_measure, peak_memory
 from siamusic_fast.training.schedules import StepPlan
 from siamusic_fast.training.train_state import PretrainFigures, TrainState
@@ -87,17 +87,17 @@ def pretrain(
     world = world or World()
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
     config = fit_batch_size(config, shard_set.tracks(config.splits) // world.world_size, world)
-    folder = pretraining_folder(config, shard_set, out, world)
+    folder = RunFolder(out, config, shard_set, world)
     with FolderLock() as lock:
-        # Where to go on from
+        # ---- Where to go on from
         if world.restarts and world.once(lambda: was_begun_by(world, out)):
             resume, force = world.once(lambda: has_checkpoint(out)), True
         saved = folder.reopen(lock) if resume else None
 
-        # Data
+        # ---- Data
         loader = _loader(config, shard_set, saved, world, progress)
 
-        # Network and optimizer
+        # ---- Network and optimizer
         torch.manual_seed(config.seed)
         simsiam = place(SimSiam(config.backbone), world.device)
         if config.init and not saved:
@@ -106,13 +106,13 @@ def pretrain(
         ddp = world.wrap(simsiam, sync_batchnorm=config.synchronizes_batchnorm)
         model = _compiled_and_rehearsed(ddp, config, world)
 
-        # State
+        # ---- State
         state = TrainState(
             folder=folder, model=simsiam, optimizer=optimizer, loader=loader, figures=PretrainFigures()
         )
         state.begin(saved, lock, force=force)
         plan = StepPlan(config, len(loader), state.extended_at)
-        scores = config.knn_every > 0 and knn_possible(shard_set)
+        has_knn = config.knn_every > 0 and knn_possible(shard_set)
         first_step, pairs, waited, note = state.step, 0, 0.0, ""
         started = saved_at = time.perf_counter()
         with (
@@ -122,25 +122,25 @@ def pretrain(
             (progress if world.leads else SILENT).task(TASK, plan.steps - first_step, "steps") as task,
         ):
             for epoch in range(state.epoch + 1, config.epochs + 1):
-                knn_due = scores and (epoch % config.knn_every == 0 or epoch == config.epochs)
+                knn_due = has_knn and (epoch % config.knn_every == 0 or epoch == config.epochs)
                 done = plan.batches_done(state.step, epoch)
                 batches = itertools.islice(state.stopwatch.timed(loader), len(loader) - done)
                 for batch, (view1, view2) in enumerate(batches, start=done + 1):
-                    # Forward and loss
+                    # ---- Forward and loss
                     step_ends = plan.ends_step(batch)
                     with gradients_kept_apart(ddp, not step_ends):
                         with autocast(world.device):
                             p1, p2, z1, z2 = model(view1, view2)
                             loss = simsiam_loss(p1, p2, z1, z2)
 
-                        # Backward
+                        # ---- Backward
                         (loss / plan.batches_in_step(batch)).backward()  # type: ignore[no-untyped-call]
                     state.losses.append(loss.detach())
                     pairs += config.batch_size * world.world_size
                     if not step_ends:
                         continue
 
-                    # Step
+                    # ---- Step
                     lr = plan.lr(state.step)
                     for group in optimizer.param_groups:
                         group["lr"] = lr if group["scheduled"] else config.lr
@@ -148,7 +148,7 @@ def pretrain(
                     optimizer.zero_grad()
                     state.step += 1
 
-                    # Log: only here does the host wait for the device
+                    # ---- Log: only here the host waits for the device
                     values: dict[str, float] | None = None
                     if plan.is_logged(state.step):
                         *losses, collapse = state.mean_losses(collapse_measure(z1))
@@ -172,7 +172,7 @@ def pretrain(
                         values |= {"step": state.step, "steps": plan.steps}
                     task.advance(note=note, values=values)
 
-                    # Save
+                    # ---- Save
                     minutes = (time.perf_counter() - saved_at) / 60
                     late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
                     stop, save = world.highest(signals.received, late)
@@ -182,7 +182,7 @@ def pretrain(
                     if stop:
                         raise Stopped(stop)
 
-                # Score
+                # ---- Score
                 best = False
                 if knn_due:
                     with signals.at_once():
@@ -262,7 +262,7 @@ def _compiled_and_rehearsed(ddp: nn.Module, config: PretrainConfig, world: World
     example = torch.zeros((config.batch_size, 1, config.mel.n_mels, config.mel.frames), device=world.device)
     model = compiled(ddp, example, world) if config.compiles_on(world.device.type) else ddp
     if world.world_size > 1:
-        rehearse_simsiam(ddp, example, through=model)
+        rehearse(ddp, lambda: example_loss(model, example), world.device)
     return model
 
 

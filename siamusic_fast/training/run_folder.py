@@ -4,11 +4,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import re
 import shlex
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,55 +32,70 @@ _WORLD_ID = ".job"
 """File with the id of the job that trains the run."""
 _MAY_CHANGE = ("checkpoint_minutes", "knn_every")
 """Settings that do not affect the weights: a resumed run may have others."""
-STATE_PARTS = (
+_STATE_PARTS = (
     *("config", "frontend", "data", "shards", "extended_at"),
     *("optimizer", "epoch", "step", "figures", "ranks"),
 )
-"""What every checkpoint of a run holds beside the weights."""
-CHECKPOINT_PARTS = (*STATE_PARTS, "encoder", "projector", "predictor")
+CHECKPOINT_PARTS = (*_STATE_PARTS, "encoder", "projector", "predictor")
 """What a checkpoint of pre-training holds."""
+FINETUNE_CHECKPOINT_PARTS = (*_STATE_PARTS, "encoder", "projector", "head")
+"""What a checkpoint of fine-tuning holds."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of a run that is being trained, what the run is made from, and its processes."""
 
-    checkpoints: Checkpoints
-    parts: tuple[str, ...]
-    """What a checkpoint of the run holds."""
+    path: Path
     config: PretrainConfig | FinetuneConfig
-    pretraining: dict[str, Any] = field(default_factory=dict)
-    """Settings of the pre-training run that fine-tuning starts from; a resumed run must share them."""
-    origin: dict[str, str] = field(default_factory=dict)
-    """What else config.json says about where the run comes from."""
     shard_set: ShardSet
-    shards: list[str]
-    """SHA-256 of each shard that the run reads."""
     world: World
-    own_files: re.Pattern[str] = OF_RUNS
-    """Names of the files that a new run may replace."""
-    resume_command: str
-    """What to do to resume the run, for error messages."""
+    pretrained: Pretrained | None = None
+    """The encoder that fine-tuning starts from; None: the run is one of pre-training."""
 
     @property
-    def path(self) -> Path:
-        """The folder itself."""
-        return self.checkpoints.folder
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints in the folder."""
+        return Checkpoints(self.path, "finetuning" if self.pretrained else "pretraining")
 
     @property
     def values(self) -> dict[str, Any]:
-        """Settings that a resumed run must share, as plain values."""
+        """Settings that a resumed run must share, as plain values: also those of the pre-training run."""
         values = settings.dump(self.config)
-        return {**values, "pretraining": self.pretraining} if self.pretraining else values
+        if self.pretrained:
+            may_change = dict.fromkeys((*_MAY_CHANGE, "epochs"))
+            values["pretraining"] = {**self.pretrained.pretraining, **may_change}
+        return values
+
+    @property
+    def shards(self) -> list[str]:
+        """SHA-256 of each shard that the run reads."""
+        if isinstance(self.config, PretrainConfig):
+            return _checksums(self.shard_set, self.config)
+        shards = self.shard_set.shards(("training", "validation"), labelled_only=True)
+        return [shard.sha256 for shard in shards]
+
+    @property
+    def resume_command(self) -> str:
+        """What a person runs to resume the run."""
+        if self.pretrained:
+            return "the same command and --resume"
+        procs = f" --procs {self.world.world_size}" if self.world.world_size > 1 else ""
+        on_cpu = self.world.device.type == "cpu"
+        options = f"--gpus 0{procs}" if on_cpu else f"--gpus {self.world.world_size}"
+        return f"`siamusic-fast pretrain --resume {shlex.quote(str(self.path))} {options}`"
 
     def start(self, lock: FolderLock, *, force: bool) -> None:
         """Make the folder of a new run, lock it, and write its settings."""
-        new_folder(self.path, force=force, own=self.own_files, lock=lock)
+        own = OF_CLASSIFIERS if self.pretrained else OF_RUNS
+        new_folder(self.path, force=force, own=own, lock=lock)
         self.write_settings()
 
     def write_settings(self) -> None:
         """Write the settings where a person reads them, and from where they can be used again."""
-        values = {**settings.dump(self.config), **self.origin, "data": str(self.shard_set.folder)}
+        values = {**settings.dump(self.config), "data": str(self.shard_set.folder)}
+        if self.pretrained:
+            values["run"] = str(self.pretrained.path.parent)
         save_json(self.path / CONFIG, {**values, "processes": self.world.world_size})
         if self.world.id:
             (self.path / _WORLD_ID).write_text(self.world.id)
@@ -95,10 +108,12 @@ class RunFolder:
         """
         checkpoints, world = self.checkpoints, self.world
         world.once(lambda: lock.take(self.path) if self.path.is_dir() else None)
-        path = world.once(lambda: checkpoints.newest_whole)
-        saved = checkpoint.load(path, checkpoints.kind, self.parts)
+        goes_back = world.once(lambda: checkpoints.only_previous_is_whole)
+        path = checkpoints.previous if goes_back else checkpoints.last
+        parts = FINETUNE_CHECKPOINT_PARTS if self.pretrained else CHECKPOINT_PARTS
+        saved = checkpoint.load(path, checkpoints.kind, parts)
         self._check_resumable(saved)
-        if path == checkpoints.previous:
+        if goes_back:
             if world.leads:
                 warnings.warn(
                     f"{checkpoints.last} is {checkpoints.problem}: {path.name}, of step {saved['step']}, "
@@ -112,17 +127,14 @@ class RunFolder:
     def _extended(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Return the checkpoint `saved` of a run that gets more epochs; warn if its cosine starts anew."""
         before, epochs = saved["config"]["epochs"], self.config.epochs
-        if self.world.leads and self._has_cosine:
+        has_cosine = isinstance(self.config, PretrainConfig) and self.config.schedule == "cosine"
+        if self.world.leads and has_cosine:
             warnings.warn(
                 f"{self.path} is extended from {before} to {epochs} epochs: after epoch {before} the "
                 f"learning rate starts a new cosine at lr = {self.config.lr:g}",
                 stacklevel=4,
             )
         return {**saved, "extended_at": [*saved["extended_at"], before]}
-
-    @property
-    def _has_cosine(self) -> bool:
-        return isinstance(self.config, PretrainConfig) and self.config.schedule == "cosine"
 
     def _check_resumable(self, saved: dict[str, Any]) -> None:
         """Raise ConfigError or DataError if this job cannot go on exactly from the checkpoint `saved`."""
@@ -164,43 +176,8 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return differing
 
 
-def checksums(shard_set: ShardSet, splits: Sequence[str], labelled_only: bool = False) -> list[str]:
-    """Return the SHA-256 of each shard of `splits`."""
-    return [shard.sha256 for shard in shard_set.shards(splits, labelled_only)]
-
-
-def pretraining_folder(config: PretrainConfig, shard_set: ShardSet, out: Path, world: World) -> RunFolder:
-    """Return the folder `out` of the pre-training run with `config`."""
-    gpus, procs = (0, world.world_size) if world.device.type == "cpu" else (world.world_size, 1)
-    options = f" --gpus {gpus}{f' --procs {procs}' if procs > 1 else ''}"
-    return RunFolder(
-        checkpoints=Checkpoints(out),
-        parts=CHECKPOINT_PARTS,
-        config=config,
-        shard_set=shard_set,
-        shards=checksums(shard_set, config.splits),
-        world=world,
-        resume_command=f"`siamusic-fast pretrain --resume {shlex.quote(str(out))}{options}`",
-    )
-
-
-def finetuning_folder(
-    config: FinetuneConfig, run: Path, pretrained: Pretrained, shard_set: ShardSet, out: Path, world: World
-) -> RunFolder:
-    """Return the folder `out` of the fine-tuning with `config` of the pre-training run `run`."""
-    free = (*_MAY_CHANGE, "epochs")  # of a run that was resumed meanwhile
-    return RunFolder(
-        checkpoints=Checkpoints(out, "finetuning", "finetune-checkpoint"),
-        parts=(*STATE_PARTS, "encoder", "projector", "head"),
-        config=config,
-        pretraining={name: value for name, value in pretrained.pretraining.items() if name not in free},
-        origin={"run": str(run)},
-        shard_set=shard_set,
-        shards=checksums(shard_set, ("training", "validation"), labelled_only=True),
-        world=world,
-        own_files=OF_CLASSIFIERS,
-        resume_command="the same command and --resume",
-    )
+def _checksums(shard_set: ShardSet, config: PretrainConfig) -> list[str]:
+    return [shard.sha256 for shard in shard_set.shards(config.splits)]
 
 
 def was_begun_by(world: World, run: Path) -> bool:
@@ -250,7 +227,7 @@ def is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
         return False
     saved = _load(run)
     found = [saved["epoch"], saved["config"], saved["shards"]]
-    return found == [config.epochs, settings.dump(config), checksums(shard_set, config.splits)]
+    return found == [config.epochs, settings.dump(config), _checksums(shard_set, config)]
 
 
 def newest_unfinished(runs: Path) -> Path | None:

@@ -3,12 +3,10 @@
 import contextlib
 import json
 import math
-import os
 import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -61,31 +59,27 @@ class Stopwatch:
         self._device = device
         self._started = time.perf_counter() - seconds
         self._waited = waited
-        self._events: list[tuple[torch.Event, torch.Event]] = []
+        self._waits: list[tuple[Any, Any]] = []
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches; the time until each one arrives counts as waiting."""
         iterator = iter(batches)
         while True:
-            with self._waiting():
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
+            asked = self._now()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waits.append((asked, self._now()))
             yield batch
 
-    @contextlib.contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def _now(self) -> torch.Event | float:
+        """Return the time, or on a GPU an event that takes the time when the GPU comes to it."""
         if self._device.type != "cuda":
-            asked = time.perf_counter()
-            yield
-            self._waited += time.perf_counter() - asked
-            return
-        events = torch.Event("cuda", enable_timing=True), torch.Event("cuda", enable_timing=True)
-        events[0].record()
-        yield
-        events[1].record()
-        self._events.append(events)
+            return time.perf_counter()
+        event = torch.Event("cuda", enable_timing=True)
+        event.record()
+        return event
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -99,8 +93,9 @@ class Stopwatch:
 
         The device must have finished all work that was queued.
         """
-        self._waited += sum(asked.elapsed_time(given) for asked, given in self._events) / 1000
-        self._events.clear()
+        for asked, given in self._waits:
+            self._waited += given - asked if isinstance(asked, float) else asked.elapsed_time(given) / 1000
+        self._waits.clear()
         return time.perf_counter() - self._started, self._waited
 
     def read(self) -> tuple[float, float]:
@@ -124,15 +119,13 @@ class RunLog:
             purge = None if resume_at is None else resume_at + 1
             self._board = SummaryWriter(folder, purge_step=purge)
             self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
-            if _is_cut_off(folder / LOG_FILE):
+            if (folder / LOG_FILE).read_bytes()[-1:] not in (b"", b"\n"):  # a crash has cut the last line off
                 self._lines.write("\n")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()
             self._lines.close()
@@ -144,15 +137,6 @@ class RunLog:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-
-
-def _is_cut_off(path: Path) -> bool:
-    """Whether the last line of the file `path` has no end, because of a crash."""
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -144,7 +144,8 @@ class TrainState(Generic[F]):
             self.saved_step = self.step
 
     def _write(self, content: dict[str, Any], best: bool) -> None:
-        checkpoints = self.folder.checkpoints
+        path, kind = self.folder.checkpoints.last, self.folder.checkpoints.kind
+        previous = self.folder.checkpoints.previous.name
         remedy = (
             "There is no earlier checkpoint: then run the same command again with --force."
             if self.saved_step is None
@@ -153,17 +154,10 @@ class TrainState(Generic[F]):
         )
         if best:
             # best.pt comes first: what a checkpoint says about the best accuracy is then always true of it.
-            checkpoint.save(self.folder.path / BEST, checkpoints.kind, content, remedy=remedy)
-            checkpoint.duplicate(
-                self.folder.path / BEST,
-                checkpoints.last.name,
-                previous=checkpoints.previous.name,
-                remedy=remedy,
-            )
+            checkpoint.save(path.with_name(BEST), kind, content, remedy=remedy)
+            checkpoint.duplicate(path.with_name(BEST), path.name, previous=previous, remedy=remedy)
         else:
-            checkpoint.save(
-                checkpoints.last, checkpoints.kind, content, previous=checkpoints.previous.name, remedy=remedy
-            )
+            checkpoint.save(path, kind, content, previous=previous, remedy=remedy)
 
     def mean_losses(self, *others: Tensor) -> list[float]:
         """Return the losses since the last line of the log, and the scalars `others`: means over processes.

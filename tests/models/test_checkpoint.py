@@ -23,7 +23,7 @@ from siamusic_fast.models.pretrained import load_pretrained
 from siamusic_fast.models.run_files import Checkpoints, new_folder
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.run_folder import CHECKPOINT_PARTS, pretraining_folder
+from siamusic_fast.training.run_folder import CHECKPOINT_PARTS, RunFolder
 from tests.runs import save_run
 
 
@@ -345,7 +345,7 @@ def test_settings_of_another_version_are_named(tmp_path: Path, shard_set: ShardS
         FolderLock() as lock,
         pytest.raises(ConfigError, match="was started with another epochs, dropout: resume it"),
     ):
-        pretraining_folder(PretrainConfig(), shard_set, tmp_path, World()).reopen(lock)
+        RunFolder(tmp_path, PretrainConfig(), shard_set, World()).reopen(lock)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
