@@ -51,7 +51,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     try:
         saved = checkpoint.load(path, "pretraining", _PARTS)
     except DataError as error:
-        if which != "last" or not checkpoints.only_previous_is_whole:
+        if which != "last" or not checkpoints.only_previous_is_whole():
             raise
         command = shlex.join(("mv", str(checkpoints.previous), str(path)))
         raise DataError(

@@ -57,12 +57,10 @@ class Checkpoints:
         """The checkpoint before the last one."""
         return self._path("-previous")
 
-    @property
     def exist(self) -> bool:
         """Whether there is a checkpoint, the last one or the one before."""
         return self.last.is_file() or self.previous.is_file()
 
-    @property
     def only_previous_is_whole(self) -> bool:
         """Whether the last checkpoint is damaged or missing, and the one before is neither."""
         return not checkpoint.is_whole(self.last) and checkpoint.is_whole(self.previous)
@@ -72,10 +70,9 @@ class Checkpoints:
         """What is wrong with a last checkpoint that is not whole: it is `damaged` or `missing`."""
         return "damaged" if self.last.exists() else "missing"
 
-    @property
     def newest_whole(self) -> Path:
-        """The checkpoint to go on from: the last one, or the one before if that alone is whole."""
-        return self.previous if self.only_previous_is_whole else self.last
+        """Return the checkpoint to go on from: the last one, or the one before if that alone is whole."""
+        return self.previous if self.only_previous_is_whole() else self.last
 
     def restore_previous(self) -> None:
         """Let the checkpoint before the last one take its place; a damaged last one is kept beside it."""

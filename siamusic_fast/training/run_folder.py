@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import shlex
 import warnings
@@ -71,8 +70,9 @@ class RunFolder:
     def shards(self) -> list[str]:
         """SHA-256 of each shard that the run reads."""
         if isinstance(self.config, PretrainConfig):
-            return _checksums(self.shard_set, self.config)
-        shards = self.shard_set.shards(("training", "validation"), labelled_only=True)
+            shards = self.shard_set.shards(self.config.splits)
+        else:
+            shards = self.shard_set.shards(("training", "validation"), labelled_only=True)
         return [shard.sha256 for shard in shards]
 
     @property
@@ -108,7 +108,7 @@ class RunFolder:
         """
         checkpoints, world = self.checkpoints, self.world
         world.once(lambda: lock.take(self.path) if self.path.is_dir() else None)
-        goes_back = world.once(lambda: checkpoints.only_previous_is_whole)
+        goes_back = world.once(checkpoints.only_previous_is_whole)
         path = checkpoints.previous if goes_back else checkpoints.last
         parts = FINETUNE_CHECKPOINT_PARTS if self.pretrained else CHECKPOINT_PARTS
         saved = checkpoint.load(path, checkpoints.kind, parts)
@@ -176,10 +176,6 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return differing
 
 
-def _checksums(shard_set: ShardSet, config: PretrainConfig) -> list[str]:
-    return [shard.sha256 for shard in shard_set.shards(config.splits)]
-
-
 def was_begun_by(world: World, run: Path) -> bool:
     """Whether the job of `world` itself began `run` before the job was started again."""
     return (run / _WORLD_ID).is_file() and (run / _WORLD_ID).read_text() == world.id
@@ -187,7 +183,7 @@ def was_begun_by(world: World, run: Path) -> bool:
 
 def has_checkpoint(run: Path) -> bool:
     """Whether there is a checkpoint of pre-training in `run`, the last one or the one before."""
-    return Checkpoints(run).exist
+    return Checkpoints(run).exist()
 
 
 def load_run(run: Path) -> tuple[PretrainConfig, str]:
@@ -197,7 +193,7 @@ def load_run(run: Path) -> tuple[PretrainConfig, str]:
 
 
 def _load(run: Path) -> dict[str, Any]:
-    return checkpoint.load(Checkpoints(run).newest_whole, "pretraining", CHECKPOINT_PARTS)
+    return checkpoint.load(Checkpoints(run).newest_whole(), "pretraining", CHECKPOINT_PARTS)
 
 
 def is_abandoned(run: Path) -> bool:
@@ -225,17 +221,17 @@ def is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
     """Whether `run` has done all epochs of `config` on these very shards."""
     if not has_checkpoint(run):
         return False
-    saved = _load(run)
-    found = [saved["epoch"], saved["config"], saved["shards"]]
-    return found == [config.epochs, settings.dump(config), _checksums(shard_set, config)]
+    saved, folder = _load(run), RunFolder(run, config, shard_set, World())
+    found = saved["epoch"], saved["config"], saved["shards"]
+    return found == (config.epochs, folder.values, folder.shards)
 
 
 def newest_unfinished(runs: Path) -> Path | None:
     """Return the run in `runs` that was saved last, of those that have epochs left and are not in use."""
     saved_at: dict[Path, float] = {}
-    for path in itertools.chain(runs.glob("*/checkpoint-previous.pt"), runs.glob("*/checkpoint.pt")):
+    for path in runs.glob("*/checkpoint*.pt"):
         with contextlib.suppress(FileNotFoundError):  # it is being replaced
-            saved_at[path.parent] = path.stat().st_mtime
+            saved_at[path.parent] = max(saved_at.get(path.parent, 0.0), path.stat().st_mtime)
     for run in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
         if is_locked(run):
             continue

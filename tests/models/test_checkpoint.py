@@ -112,7 +112,7 @@ def test_a_disk_that_fails_to_read_is_no_damage_to_go_back_from(
 
     monkeypatch.setattr(Path, "open", failing)
     with pytest.raises(DataError, match=r"checkpoint\.pt cannot be read \(Input/output error\)"):
-        Checkpoints(tmp_path).only_previous_is_whole  # noqa: B018
+        Checkpoints(tmp_path).only_previous_is_whole()
 
 
 def epoch_of(path: Path) -> int:
@@ -174,7 +174,7 @@ def test_a_kill_at_any_step_of_a_save_leaves_a_run_that_goes_on(
     states = sorted((tmp_path / "states").iterdir())
     assert len(states) > 8
     for state in states:
-        left = "checkpoint-previous.pt" if Checkpoints(state).only_previous_is_whole else "checkpoint.pt"
+        left = "checkpoint-previous.pt" if Checkpoints(state).only_previous_is_whole() else "checkpoint.pt"
         assert left == "checkpoint.pt" or not hard_links
         assert epoch_of(state / left) in (2, 3)
         best = epoch_of(state / "best.pt")

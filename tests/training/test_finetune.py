@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import json
 import math
@@ -372,6 +373,34 @@ def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "stopped")
+
+
+def tiny_finetune(
+    run: Path, shard_set: ShardSet, out: Path, *, world: World, stopped_after: int = 0, **options: Any
+) -> None:
+    """Fine-tune an encoder of a few weights in three epochs; be told to stop after some steps, if any."""
+    tiny = config(epochs=3, batch_size=2, aug="mask", lr=0.01)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stopped):
+        patch.setattr(networks, "encoder", tiny_encoder)
+        patch.setattr(module, "stage", lambda _: 4)
+        finetune(tiny, run, shard_set, out, world=world, progress=Stopping(stopped_after), **options)
+    world.gather(None)
+
+
+@pytest.mark.slow
+def test_three_processes_of_a_fine_tuning_that_was_stopped_end_with_the_same_bits(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "encoder", tiny_encoder)
+        run = save_run(tmp_path / "pretrained")
+    tune = functools.partial(tiny_finetune, run, shard_set)
+    launch(functools.partial(tune, tmp_path / "whole"), gpus=0, procs=3)
+    launch(functools.partial(tune, tmp_path / "stopped", stopped_after=2), gpus=0, procs=3)
+    assert checkpoint.load(tmp_path / "stopped" / "finetune-checkpoint.pt", "finetuning", ())["step"] == 2
+    launch(functools.partial(tune, tmp_path / "stopped", resume=True), gpus=0, procs=3)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
 
 
 def test_only_an_unfinished_fine_tuning_with_the_same_settings_is_resumed(
