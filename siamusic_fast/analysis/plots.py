@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from siamusic_fast.evaluation.evaluate import EvaluateResult
-from siamusic_fast.models.checkpoint import CONFIG
+from siamusic_fast.models.run_files import CONFIG
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE

@@ -26,8 +26,9 @@ from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.compiling import compiled
-from siamusic_fast.training.pretrain import LOG_EVERY, optimizer_of
+from siamusic_fast.training.pretrain import optimizer_of
 from siamusic_fast.training.run_log import Stopwatch
+from siamusic_fast.training.schedules import LOG_EVERY
 
 RESIDENT = "train: resident batch"
 WITH_DALI = "train: DALI loader"

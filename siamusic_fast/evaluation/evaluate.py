@@ -17,6 +17,7 @@ from siamusic_fast.files import atomic_write
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import Classifier, place
+from siamusic_fast.models.run_files import OF_RESULTS, new_folder, save_json
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -86,7 +87,7 @@ def evaluate(
     )
     if world.leads:
         _write_predictions(result.folder / PREDICTIONS, names, classes, probabilities, labels)
-        checkpoint.save_json(result.folder / RESULTS, as_json(result))
+        save_json(result.folder / RESULTS, as_json(result))
     return result
 
 
@@ -115,7 +116,7 @@ def results_folder(out: Path | None, default: Path, *, force: bool) -> Path:
     Raises DataError if `out` is not empty, or, with `force`, holds something else than results.
     """
     if out is not None:
-        return checkpoint.new_folder(out, force=force, own=checkpoint.OF_RESULTS)
+        return new_folder(out, force=force, own=OF_RESULTS)
     default.mkdir(exist_ok=True)
     return default
 

@@ -14,9 +14,9 @@ from siamusic_fast.evaluation.features import track_outputs
 from siamusic_fast.evaluation.knn import knn_predict
 from siamusic_fast.evaluation.linear_probe import choose_linear
 from siamusic_fast.evaluation.scores import Scores, scores
-from siamusic_fast.models import checkpoint
 from siamusic_fast.models import networks as models
 from siamusic_fast.models.pretrained import Pretrained, load_pretrained
+from siamusic_fast.models.run_files import save_json
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -112,7 +112,7 @@ def probe(
         initial=probes[2],
     )
     if world.leads:
-        checkpoint.save_json(result.folder / RESULTS, as_json(result))
+        save_json(result.folder / RESULTS, as_json(result))
     return result
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
-    """Equation 1, averaged over the batch: D(p, z) = -(p / |p|) · (z / |z|), between -1 and 1.
+    """Return equation 1, averaged over the batch: D(p, z) = -(p / |p|) · (z / |z|), between -1 and 1.
 
     p and z are [B, d]; the result is a scalar.
     """
@@ -13,8 +13,8 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
 
 
 def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """Equation 2: L = 1/2 D(p1, stopgrad(z2)) + 1/2 D(p2, stopgrad(z1)); -1 when the views agree.
+    """Return equation 2: L = 1/2 D(p1, stopgrad(z2)) + 1/2 D(p2, stopgrad(z1)); -1 if the views agree.
 
-    Without the stop-gradient, one constant output for all inputs would be the easiest solution.
+    Without the stop-gradient, the network would soon give the same output for all inputs.
     """
     return (negative_cosine(p1, z2.detach()) + negative_cosine(p2, z1.detach())) / 2

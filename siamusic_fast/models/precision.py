@@ -1,4 +1,4 @@
-"""bfloat16 where a GPU computes in it, float32 everywhere else."""
+"""Mixed precision: bfloat16 on GPUs that compute in it, float32 everywhere else."""
 
 import functools
 import warnings
@@ -15,7 +15,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 @functools.cache
 def _computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether `device` does; of a GPU that only emulates it, which is slow, a person is told once."""
+    """Whether `device` computes in bfloat16; warns once if a GPU only emulates it, which is slow."""
     if device.type != "cuda":
         return False
     supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -10,19 +10,12 @@ import torchvision
 from torch import Tensor, nn
 
 from siamusic_fast import config as settings
+from siamusic_fast.config import CHECKPOINTS
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
-from siamusic_fast.training.run_folder import (
-    BEST,
-    CHECKPOINT,
-    PREVIOUS,
-    damaged_or_missing,
-    only_previous_is_whole,
-)
+from siamusic_fast.models.run_files import BEST, Checkpoints
 
-FILES = {"last": CHECKPOINT, "best": BEST}
-"""The checkpoints of a run that an encoder can be loaded from, by the names that users give them."""
 _PARTS = ("config", "frontend", "encoder", "projector", "epoch")
 
 
@@ -115,10 +108,11 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     Raises `DataError` if the file is missing or damaged: an older one is not taken in its place. Raises
     `ConfigError` if `which` is another name.
     """
-    if which not in FILES:
-        raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(FILES)}.")
-    path = run / FILES[which]
-    if which == "best" and not path.is_file() and (run / FILES["last"]).is_file():
+    if which not in CHECKPOINTS:
+        raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(CHECKPOINTS)}.")
+    checkpoints = Checkpoints(run)
+    path = run / BEST if which == "best" else checkpoints.last
+    if which == "best" and not path.is_file() and checkpoints.last.is_file():
         raise DataError(
             f"{path} does not exist: the run never measured kNN accuracy; use checkpoint='last' (on the "
             f"command line --checkpoint last)."
@@ -126,11 +120,11 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     try:
         saved = checkpoint.load(path, "pretraining", _PARTS)
     except DataError as error:
-        if which != "last" or not only_previous_is_whole(run):
+        if which != "last" or not checkpoints.only_previous_is_whole():
             raise
-        command = shlex.join(("mv", str(run / PREVIOUS), str(path)))
+        command = shlex.join(("mv", str(checkpoints.previous), str(path)))
         raise DataError(
-            f"{path} is {damaged_or_missing(run)}, and the checkpoint before it is whole: to use that one, "
+            f"{path} is {checkpoints.problem}, and the checkpoint before it is whole: to use that one, "
             f"run `{command}`."
         ) from error
     config = settings.load_pretrain(saved["config"])

@@ -1,4 +1,4 @@
-"""torch.compile, or not: a model that cannot be compiled trains as it is."""
+"""torch.compile, and the first pass through a network; a network that cannot be compiled trains as it is."""
 
 import warnings
 from collections.abc import Callable
@@ -12,15 +12,18 @@ from siamusic_fast.processes.world import World, gradients_kept_apart
 
 
 def compiled(model: nn.Module, example: Tensor, world: World) -> nn.Module:
-    """Return a SimSiam network compiled, or, with one warning, `model` itself where that fails.
+    """Return a SimSiam network compiled, or, with one warning, `model` itself if that fails in any process.
 
-    Called in every process of `world`: if it fails in one, none goes on with it. Code is made for views of
-    the shape and the place of `example`. Raises torch.OutOfMemoryError as it comes.
+    Called in every process of `world`. The code is made for views with the shape and the device of `example`.
+    An error about the GPU's memory is raised.
     """
-    reason = _failure(lambda: _compile_a_trifle(example.device), world) if world.world_size > 1 else ""
+    reason = ""
+    if world.world_size > 1:
+        # Without a compiler, fail before the processes wait for one another in synchronized batch norms.
+        reason = _error_of(lambda: _compile_one_layer(example.device), world)
     if not reason:
         faster: nn.Module = torch.compile(model)  # type: ignore[assignment]
-        reason = _failure(lambda: _compile_here(model, faster, example), world)
+        reason = _error_of(lambda: _compile_here(model, faster, example), world)
         if not reason:
             return faster
     if world.leads:
@@ -28,8 +31,8 @@ def compiled(model: nn.Module, example: Tensor, world: World) -> nn.Module:
     return model
 
 
-def _failure(attempt: Callable[[], None], world: World) -> str:
-    """Return why `attempt` failed in a process of `world`, the first of several; empty if in none."""
+def _error_of(attempt: Callable[[], None], world: World) -> str:
+    """Return the error of `attempt` in the first process of `world` in which it fails, or an empty text."""
     reason = ""
     try:
         attempt()
@@ -40,33 +43,35 @@ def _failure(attempt: Callable[[], None], world: World) -> str:
     return next(filter(None, world.gather(reason)), "")
 
 
-def _compile_a_trifle(device: torch.device) -> None:
-    """Find out whether there is a compiler, before processes meet in the batch norms of a network."""
+def _compile_one_layer(device: torch.device) -> None:
     torch.compile(nn.GELU())(torch.zeros(2, device=device))
 
 
 def _compile_here(model: nn.Module, faster: nn.Module, example: Tensor) -> None:
-    # A process that fails does not meet the others: they must not wait for its gradients.
+    # A process in which this fails sends no gradients: the others must not wait for them.
     with gradients_kept_apart(model, True):
-        rehearse(model, example, through=faster)
+        rehearse(model, lambda: example_loss(faster, example), example.device)
 
 
-def rehearse(model: nn.Module, example: Tensor, through: nn.Module | None = None) -> None:
-    """Take one pass forth and back on `example`, `through` the compiled `model` or itself, without a trace.
+def example_loss(network: nn.Module, example: Tensor) -> Tensor:
+    """Return the loss of a SimSiam network for two views that are both equal to `example`."""
+    return simsiam_loss(*network(example, example.clone()))  # one tensor twice would be compiled otherwise
 
-    Neither batch norm's statistics nor gradients nor random numbers drawn stay. What does is the code that a
-    compiler made, and how DistributedDataParallel bundles gradients: it finds that out in its first pass.
-    Sums over three processes and more depend on it, so a run that goes on must have it from the start.
+
+def rehearse(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> None:
+    """Take one pass forward and backward through `model`, then undo its effects.
+
+    Buffers, gradients and random generators are as before. What stays is code that a compiler made, and the
+    buckets in which DistributedDataParallel sends gradients, which it chooses in its first pass. Sums over
+    three processes or more depend on the buckets, so a resumed run must have them from its first step.
     """
-    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    on_gpu = example.device.type == "cuda"
-    network = model if through is None else through
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with torch.random.fork_rng(devices=[example.device] if on_gpu else []):
-            with autocast(example.device):
-                loss = simsiam_loss(*network(example, example.clone()))  # one tensor would be another graph
-            loss.backward()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with autocast(device):
+                value = loss()
+            value.backward()  # type: ignore[no-untyped-call]
     finally:
         for name, buffer in model.named_buffers():
-            buffer.copy_(statistics[name])
+            buffer.copy_(buffers[name])
         model.zero_grad()

@@ -1,345 +1,167 @@
-"""The folder of a pre-training run: what a checkpoint holds, how it is written, and when one can go on."""
+"""The folder of a run: how a run is started and resumed in it, and which runs can go on."""
 
 import contextlib
 import dataclasses
-import functools
-import itertools
 import json
 import shlex
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-
 from siamusic_fast import config as settings
-from siamusic_fast.config import PretrainConfig
+from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.folder_lock import FolderLock, is_locked
-from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
-from siamusic_fast.models.networks import SimSiam
-from siamusic_fast.pipelines.loaders import TwoViewLoader
+from siamusic_fast.models.pretrained import Pretrained
+from siamusic_fast.models.run_files import (
+    BEST,
+    CONFIG,
+    OF_CLASSIFIERS,
+    OF_RUNS,
+    Checkpoints,
+    new_folder,
+    save_json,
+)
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.run_log import Stopwatch, check_finite
 
-CHECKPOINT = "checkpoint.pt"
-"""The last checkpoint."""
-PREVIOUS = "checkpoint-previous.pt"
-"""The one before it, from which a run goes on if the last one is damaged."""
-DAMAGED = "checkpoint-damaged.pt"
-"""A last checkpoint that was found damaged when the run went on from the one before."""
-BEST = "best.pt"
-"""The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
-_JOB = ".job"
+_WORLD_ID = ".job"
+"""File with the id of the job that trains the run."""
 _MAY_CHANGE = ("checkpoint_minutes", "knn_every")
-"""Settings that do not touch what is learnt: a run goes on with others."""
-CHECKPOINT_PARTS = (
-    *("config", "frontend", "encoder", "projector", "predictor", "optimizer"),
-    *("epoch", "step", "figures", "ranks", "data", "shards"),
+"""Settings that do not affect the weights: a resumed run may have others."""
+_STATE_PARTS = (
+    *("config", "frontend", "data", "shards", "extended_at"),
+    *("optimizer", "epoch", "step", "figures", "ranks"),
 )
-"""What a checkpoint holds."""
+CHECKPOINT_PARTS = (*_STATE_PARTS, "encoder", "projector", "predictor")
+"""What a checkpoint of pre-training holds."""
+FINETUNE_CHECKPOINT_PARTS = (*_STATE_PARTS, "encoder", "projector", "head")
+"""What a checkpoint of fine-tuning holds."""
 
 
-@dataclass(kw_only=True)
-class Training:
-    """All that changes while a run trains, and the writing of its checkpoints."""
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run that is being trained, what the run is made from, and its processes."""
 
-    run: Path
-    about: dict[str, Any]
-    """What does not change: `config`, `frontend`, `data` and `shards` of the checkpoint."""
+    path: Path
+    config: PretrainConfig | FinetuneConfig
+    shard_set: ShardSet
     world: World
-    simsiam: SimSiam
-    optimizer: Optimizer
-    loader: TwoViewLoader
-    stopwatch: Stopwatch
-    epoch: int = 0
-    """Whole epochs that are done."""
-    step: int = 0
-    """Steps of the optimizer that are done."""
-    losses: list[Tensor] = field(default_factory=list)
-    """Of the batches since the last line of the log."""
-    figures: dict[str, float] = field(default_factory=dict)
-    """The last that are known: `loss`, `collapse`, and if there are labels `knn` and `best_knn`."""
-    saved_step: int | None = None
-    """Step of the last checkpoint."""
-    waited: float = 0.0
-    """Seconds that this process has waited for data, as far as its figures have been read."""
-    resumed: bool = False
-    """Whether it goes on from a checkpoint."""
+    pretrained: Pretrained | None = None
+    """The encoder that fine-tuning starts from; None: the run is one of pre-training."""
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        here = saved["ranks"][self.world.rank]
-        self.simsiam.encoder.load_state_dict(saved["encoder"])
-        self.simsiam.projector.load_state_dict(saved["projector"])
-        self.simsiam.predictor.load_state_dict(saved["predictor"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.loader.load_state_dict(here["loader"])
-        self.losses = list(here["losses"].to(self.world.device))
-        self.stopwatch = Stopwatch(self.world.device, *here["stopwatch"])
-        self.epoch, self.step, self.figures = saved["epoch"], saved["step"], saved["figures"]
-        self.saved_step, self.resumed = self.step, True
-        checkpoint.restore_random_states(here["random"], self.world.device)
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints in the folder."""
+        return Checkpoints(self.path, "finetuning" if self.pretrained else "pretraining")
 
-    def batches(self, left: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the `left` batches of an epoch, timed."""
-        return itertools.islice(self.stopwatch.timed(self.loader), left)
+    @property
+    def values(self) -> dict[str, Any]:
+        """Settings that a resumed run must share, as plain values: also those of the pre-training run."""
+        values = settings.dump(self.config)
+        if self.pretrained:
+            may_change = dict.fromkeys((*_MAY_CHANGE, "epochs"))
+            values["pretraining"] = {**self.pretrained.pretraining, **may_change}
+        return values
 
-    def save(self, *, best: bool = False) -> None:
-        """Write the checkpoint, and as the best one too if it is. Called in every process.
-
-        Its time does not count as training. Raises DataError instead, in all processes, if the loss or the
-        weights are not finite.
-        """
-        with self.stopwatch.paused():
-            self._save(best)
-
-    def _save(self, best: bool) -> None:
-        self.losses_over_processes()
-        self.world.share_buffers(self.simsiam)
-        if not torch.stack([weight.isfinite().all() for weight in self.simsiam.parameters()]).all():
-            raise DataError(
-                f"the weights became infinite or NaN at step {self.step}, mostly a sign of too high a "
-                f"learning rate: {self._remedy()}."
-            )
-        here = {
-            "loader": self.loader.state_dict(),
-            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
-            "stopwatch": self.stopwatch.look(),
-            "random": checkpoint.random_states(self.world.device),
-        }
-        ranks = self.world.gather(here)
-        # The others wait for the leading process: one that is told to stop and ends would end it.
-        self.world.once(functools.partial(self._write, ranks, best=best))
-        self.saved_step = self.step
-
-    def _write(self, ranks: list[dict[str, Any]], *, best: bool) -> None:
-        content = {
-            **self.about,
-            "encoder": self.simsiam.encoder.state_dict(),
-            "projector": self.simsiam.projector.state_dict(),
-            "predictor": self.simsiam.predictor.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "figures": self.figures,
-            "ranks": ranks,
-        }
-        remedy = self._remedy_without_space()
-        if best:
-            # First: what a checkpoint says of the best accuracy is true of best.pt, whatever happens.
-            checkpoint.save(self.run / BEST, "pretraining", content, remedy=remedy)
-            checkpoint.duplicate(self.run / BEST, CHECKPOINT, previous=PREVIOUS, remedy=remedy)
+    @property
+    def shards(self) -> list[str]:
+        """SHA-256 of each shard that the run reads."""
+        if isinstance(self.config, PretrainConfig):
+            shards = self.shard_set.shards(self.config.splits)
         else:
-            path = self.run / CHECKPOINT
-            checkpoint.save(path, "pretraining", content, previous=PREVIOUS, remedy=remedy)
+            shards = self.shard_set.shards(("training", "validation"), labelled_only=True)
+        return [shard.sha256 for shard in shards]
 
-    def losses_over_processes(self, *others: Tensor) -> list[float]:
-        """Return the losses since the last line of the log and scalars `others`, averaged over processes.
+    @property
+    def resume_command(self) -> str:
+        """What a person runs to resume the run."""
+        if self.pretrained:
+            return "the same command and --resume"
+        procs = f" --procs {self.world.world_size}" if self.world.world_size > 1 else ""
+        on_cpu = self.world.device.type == "cpu"
+        options = f"--gpus 0{procs}" if on_cpu else f"--gpus {self.world.world_size}"
+        return f"`siamusic-fast pretrain --resume {shlex.quote(str(self.path))} {options}`"
 
-        Waits for the device. Raises DataError, in all processes, if one of the losses is not finite.
+    def start(self, lock: FolderLock, *, force: bool) -> None:
+        """Make the folder of a new run, lock it, and write its settings."""
+        own = OF_CLASSIFIERS if self.pretrained else OF_RUNS
+        new_folder(self.path, force=force, own=own, lock=lock)
+        self.write_settings()
+
+    def write_settings(self) -> None:
+        """Write the settings where a person reads them, and from where they can be used again."""
+        values = {**settings.dump(self.config), "data": str(self.shard_set.folder)}
+        if self.pretrained:
+            values["run"] = str(self.pretrained.path.parent)
+        save_json(self.path / CONFIG, {**values, "processes": self.world.world_size})
+        if self.world.id:
+            (self.path / _WORLD_ID).write_text(self.world.id)
+
+    def reopen(self, lock: FolderLock) -> dict[str, Any]:
+        """Lock the folder of a run and return its last whole checkpoint. Called in every process.
+
+        Warns if that is not the newest one, and puts it in the place of the newest. Raises ConfigError or
+        DataError if this job cannot go on exactly where the run was stopped.
         """
-        if not self.losses and not others:
-            return []
-        means: list[float] = self.world.mean(torch.stack([*self.losses, *others])).tolist()
-        batches = self.about["config"]["grad_accum_steps"]
-        first_step = self.step - -(-len(self.losses) // batches) + 1
-        for place, loss in enumerate(means[: len(self.losses)]):
-            check_finite([loss], first_step + place // batches, remedy=self._remedy())
-        return means
+        checkpoints, world = self.checkpoints, self.world
+        world.once(lambda: lock.take(self.path) if self.path.is_dir() else None)
+        goes_back = world.once(checkpoints.only_previous_is_whole)
+        path = checkpoints.previous if goes_back else checkpoints.last
+        parts = FINETUNE_CHECKPOINT_PARTS if self.pretrained else CHECKPOINT_PARTS
+        saved = checkpoint.load(path, checkpoints.kind, parts)
+        self._check_resumable(saved)
+        if goes_back:
+            if world.leads:
+                warnings.warn(
+                    f"{checkpoints.last} is {checkpoints.problem}: {path.name}, of step {saved['step']}, "
+                    f"takes its place and the run goes on from there",
+                    stacklevel=3,
+                )
+            world.wait_for_all()  # until each process has read the file under its old name
+            world.once(checkpoints.restore_previous)
+        return self._extended(saved) if self.config.epochs > saved["config"]["epochs"] else saved
 
-    def _remedy(self) -> str:
-        last = (
-            f"the last good checkpoint is {self.run / CHECKPOINT}, of step {self.saved_step}"
-            if self.saved_step is not None
-            else "there is no checkpoint yet"
-        )
-        lr = f"{self.about['config']['lr'] / 10:g}"
-        return (
-            f"try lr = {lr} or warmup_epochs (on the command line --lr {lr} or --warmup-epochs); if that "
-            f"does not help, see whether the data is whole with "
-            f"`siamusic-fast verify {self.about['data']}`; {last}"
-        )
-
-    def _remedy_without_space(self) -> str:
-        if self.saved_step is None:
-            return "There is no earlier checkpoint: then run the same command again with --force."
-        processes = self.world.world_size
-        on_cpu = f" --gpus 0{f' --procs {processes}' if processes > 1 else ''}"
-        where = on_cpu if self.world.device.type == "cpu" else f" --gpus {processes}"
-        return (
-            f"The checkpoint of step {self.saved_step} is whole: then go on from it with "
-            f"`siamusic-fast pretrain --resume {shlex.quote(str(self.run))}{where}`."
-        )
-
-
-def about(config: PretrainConfig, shard_set: ShardSet, frontend: Frontend) -> dict[str, Any]:
-    """Return what a run was started with, as its checkpoints hold it."""
-    return {
-        "config": settings.dump(config),
-        "frontend": frontend.dump(),
-        "data": str(shard_set.folder),
-        "shards": _checksums(shard_set, config),
-    }
-
-
-def start(
-    out: Path, config: PretrainConfig, shard_set: ShardSet, world: World, lock: FolderLock, *, force: bool
-) -> Path:
-    """Make the folder of a new run and lock it, with its settings to read and to feed back."""
-    checkpoint.new_folder(out, force=force, lock=lock)
-    values = {**settings.dump(config), "data": str(shard_set.folder), "processes": world.world_size}
-    checkpoint.save_json(out / checkpoint.CONFIG, values)
-    claim(out, world)
-    return out
-
-
-def claim(run: Path, world: World) -> None:
-    """Note that `run` is the one of `world`, if that may be started again."""
-    if world.id:
-        (run / _JOB).write_text(world.id)
-
-
-def is_of(world: World, run: Path) -> bool:
-    """Whether `world` itself, before it was started again, had begun with `run`: no other is its to touch."""
-    return (run / _JOB).is_file() and (run / _JOB).read_text() == world.id
-
-
-def has_checkpoint(run: Path) -> bool:
-    """Whether there is a checkpoint in `run`, the last or the one before."""
-    return any((run / name).is_file() for name in (CHECKPOINT, PREVIOUS))
-
-
-def load_run(run: Path) -> tuple[PretrainConfig, str]:
-    """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
-    saved = _load(_to_go_on_from(run))
-    return settings.load_pretrain(saved["config"]), saved["data"]
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return checkpoint.load(path, "pretraining", CHECKPOINT_PARTS)
-
-
-def _to_go_on_from(run: Path) -> Path:
-    """Return the last checkpoint of `run`, or the one before if that alone is whole."""
-    return run / (PREVIOUS if only_previous_is_whole(run) else CHECKPOINT)
-
-
-def only_previous_is_whole(run: Path) -> bool:
-    """Whether the last checkpoint of `run` is damaged or missing and the one before is not."""
-    return not checkpoint.is_whole(run / CHECKPOINT) and checkpoint.is_whole(run / PREVIOUS)
-
-
-def damaged_or_missing(run: Path) -> str:
-    """Return which of the two the last checkpoint of `run` is, if it is not whole."""
-    return "damaged" if (run / CHECKPOINT).exists() else "missing"
-
-
-def is_abandoned(run: Path) -> bool:
-    """Whether `run` is a pre-training run that was ended before its first checkpoint: nothing is in it."""
-    worth_keeping = (CHECKPOINT, PREVIOUS, BEST, "finetune", "evaluate", "probe")
-    return (
-        _is_of_pretraining(run)
-        and not any((run / name).exists() for name in worth_keeping)
-        and not is_locked(run)
-    )
-
-
-def _is_of_pretraining(run: Path) -> bool:
-    """Whether `run` has the settings of a pre-training run: those of a classifier are others."""
-    try:
-        values = json.loads((run / checkpoint.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    names = {field.name for field in dataclasses.fields(PretrainConfig)}
-    return isinstance(values, dict) and names <= values.keys()
-
-
-def is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
-    """Whether `run` has all the epochs of `config` on these very shards behind it."""
-    if not has_checkpoint(run):
-        return False
-    saved = _load(_to_go_on_from(run))
-    found = [saved["epoch"], saved["config"], saved["shards"]]
-    return found == [config.epochs, settings.dump(config), _checksums(shard_set, config)]
-
-
-def newest_unfinished(runs: Path) -> Path | None:
-    """Return the run in `runs` that was saved last of those that have epochs left and no job, if any."""
-    saved_at: dict[Path, float] = {}
-    for path in itertools.chain(runs.glob(f"*/{PREVIOUS}"), runs.glob(f"*/{CHECKPOINT}")):
-        with contextlib.suppress(FileNotFoundError):  # it is being replaced
-            saved_at[path.parent] = path.stat().st_mtime
-    for run in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
-        if is_locked(run):
-            continue
-        with contextlib.suppress(DataError):  # of another version, or damaged
-            saved = _load(_to_go_on_from(run))
-            if saved["epoch"] < saved["config"]["epochs"]:
-                return run
-    return None
-
-
-def reopen(
-    run: Path, config: PretrainConfig, shard_set: ShardSet, world: World, lock: FolderLock
-) -> dict[str, Any]:
-    """Lock `run` and return its last whole checkpoint, if this job can continue it exactly.
-
-    If that is not the newest one, warns, and puts it in the place of the newest. Raises what is in the way.
-    """
-    world.once(lambda: lock.take(run) if run.is_dir() else None)
-    path = world.once(lambda: _to_go_on_from(run))  # the same in all processes
-    saved = _load(path)
-    _check_resumable(saved, run, config, shard_set, world)
-    if path.name == PREVIOUS:
-        if world.leads:
+    def _extended(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return the checkpoint `saved` of a run that gets more epochs; warn if its cosine starts anew."""
+        before, epochs = saved["config"]["epochs"], self.config.epochs
+        has_cosine = isinstance(self.config, PretrainConfig) and self.config.schedule == "cosine"
+        if self.world.leads and has_cosine:
             warnings.warn(
-                f"{run / CHECKPOINT} is {damaged_or_missing(run)}: {PREVIOUS}, of step {saved['step']}, "
-                f"takes its place and the run goes on from there",
-                stacklevel=2,
+                f"{self.path} is extended from {before} to {epochs} epochs: after epoch {before} the "
+                f"learning rate starts a new cosine at lr = {self.config.lr:g}",
+                stacklevel=4,
             )
-        world.wait_for_all()  # until each has read it under its old name
-        world.once(lambda: _put_in_place(run))
-    return saved
+        return {**saved, "extended_at": [*saved["extended_at"], before]}
 
-
-def _put_in_place(run: Path) -> None:
-    """Give the checkpoint before the last the place of the last, which is kept beside it if it is damaged."""
-    with contextlib.suppress(FileNotFoundError):
-        (run / CHECKPOINT).replace(run / DAMAGED)
-    (run / PREVIOUS).replace(run / CHECKPOINT)
-
-
-def _check_resumable(
-    saved: dict[str, Any], run: Path, config: PretrainConfig, shard_set: ShardSet, world: World
-) -> None:
-    """Raise what keeps this job from going on exactly from the checkpoint `saved` of `run`."""
-    differing = [
-        name for name in _differing(saved["config"], settings.dump(config)) if name not in _MAY_CHANGE
-    ]
-    if differing:
-        raise ConfigError(
-            f"{run} was started with another {', '.join(differing)}: "
-            f"resume it with what its {checkpoint.CONFIG} says."
-        )
-    if saved["epoch"] >= config.epochs:
-        raise DataError(f"{run} has all of its {config.epochs} epochs: there is nothing to resume.")
-    if len(saved["ranks"]) != world.world_size:
-        raise ConfigError(
-            f"{run} was started with {len(saved['ranks'])} processes, not {world.world_size}: start as many "
-            f"(on the command line --gpus, or --procs on the CPU)."
-        )
-    if saved["shards"] != _checksums(shard_set, config):
-        raise DataError(
-            f"{run} was started with other shards than those in {shard_set.folder}: use {saved['data']} (on "
-            f"the command line --data)."
-        )
+    def _check_resumable(self, saved: dict[str, Any]) -> None:
+        """Raise ConfigError or DataError if this job cannot go on exactly from the checkpoint `saved`."""
+        before, epochs = saved["config"].get("epochs"), self.config.epochs
+        may_change = (*_MAY_CHANGE, "epochs") if before and epochs > before else _MAY_CHANGE
+        differing = [name for name in _differing(saved["config"], self.values) if name not in may_change]
+        if differing:
+            raise ConfigError(
+                f"{self.path} was started with another {', '.join(differing)}: "
+                f"resume it with what its {CONFIG} says."
+            )
+        if saved["epoch"] >= epochs:
+            raise DataError(
+                f"{self.path} has all of its {epochs} epochs: there is nothing to resume; more epochs extend "
+                f"it (on the command line --epochs {2 * epochs})."
+            )
+        processes = len(saved["ranks"])
+        if processes != self.world.world_size:
+            raise ConfigError(
+                f"{self.path} was started with {processes} processes, not {self.world.world_size}: start as "
+                f"many (on the command line --gpus {processes}, or --procs {processes} on the CPU)."
+            )
+        if saved["shards"] != self.shards:
+            raise DataError(
+                f"{self.path} was started with other shards than those in {self.shard_set.folder}: use "
+                f"{saved['data']} (on the command line --data {shlex.quote(saved['data'])})."
+            )
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -354,5 +176,67 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return differing
 
 
-def _checksums(shard_set: ShardSet, config: PretrainConfig) -> list[str]:
-    return [shard.sha256 for shard in shard_set.shards(config.splits)]
+def was_begun_by(world: World, run: Path) -> bool:
+    """Whether the job of `world` itself began `run` before the job was started again."""
+    return (run / _WORLD_ID).is_file() and (run / _WORLD_ID).read_text() == world.id
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is a checkpoint of pre-training in `run`, the last one or the one before."""
+    return Checkpoints(run).exist()
+
+
+def load_run(run: Path) -> tuple[PretrainConfig, str]:
+    """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
+    saved = _load(run)
+    return settings.load_pretrain(saved["config"]), saved["data"]
+
+
+def _load(run: Path) -> dict[str, Any]:
+    return checkpoint.load(Checkpoints(run).newest_whole(), "pretraining", CHECKPOINT_PARTS)
+
+
+def is_abandoned(run: Path) -> bool:
+    """Whether `run` is a pre-training run that ended before its first checkpoint: it holds no results."""
+    results = (BEST, "finetune", "evaluate", "probe")
+    return (
+        _is_of_pretraining(run)
+        and not has_checkpoint(run)
+        and not any((run / name).exists() for name in results)
+        and not is_locked(run)
+    )
+
+
+def _is_of_pretraining(run: Path) -> bool:
+    """Whether the settings in `run` are those of pre-training, not of a classifier."""
+    try:
+        values = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    names = {field.name for field in dataclasses.fields(PretrainConfig)}
+    return isinstance(values, dict) and names <= values.keys()
+
+
+def is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
+    """Whether `run` has done all epochs of `config` on these very shards."""
+    if not has_checkpoint(run):
+        return False
+    saved, folder = _load(run), RunFolder(run, config, shard_set, World())
+    found = saved["epoch"], saved["config"], saved["shards"]
+    return found == (config.epochs, folder.values, folder.shards)
+
+
+def newest_unfinished(runs: Path) -> Path | None:
+    """Return the run in `runs` that was saved last, of those that have epochs left and are not in use."""
+    saved_at: dict[Path, float] = {}
+    for path in runs.glob("*/checkpoint*.pt"):
+        with contextlib.suppress(FileNotFoundError):  # it is being replaced
+            saved_at[path.parent] = max(saved_at.get(path.parent, 0.0), path.stat().st_mtime)
+    for run in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
+        if is_locked(run):
+            continue
+        with contextlib.suppress(DataError):  # of another version, or damaged
+            saved = _load(run)
+            if saved["epoch"] < saved["config"]["epochs"]:
+                return run
+    return None

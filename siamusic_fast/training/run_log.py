@@ -1,14 +1,12 @@
-"""What a run is measured by while it runs, collapse and speed, and the log that it is kept in."""
+"""The figures of a run, such as collapse and waiting time, and the log that holds them."""
 
 import contextlib
 import json
 import math
-import os
 import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -25,9 +23,9 @@ T = TypeVar("T")
 
 @torch.no_grad()
 def collapse_measure(z: Tensor) -> Tensor:
-    """Return the deviation per dimension, averaged over dimensions, of the normalized rows of `z` [B, d].
+    """Return the standard deviation of the normalized rows of `z` [B, d], averaged over the d dimensions.
 
-    Chen & He 2021, section 4.1: 1/sqrt(d) when the outputs spread over the sphere, 0 when all are the same.
+    Chen & He 2021, section 4.1: 1/sqrt(d) if the outputs spread over the sphere, and 0 if all are equal.
     """
     return F.normalize(z.float(), dim=1).std(dim=0).mean()
 
@@ -42,73 +40,67 @@ def check_finite(losses: Sequence[float], last_step: int, remedy: str) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were in use at once: of the GPU by torch, or of the CPU by this process."""
+    """Return the maximum of bytes in use so far: GPU memory of torch, or on the CPU that of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Stopwatch:
-    """Measures how long a loop ran since the last reading and how much of that it waited for batches.
+    """Measures how long a loop has run since the last reading, and how long it has waited for batches.
 
-    On a GPU the loop itself hardly waits: it queues work, and the GPU waits until a batch is there. So it is
-    asked: two events are queued around each batch, and what lies between them is waiting.
+    On a GPU the loop only queues work, and the GPU waits until a batch is there. Two events are therefore
+    queued around each batch, and the GPU measures the time between them.
 
-    `seconds` and `waited` are what a stopwatch that this one goes on for had measured since its last reading.
+    `seconds` and `waited` are what the stopwatch of an earlier process had measured since its last reading.
     """
 
     def __init__(self, device: torch.device, seconds: float = 0.0, waited: float = 0.0) -> None:
         self._device = device
         self._started = time.perf_counter() - seconds
         self._waited = waited
-        self._events: list[tuple[torch.Event, torch.Event]] = []
+        self._waits: list[tuple[Any, Any]] = []
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the batches; the time that each takes to arrive counts as waiting."""
+        """Yield the batches; the time until each one arrives counts as waiting."""
         iterator = iter(batches)
         while True:
-            with self._waiting():
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
+            asked = self._now()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waits.append((asked, self._now()))
             yield batch
 
-    @contextlib.contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def _now(self) -> torch.Event | float:
+        """Return the time, or on a GPU an event that takes the time when the GPU comes to it."""
         if self._device.type != "cuda":
-            asked = time.perf_counter()
-            yield
-            self._waited += time.perf_counter() - asked
-            return
-        asked_event, given_event = (
-            torch.Event("cuda", enable_timing=True),
-            torch.Event("cuda", enable_timing=True),
-        )
-        asked_event.record()
-        yield
-        given_event.record()
-        self._events.append((asked_event, given_event))
+            return time.perf_counter()
+        event = torch.Event("cuda", enable_timing=True)
+        event.record()
+        return event
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Return a context whose time does not count; what the device was asked for before it does."""
+        """Return a context whose time does not count. Work that was queued before it does."""
         paused = time.perf_counter()
         yield
         self._started += time.perf_counter() - paused
 
-    def look(self) -> tuple[float, float]:
-        """Return the seconds since the last reading and the seconds of them spent waiting.
+    def elapsed(self) -> tuple[float, float]:
+        """Return the seconds since the last reading, and how many of them were spent waiting.
 
-        To be called when the device has done what was asked of it.
+        The device must have finished all work that was queued.
         """
-        self._waited += sum(asked.elapsed_time(given) for asked, given in self._events) / 1000
-        self._events.clear()
+        for asked, given in self._waits:
+            self._waited += given - asked if isinstance(asked, float) else asked.elapsed_time(given) / 1000
+        self._waits.clear()
         return time.perf_counter() - self._started, self._waited
 
     def read(self) -> tuple[float, float]:
-        """Return what `look` does, and start again."""
-        seconds, waited = self.look()
+        """Return what `elapsed` returns, and start again from 0."""
+        seconds, waited = self.elapsed()
         self._started += seconds
         self._waited = 0.0
         return seconds, waited
@@ -117,8 +109,8 @@ class Stopwatch:
 class RunLog:
     """Appends one JSON object per line to metrics.jsonl and the same values to TensorBoard's event file.
 
-    With `active=False` (all ranks but the first) it writes nothing. `resume_at` is the last step that counts
-    of a run that goes on: TensorBoard then drops later ones, and `read_log` takes the last line of each step.
+    With `active=False`, as on all ranks but the first, it writes nothing. `resume_at` is the step from which
+    a run is resumed: TensorBoard then drops later ones, and `read_log` takes the last value of each step.
     """
 
     def __init__(self, folder: Path, *, active: bool = True, resume_at: int | None = None) -> None:
@@ -127,15 +119,13 @@ class RunLog:
             purge = None if resume_at is None else resume_at + 1
             self._board = SummaryWriter(folder, purge_step=purge)
             self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
-            if _is_cut_off(folder / LOG_FILE):
+            if (folder / LOG_FILE).read_bytes()[-1:] not in (b"", b"\n"):  # a crash has cut the last line off
                 self._lines.write("\n")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()
             self._lines.close()
@@ -149,19 +139,10 @@ class RunLog:
             self._board.add_scalar(name, value, step)
 
 
-def _is_cut_off(path: Path) -> bool:
-    """Whether a crash has left a last line without an end."""
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
-
-
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return what a run logged, one entry per step, in order, of all lines of that step.
+    """Return what a run logged: one entry per step, in order, with the values of all lines of that step.
 
-    Of a value that was repeated, the last counts. A line that a crash cut off is left out.
+    If a value was logged twice, the last one counts. A line that a crash cut off is left out.
     """
     by_step: dict[int, dict[str, Any]] = {}
     for text in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines():

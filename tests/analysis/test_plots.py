@@ -65,6 +65,7 @@ def test_chance_is_the_share_of_the_most_frequent_class_among_validation_tracks(
     finetuning(
         FinetuneResult(
             folder=tmp_path,
+            data=str(shard_set.folder),
             protocol="clean",
             epochs=3,
             kept_epoch=2,

@@ -20,9 +20,10 @@ from siamusic_fast.files import atomic_write
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.pretrained import load_pretrained
+from siamusic_fast.models.run_files import Checkpoints, new_folder
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.training.run_folder import CHECKPOINT_PARTS, only_previous_is_whole, reopen
+from siamusic_fast.training.run_folder import CHECKPOINT_PARTS, RunFolder
 from tests.runs import save_run
 
 
@@ -111,7 +112,7 @@ def test_a_disk_that_fails_to_read_is_no_damage_to_go_back_from(
 
     monkeypatch.setattr(Path, "open", failing)
     with pytest.raises(DataError, match=r"checkpoint\.pt cannot be read \(Input/output error\)"):
-        only_previous_is_whole(tmp_path)
+        Checkpoints(tmp_path).only_previous_is_whole()
 
 
 def epoch_of(path: Path) -> int:
@@ -173,7 +174,7 @@ def test_a_kill_at_any_step_of_a_save_leaves_a_run_that_goes_on(
     states = sorted((tmp_path / "states").iterdir())
     assert len(states) > 8
     for state in states:
-        left = "checkpoint-previous.pt" if only_previous_is_whole(state) else "checkpoint.pt"
+        left = "checkpoint-previous.pt" if Checkpoints(state).only_previous_is_whole() else "checkpoint.pt"
         assert left == "checkpoint.pt" or not hard_links
         assert epoch_of(state / left) in (2, 3)
         best = epoch_of(state / "best.pt")
@@ -299,11 +300,11 @@ def test_force_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     for name in (*names, "checkpoint.pt", "checkpoint-previous.pt", ".checkpoint-previous.pt.tmp"):
         (run / name).write_text("old")
     with pytest.raises(DataError, match="already exists and is not empty"):
-        checkpoint.new_folder(run)
-    assert list(checkpoint.new_folder(run, force=True).iterdir()) == []
+        new_folder(run)
+    assert list(new_folder(run, force=True).iterdir()) == []
     (run / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match=r"holds 'thesis\.tex', which no run has"):
-        checkpoint.new_folder(run, force=True)
+        new_folder(run, force=True)
     assert (run / "thesis.tex").read_text() == "years of work"
 
 
@@ -323,11 +324,11 @@ def test_loading_runs_no_code_that_a_file_brings(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
-    assert checkpoint.new_folder(tmp_path / "runs" / "new").is_dir()
-    assert checkpoint.new_folder(tmp_path / "runs" / "new").is_dir()
+    assert new_folder(tmp_path / "runs" / "new").is_dir()
+    assert new_folder(tmp_path / "runs" / "new").is_dir()
     (tmp_path / "runs" / "new" / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="already exists and is not empty: use another out"):
-        checkpoint.new_folder(tmp_path / "runs" / "new")
+        new_folder(tmp_path / "runs" / "new")
 
 
 def test_settings_of_another_version_are_named(tmp_path: Path, shard_set: ShardSet) -> None:
@@ -344,7 +345,7 @@ def test_settings_of_another_version_are_named(tmp_path: Path, shard_set: ShardS
         FolderLock() as lock,
         pytest.raises(ConfigError, match="was started with another epochs, dropout: resume it"),
     ):
-        reopen(tmp_path, PretrainConfig(), shard_set, World(), lock)
+        RunFolder(tmp_path, PretrainConfig(), shard_set, World()).reopen(lock)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -1,6 +1,11 @@
+import contextlib
 import functools
 import json
 import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +19,21 @@ from siamusic_fast.evaluation.evaluate import evaluate, load_classifier
 from siamusic_fast.evaluation.features import track_outputs
 from siamusic_fast.evaluation.probe import probe
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.models import checkpoint
+from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.models.networks import Classifier, place
 from siamusic_fast.pipelines import base_loader
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine
 from siamusic_fast.processes.launch import launch
+from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
 from siamusic_fast.training import finetune as module
-from siamusic_fast.training.finetune import finetune, learning_rates
+from siamusic_fast.training.finetune import FinetuneResult, finetune, learning_rates
 from siamusic_fast.training.pretrain import pretrain
 from siamusic_fast.training.run_log import read_log
 from tests.runs import MEL, save_run
+from tests.training.networks import tiny_encoder
 
 
 def config(**options: Any) -> FinetuneConfig:
@@ -164,7 +171,9 @@ def test_a_batch_too_small_for_batch_norm_is_refused(
     pretrained: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     # One track of each of three classes is left, and one of them for each process.
-    with pytest.raises(ConfigError, match=r"label_fraction = 0\.01 leaves each of 2 processes a batch of 1"):
+    with pytest.raises(
+        ConfigError, match=r"each of 2 processes gets a batch of 1 from these .* --label-fraction"
+    ):
         finetune(
             config(label_fraction=0.01), pretrained, shard_set, tmp_path, world=World(rank=0, world_size=2)
         )
@@ -310,3 +319,128 @@ def test_results_in_the_way_are_found_before_the_work_and_replaced_by_force(
     assert evaluate(tmp_path / "run", shard_set, out, force=True).scores == first
     assert probe(pretrained, shard_set, out, force=True).folder == out
     assert {file.name for file in out.iterdir()} == {"results.json"}
+
+
+class Stopping:
+    """Progress that sends this process a signal after some steps of fine-tuning."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "") -> Iterator["Stopping"]:
+        yield self
+
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def tiny_run(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., FinetuneResult]]:
+    """A function that fine-tunes a run of an encoder of a few weights in three epochs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "encoder", tiny_encoder)
+        patch.setattr(module, "stage", lambda _: 4)
+        run = save_run(tmp_path / "pretrained")
+        tiny = config(epochs=3, batch_size=6, aug="mask", lr=0.01)
+
+        def tune(out: str, **options: Any) -> FinetuneResult:
+            return finetune(
+                **{"config": tiny, "run": run, "data": shard_set, "out": tmp_path / out, **options}
+            )
+
+        yield tune
+
+
+@pytest.mark.parametrize(
+    "stopped_after", [1, 4, 6, 7]
+)  # of the 3 steps and 3 validations or so of each epoch
+def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(
+    tiny_run: Callable[..., FinetuneResult], tmp_path: Path, stopped_after: int
+) -> None:
+    whole = tiny_run("whole")
+    with pytest.raises(Stopped) as stopped:
+        tiny_run("stopped", progress=Stopping(stopped_after))
+    assert stopped.value.exit_code == 143
+    torch.manual_seed(99)
+    result = tiny_run("stopped", resume=True)
+    for name in ("kept_epoch", "accuracy", "loss", "tracks", "epochs", "data"):
+        assert getattr(result, name) == getattr(whole, name), name
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "stopped")
+
+
+def tiny_finetune(
+    run: Path, shard_set: ShardSet, out: Path, *, world: World, stopped_after: int = 0, **options: Any
+) -> None:
+    """Fine-tune an encoder of a few weights in three epochs; be told to stop after some steps, if any."""
+    tiny = config(epochs=3, batch_size=2, aug="mask", lr=0.01)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stopped):
+        patch.setattr(networks, "encoder", tiny_encoder)
+        patch.setattr(module, "stage", lambda _: 4)
+        finetune(tiny, run, shard_set, out, world=world, progress=Stopping(stopped_after), **options)
+    world.gather(None)
+
+
+@pytest.mark.slow
+def test_three_processes_of_a_fine_tuning_that_was_stopped_end_with_the_same_bits(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "encoder", tiny_encoder)
+        run = save_run(tmp_path / "pretrained")
+    tune = functools.partial(tiny_finetune, run, shard_set)
+    launch(functools.partial(tune, tmp_path / "whole"), gpus=0, procs=3)
+    launch(functools.partial(tune, tmp_path / "stopped", stopped_after=2), gpus=0, procs=3)
+    assert checkpoint.load(tmp_path / "stopped" / "finetune-checkpoint.pt", "finetuning", ())["step"] == 2
+    launch(functools.partial(tune, tmp_path / "stopped", resume=True), gpus=0, procs=3)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+
+
+def test_only_an_unfinished_fine_tuning_with_the_same_settings_is_resumed(
+    tiny_run: Callable[..., FinetuneResult], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"finetune-checkpoint\.pt does not exist"):
+        tiny_run("out", resume=True)
+    with pytest.raises(Stopped):
+        tiny_run("out", progress=Stopping(2))
+    with pytest.raises(DataError, match="already exists and is not empty"):
+        tiny_run("out")
+    other = config(epochs=3, batch_size=6, aug="mask", lr=0.02)
+    with pytest.raises(ConfigError, match="was started with another lr: resume it with"):
+        tiny_run("out", config=other, resume=True)
+    other_run = save_run(tmp_path / "other", weight_decay=0.5)
+    with pytest.raises(ConfigError, match=r"was started with another pretraining\.weight_decay"):
+        tiny_run("out", run=other_run, resume=True)
+    tiny_run("out", resume=True)
+    with pytest.raises(DataError, match="has all of its 3 epochs: there is nothing to resume"):
+        tiny_run("out", resume=True)
+    extended = tiny_run("out", config=config(epochs=4, batch_size=6, aug="mask", lr=0.01), resume=True)
+    assert extended.epochs == 4
+
+
+def test_a_classifier_learns_from_the_shards_of_its_run_unless_told_otherwise(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run = save_run(tmp_path / "run")
+    with pytest.raises(DataError, match=r"does not say what .* --data"):
+        finetune(config(freeze=True), run)
+    (run / "config.json").write_text(json.dumps({"data": str(shard_set.folder)}))
+    result = finetune(config(freeze=True), run)
+    assert result.data == str(shard_set.folder)
+    assert json.loads((run / "finetune" / "config.json").read_text())["data"] == result.data
+
+
+def test_a_batch_of_more_crops_than_tracks_shrinks_with_a_warning_and_is_recorded(
+    pretrained: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    tracks = shard_set.tracks(["training"], labelled_only=True)
+    with pytest.warns(UserWarning, match=f"batch_size = 64 is more than the {tracks} tracks"):
+        finetune(config(batch_size=64, freeze=True), pretrained, shard_set, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch_size"] == tracks

@@ -547,7 +547,7 @@ def test_a_model_that_one_process_cannot_compile_is_compiled_in_none(
 def test_a_finished_or_different_run_is_not_resumed(run: Path, shard_set: ShardSet) -> None:
     with pytest.raises(DataError, match="all of its 2 epochs"):
         pretrain(CONFIG, shard_set, run, resume=True)
-    other = dataclasses.replace(CONFIG, lr=0.5, epochs=9, mel=MelConfig(seconds=0.4))
+    other = dataclasses.replace(CONFIG, lr=0.5, epochs=1, mel=MelConfig(seconds=0.4))
     with pytest.raises(ConfigError, match=r"started with another mel\.seconds, epochs, lr"):
         pretrain(other, shard_set, run, resume=True)
 
@@ -617,3 +617,79 @@ def test_a_compiled_model_computes_the_same() -> None:
     assert faster is not model
     for one, other in zip(faster(*views), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("stopped_after", [None, 3])
+def test_a_run_with_a_constant_rate_is_extended_as_if_it_had_always_been_longer(
+    shard_set: ShardSet, tmp_path: Path, stopped_after: int | None
+) -> None:
+    longer = dataclasses.replace(TINY, schedule="constant", knn_every=0, warmup_epochs=0.5)
+    shorter = dataclasses.replace(longer, epochs=1)
+    whole = pretrain(longer, shard_set, tmp_path / "whole")
+    if stopped_after is None:
+        pretrain(shorter, shard_set, tmp_path / "run")
+    else:
+        stopping = Watching(stopped_after, lambda: send(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            pretrain(shorter, shard_set, tmp_path / "run", progress=stopping)
+    extended = pretrain(longer, shard_set, tmp_path / "run", resume=True)
+    assert (extended.epochs, extended.steps, extended.loss) == (2, 12, whole.loss)
+    assert_same_weights(whole.run, extended.run)
+    assert [line["lr"] for line in read_log(extended.run)] == [line["lr"] for line in read_log(whole.run)]
+    assert json.loads((extended.run / "config.json").read_text())["epochs"] == 2
+    with pytest.raises(ConfigError, match="was started with another epochs"):
+        pretrain(shorter, shard_set, extended.run, resume=True)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_with_a_cosine_is_extended_by_a_new_one_and_goes_on_exactly(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    shorter = dataclasses.replace(TINY, epochs=2, knn_every=0, grad_accum_steps=6)  # two steps per epoch
+    longer = dataclasses.replace(shorter, epochs=4, checkpoint_minutes=1e-9)
+    told = "is extended from 2 to 4 epochs: after epoch 2 the learning rate starts a new cosine at lr = 0.05"
+    for name in ("whole", "stopped"):
+        pretrain(shorter, shard_set, tmp_path / name)
+    with pytest.warns(UserWarning, match=told) as warned:
+        whole = pretrain(longer, shard_set, tmp_path / "whole", resume=True)
+    assert len(warned) == 1
+    # Each of the two cosines has four steps from 0.05: 1, 0.854, 0.5 and 0.146 of it.
+    rates = {line["step"]: line["lr"] / 0.05 for line in read_log(whole.run)}
+    assert rates == pytest.approx({2: 0.853553, 4: 0.146447, 6: 0.853553, 8: 0.146447}, rel=1e-5)
+    with pytest.warns(UserWarning, match=told), pytest.raises(MemoryError):
+        pretrain(longer, shard_set, tmp_path / "stopped", resume=True, progress=Watching(2, crash))
+    assert load_run(tmp_path / "stopped") == (longer, str(shard_set.folder))
+    pretrain(longer, shard_set, tmp_path / "stopped", resume=True)
+    assert_same_weights(whole.run, tmp_path / "stopped")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_batch_larger_than_the_set_shrinks_with_a_warning_and_is_recorded(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    tracks = shard_set.tracks(["training"])
+    config = dataclasses.replace(TINY, batch_size=1000, grad_accum_steps=1, knn_every=0)
+    with pytest.warns(UserWarning, match=f"batch_size = 1000 is more than the {tracks} tracks") as warned:
+        result = pretrain(config, shard_set.folder, tmp_path / "run")
+    assert (result.steps, len(warned)) == (2, 1)
+    assert load_run(result.run)[0] == dataclasses.replace(config, batch_size=tracks)
+    assert json.loads((result.run / "config.json").read_text())["batch_size"] == tracks
+    with pytest.raises(ConfigError, match=f"each of {tracks} processes gets a batch of 1 from these tracks"):
+        pretrain(config, shard_set, tmp_path / "other", world=World(world_size=tracks))
+
+
+def test_a_run_starts_from_the_weights_of_another(run: Path, shard_set: ShardSet, tmp_path: Path) -> None:
+    still = dataclasses.replace(CONFIG, init=str(run), epochs=1, knn_every=0, lr=1e-30, weight_decay=0.0)
+    pretrain(still, shard_set, tmp_path / "run")
+    before, after = (
+        checkpoint.load(one / "checkpoint.pt", "pretraining", ()) for one in (run, tmp_path / "run")
+    )
+    for name, weight in before["encoder"].items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(after["encoder"][name], weight), name
+    assert after["config"]["init"] == str(run)
+    with pytest.raises(
+        ConfigError, match=r"is a run of resnet18, and backbone = 'resnet34': .* --backbone resnet18"
+    ):
+        pretrain(dataclasses.replace(still, backbone="resnet34"), shard_set, tmp_path / "other")

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from siamusic_fast.training.schedules import constant, cosine, warmup
+from siamusic_fast.config import PretrainConfig
+from siamusic_fast.training.schedules import StepPlan, constant, cosine, warmup
 
 HALF_ROOT = math.sqrt(0.5)
 
@@ -34,3 +35,11 @@ def test_the_cosine_starts_when_the_warm_up_ends(step: int, factor: float) -> No
 
 def test_a_run_that_only_warms_up_ends_at_the_highest_rate() -> None:
     assert [cosine(step, 2, 2) for step in range(2)] == [0.5, 1.0]
+
+
+def test_an_extended_run_warms_up_once_and_has_a_cosine_for_each_part() -> None:
+    config = PretrainConfig(epochs=6, schedule="cosine", lr=2.0, warmup_epochs=1)
+    plan = StepPlan(config, batches=2, extended_at=(2, 3))
+    rates = [plan.lr(step) for step in range(plan.steps)]
+    six_steps = [2.0, 1 + math.cos(math.pi / 6), 1.5, 1.0, 0.5, 1 - math.cos(math.pi / 6)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.0, 2.0, 1.0, *six_steps])

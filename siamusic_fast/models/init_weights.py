@@ -1,0 +1,75 @@
+"""Weights that pre-training starts from: those of another run, or a file with torchvision's names."""
+
+import pickle
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.models.pretrained import load_pretrained
+
+_FIRST_LAYERS = ("conv1.weight", "features.0.0.weight")
+"""Weights of the layer that sees the image, in a ResNet and in a Swin Transformer."""
+_CLASSIFIERS = ("fc.", "head.")
+_MAX_TEXT = 600
+"""Characters of an error message that list weights."""
+
+
+def load_init(encoder: nn.Module, init: str, backbone: str) -> None:
+    """Give `encoder`, a `backbone`, the weights and the batch norm statistics of `init`.
+
+    `init` is the folder of a run, or a file with a state dict that has torchvision's names. The weights of
+    a first layer for three channels are summed over the channels: a spectrogram then counts as a gray image.
+    The classifier in the file, `fc` or `head`, is left out.
+
+    Raises ConfigError if the weights are not those of `backbone`, DataError if they cannot be read.
+    """
+    weights = _of_run(Path(init), backbone) if Path(init).is_dir() else _of_file(Path(init))
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:  # its text has all names
+        reason = textwrap.shorten(str(error).partition("\n")[2], _MAX_TEXT)
+        raise ConfigError(
+            f"init = {init!r} does not fit the backbone {backbone} ({reason}): use the backbone of these "
+            f"weights (on the command line --backbone), or other weights (--init)."
+        ) from error
+
+
+def _of_run(run: Path, backbone: str) -> Mapping[str, Tensor]:
+    pretrained = load_pretrained(run)
+    if pretrained.backbone != backbone:
+        raise ConfigError(
+            f"init = {str(run)!r} is a run of {pretrained.backbone}, and backbone = {backbone!r}: use the "
+            f"same (on the command line --backbone {pretrained.backbone})."
+        )
+    return pretrained.encoder
+
+
+def _of_file(path: Path) -> Mapping[str, Tensor]:
+    """Return the weights in a file with a state dict; nothing but tensors and plain values is unpickled."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"init = {str(path)!r} is neither the folder of a run nor a file.") from None
+    except OSError as error:
+        raise DataError(f"init = {str(path)!r} cannot be read: {error.strerror}.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"init = {str(path)!r} holds no weights that can be loaded safely "
+            f"({type(error).__name__}): save a state dict with torch.save(model.state_dict(), FILE)."
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise DataError(
+            f"init = {str(path)!r} is no state dict: save one with torch.save(model.state_dict(), FILE), or "
+            f"give the folder of a run."
+        )
+    weights = {name: value for name, value in content.items() if not name.startswith(_CLASSIFIERS)}
+    for name in _FIRST_LAYERS:
+        if name in weights and weights[name].shape[1:2] == (3,):
+            weights[name] = weights[name].sum(dim=1, keepdim=True)
+    return weights

@@ -1,0 +1,187 @@
+"""The state of a run while it trains: what a checkpoint saves, and a resumed run restores."""
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from siamusic_fast.config import PretrainConfig
+from siamusic_fast.errors import DataError
+from siamusic_fast.folder_lock import FolderLock
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models.run_files import BEST
+from siamusic_fast.pipelines.base_loader import Loader
+from siamusic_fast.training.run_folder import RunFolder
+from siamusic_fast.training.run_log import Stopwatch, check_finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainFigures:
+    """The latest figures of a pre-training run."""
+
+    loss: float = math.nan
+    """Mean loss of the last steps; the minimum is -1."""
+    collapse: float = math.nan
+    """`collapse_measure` of the last batch: healthy near `HEALTHY_COLLAPSE`, collapsed near 0."""
+    knn: float | None = None
+    """Last kNN accuracy on the validation tracks, 0 to 1; None without labels."""
+    best_knn: float | None = None
+    """Highest kNN accuracy so far, which the checkpoint best.pt has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneFigures:
+    """Scores on the validation split of the classifier that is kept so far."""
+
+    kept_epoch: int = 0
+    """Epoch of that classifier, counted from 1."""
+    accuracy: float = -1.0
+    """Accuracy on the validation tracks, 0 to 1."""
+    loss: float = math.inf
+    """Cross-entropy on the validation tracks."""
+
+
+F = TypeVar("F", PretrainFigures, FinetuneFigures)
+
+
+@dataclass(kw_only=True)
+class TrainState(Generic[F]):
+    """Everything that changes while a network trains."""
+
+    folder: RunFolder
+    model: nn.Module
+    """The network that learns. A checkpoint holds each of its parts under the name of the part."""
+    optimizer: Optimizer
+    loader: Loader[Any]
+    figures: F
+    epoch: int = 0
+    """Number of epochs that are done."""
+    step: int = 0
+    """Number of optimizer steps that are done."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Losses of the batches since the last line of the log."""
+    saved_step: int | None = None
+    """Step of the last checkpoint."""
+    extended_at: tuple[int, ...] = ()
+    """Epochs at which the run was to end before it was extended."""
+    stopwatch: Stopwatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.folder.world.device)
+
+    def begin(self, saved: dict[str, Any] | None, lock: FolderLock, *, force: bool) -> None:
+        """Go on from the checkpoint `saved`, or else start a new run. Called in every process."""
+        if saved:
+            self.load_state_dict(saved)
+            self.folder.world.once(self.folder.write_settings)
+        else:
+            self.folder.world.once(lambda: self.folder.start(lock, force=force))
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        device, own = self.folder.world.device, saved["ranks"][self.folder.world.rank]
+        for name, network in self.model.named_children():
+            network.load_state_dict(saved[name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.loader.load_state_dict(own["loader"])
+        self.losses = list(own["losses"].to(device))
+        self.stopwatch = Stopwatch(device, *own["stopwatch"])
+        self.figures = type(self.figures)(**saved["figures"])
+        self.epoch, self.step, self.saved_step = saved["epoch"], saved["step"], saved["step"]
+        self.extended_at = tuple(saved["extended_at"])
+        torch.set_rng_state(own["random"]["cpu"])
+        if "cuda" in own["random"] and device.type == "cuda":
+            torch.cuda.set_rng_state(own["random"]["cuda"], device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds. Called in every process."""
+        device = self.folder.world.device
+        random_states = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            random_states["cuda"] = torch.cuda.get_rng_state(device)
+        own = {
+            "loader": self.loader.state_dict(),
+            "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
+            "stopwatch": self.stopwatch.elapsed(),
+            "random": random_states,
+        }
+        return {
+            "config": self.folder.values,
+            "data": str(self.folder.shard_set.folder),
+            "shards": self.folder.shards,
+            "frontend": self.loader.frontend.dump(),
+            **{name: network.state_dict() for name, network in self.model.named_children()},
+            "optimizer": self.optimizer.state_dict(),
+            "figures": dataclasses.asdict(self.figures),
+            "epoch": self.epoch,
+            "step": self.step,
+            "extended_at": list(self.extended_at),
+            "ranks": self.folder.world.gather(own),
+        }
+
+    def save(self, *, best: bool = False) -> None:
+        """Write the checkpoint; if the network is the `best` so far, as best.pt too. Called in every process.
+
+        The time does not count as training. Raises DataError in all processes, and saves nothing, if a loss
+        or a weight is not finite.
+        """
+        world = self.folder.world
+        with self.stopwatch.paused():
+            self.mean_losses()
+            world.share_buffers(self.model)
+            if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
+                raise DataError(
+                    f"the weights became infinite or NaN at step {self.step}, mostly a sign of too high a "
+                    f"learning rate: {self._remedy()}."
+                )
+            # The other processes wait for the leading one: if one of them ended now, it would end that too.
+            world.once(functools.partial(self._write, self.state_dict(), best))
+            self.saved_step = self.step
+
+    def _write(self, content: dict[str, Any], best: bool) -> None:
+        path, kind = self.folder.checkpoints.last, self.folder.checkpoints.kind
+        previous = self.folder.checkpoints.previous.name
+        remedy = (
+            "There is no earlier checkpoint: then run the same command again with --force."
+            if self.saved_step is None
+            else f"The checkpoint of step {self.saved_step} is whole: then go on from it with "
+            f"{self.folder.resume_command}."
+        )
+        if best:
+            # best.pt comes first: what a checkpoint says about the best accuracy is then always true of it.
+            checkpoint.save(path.with_name(BEST), kind, content, remedy=remedy)
+            checkpoint.duplicate(path.with_name(BEST), path.name, previous=previous, remedy=remedy)
+        else:
+            checkpoint.save(path, kind, content, previous=previous, remedy=remedy)
+
+    def mean_losses(self, *others: Tensor) -> list[float]:
+        """Return the losses since the last line of the log, and the scalars `others`: means over processes.
+
+        Waits for the device. Raises DataError in all processes if a loss is not finite.
+        """
+        if not self.losses and not others:
+            return []
+        means: list[float] = self.folder.world.mean(torch.stack([*self.losses, *others])).tolist()
+        config = self.folder.config
+        batches = config.grad_accum_steps if isinstance(config, PretrainConfig) else 1
+        first_step = self.step - -(-len(self.losses) // batches) + 1
+        for place, loss in enumerate(means[: len(self.losses)]):
+            check_finite([loss], first_step + place // batches, remedy=self._remedy())
+        return means
+
+    def _remedy(self) -> str:
+        lr = f"{self.folder.config.lr / 10:g}"
+        last = (
+            "there is no checkpoint yet"
+            if self.saved_step is None
+            else f"the last good checkpoint is {self.folder.checkpoints.last}, of step {self.saved_step}"
+        )
+        return (
+            f"try lr = {lr} (with --lr {lr} on the command line); if that does not help, see whether the "
+            f"data is whole with `siamusic-fast verify {self.folder.shard_set.folder}`; {last}"
+        )
