@@ -186,8 +186,8 @@ def _decode_as(
             pcm=collector.result(),
             seconds=seconds,
             seconds_promised=audio.promised_seconds(seconds),
-            damaged_packets=audio.damaged_packets,
-            lost_share=audio.lost_share,
+            damaged_packets=audio.counts.damaged,
+            lost_share=audio.counts.lost_share,
             downmix=downmix,
             bytes_read=audio.bytes_read,
         )

@@ -66,11 +66,32 @@ class Block:
     channels: Channels
 
 
+@dataclass(slots=True)
+class PacketCounts:
+    """How much has been decoded so far, and how much was lost."""
+
+    damaged: int = 0
+    """Packets that did not decode."""
+    decoded_bytes: int = 0
+    lost_bytes: int = 0
+
+    @property
+    def lost_share(self) -> float:
+        """Share of the bytes of all packets that is in damaged ones."""
+        return self.lost_bytes / max(1, self.lost_bytes + self.decoded_bytes)
+
+    def lose(self, size: int) -> None:
+        """Count a packet that did not decode. Before the first that does, its bytes may be anything."""
+        self.damaged += 1
+        if self.decoded_bytes:
+            self.lost_bytes += size
+
+
 class AudioFile:
     """A file that is decoded as it is read, to be used in a `with`; `blocks` gives its audio once.
 
-    Damage costs the packets that do not decode. `damaged_packets` and `lost_share` count them while `blocks`
-    goes on. Memory depends neither on headers nor on the length of the file.
+    Damage costs the packets that do not decode; `counts` has them so far. Memory depends neither on headers
+    nor on the length of the file.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -79,15 +100,15 @@ class AudioFile:
         """Size of the file."""
         edges = [*links(file), self.bytes_read]
         self._ranges = [_FileRange(file, start, end) for start, end in itertools.pairwise(edges)]
-        self._counts = _PacketCounts()
+        self.counts = PacketCounts()
         try:
-            self._streams = [_Stream(self._ranges[0], self._counts)]
+            self._streams = [_Stream(self._ranges[0], self.counts)]
         except NotAudioError:
             start = _start_behind_junk(file)
             if not start:
                 raise
             self._ranges = [_FileRange(file, start, self.bytes_read)]
-            self._streams = [_Stream(self._ranges[0], self._counts)]
+            self._streams = [_Stream(self._ranges[0], self.counts)]
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -95,16 +116,6 @@ class AudioFile:
     def __exit__(self, *error: object) -> None:
         for stream in self._streams:
             stream.close()
-
-    @property
-    def damaged_packets(self) -> int:
-        """Packets that did not decode so far."""
-        return self._counts.damaged
-
-    @property
-    def lost_share(self) -> float:
-        """Share of the bytes of all packets so far that is in damaged ones."""
-        return self._counts.lost_bytes / max(1, self._counts.lost_bytes + self._counts.decoded_bytes)
 
     def promised_seconds(self, decoded: float) -> float | None:
         """Return the seconds that the headers promise, see `stated_length`, after `decoded` seconds."""
@@ -121,32 +132,17 @@ class AudioFile:
         for link in self._ranges[1:]:
             self._streams[-1].close()
             try:
-                self._streams.append(_Stream(link, self._counts))
+                self._streams.append(_Stream(link, self.counts))
             except NotAudioError:
-                self._counts.lose(link.size)
+                self.counts.lose(link.size)
             else:
                 yield from self._streams[-1].blocks()
-
-
-@dataclass(slots=True)
-class _PacketCounts:
-    """How much has been decoded so far, and how much was lost."""
-
-    damaged: int = 0
-    decoded_bytes: int = 0
-    lost_bytes: int = 0
-
-    def lose(self, size: int) -> None:
-        """Count a packet that did not decode; before the first that does, its bytes may be anything."""
-        self.damaged += 1
-        if self.decoded_bytes:
-            self.lost_bytes += size
 
 
 class _Stream:
     """The first stream of audio in a file, or in a link of a chained Ogg file."""
 
-    def __init__(self, file: "_FileRange", counts: _PacketCounts) -> None:
+    def __init__(self, file: "_FileRange", counts: PacketCounts) -> None:
         self._file = file
         self._counts = counts
         self._file.seek(0)
