@@ -35,8 +35,6 @@ _FORCED = "forced"
 
 _NO_OPTIONS = {"source", "shards", "inputs", "software"}
 """What a packing depends on besides options of the command line."""
-_OPTIONS = {"tracks_per_shard": "--shard-size"}
-"""Those options whose names are not those of the settings."""
 
 _TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
 _SHARD_FILE = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}\.(?:tar|idx)"
@@ -158,8 +156,7 @@ def _difference(before: dict[str, Any], work: dict[str, Any]) -> str:
     options = [name for name in names if name not in _NO_OPTIONS]
     if options:
         return ", ".join(
-            f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))} {_setting(before.get(name))}, "
-            f"not {_setting(work[name])}"
+            f"--{name.replace('_', '-')} {_setting(before.get(name))}, not {_setting(work[name])}"
             for name in options
         )
     if "software" in names:
