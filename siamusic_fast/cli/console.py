@@ -3,7 +3,6 @@
 What a terminal shows is wrapped between words, so that 80 columns suffice; in a pipe a line stays one line.
 """
 
-import json
 import shlex
 import sys
 import textwrap
@@ -11,8 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -41,9 +38,11 @@ def show_error(message: str) -> None:
     console.print(f"[bold red]error:[/][red]{text}[/]", soft_wrap=True)
 
 
-def note(message: str) -> None:
-    """Print one line beside the progress, such as where a run is kept."""
-    console.print(_wrapped(console, message), soft_wrap=True, markup=False)
+def note(message: str, command: str = "") -> None:
+    """Print one line beside the progress; in a terminal `command` is the next line."""
+    lines = [text for text in (message, command) if text]
+    lines = [_wrapped(console, text) for text in lines] if console.is_terminal else [" ".join(lines)]
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
@@ -52,18 +51,6 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     width = max(8, *(len(name) for name, _ in facts)) + 2
     for name, text in facts:
         output.print(f"{name:{width}}{_wrapped(output, text, width)}", markup=False)
-
-
-def show_result(
-    values: Mapping[str, Any], render: Callable[[], None], folder: Path, *, quiet: bool, as_json: bool
-) -> None:
-    """Print a result as one line of JSON, as its folder alone, or as `render` does it."""
-    if as_json:
-        output.print_json(json.dumps(values), indent=None)
-    elif quiet:
-        output.print(str(folder), markup=False)
-    else:
-        render()
 
 
 def command_line(*words: object) -> str:
@@ -82,24 +69,27 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def stopping(words: Callable[[], str]) -> Iterator[None]:
-    """When the work inside is stopped, print `words` and exit with the code that a shell expects."""
+def stopping(words: Callable[[], tuple[str, ...]]) -> Iterator[None]:
+    """When the work inside is stopped, `note` the `words` and exit with the code that a shell expects."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if said := words():
-            note(said)
+            note(*said)
         sys.exit(getattr(stop, "exit_code", 130))
 
 
 def _wrapped(where: Console, text: str, indent: int = 0) -> str:
-    """Return `text` for a terminal with line breaks between words, for a command such as a shell takes."""
+    """Return `text` for a terminal with line breaks between words, and a command as one can paste it."""
     if not where.is_terminal:
         return text
+    is_command = text.startswith("siamusic-fast ")
+    if is_command:  # no break within quotes
+        text = " ".join(shlex.quote(word).replace(" ", "\0") for word in shlex.split(text))
     width = where.width - indent - 2
     lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-    joint = " \\\n" if text.startswith("siamusic-fast ") else "\n"
-    return f"{joint}{' ' * indent}".join(lines)
+    joint = (" \\\n" if is_command else "\n") + " " * indent
+    return joint.join(lines).replace("\0", " ")
 
 
 def progress(
@@ -117,11 +107,10 @@ class _Display:
     @contextmanager
     def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
         figures = self._figures.get(description)
-        if not self._screen.is_terminal:
+        if not self._screen.is_terminal or total == 0:
             yield _Lines(description, total, unit, figures)
             return
-        bars = _Bars(self._screen)
-        with bars:
+        with _Bars(self._screen) as bars:
             try:
                 yield _LiveTask(bars, description, total, unit, figures)
             except BaseException:

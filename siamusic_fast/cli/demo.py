@@ -1,12 +1,13 @@
 """`siamusic-fast demo`: the whole way in minutes, on audio that it makes itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
 from siamusic_fast.cli import options
-from siamusic_fast.cli.console import count, duration, progress, show_facts, show_result, stopping
+from siamusic_fast.cli.console import count, duration, output, progress, show_facts, stopping
 from siamusic_fast.config import PretrainConfig
 
 
@@ -31,7 +32,7 @@ def demo(out: Path | None, backend: str, device: Any, seed: int, quiet: bool, as
     from siamusic_fast.processes.world import World
 
     folder = out or Path("demo")
-    with stopping(lambda: f"Stopped. The same command trains anew, with the audio and shards in {folder}."):
+    with stopping(lambda: (f"Stopped. The same command trains anew, with the audio in {folder}.",)):
         result = whole_way.demo(
             folder,
             seed=seed,
@@ -40,44 +41,27 @@ def demo(out: Path | None, backend: str, device: Any, seed: int, quiet: bool, as
             world=World(device=device),
             progress=progress(quiet),
         )
-    show_result(_as_json(result), lambda: render(result), result.run, quiet=quiet, as_json=as_json)
-
-
-def _as_json(result: Any) -> dict[str, object]:
-    scores = result.evaluated.scores
-    return {
-        "run": str(result.run),
-        "accuracy": scores.accuracy,
-        "recall": scores.recall,
-        "precision": scores.precision,
-        "f1": scores.f1,
-        "chance": scores.chance,
-        "test_tracks": scores.tracks,
-        "pairs_per_second": result.pretrained.pairs_per_second,
-        "seconds": result.seconds,
-    }
-
-
-def render(result: Any) -> None:
-    """Print the scores, the speed, and where everything is."""
     scores, pretrained = result.evaluated.scores, result.pretrained
+    if as_json:
+        names = ("accuracy", "recall", "precision", "f1", "chance")
+        values = {name: getattr(scores, name) for name in names} | {"test_tracks": scores.tracks}
+        speed = {"pairs_per_second": pretrained.pairs_per_second, "seconds": result.seconds}
+        output.print_json(json.dumps({"run": str(result.run), **values, **speed}), indent=None)
+        return
     packed = sum(result.shard_set.tracks([split]) for split in result.shard_set.splits)
     left_out = sum(result.shard_set.rejected.values())
-    show_facts(
-        {
-            "accuracy": f"{scores.accuracy:.1%} of {scores.tracks} test tracks; chance {scores.chance:.1%}",
-            "macro": f"recall {scores.recall:.1%}, precision {scores.precision:.1%}, F1 {scores.f1:.1%}; "
-            f"means over {len(scores.classes)} genres",
-            "speed": f"{pretrained.pairs_per_second:.0f} pairs/s, {pretrained.waiting:.0%} of the time "
-            f"waiting for data",
-            "packed": f"{count(packed, 'track')}; {left_out} left out, see rejected.csv",
-            "time": duration(result.seconds),
-            "shards": str(result.shard_set.folder),
-            "encoder": str(result.run / "checkpoint.pt"),
-            "classifier": str(result.finetuned.folder / "classifier.pt"),
-            "predictions": str(result.evaluated.folder / "predictions.csv"),
-            "confusion": str(result.evaluated.folder / "confusion.png"),
-            "preview": str(result.run / "plots" / "preview.png"),
-            "next": "siamusic-fast shard --help says how to pack your own music",
-        }.items()
-    )
+    facts = {
+        "accuracy": f"{scores.accuracy:.1%} of {scores.tracks} test tracks; chance {scores.chance:.1%}",
+        "macro": f"recall {scores.recall:.1%}, precision {scores.precision:.1%}, F1 {scores.f1:.1%}",
+        "speed": f"{pretrained.pairs_per_second:.0f} pairs/s, {pretrained.waiting:.0%} waiting for data",
+        "packed": f"{count(packed, 'track')}; {left_out} left out, see rejected.csv",
+        "time": duration(result.seconds),
+        "shards": result.shard_set.folder,
+        "encoder": result.run / "checkpoint.pt",
+        "classifier": result.finetuned.folder / "classifier.pt",
+        "predictions": result.evaluated.folder / "predictions.csv",
+        "confusion": result.evaluated.folder / "confusion.png",
+        "preview": result.run / "plots" / "preview.png",
+        "next": "siamusic-fast shard --help",
+    }
+    show_facts((name, str(words)) for name, words in facts.items())

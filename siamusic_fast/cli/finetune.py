@@ -7,8 +7,8 @@ from typing import Any
 import rich_click as click
 
 from siamusic_fast.cli import options
-from siamusic_fast.cli.console import count, duration, show_facts, show_result
-from siamusic_fast.cli.launching import launch, next_command, shards_of
+from siamusic_fast.cli.console import count, duration, show_facts
+from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import FinetuneConfig
 
@@ -44,13 +44,11 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
             common.out,
             common=common,
             **({"resume": True} if resume else {}),
-            if_stopped=lambda: f"Stopped. Go on with: {next_command('finetune', run)} --resume",
+            if_stopped=lambda: ("Stopped. Go on with:", f"{next_command('finetune', run)} --resume"),
         )
     plots.finetuning(result.folder)
     values = {**dataclasses.asdict(result), "folder": str(result.folder)}
-    show_result(
-        values, lambda: render(result, run, common), result.folder, quiet=common.quiet, as_json=common.as_json
-    )
+    show_result(values, lambda: render(result, run, common), result.folder, common)
 
 
 def render(result: Any, run: Path, common: CommonOptions) -> None:

@@ -1,13 +1,15 @@
 """Calling the library in the processes that a command asks for, and naming the command to call after it."""
 
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from click import get_current_context
 from click.core import ParameterSource
 
-from siamusic_fast.cli.console import command_line, progress, stopping
+from siamusic_fast.cli.console import command_line, output, progress, stopping
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
@@ -19,7 +21,7 @@ def launch(
     function: Callable[..., Any],
     *arguments: Any,
     common: CommonOptions,
-    if_stopped: Callable[[], str] = lambda: "Stopped.",
+    if_stopped: Callable[[], tuple[str, ...]] = lambda: ("Stopped.",),
     max_restarts: int = 0,
     **options: Any,
 ) -> Any:
@@ -30,7 +32,7 @@ def launch(
     from siamusic_fast.processes import launch as processes
 
     options = {"force": common.force, "progress": progress(common.quiet), **options}
-    with stopping(lambda: if_stopped() if processes.is_leader() else ""):
+    with stopping(lambda: if_stopped() if processes.is_leader() else ()):
         result = processes.launch(
             functools.partial(function, *arguments, **options),
             gpus=common.gpus,
@@ -45,6 +47,18 @@ def launch(
 def shards_of(common: CommonOptions) -> ShardSet | None:
     """Return the shard set that --data names; None: the library takes the one that the run was made from."""
     return find_shards(common.data, common.data_dir) if common.data else None
+
+
+def show_result(
+    values: Mapping[str, Any], render: Callable[[], None], folder: Path, common: CommonOptions
+) -> None:
+    """Print a result as one line of JSON, as its folder alone, or as `render` does it."""
+    if common.as_json:
+        output.print_json(json.dumps(values), indent=None)
+    elif common.quiet:
+        output.print(str(folder), markup=False)
+    else:
+        render()
 
 
 def next_command(command: str, run: object) -> str:

@@ -11,8 +11,8 @@ from click import get_current_context
 from click.core import ParameterSource
 
 from siamusic_fast.cli import options
-from siamusic_fast.cli.console import command_line, count, duration, note, progress, show_facts, show_result
-from siamusic_fast.cli.launching import launch, next_command
+from siamusic_fast.cli.console import command_line, count, duration, note, progress, show_facts
+from siamusic_fast.cli.launching import launch, next_command, show_result
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import PRESETS, MelConfig, PretrainConfig, from_preset, preset_defaults
 from siamusic_fast.config.fields import settings_of
@@ -118,36 +118,29 @@ def pretrain(
     )
     plots.pretraining(result.run)
     values = {**dataclasses.asdict(result), "run": str(result.run)}
-    show_result(
-        values,
-        lambda: render(result, shard_set),
-        result.run,
-        quiet=common.quiet,
-        as_json=common.as_json,
-    )
+    show_result(values, lambda: render(result, shard_set), result.run, common)
 
 
 def render(result: Any, shard_set: ShardSet) -> None:
     """Print what a run came to, its folder, and what to do with it."""
     from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
 
-    run = str(result.run)
+    run, best = str(result.run), result.best_knn
+    labelled = len(shard_set.classes) > 1
     trained = f"{count(result.epochs, 'epoch')}, {count(result.steps, 'step')}"
     facts = {
         "trained": f"{trained} in {duration(result.seconds)}",
         "loss": f"{result.loss:.3f}",
         "collapse": f"{result.collapse:.4f} (healthy {HEALTHY_COLLAPSE:.4f}, collapsed 0)",
+        "kNN": "not measured" if best is None else f"accuracy {result.knn:.1%}, best {best:.1%}",
         "speed": f"{result.pairs_per_second:.1f} pairs/s, {result.waiting:.0%} of the time waiting for data",
         "memory": f"{result.peak_memory / 2**30:.2f} GiB at the peak",
         "run": run,
-        "next": next_command("finetune", run),
+        "next": next_command("finetune", run)
+        if labelled
+        else f"siamusic_fast.load_encoder({run!r}) in Python",
     }
-    if result.knn is not None:
-        facts["kNN"] = f"accuracy {result.knn:.1%}, best {result.best_knn:.1%}"
-    if len(shard_set.classes) < 2:
-        facts["next"] = f"in Python: siamusic_fast.load_encoder({run!r})"
-    order = ("trained", "loss", "collapse", "kNN", "speed", "memory", "run", "next")
-    show_facts((name, facts[name]) for name in order if name in facts)
+    show_facts(facts.items())
 
 
 def training_progress(quiet: bool, epochs: int, **where: Any) -> Any:
@@ -155,27 +148,16 @@ def training_progress(quiet: bool, epochs: int, **where: Any) -> Any:
     from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, NEAR_COLLAPSE, TASK
 
     def figures(values: Mapping[str, float]) -> list[list[str]]:
-        formats = (
-            {"epoch": f"epoch {{:.0f}}/{epochs}", "step": f"step {{:,.0f}}/{values.get('steps', 0):,.0f}"},
-            {
-                "loss": "loss {:.4f}",
-                "collapse": f"collapse {{:.4f}} (healthy {HEALTHY_COLLAPSE:.4f})",
-                "lr": "lr {:.3g}",
-            },
-            {
-                "pairs_per_second": "{:,.1f} pairs/s",
-                "waiting": "{:.0%} waiting for data",
-                "gibibytes": "peak {:.2f} GiB",
-                "knn": "kNN {:.1%}",
-            },
-        )
-        known = {**values, "gibibytes": values.get("peak_memory", 0) / 2**30}
-        rows = [[form.format(known[name]) for name, form in row.items() if name in known] for row in formats]
-        if values.get("collapse", HEALTHY_COLLAPSE) < NEAR_COLLAPSE:
-            rows.append(
-                ["collapsing: all inputs come out alike; try a lower learning rate or larger batches"]
-            )
-        return rows
+        knn = ["kNN {knn:.1%}"] if "knn" in values else []
+        speed = ["{pairs_per_second:,.1f} pairs/s", "{waiting:.0%} waiting for data"]
+        rows = [
+            [f"epoch {{epoch:.0f}}/{epochs}", "step {step:,.0f}/{steps:,.0f}"],
+            ["loss {loss:.4f}", f"collapse {{collapse:.4f}} (healthy {HEALTHY_COLLAPSE:.4f})", "lr {lr:.3g}"],
+            [*speed, f"peak {values['peak_memory'] / 2**30:.2f} GiB", *knn],
+        ]
+        if values["collapse"] < NEAR_COLLAPSE:
+            rows.append(["collapsing: all outputs are alike; try a lower learning rate or larger batches"])
+        return [[words.format(**values) for words in row] for row in rows]
 
     return progress(quiet, {TASK: figures}, **where)
 
@@ -223,12 +205,12 @@ def _refuse_settings(given: dict[str, Any], **others: object) -> None:
         raise click.UsageError(f"--resume goes on with the settings of the run: leave out {words}.")
 
 
-def _how_to_go_on(run: Path, common: CommonOptions) -> str:
+def _how_to_go_on(run: Path, common: CommonOptions) -> tuple[str, ...]:
     from siamusic_fast.training import run_folder as runs
 
     if not runs.has_checkpoint(run):
-        return f"Stopped before the first checkpoint: {run} cannot be resumed."
+        return (f"Stopped before the first checkpoint: {run} cannot be resumed.",)
     where = {"--gpus": common.gpus, "--procs": common.procs}
     words = [word for item in where.items() if item[1] is not None for word in item]
     command = command_line("siamusic-fast", "pretrain", "--resume", run, *words)
-    return f"Stopped. {run} has a checkpoint; go on with: {command}"
+    return f"Stopped. {run} has a checkpoint; go on with:", command

@@ -7,8 +7,8 @@ import rich_click as click
 from rich.table import Table
 
 from siamusic_fast.cli import options
-from siamusic_fast.cli.console import count, note, output, show_facts, show_result
-from siamusic_fast.cli.launching import launch, next_command, shards_of
+from siamusic_fast.cli.console import count, note, output, show_facts
+from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import FinetuneConfig
 
@@ -72,7 +72,7 @@ def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions)
         if words := heard_before(result.pretrained_on):
             note(words)
 
-    show_result(values, render, result.folder, quiet=common.quiet, as_json=common.as_json)
+    show_result(values, render, result.folder, common)
 
 
 def render_scores(result: Any, run: Path) -> None:

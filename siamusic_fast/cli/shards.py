@@ -112,7 +112,7 @@ def shard(
     if not corpus.classes and not quiet:
         note(f"{corpus.name} has no classes: its shards are for pre-training only; --labels gives them.")
     folder = out or data_dir / "shards" / local_name(corpus.name)
-    with stopping(lambda: _how_to_go_on(folder)):
+    with stopping(lambda: (_how_to_go_on(folder),)):
         packed = pack(corpus, folder, config, procs=procs, force=force, progress=progress(quiet))
     summary = summarize(packed)
     if as_json:

@@ -45,11 +45,6 @@ class Between:
     min: float
     max: float = math.inf
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Both."""
-        return self.min, self.max
-
     def problem(self, value: float) -> str:
         """Return what is wrong with `value`; nothing if it may be."""
         if self.min <= value <= self.max and math.isfinite(value):
@@ -133,7 +128,7 @@ def settings_of(config: Any) -> tuple[Setting, ...]:
 
 def check_settings(config: object) -> None:
     """Raise ConfigError if a value in the dataclass `config` breaks the rule of its field."""
-    for setting in settings_of(type(config)):
+    for setting in settings_of(type(config)):  # type: ignore[arg-type]
         value = getattr(config, setting.name)
         if setting.rule and value is not None and (problem := setting.rule.problem(value)):
             shown = repr(value) if isinstance(value, str) else f"{value:.12g}"
