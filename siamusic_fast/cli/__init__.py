@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-import click
+import rich_click as click
 
 from siamusic_fast import __version__
 from siamusic_fast.cli.console import note, show_error
@@ -29,28 +29,46 @@ COMMANDS = {
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }
+_MODULES = dict.fromkeys(("shard", "inspect", "verify"), "shards") | dict.fromkeys(
+    ("evaluate", "probe"), "scores"
+)
+"""Where a command is that has no module of its own."""
+_HELP = {
+    "text_paragraph_linebreaks": "\n\n",
+    "padding_helptext_first_line": (0, 0, 1, 0),
+    "options_table_column_types": ["opt_primary", "metavar_short", "help"],
+}
 
 
-class LazyGroup(click.Group):
-    """Imports a command's module when the command is asked for, so that `--help` answers at once."""
+def load_command(name: str) -> click.Command:
+    """Import the module of a command and return the command."""
+    command = getattr(importlib.import_module(f"siamusic_fast.cli.{_MODULES.get(name, name)}"), name)
+    assert isinstance(command, click.Command)
+    return command
+
+
+class LazyGroup(click.RichGroup):
+    """Imports a command's module when the command is asked for, so that `--help` answers at once.
+
+    Turns the errors of a command into one line and an exit code.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        command = getattr(importlib.import_module(f"siamusic_fast.cli.{name}"), name)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and load_command(command.name or ""), rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            show_error(error.format_message())
+            note(f"`{error.ctx.command_path if error.ctx else ctx.command_path} --help` says how it is used.")
+            sys.exit(error.exit_code)
         except SiamusicError as error:
             if not told_by_leader(error):
                 show_error(str(error))
@@ -70,7 +88,11 @@ class LazyGroup(click.Group):
             sys.exit(getattr(stop, "exit_code", 130))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    commands=[click.Command(name, help=words) for name, words in COMMANDS.items()],
+    context_settings={"help_option_names": ["-h", "--help"], "rich_help_config": _HELP},
+)
 @click.version_option(__version__, prog_name="siamusic-fast")
 def main() -> None:
     """Self-supervised pre-training of music encoders.

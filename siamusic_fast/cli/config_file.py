@@ -5,15 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-import yaml
+import rich_click as click
 
 from siamusic_fast.errors import ConfigError
 
 _SECTIONS = ("mel",)
 """Options that config.json keeps together."""
-_FOR_INFORMATION = ("processes",)
-"""What config.json says and no option sets."""
+_FOR_INFORMATION = ("processes", "run")
+"""Names in config.json that no option sets."""
 
 
 def read_into_defaults(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
@@ -41,6 +40,8 @@ def read_into_defaults(context: click.Context, parameter: click.Parameter, path:
 
 
 def _mapping(path: Path) -> Mapping[Any, Any]:
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -70,5 +71,6 @@ option = click.option(
     is_eager=True,
     expose_value=False,
     callback=read_into_defaults,
-    help="Options from a YAML file, or the config.json of a run; the command line wins.",
+    help="Read options from a YAML file, or from the config.json of a run; the command line comes first.",
+    panel="Settings",
 )

@@ -1,56 +1,165 @@
-"""Options that mean the same in every command."""
+"""Options of the commands: those made from the settings, and those that mean the same in every command."""
 
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-import click
+import rich_click as click
 
-from siamusic_fast.config import BACKENDS, MAX_SEED
+from siamusic_fast.cli import config_file
+from siamusic_fast.config import PretrainConfig
+from siamusic_fast.config.fields import Between, Setting, settings_of
 
-quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, only the result.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
-data = click.option("--data", default="fma_medium", show_default=True, help="Shards: a folder, or a name.")
-labelled_data = click.option(
-    "--data", default="fma_small", show_default=True, help="Shards: a folder, or a name."
-)
-aug = click.option(
-    "--aug",
-    metavar="RECIPE",
-    default="image",
-    show_default=True,
-    help="Augmentations of the two views: image, audio, both, none, or a list such as "
-    '"mask,cutout" or "cutmix(p=0.3),hflip".',
-)
-backend = click.option(
-    "--backend",
-    metavar="|".join(BACKENDS),
-    default=BACKENDS[0],
-    show_default=True,
-    help="What computes the spectrograms; torch needs no DALI.",
-)
-seed = click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help="Seed of everything random.",
-)
-gpus = click.option(
-    "--gpus",
-    type=click.IntRange(min=0),
-    default=None,
-    help="GPUs to use; 0 is the CPU.  [default: one if there is one]",
-)
-procs = click.option(
-    "--procs",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Processes that share the work on the CPU; each GPU has one anyway.  [default: 1]",
-)
-force = click.option("--force", is_flag=True, help="Replace the earlier run in the folder.")
+F = TypeVar("F", bound=Callable[..., Any])
+DATA = "fma_medium"
+_METAVARS: dict[type, str] = {int: "N", float: "X"}
+
+
+class Choices(click.Choice[str]):
+    """One of a few words, for help and completion; it is the configuration that refuses others."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` as it is."""
+        return str(value)
+
+
+def settings(
+    config: type, *names: str, filled: bool = False, defaults: Mapping[str, str] | None = None
+) -> Callable[[F], F]:
+    """Return a decorator that adds an option for each setting of `config`, or for those in `names` alone.
+
+    An option that is not given is None, so that whoever reads it can tell, or the default if they are to be
+    `filled`. `defaults` are words for defaults that the command finds in another way than `config` does.
+    """
+    found = [setting for setting in settings_of(config) if not names or setting.name in names]
+
+    def decorate(command: F) -> F:
+        for setting in reversed(found):
+            words = (defaults or {}).get(setting.name, setting.default_words)
+            command = _option(setting, words, setting.default if filled else None)(command)
+        return command
+
+    return decorate
+
+
+def _option(setting: Setting, default_words: str, default: Any) -> Callable[[F], F]:
+    name = setting.name.replace("_", "-")
+    words = [setting.help]
+    if setting.choices:
+        words.append(f"[{', '.join(setting.choices)}]")
+    if setting.kind is bool:
+        words.append(f"[or --no-{name}]")
+    return click.option(
+        f"--{name}/--no-{name}" if setting.kind is bool else f"--{name}",
+        type=_option_type(setting),
+        metavar=None if setting.kind is bool else _METAVARS.get(setting.kind, "TEXT"),
+        default=default,
+        help=f"{' '.join(words)}  [default: {default_words}]",
+        panel=setting.section,
+    )
+
+
+def _option_type(setting: Setting) -> Any:
+    if setting.choices:
+        return Choices(setting.choices)
+    if isinstance(setting.rule, Between):
+        low, high = setting.rule.min, None if math.isinf(setting.rule.max) else setting.rule.max
+        if setting.kind is float:
+            return click.FloatRange(low, high)
+        return click.IntRange(int(low), None if high is None else int(high))
+    return str if setting.kind is tuple else setting.kind
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in `values` that were given, those of several words as a tuple."""
+    found = {name: value for name, value in values.items() if value is not None}
+    if "splits" in found:
+        found["splits"] = tuple(found["splits"].split(","))
+    return found
+
+
+def _number(flag: str, words: str, low: int = 1) -> Callable[[F], F]:
+    return click.option(flag, type=click.IntRange(min=low), metavar="N", help=words, panel="Running")
+
+
+def _as_device(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    from siamusic_fast.processes.launch import device_for
+
+    return device_for({None: None, "cpu": 0, "cuda": 1}[value])
+
+
+def _data(default: str) -> Callable[[F], F]:
+    return click.option(
+        "--data", help=f"Shard set: its folder, or its name.  [default: {default}]", panel="Data"
+    )
+
+
+aug = settings(PretrainConfig, "aug", filled=True)
+data = _data(DATA)
+data_of_run = _data("the one that RUN was made from")
 data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
     default=Path("data"),
     show_default=True,
-    help="Folder that names such as fma_small are looked up in.",
+    help="Folder in which names such as fma_small are looked up.",
+    panel="Data",
 )
+gpus = _number(
+    "--gpus", "Number of GPUs to use, with one process each; 0: the CPU.  [default: 1 if there is one]", 0
+)
+procs = _number("--procs", "Number of processes on the CPU.  [default: 1]")
+packing_procs = _number("--procs", "Number of processes on the CPU.  [default: one per core]")
+device = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    callback=_as_device,
+    help="Device that computes.  [default: cuda if there is a GPU, else cpu]",
+    panel="Running",
+)
+quiet = click.option("--quiet", "-q", is_flag=True, help="Show no progress, only the result.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+force = click.option("--force", is_flag=True, help="Replace what an earlier call wrote to --out.")
+
+
+def out(default: str) -> Callable[[F], F]:
+    """Return the option that says where the results go; `default` is where they go without it."""
+    return click.option(
+        "--out", "-o", type=click.Path(path_type=Path), help=f"Where the results go.  [default: {default}]"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every command is told that trains or scores."""
+
+    data: str | None
+    data_dir: Path
+    gpus: int | None
+    procs: int | None
+    out: Path | None
+    force: bool
+    quiet: bool
+    as_json: bool
+
+
+def common(
+    *own: Callable[[Any], Any], default_out: str, data: Callable[[Any], Any] = data_of_run
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds --config, the options that a command gets as `common`, and its `own`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            told = {field.name: values.pop(field.name) for field in dataclasses.fields(CommonOptions)}
+            function(common=CommonOptions(**told), **values)
+
+        added = (data, data_dir, config_file.option, *own, gpus, procs, out(default_out))
+        added = (*added, force, quiet, as_json)
+        return functools.reduce(lambda decorated, add: add(decorated), reversed(added), command)
+
+    return decorate

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from siamusic_fast.audio.corpus import Corpus
 from siamusic_fast.audio.decode import REASONS, DecodeConfig
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.scan import ScanResult, explain_duplicates, scan
 from siamusic_fast.audio.store import open_store
+from siamusic_fast.config import MAX_SEED
+from siamusic_fast.config.fields import Between, OneOf, Section
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.codec import Encoding
+from siamusic_fast.shards.codec import CODECS, Encoding
 from siamusic_fast.shards.manifest import MANIFEST, REJECTED, Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.pack_shard import COUNTED, ShardToPack, pack_shard
 from siamusic_fast.shards.plan import plan_shards
@@ -38,27 +41,26 @@ from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
 class PackConfig:
     """The settings that the bytes of a shard set depend on."""
 
-    codec: str = "wav"
-    """How audio is stored, one of `codec.CODECS`."""
-    quality: float = 5.0
-    """Quality of Vorbis, 0 to 10; only the codec ogg uses it."""
+    codec: Annotated[str, Section("Packing"), OneOf(tuple(CODECS))] = "wav"
+    """How audio is stored. wav: crops are read without decoding; flac: lossless, about half the size; ogg:
+    Vorbis, lossy, about a tenth of the size."""
+    quality: Annotated[float, Between(0, 10)] = 5.0
+    """Quality of Vorbis, for the codec ogg, from 0 to 10."""
     sample_rate: int = 22_050
-    """Sample rate of the packed audio in Hz."""
-    min_seconds: float = 5.0
-    """Length in seconds below which tracks are left out."""
+    """Sample rate of the audio, in Hz."""
+    min_seconds: Annotated[float, Between(0)] = 5.0
+    """Shortest track that is packed, in seconds."""
     max_hours: float = 12.0
-    """Length in hours above which tracks are left out."""
-    max_damage: float = 0.75
-    """Share of a track that may be lost, see `decode.Decoded.damage`. Tracks that lost more are left out."""
+    """Longest file that is packed, in hours."""
+    max_damage: Annotated[float, Between(0, 1)] = 0.75
+    """Largest share of a file that may be lost, from 0 to 1. Other damaged files are packed and marked."""
     max_seconds: float | None = None
-    """Length in seconds of the segments that longer tracks are cut into; None keeps tracks whole.
-
-    Silent segments are dropped. A track is left out if all of its segments are silent.
-    """
-    tracks_per_shard: int = 512
-    """Maximum number of tracks per shard. The segments of a track count as one."""
-    seed: int = 0
-    """Seed of the shuffle."""
+    """Length of the segments that longer tracks are cut into, in seconds; silent segments are dropped. None:
+    tracks are kept whole."""
+    tracks_per_shard: Annotated[int, Between(1)] = 512
+    """Largest number of tracks in a shard; the segments of a track count as one."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of everything that is random."""
 
     def __post_init__(self) -> None:
         _ = self.encoding, self.demands  # which check themselves

@@ -45,8 +45,6 @@ _FORCED = "forced"
 
 _NO_OPTIONS = {"source", "shards", "inputs", "software"}
 """Fields of the fingerprint that are no options of the command line."""
-_OPTIONS = {"tracks_per_shard": "--shard-size"}
-"""Options whose names are not those of the settings."""
 
 _STEM = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}"
 _TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
@@ -255,8 +253,7 @@ def _difference(before: dict[str, Any], fingerprint: dict[str, Any]) -> str:
     names = [name for name in fingerprint if before.get(name) != fingerprint[name]]
     if options := [name for name in names if name not in _NO_OPTIONS]:
         return ", ".join(
-            f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))} {_setting(before.get(name))}, "
-            f"not {_setting(fingerprint[name])}"
+            f"--{name.replace('_', '-')} {_setting(before.get(name))}, not {_setting(fingerprint[name])}"
             for name in options
         )
     if "software" in names:

@@ -30,7 +30,7 @@ def test_options_arrive_where_they_count_and_the_result_says_what_was_kept(
     small = ("--epochs", "2", "--batch-size", "8", "--data", shard_set.folder, "--gpus", "0")
     result = call("finetune", run, *options, *small)
     assert result.exit_code == 0, result.output
-    assert "last: epoch 2, accuracy" in result.stdout
+    assert "kept        epoch 2, the last" in result.stdout
     written = json.loads((run / "finetune" / "config.json").read_text())
     expected = {
         "protocol": "paper",
@@ -69,7 +69,7 @@ def test_the_probe_prints_both_encoders_and_the_gain(run: Path, shard_set: Shard
     assert result.exit_code == 0, result.output
     assert "pre-trained, 3 epochs" in result.stdout
     assert "Pre-training added" in result.stdout
-    assert result.stdout.splitlines()[-1] == f"Results: {run / 'probe'}"
+    assert result.stdout.splitlines()[-1] == f"results   {run / 'probe'}"
     values = json.loads((run / "probe" / "results.json").read_text())
     assert values["pretrained"] == values["initial"]
     assert f"{100 * values['gain']:+.1f} points" in result.stdout

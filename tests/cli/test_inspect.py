@@ -130,7 +130,7 @@ def test_an_error_of_the_system_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    module = importlib.import_module("siamusic_fast.cli.inspect")
+    module = importlib.import_module("siamusic_fast.cli.shards")
     monkeypatch.setattr(module, "find_shards", fail)
     result = run("inspect", "mine")
     assert isinstance(result.exception, SystemExit)

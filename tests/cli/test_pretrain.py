@@ -15,8 +15,9 @@ import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from siamusic_fast.cli import main, panel
-from siamusic_fast.cli import pretrain as command
+from siamusic_fast.analysis import plots
+from siamusic_fast.cli import main
+from siamusic_fast.cli.pretrain import training_progress
 from siamusic_fast.config import FinetuneConfig, PretrainConfig, dump
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
@@ -55,7 +56,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     found = Calls()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "pretrain", found)
-    monkeypatch.setattr(command.plots, "pretraining", lambda run: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(plots, "pretraining", lambda run: None)
     return found
 
 
@@ -291,22 +292,25 @@ VALUES = {
 
 def test_a_terminal_shows_every_figure_in_one_panel_and_warns_of_a_collapse() -> None:
     screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=120, color_system=None)
-    with panel.TrainingPanel(5, terminal).task(TASK, 40, "steps") as task:
+    terminal = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    show = training_progress(quiet=False, epochs=5, screen=terminal)
+    with show.task(TASK, 40, "steps") as task:
         task.advance(12, values=VALUES)
         task.advance(0, values={"knn": 0.625})
-    shown = screen.getvalue().rsplit("╭", 1)[1]
+        time.sleep(0.3)  # until it is drawn
+        shown = screen.getvalue().rsplit(TASK, 1)[1]
     figures = ("epoch 2/5", "step 12/40", "-0.7500", "0.0221 (healthy 0.0221)", "0.001", "1,234.5", "12%")
     for words in (*figures, "3.00 GiB", "62.5%", "left"):
         assert words in shown, words
     assert "collapsing" not in shown
-    with panel.TrainingPanel(5, terminal).task(TASK, 40, "steps") as task:
+    with show.task(TASK, 40, "steps") as task:
         task.advance(12, values={**VALUES, "collapse": HEALTHY_COLLAPSE / 6})
-    assert "collapsing" in screen.getvalue().rsplit("╭", 1)[1]
+        time.sleep(0.3)
+        assert "collapsing" in screen.getvalue().rsplit(TASK, 1)[1]
 
 
 def test_a_pipe_gets_lines_now_and_then_and_all_news(capsys: pytest.CaptureFixture[str]) -> None:
-    with panel.TrainingLines(5).task(TASK, 40, "steps") as task:
+    with training_progress(quiet=False, epochs=5).task(TASK, 40, "steps") as task:
         task.advance(10, values=VALUES)
         task.advance(10, values=VALUES)  # soon after the first, and nothing new
         task.advance(10, values={**VALUES, "collapse": 0.001})

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from siamusic_fast.cli import main
-from siamusic_fast.cli.packing import PackingTable
+from siamusic_fast.cli.console import progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards, read_manifest
 from siamusic_fast.shards.pack import PackStatus
 
@@ -32,7 +33,7 @@ def test_a_subset_by_name_goes_under_the_data_folder_and_ends_with_a_summary(fma
     folder = fma_corpus / "shards" / "fma_medium"
     assert find_shards("fma_medium", fma_corpus).tracks(["training"]) == 24
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["training", "24", "0.05", "2"] in [line[:4] for line in lines]
+    assert ["training", "24", "2", "0.05", "2"] in [line[:5] for line in lines]
     assert "Electronic 12, Folk 12, Rock 9, none 3" in result.stdout
     assert "1 silent" in result.stdout
     assert lines[-1] == ["next", "siamusic-fast", "pretrain", "--data", str(folder)]
@@ -66,7 +67,7 @@ def test_an_existing_shard_set_is_one_line(fma_corpus: Path, shard_set: ShardSet
     assert_one_line_error(run(fma_corpus, "--out", shard_set.folder), "already holds a shard set", "--force")
 
 
-@pytest.mark.parametrize("option", ["--procs", "--shard-size"])
+@pytest.mark.parametrize("option", ["--procs", "--tracks-per-shard"])
 def test_impossible_counts_are_usage_errors(tmp_path: Path, option: str) -> None:
     assert run(tmp_path, option, 0).exit_code == 2
 
@@ -100,8 +101,8 @@ def test_a_rate_that_the_codec_cannot_store_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_terminal_shows_rates_time_left_and_rejects_by_reason() -> None:
-    screen = io.StringIO()
-    table = PackingTable(Console(file=screen, force_terminal=True, width=100, color_system=None))
+    screen, now = io.StringIO(), [0.0]
+    terminal = Console(file=screen, force_terminal=True, width=80, color_system=None, get_time=lambda: now[0])
     status = PackStatus(
         total=1000,
         files=400,
@@ -110,13 +111,15 @@ def test_a_terminal_shows_rates_time_left_and_rejects_by_reason() -> None:
         seconds=10,
         rejected={"silent": 2, "empty": 1},
     )
-    with table.task("Packing", 1000, "tracks") as task:
-        task.advance(400)
-        table.watch(status)
-    last = screen.getvalue().rsplit("Packing", 1)[1]
+    with progress(quiet=False, screen=terminal).task("Packing", 1000, "tracks") as task:
+        task.advance(100)
+        now[0] = 10.0
+        task.advance(300, note=status.words())
+        time.sleep(0.3)  # until it is drawn
+        last = screen.getvalue().rsplit("Packing", 1)[1]
     assert "400/1,000 tracks" in last
     # 300 tracks and 150 MB in 10 s; the 600 that are left take 20 s.
-    for words in ("30.0", "15.0", "0:00:20", "2 silent, 1 empty"):
+    for words in ("30.0", "15.0", "00:20 left", "2 silent, 1 empty"):
         assert words in last
 
 

@@ -88,7 +88,7 @@ def test_the_table_shows_chance_and_every_class(run: Path, shard_set: ShardSet, 
     assert result.exit_code == 0, result.output
     assert "chance" in result.stdout
     assert all(name in result.stdout for name in (*shard_set.classes, "macro average"))
-    assert result.stdout.splitlines()[-1] == f"Results: {tmp_path / 'x'}"
+    assert result.stdout.splitlines()[-1] == f"results   {tmp_path / 'x'}"
 
 
 MISTAKES = {

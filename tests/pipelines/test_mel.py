@@ -81,7 +81,7 @@ def test_five_seconds_of_the_paper_make_48_by_431() -> None:
         ({"hop_length": -1}, "hop_length = -1"),
         ({"hop_length": 0}, "hop_length = 0"),
         ({"n_fft": 256, "win_length": 512}, "n_fft = 256 is shorter than the window of 512 samples"),
-        ({"win_length": 0}, "window = 0"),
+        ({"win_length": 0}, "win_length = 0"),
         ({"f_max": 0.0}, "f_max = 0 Hz must be above 0 and at most 11025 Hz"),
         ({"f_max": 11_025.5}, r"f_max = 11025.5 Hz must be above 0 and at most 11025 Hz, half of the"),
         ({"sample_rate": 0}, "sample_rate = 0"),

@@ -124,7 +124,7 @@ def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
     command = [
         *COMMAND,
         audio,
-        "--shard-size",
+        "--tracks-per-shard",
         "4",
         "--min-seconds",
         "1",
@@ -196,7 +196,7 @@ def test_other_options_are_refused_and_named_and_force_starts_over(
         match=r"--sample-rate 8000, not 16000, --max-seconds unset, not 1: .* --force to start over",
     ):
         pack_serially(audio, interrupted, other)
-    with pytest.raises(DataError, match="--shard-size 2, not 3: use the same"):
+    with pytest.raises(DataError, match="--tracks-per-shard 2, not 3: use the same"):
         pack_serially(audio, interrupted, dataclasses.replace(CONFIG, tracks_per_shard=3))
     assert contents(interrupted) == before
     assert unfinished(interrupted) == Unfinished(finished=2, shards=3)
@@ -319,7 +319,7 @@ def test_what_others_put_beside_the_mark_stays(audio: Path, expected: Path, inte
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, tmp_path: Path) -> None:
     audio = make_audio(12)
-    command = [*COMMAND, audio, "--min-seconds", "1", "--shard-size", "4", "--procs", "2", "--out"]
+    command = [*COMMAND, audio, "--min-seconds", "1", "--tracks-per-shard", "4", "--procs", "2", "--out"]
     subprocess.run([*command, tmp_path / "expected"], check=True, capture_output=True)
     sizes = [file.stat().st_size for file in (tmp_path / "expected").glob("*.tar")]
 
@@ -353,7 +353,7 @@ def test_ctrl_c_ends_with_what_is_there_and_how_to_go_on(
     command = [
         *COMMAND,
         make_audio(300),
-        "--shard-size",
+        "--tracks-per-shard",
         "5",
         "--procs",
         "2",

@@ -4,8 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check_settings
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
@@ -20,60 +21,44 @@ SCHEDULES = ("constant", "cosine")
 PRESETS = ("paper", "simsiam")
 """Ways to pre-train, see `preset_defaults`."""
 SYNC_BATCHNORM_BELOW = 64
-"""Pairs per process that are too few for batch norm to see its own process's alone."""
+"""Batch norm of several processes is synchronized if each of them has fewer pairs in a batch."""
 MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"{name} = {value:g} must be a number above 0.")
-
-
-def _check_not_negative(name: str, value: float) -> None:
-    if not (value >= 0 and math.isfinite(value)):
-        raise ConfigError(f"{name} = {value:g} must be a number that is not negative.")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} = {value!r} is unknown: choose one of {', '.join(choices)}.")
+PROTOCOLS = ("clean", "paper")
+HEADS = ("linear", "mlp")
+FEATURES = ("encoder", "projector")
+CHECKPOINTS = ("last", "best")
 
 
 def _check_batch_size(batch_size: int) -> None:
+    """Raise ConfigError if batch norm cannot train on so few samples."""
     if batch_size < 2:
         raise ConfigError(f"batch_size = {batch_size} must be at least 2: batch norm needs two samples.")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed <= MAX_SEED:
-        raise ConfigError(f"seed = {seed} must lie between 0 and {MAX_SEED}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MelConfig:
     """Mel spectrogram features of one crop. Defaults: Kim, Hong, Lee 2022, section 4; 5 s become 48 x 431."""
 
-    sample_rate: int = 22_050
-    """Of the audio, in Hz."""
-    seconds: float = 5.0
-    """Length of a crop."""
-    n_fft: int = 512
+    sample_rate: Annotated[int, Section("Spectrogram"), Positive()] = 22_050
+    """Sample rate of the audio, in Hz."""
+    seconds: Annotated[float, Positive()] = 5.0
+    """Length of a crop, in seconds."""
+    n_fft: Annotated[int, Positive()] = 512
     """Length of the FFT, in samples."""
-    win_length: int | None = None
-    """Length of the periodic Hann window, in samples; None: that of the FFT, as in the paper."""
-    hop_length: int = 256
-    """Distance of two frames, in samples."""
-    n_mels: int = 48
+    win_length: Annotated[int | None, Positive()] = None
+    """Length of the periodic Hann window, in samples. None: the length of the FFT, as in the paper."""
+    hop_length: Annotated[int, Positive()] = 256
+    """Distance between two frames, in samples."""
+    n_mels: Annotated[int, Positive()] = 48
     """Number of HTK mel bands."""
     f_max: float = 8_000.0
-    """Upper edge of the highest band, in Hz."""
+    """Upper edge of the highest mel band, in Hz."""
     floor_db: float = -100.0
-    """Lowest value of the decibel scale, relative to a power of 1."""
+    """Lowest value of the spectrogram, in decibels relative to a power of 1."""
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "seconds", "n_fft", "window", "hop_length", "n_mels"):
-            _check_positive(name, getattr(self, name))
+        check_settings(self)
         if not math.isfinite(self.floor_db):
             raise ConfigError(f"floor_db = {self.floor_db:g} must be a number of decibels, such as -100.")
         if self.n_fft < self.window:
@@ -109,55 +94,69 @@ class MelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class CommonConfig:
+    """Settings that pre-training and fine-tuning share."""
+
+    backend: Annotated[str, Section("Running"), OneOf(BACKENDS)] = BACKENDS[0]
+    """Engine that computes spectrograms and augmentations; torch needs no DALI."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of everything that is random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(CommonConfig):
     """One SimSiam pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
 
     mel: MelConfig = MelConfig()
+    splits: Annotated[tuple[str, ...], Section("Views")] = ("training",)
+    """Splits whose tracks the encoder learns from, such as training,validation. A classifier is scored on
+    test tracks: leave them out if it matters that the encoder has never met them."""
     aug: str = "image"
-    """Augmentations of the two views: text that `pipelines.recipes.parse_recipe` reads."""
-    crops: str = CROPS[0]
-    """Which moments the two views show: one of `CROPS`."""
+    """Augmentations of the two views: image, audio, both, none, or a list such as "mask,cutout" or
+    "cutmix(p=0.3),hflip"."""
+    crops: Annotated[str, OneOf(CROPS)] = CROPS[0]
+    """Whether the two views show the same seconds of a track or independent ones."""
     max_distance: float | None = None
-    """Between the starts of independent crops, in seconds; None: anywhere in the track."""
-    short_tracks: str = SHORT_TRACKS[0]
-    """What is done with tracks that are shorter than a crop: one of `SHORT_TRACKS`."""
-    backend: str = BACKENDS[0]
-    """Engine that computes the views and the features of kNN: one of `BACKENDS`."""
-    window: int | None = None
-    """Number of shards among whose tracks the order is drawn; None: all of them."""
-    backbone: str = "resnet50"
-    """One of `BACKBONES`."""
+    """Largest distance between the starts of independent crops, in seconds. None: anywhere in the track."""
+    short_tracks: Annotated[str, OneOf(SHORT_TRACKS)] = SHORT_TRACKS[0]
+    """What is done with a track that is shorter than a crop: it is repeated, or padded with silence."""
+    window: Annotated[int | None, Positive()] = None
+    """Number of shards whose tracks are shuffled together, for disks and networks that are slow at random
+    reads. None: all shards."""
+    backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
+    """Network that encodes a spectrogram."""
     init: str | None = None
-    """Weights to start from: a run, or a file with a torchvision state dict; None: random ones."""
-    splits: tuple[str, ...] = ("training",)
-    """What the encoder learns from. By default it never meets a track that a classifier is scored by."""
-    epochs: int = 100
-    batch_size: int = 64
-    """Pairs per process that go through the network together, and that batch norm sees."""
-    grad_accum_steps: int = 1
-    """Batches whose gradients are averaged for one step of the optimizer."""
-    optimizer: str = "adam"
-    """One of `OPTIMIZERS`."""
-    momentum: float = 0.9
-    """Of SGD; Adam has none."""
-    lr: float = 1e-3
-    """Highest learning rate."""
-    weight_decay: float = 1e-5
-    schedule: str = "constant"
-    """What the learning rate does after warming up: one of `SCHEDULES`."""
-    warmup_epochs: float = 0.0
-    """Time in which the learning rate rises linearly."""
-    fixed_predictor_lr: bool = False
-    """Whether the predictor always learns with `lr` (Chen & He 2021, section 4.2)."""
+    """Weights to start from: the folder of a run, or a file with a torchvision state dict. None: random
+    weights."""
     sync_batchnorm: bool | None = None
-    """Whether batch norm sees the batches of all processes; None: if they are several and below 64 pairs."""
-    compile: bool | None = None
-    """Whether torch.compile is used; None: on GPUs."""
-    knn_every: int = 5
-    """Epochs between two looks at the kNN accuracy on validation tracks, if there are labels; 0: never."""
-    checkpoint_minutes: float = 15.0
-    """Longest time between two checkpoints, of which there is one at the end of each epoch too."""
-    seed: int = 0
+    """Whether batch norm uses the batches of all processes. None: if each of several processes has fewer than
+    64 pairs."""
+    epochs: Annotated[int, Section("Optimization"), Positive()] = 100
+    """Number of passes over the training tracks."""
+    batch_size: int = 64
+    """Pairs of views per process that go through the network together; batch norm sees these."""
+    grad_accum_steps: Annotated[int, Positive()] = 1
+    """Number of batches whose gradients are averaged for one step of the optimizer."""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
+    """Optimizer."""
+    momentum: float = 0.9
+    """Momentum of SGD; Adam does not use it."""
+    lr: Annotated[float, Positive()] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Between(0)] = 1e-5
+    """Weight decay, as an L2 penalty on the weights."""
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    """Schedule of the learning rate after the warm-up."""
+    warmup_epochs: float = 0.0
+    """Number of epochs in which the learning rate rises linearly from 0."""
+    fixed_predictor_lr: bool = False
+    """Whether the learning rate of the predictor stays at `lr` (Chen & He 2021, section 4.2)."""
+    compile: Annotated[bool | None, Section("Running")] = None
+    """Whether torch.compile is used. None: on GPUs."""
+    knn_every: Annotated[int, Between(0)] = 5
+    """Number of epochs between two measurements of the kNN accuracy on validation tracks; 0: none."""
+    checkpoint_minutes: Annotated[float, Positive()] = 15.0
+    """Longest time between two checkpoints, in minutes; there is one at the end of each epoch too."""
 
     @property
     def synchronizes_batchnorm(self) -> bool:
@@ -171,102 +170,69 @@ class PretrainConfig:
         return device == "cuda" if self.compile is None else self.compile
 
     def __post_init__(self) -> None:
-        _check_choice("crops", self.crops, CROPS)
-        _check_choice("short_tracks", self.short_tracks, SHORT_TRACKS)
-        _check_choice("backbone", self.backbone, BACKBONES)
-        _check_choice("backend", self.backend, BACKENDS)
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_positive("grad_accum_steps", self.grad_accum_steps)
-        if self.window is not None:
-            _check_positive("window", self.window)
-        _check_positive("checkpoint_minutes", self.checkpoint_minutes)
+        check_settings(self)
+        _check_batch_size(self.batch_size)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum = {self.momentum:g} must be at least 0 and below 1.")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ConfigError(
                 f"warmup_epochs = {self.warmup_epochs:g} must lie between 0 and epochs = {self.epochs}."
             )
-        if self.knn_every < 0:
-            raise ConfigError(f"knn_every = {self.knn_every} must not be negative; 0 is never.")
         if not self.splits:
             raise ConfigError("splits is empty: name at least one, such as training.")
-        _check_positive("epochs", self.epochs)
-        _check_batch_size(self.batch_size)
-        _check_positive("lr", self.lr)
-        _check_seed(self.seed)
-        _check_not_negative("weight_decay", self.weight_decay)
-
-
-PROTOCOLS = ("clean", "paper")
-HEADS = ("linear", "mlp")
-FEATURES = ("encoder", "projector")
-CHECKPOINTS = ("last", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(CommonConfig):
     """One classifier trained on a pre-trained backbone. Defaults: Kim, Hong, Lee 2022, section 4."""
 
-    protocol: str = "clean"
-    """Whose classifier is kept: `clean`, that of the best epoch on validation; `paper`, that of the last."""
-    checkpoint: str = "last"
-    """Which encoder of the run to start from: its `last`, or the `best` by kNN accuracy."""
+    checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
+    """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
     from_scratch: bool = False
-    """Start from random weights instead: the supervised baseline."""
+    """Whether to start from random weights instead of the run's: the supervised baseline."""
     freeze: bool = False
-    """Leave what was pre-trained as it is, batch norm statistics included, and train the head alone."""
-    head: str = "linear"
-    """One of `HEADS`; `mlp` has one hidden layer."""
-    features: str = "encoder"
-    """What the head reads: the outputs of the `encoder`, or those of the `projector` behind it."""
+    """Whether the encoder stays as it is, batch norm statistics included, and the head alone is trained."""
+    features: Annotated[str, OneOf(FEATURES)] = "encoder"
+    """What the head gets: the output of the encoder, or of the projector behind it."""
+    head: Annotated[str, OneOf(HEADS)] = "linear"
+    """Classifier on top: one linear layer, or an MLP with one hidden layer."""
+    protocol: Annotated[str, Section("Training"), OneOf(PROTOCOLS)] = "clean"
+    """Which classifier is kept: clean, that of the best epoch on validation; paper, that of the last one."""
     label_fraction: float = 1.0
-    """Share of the labelled training tracks that are used, of each class alike; drawn with `seed`."""
+    """Fraction of the labelled training tracks that are used, the same of each class, such as 0.1."""
     aug: str = "none"
-    """Augmentations of the training crops: text that `pipelines.recipes.parse_recipe` reads."""
-    backend: str = BACKENDS[0]
-    """Engine that computes the features: one of `BACKENDS`."""
-    epochs: int = 50
-    batch_size: int = 64
-    """Crops per step and process, and per pass over validation tracks."""
-    lr: float = 1e-3
-    """Learning rate of Adam, of the head."""
-    encoder_lr: float | None = None
-    """That of the encoder; by default the same."""
+    """Augmentations of the training crops, none that mixes tracks, such as "mask,hflip,cutout"."""
+    epochs: Annotated[int, Positive()] = 50
+    """Number of passes over the training tracks."""
+    batch_size: Annotated[int, Positive()] = 64
+    """Crops per process and step, and per pass over validation tracks."""
+    lr: Annotated[float, Positive()] = 1e-3
+    """Learning rate of the head, with Adam."""
+    encoder_lr: Annotated[float | None, Positive()] = None
+    """Learning rate of the encoder. None: that of the head."""
     layer_decay: float = 1.0
-    """Each stage of the encoder learns at this factor of the rate of the stage after it."""
-    weight_decay: float = 1e-5
-    seed: int = 0
+    """Factor between the learning rate of one stage of the encoder and that of the stage after it."""
+    weight_decay: Annotated[float, Between(0)] = 1e-5
+    """Weight decay, as an L2 penalty on the weights."""
 
     def __post_init__(self) -> None:
-        _check_choice("protocol", self.protocol, PROTOCOLS)
-        _check_choice("checkpoint", self.checkpoint, CHECKPOINTS)
-        _check_choice("head", self.head, HEADS)
-        _check_choice("features", self.features, FEATURES)
-        _check_choice("backend", self.backend, BACKENDS)
-        _check_positive("epochs", self.epochs)
-        _check_positive("batch_size", self.batch_size)
+        check_settings(self)
         if not self.freeze:
             _check_batch_size(self.batch_size)
-        _check_positive("lr", self.lr)
-        _check_seed(self.seed)
-        _check_not_negative("weight_decay", self.weight_decay)
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay = {self.layer_decay:g} must be above 0 and at most 1.")
         if not 0 < self.label_fraction <= 1:
             raise ConfigError(
                 f"label_fraction = {self.label_fraction:g} is a share: it must be above 0 and at most 1."
             )
-        if self.encoder_lr is not None:
-            _check_positive("encoder_lr", self.encoder_lr)
         if self.freeze and (self.encoder_lr is not None or self.layer_decay != 1):
             raise ConfigError(
                 "A frozen encoder does not learn: leave out encoder_lr and layer_decay, or freeze."
             )
 
 
-def dump(config: MelConfig | PretrainConfig | FinetuneConfig) -> dict[str, Any]:
-    """Return `config` as plain values, ready for JSON and for a checkpoint."""
+def dump(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain values, ready for JSON and for a checkpoint."""
     return dataclasses.asdict(config)
 
 
@@ -292,12 +258,13 @@ def _check_fields(kind: type[MelConfig] | type[PretrainConfig], values: Mapping[
 
 
 def preset_defaults(preset: str, total_batch: int) -> dict[str, Any]:
-    """Return what `preset` says about a `PretrainConfig` with `total_batch` pairs per step of the optimizer.
+    """Return the fields of `PretrainConfig` that `preset` sets, for `total_batch` pairs per step.
 
     `paper` is Kim, Hong, Lee 2022, section 4; `simsiam` is Chen & He 2021, section 3 and 4.2. Raises
     ConfigError for another name.
     """
-    _check_choice("preset", preset, PRESETS)
+    if problem := OneOf(PRESETS).problem(preset):
+        raise ConfigError(f"preset = {preset!r} {problem}.")
     if preset == "paper":
         return {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "schedule": "constant"}
     return {

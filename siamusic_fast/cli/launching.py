@@ -1,0 +1,71 @@
+"""Calling the library in the processes that a command asks for, and naming the command to call after it."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from click import get_current_context
+from click.core import ParameterSource
+
+from siamusic_fast.cli.console import command_line, output, progress, stopping
+from siamusic_fast.cli.options import CommonOptions
+from siamusic_fast.shards.manifest import ShardSet, find_shards
+
+_CARRIED = ("data", "data_dir", "backend", "gpus", "procs")
+"""Options that the next command needs as well."""
+
+
+def launch(
+    function: Callable[..., Any],
+    *arguments: Any,
+    common: CommonOptions,
+    if_stopped: Callable[[], tuple[str, ...]] = lambda: ("Stopped.",),
+    max_restarts: int = 0,
+    **options: Any,
+) -> Any:
+    """Call `function` in every process and return its result in the first one; the others end here.
+
+    A call that is stopped ends the command, with the words of `if_stopped`.
+    """
+    from siamusic_fast.processes import launch as processes
+
+    options = {"force": common.force, "progress": progress(common.quiet), **options}
+    with stopping(lambda: if_stopped() if processes.is_leader() else ()):
+        result = processes.launch(
+            functools.partial(function, *arguments, **options),
+            gpus=common.gpus,
+            procs=common.procs,
+            max_restarts=max_restarts,
+        )
+    if not processes.is_leader():
+        get_current_context().exit()
+    return result
+
+
+def shards_of(common: CommonOptions) -> ShardSet | None:
+    """Return the shard set that --data names; None: the library takes the one that the run was made from."""
+    return find_shards(common.data, common.data_dir) if common.data else None
+
+
+def show_result(
+    values: Mapping[str, Any], render: Callable[[], None], folder: Path, common: CommonOptions
+) -> None:
+    """Print a result as one line of JSON, as its folder alone, or as `render` does it."""
+    if common.as_json:
+        output.print_json(json.dumps(values), indent=None)
+    elif common.quiet:
+        output.print(str(folder), markup=False)
+    else:
+        render()
+
+
+def next_command(command: str, run: object) -> str:
+    """Return `command` for `run`, with those options given to this command that the next one needs too."""
+    context = get_current_context()
+    words: list[object] = ["siamusic-fast", command, run]
+    for name in _CARRIED:
+        if context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP):
+            words += [f"--{name.replace('_', '-')}", context.params[name]]
+    return command_line(*words)

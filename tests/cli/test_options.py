@@ -1,0 +1,100 @@
+"""Options are the settings of the config dataclasses, and a name means the same in every command."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from siamusic_fast.cli import COMMANDS, load_command, main
+from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.config.fields import settings_of
+from siamusic_fast.shards.pack import PackConfig
+
+CONFIGS = {"pretrain": (PretrainConfig, MelConfig), "finetune": (FinetuneConfig,), "shard": (PackConfig,)}
+DIFFERS = {
+    "aug": "pre-training augments pairs of views, fine-tuning labelled crops",
+    "batch_size": "pairs of views in pre-training, crops in fine-tuning",
+    "data": "pre-training has no run whose shards it could take",
+    "epochs": "defaults of the paper",
+    "lr": "peak of a schedule in pre-training, the head's in fine-tuning",
+    "out": "each command has a place of its own for results",
+    "procs": "packing takes all cores, training a process",
+    "resume": "finetune is given the run as an argument",
+    "sample_rate": "pre-training takes that of the shards",
+    "weight_decay": "a preset sets it in pre-training",
+}
+
+
+def options() -> Iterator[tuple[str, click.Option]]:
+    for command in set(COMMANDS) - {"bench"}:
+        for parameter in load_command(command).params:
+            if isinstance(parameter, click.Option):
+                yield command, parameter
+
+
+def test_an_option_has_one_type_one_text_and_one_default_in_all_commands() -> None:
+    found: dict[str, dict[tuple[str, str | None, tuple[str, ...]], str]] = {}
+    for command, option in options():
+        key = (option.type.name, option.help, tuple(option.opts))
+        found.setdefault(str(option.name), {})[key] = command
+    differing = {name: list(forms.values()) for name, forms in found.items() if len(forms) > 1}
+    assert differing.keys() == DIFFERS.keys()
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_every_setting_is_an_option_with_its_text_and_default(command: str) -> None:
+    found = {option.name: option for of, option in options() if of == command}
+    for setting in (setting for config in CONFIGS[command] for setting in settings_of(config)):
+        option = found[setting.name]
+        assert option.opts == [f"--{setting.name.replace('_', '-')}"]
+        assert option.help is not None
+        assert option.help.startswith(setting.help)
+        assert "[default: " in option.help
+
+
+@pytest.mark.parametrize("config", [PretrainConfig, MelConfig, FinetuneConfig, PackConfig])
+def test_every_setting_says_what_it_is_and_what_none_means(config: type) -> None:
+    for setting in settings_of(config):
+        assert setting.help.endswith("."), setting.name
+        assert setting.section, setting.name
+        assert (setting.default is None) <= bool(setting.if_none), setting.name
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "evaluate", "probe", "preview", "demo"])
+def test_help_of_a_command_answers_without_loading_torch(command: str) -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from siamusic_fast.cli import main; "
+        f"CliRunner().invoke(main, ['{command}', '--help']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("words", [("pertrain",), ("pretrain", "--epoch", "3")])
+def test_a_mistyped_command_or_option_is_guessed(words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: No such ")
+    assert {"pertrain": "'pretrain'", "pretrain": "'--epochs'"}[words[0]] in error
+    assert "--help` says how it is used." in hint
+
+
+def test_the_page_of_settings_is_what_the_settings_say() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "configuration.py"
+    subprocess.run([sys.executable, script, "--check"], check=True)
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "probe"])
+def test_settings_of_other_commands_come_from_a_file_too(command: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("seed: -1\n")
+    result = CliRunner().invoke(main, [command, "run", "--config", str(tmp_path / "settings.yaml")])
+    assert result.exit_code == 2
+    assert "-1 is not in the range" in result.stderr
+    (tmp_path / "settings.yaml").write_text("sead: 1\n")
+    result = CliRunner().invoke(main, [command, "run", "--config", str(tmp_path / "settings.yaml")])
+    assert result.exit_code == 1
+    assert "did you mean seed?" in result.stderr
