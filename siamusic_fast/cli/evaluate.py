@@ -83,7 +83,7 @@ def evaluate(
         output.print(str(result.folder))
     else:
         render(result)
-        if words := training.heard_before(result.pretrained_on):
+        if words := training.overlap_warning(result.pretrained_on):
             note(words)
 
 

@@ -11,7 +11,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.config import CHECKPOINTS
 from siamusic_fast.evaluation import probe as analysis
-from siamusic_fast.evaluation.evaluate import heard_before
+from siamusic_fast.evaluation.evaluate import overlap_warning
 from siamusic_fast.evaluation.scores import Scores
 from siamusic_fast.processes import launch as distributed
 from siamusic_fast.shards.manifest import find_shards
@@ -92,7 +92,7 @@ def probe(
         output.print(str(result.folder))
     else:
         render(result)
-        if words := heard_before(result.pretrained_on):
+        if words := overlap_warning(result.pretrained_on):
             note(words)
 
 

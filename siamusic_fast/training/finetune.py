@@ -13,7 +13,7 @@ from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.evaluation.evaluate import CLASSIFIER, check_enough_classes
-from siamusic_fast.evaluation.features import TrackReader
+from siamusic_fast.evaluation.features import FeatureExtractor
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
 from siamusic_fast.models.precision import autocast
@@ -91,7 +91,7 @@ def finetune(
         labels=config.label_fraction,
     )
     _check_batch(training.batch_size, config, world)
-    validation = TrackReader(
+    validation = FeatureExtractor(
         shard_set,
         "validation",
         pretrained.frontend,
@@ -112,7 +112,8 @@ def finetune(
     optimizer = torch.optim.Adam(
         learning_rates(classifier, config), weight_decay=config.weight_decay, fused=True
     )
-    folder = world.once(lambda: _start(out or run / "finetune", config, run, shard_set, world, force=force))
+    folder = out or run / "finetune"
+    world.once(lambda: _start(folder, config, run, shard_set, world, force=force))
     model = world.wrap(classifier)
 
     started = time.perf_counter()
@@ -147,7 +148,7 @@ def finetune(
             check_finite(step_losses, step, remedy=_remedy(config))
             classifier.eval()
             world.share_buffers(classifier)
-            probabilities, truths = validation.averages(lambda mels: classifier(mels).softmax(dim=1), task)
+            _, probabilities, truths = validation.extract(lambda mels: classifier(mels).softmax(dim=1), task)
             accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())
             validation_loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), truths))
             log.write(
@@ -185,7 +186,7 @@ def finetune(
         kept_epoch=kept_epoch,
         accuracy=kept_accuracy,
         loss=kept_loss,
-        tracks=validation.tracks,
+        tracks=len(validation.names),
         seconds=time.perf_counter() - started,
     )
 
@@ -227,8 +228,7 @@ def _remedy(config: FinetuneConfig) -> str:
 
 def _start(
     folder: Path, config: FinetuneConfig, run: Path, shard_set: ShardSet, world: World, *, force: bool
-) -> Path:
+) -> None:
     checkpoint.new_folder(folder, force=force, own=checkpoint.OF_CLASSIFIERS)
     values = {**settings.dump(config), "run": str(run), "data": str(shard_set.folder)}
     checkpoint.save_json(folder / checkpoint.CONFIG, {**values, "processes": world.world_size})
-    return folder
