@@ -12,6 +12,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.evaluation import evaluate as training
 from siamusic_fast.processes import launch as distributed
+from siamusic_fast.processes.environment import is_leader
 from siamusic_fast.shards.manifest import find_shards
 
 
@@ -70,7 +71,7 @@ def evaluate(
         gpus=gpus,
         procs=procs,
     )
-    if not distributed.is_leader():
+    if not is_leader():
         return
     plots.evaluation(result)
     if as_json:

@@ -15,6 +15,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.console import note, output, progress
 from siamusic_fast.config import CHECKPOINTS, FEATURES, HEADS, PROTOCOLS, FinetuneConfig
 from siamusic_fast.processes import launch as distributed
+from siamusic_fast.processes.environment import is_leader
 from siamusic_fast.processes.signals import Stopped, StopSignals
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import finetune as training
@@ -137,10 +138,10 @@ def finetune(
                 procs=procs,
             )
     except KeyboardInterrupt as stop:
-        if distributed.is_leader():
+        if is_leader():
             note(f"Stopped. {out or run / 'finetune'} has the classifier so far, if an epoch ended.")
         sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
-    if not distributed.is_leader():
+    if not is_leader():
         return
     plots.finetuning(result.folder)
     if as_json:

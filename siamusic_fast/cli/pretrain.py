@@ -31,6 +31,7 @@ from siamusic_fast.config import (
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.pipelines.recipes import file_name, parse_recipe
 from siamusic_fast.processes import launch as distributed
+from siamusic_fast.processes.environment import is_leader, starts_again
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.training import pretrain as training
@@ -178,7 +179,7 @@ def pretrain(
     given = _without_what_a_typed_preset_sets(given)
     if resume not in (None, "auto"):
         _refuse_settings(given, preset=preset, out=out, all_splits=all_splits, force=force)
-    if distributed.starts_again() and out is None and resume is None:
+    if starts_again() and out is None and resume is None:
         raise ConfigError("torchrun starts this again if a process dies: name the run with --out to go on.")
     earlier = _run_to_resume(resume, out)
     old_config, old_data = runs.load_run(earlier) if earlier else (None, None)
@@ -189,7 +190,7 @@ def pretrain(
     config = _configured(given, preset, processes, shard_set.sample_rate, old_config)
     parse_recipe(config.aug)
     run = earlier or out or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(config.aug)}-{config.backbone}"
-    if not quiet and distributed.is_leader():
+    if not quiet and is_leader():
         note(f"Run: {run}")
     try:
         result = distributed.launch(
@@ -209,7 +210,7 @@ def pretrain(
     except KeyboardInterrupt as stop:
         _say_how_to_go_on(run, gpus, procs)
         sys.exit(stop.exit_code if isinstance(stop, Stopped) else 130)
-    if not distributed.is_leader():
+    if not is_leader():
         return
     plots.pretraining(result.run)
     if as_json:
@@ -278,7 +279,7 @@ def _refuse_settings(given: dict[str, Any], **others: object) -> None:
 
 
 def _say_how_to_go_on(run: Path, gpus: int | None, procs: int | None) -> None:
-    if not distributed.is_leader():
+    if not is_leader():
         return
     if runs.has_checkpoint(run):
         where = {"--gpus": gpus, "--procs": procs}

@@ -14,6 +14,7 @@ from siamusic_fast.evaluation import probe as analysis
 from siamusic_fast.evaluation.evaluate import overlap_warning
 from siamusic_fast.evaluation.scores import Scores
 from siamusic_fast.processes import launch as distributed
+from siamusic_fast.processes.environment import is_leader
 from siamusic_fast.shards.manifest import find_shards
 
 
@@ -84,7 +85,7 @@ def probe(
         gpus=gpus,
         procs=procs,
     )
-    if not distributed.is_leader():
+    if not is_leader():
         return
     if as_json:
         output.print_json(json.dumps(analysis.as_json(result)), indent=None)

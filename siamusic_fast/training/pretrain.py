@@ -101,7 +101,7 @@ def pretrain(
             training.restore(saved)
             world.once(lambda: runs.claim(out, world))
         else:
-            training.run = world.once(lambda: runs.start(out, config, shard_set, world, lock, force=force))
+            world.once(lambda: runs.start(out, config, shard_set, world, lock, force=force))
         return _train(config, shard_set, training, ddp, model, progress)
 
 
@@ -156,7 +156,7 @@ def _train(
 
                 minutes = (time.perf_counter() - saved_at) / 60
                 late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
-                stop, save = world.highest(signals.received, late)
+                stop, save = world.max(signals.received, late)
                 if stop or save:
                     training.save()
                     saved_at = time.perf_counter()
@@ -244,9 +244,12 @@ def _training(
     if saved:
         frontend = Frontend.load(saved["frontend"])
     else:
-        frontend = world.once(
-            lambda: estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks)
+        estimated = world.once(
+            lambda: estimate_frontend(
+                shard_set, config.mel, progress, short_tracks=config.short_tracks
+            ).dump()
         )
+        frontend = Frontend.load(estimated)
     loader = TwoViewLoader(
         shard_set,
         LoaderConfig(

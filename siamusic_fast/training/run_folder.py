@@ -191,13 +191,12 @@ def about(config: PretrainConfig, shard_set: ShardSet, frontend: Frontend) -> di
 
 def start(
     out: Path, config: PretrainConfig, shard_set: ShardSet, world: World, lock: FolderLock, *, force: bool
-) -> Path:
+) -> None:
     """Make the folder of a new run and lock it, with its settings to read and to feed back."""
     checkpoint.new_folder(out, force=force, lock=lock)
     values = {**settings.dump(config), "data": str(shard_set.folder), "processes": world.world_size}
     checkpoint.save_json(out / checkpoint.CONFIG, values)
     claim(out, world)
-    return out
 
 
 def claim(run: Path, world: World) -> None:
@@ -294,7 +293,7 @@ def reopen(
     If that is not the newest one, warns, and puts it in the place of the newest. Raises what is in the way.
     """
     world.once(lambda: lock.take(run) if run.is_dir() else None)
-    path = world.once(lambda: _to_go_on_from(run))  # the same in all processes
+    path = run / world.once(lambda: _to_go_on_from(run).name)  # the same in all processes
     saved = _load(path)
     _check_resumable(saved, run, config, shard_set, world)
     if path.name == PREVIOUS:
