@@ -11,7 +11,7 @@ import rich_click as click
 from siamusic_fast import __version__
 from siamusic_fast.cli.console import note, show_error
 from siamusic_fast.errors import SiamusicError
-from siamusic_fast.processes.failures import WorkerError, describe, told_by_leader
+from siamusic_fast.processes.failures import WorkerError, is_repeated, os_error_message
 
 # On the CPU, torch's threads share the cores with DALI's. By default a thread that waits for others spins,
 # and takes from those that it waits for. Read when torch is first imported; a user's own setting counts.
@@ -70,7 +70,7 @@ class LazyGroup(click.RichGroup):
             note(f"`{error.ctx.command_path if error.ctx else ctx.command_path} --help` says how it is used.")
             sys.exit(error.exit_code)
         except SiamusicError as error:
-            if not told_by_leader(error):
+            if not is_repeated(error):
                 show_error(str(error))
             sys.exit(1)
         except WorkerError as error:
@@ -80,8 +80,8 @@ class LazyGroup(click.RichGroup):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly when whoever reads the output has gone
-            if not told_by_leader(error):
-                show_error(describe(error))
+            if not is_repeated(error):
+                show_error(os_error_message(error))
             sys.exit(1)
         except KeyboardInterrupt as stop:
             note("Stopped.")

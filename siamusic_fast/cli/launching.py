@@ -30,16 +30,17 @@ def launch(
     A call that is stopped ends the command, with the words of `if_stopped`.
     """
     from siamusic_fast.processes import launch as processes
+    from siamusic_fast.processes.environment import is_leader
 
     options = {"force": common.force, "progress": progress(common.quiet), **options}
-    with stopping(lambda: if_stopped() if processes.is_leader() else ()):
+    with stopping(lambda: if_stopped() if is_leader() else ()):
         result = processes.launch(
             functools.partial(function, *arguments, **options),
             gpus=common.gpus,
             procs=common.procs,
             max_restarts=max_restarts,
         )
-    if not processes.is_leader():
+    if not is_leader():
         get_current_context().exit()
     return result
 

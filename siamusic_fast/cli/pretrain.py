@@ -83,26 +83,27 @@ def pretrain(
     """
     from siamusic_fast.analysis import plots
     from siamusic_fast.pipelines.recipes import file_name, parse_recipe
-    from siamusic_fast.processes import launch as processes
+    from siamusic_fast.processes.environment import is_leader, starts_again
+    from siamusic_fast.processes.launch import processes_wanted
     from siamusic_fast.training import pretrain as training
     from siamusic_fast.training import run_folder as runs
 
     given = _without_what_a_typed_preset_sets(options.given(settings))
     if resume not in (None, "auto"):
         _refuse_settings(given, preset=preset, out=common.out, all_splits=all_splits, force=common.force)
-    if processes.starts_again() and common.out is None and resume is None:
+    if starts_again() and common.out is None and resume is None:
         raise ConfigError("torchrun starts this again if a process dies: name the run with --out to go on.")
     earlier = _run_to_resume(resume, common.out)
     old_config, old_data = runs.load_run(earlier) if earlier else (None, None)
     shard_set = find_shards(common.data or old_data or options.DATA, common.data_dir)
     if all_splits:
         given["splits"] = tuple(shard_set.splits)
-    world_size = processes.processes_wanted(common.gpus, common.procs)
+    world_size = processes_wanted(common.gpus, common.procs)
     config = _configured(given, preset, world_size, shard_set.sample_rate, old_config)
     parse_recipe(config.aug)
     started = f"{datetime.now():%Y%m%d-%H%M%S}"
     run = earlier or common.out or RUNS / f"{started}-{file_name(config.aug)}-{config.backbone}"
-    if not common.quiet and processes.is_leader():
+    if not common.quiet and is_leader():
         note(f"Run: {run}")
     result = launch(
         training.pretrain,

@@ -62,14 +62,14 @@ def probe(run: Path, common: CommonOptions, checkpoint: str | None, **settings: 
 
 def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions) -> None:
     """Show a result, and say if the encoder had heard test tracks before."""
-    from siamusic_fast.evaluation.evaluate import EvaluateResult, heard_before
+    from siamusic_fast.evaluation.evaluate import EvaluateResult, overlap_warning
 
     def render() -> None:
         if isinstance(result, EvaluateResult):
             render_scores(result, run)
         else:
             render_probes(result)
-        if words := heard_before(result.pretrained_on):
+        if words := overlap_warning(result.pretrained_on):
             note(words)
 
     show_result(values, render, result.folder, common)

@@ -1,1 +1,1 @@
-"""What an encoder or a classifier is worth: features, probes and scores."""
+"""Features of encoders, probes of them, and scores of classifiers."""

@@ -1,4 +1,4 @@
-"""Evaluation: a classifier and shards in, scores over every test track out, each track once."""
+"""Evaluation: scores of a classifier on the test tracks, each track once."""
 
 import csv
 import dataclasses
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
-from siamusic_fast.evaluation.features import track_outputs
+from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.scores import Scores, scores
 from siamusic_fast.files import atomic_write
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import Classifier, place
 from siamusic_fast.models.run_files import OF_RESULTS, new_folder, save_json
+from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -30,20 +31,21 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """Scores of a classifier on the test split, and where they are kept."""
+    """Scores of a classifier on the test split."""
 
     folder: Path
+    """Folder of the results."""
     data: str
-    """Corpus that the tracks are from."""
+    """Name of the corpus that the tracks are from."""
     pretrained_on: tuple[str, ...]
-    """Splits that the encoder learnt from before, none if it began with random weights."""
+    """Splits that the encoder was pre-trained on; empty if it began with random weights."""
     scores: Scores
 
 
 def evaluate(
-    run: Path,
-    shard_set: ShardSet,
-    out: Path | None = None,
+    run: Path | str,
+    data: ShardSet | Path | str | None = None,
+    out: Path | str | None = None,
     *,
     seed: int = 0,
     backend: str = BACKENDS[0],
@@ -54,23 +56,31 @@ def evaluate(
     """Score the classifier of `run` on every labelled track of the test split.
 
     Called in every process of `world`, which share the tracks; default: one process on the CPU. `run` is a
-    fine-tuned pre-training run, or the folder of a classifier. A track's class is the one with the highest
-    probability, averaged over crops that cover the track, up to 128, and over its segments if it was packed
-    in several. `seed` is that of the bootstrap; `backend` computes the spectrograms. Results go to `out`,
-    with `force` in the place of earlier ones; by default to the folder evaluate beside the classifier, where
-    they replace earlier ones.
+    fine-tuned pre-training run, or the folder of a classifier. `data` is a shard set, its folder, or its
+    name; by default the shards that the classifier was trained on. A track's class is the one with the
+    highest probability, averaged over crops that cover the track, up to 128, and over its segments if it was
+    packed in several. `seed` is that of the bootstrap; `backend` computes the spectrograms.
+
+    Results go to `out`, which must be empty or with `force` may hold earlier results. The default is the
+    folder evaluate beside the classifier, where they replace earlier results.
 
     Raises DataError if there is no classifier, if the shards have other classes or no test tracks, or if
     `out` is not empty.
     """
     world = world or World()
-    path = find_classifier(run)
+    path = find_classifier(Path(run))
+    shard_set = shards_of_run(path.parent, data)
     saved = checkpoint.load(path, "classifier", CLASSIFIER_PARTS)
     classes = tuple(saved["classes"])
-    check_classes(shard_set, classes)
-    folder = world.once(lambda: results_folder(out, path.parent / "evaluate", force=force))
+    if shard_set.classes != classes:
+        raise DataError(
+            f"the classifier has the classes {', '.join(classes)} and {shard_set.folder} has "
+            f"{', '.join(shard_set.classes)}: use the shards it was trained on (on the command line, without "
+            f"--data)."
+        )
+    folder = results_folder(out, path.parent / "evaluate", world, force=force)
     model = place(load_classifier(saved), world.device).eval()
-    names, probabilities, labels = track_outputs(
+    names, probabilities, labels = extract_features(
         lambda mels: model(mels).softmax(dim=1),
         shard_set,
         "test",
@@ -86,13 +96,13 @@ def evaluate(
         scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
     )
     if world.leads:
-        _write_predictions(result.folder / PREDICTIONS, names, classes, probabilities, labels)
-        save_json(result.folder / RESULTS, as_json(result))
+        _write_predictions(folder / PREDICTIONS, names, classes, probabilities, labels)
+        save_json(folder / RESULTS, as_json(result))
     return result
 
 
 def as_json(result: EvaluateResult) -> dict[str, object]:
-    """Return `result` as plain values, but for its folder."""
+    """Return `result` as plain values, without its folder."""
     return {
         "data": result.data,
         "pretrained_on": result.pretrained_on,
@@ -100,29 +110,34 @@ def as_json(result: EvaluateResult) -> dict[str, object]:
     }
 
 
-def heard_before(pretrained_on: tuple[str, ...]) -> str:
-    """Return what must be said of scores on the test split if the encoder learnt from one; else nothing."""
+def overlap_warning(pretrained_on: tuple[str, ...]) -> str:
+    """Return a warning about scores on a test split if the encoder was pre-trained on one; else nothing."""
     if "test" not in pretrained_on:
         return ""
     return (
-        f"The encoder was pre-trained on the splits {', '.join(pretrained_on)}: if it heard these very "
-        f"test tracks, the scores flatter it."
+        f"The encoder was pre-trained on the splits {', '.join(pretrained_on)}: if these test tracks were "
+        f"among them, the scores are too high."
     )
 
 
-def results_folder(out: Path | None, default: Path, *, force: bool) -> Path:
-    """Make the folder of results and return it: `out`, or `default`, where earlier ones are replaced.
+def results_folder(out: Path | str | None, default: Path, world: World, *, force: bool) -> Path:
+    """Make the folder of results and return it: `out`, or `default`, where earlier results are replaced.
 
     Raises DataError if `out` is not empty, or, with `force`, holds something else than results.
     """
-    if out is not None:
-        return new_folder(out, force=force, own=OF_RESULTS)
-    default.mkdir(exist_ok=True)
-    return default
+
+    def make() -> None:
+        if out is None:
+            default.mkdir(exist_ok=True)
+        else:
+            new_folder(Path(out), force=force, own=OF_RESULTS)
+
+    world.once(make)
+    return default if out is None else Path(out)
 
 
 def load_classifier(saved: dict[str, Any]) -> Classifier:
-    """Return the network of the checkpoint `saved`, which has `CLASSIFIER_PARTS`."""
+    """Return the network of the checkpoint `saved`, which has the `CLASSIFIER_PARTS`."""
     classifier = Classifier(
         saved["backbone"], len(saved["classes"]), head=saved["head"], features=saved["features"]
     )
@@ -147,26 +162,16 @@ def check_enough_classes(shard_set: ShardSet, what: str) -> None:
         raise DataError(f"{shard_set.folder} has too few classes ({found}): {what} needs at least 2.")
 
 
-def check_classes(shard_set: ShardSet, classes: tuple[str, ...]) -> None:
-    """Raise DataError if the tracks of `shard_set` have other classes than a classifier's."""
-    if shard_set.classes != classes:
-        raise DataError(
-            f"the classifier tells {', '.join(classes)} apart and {shard_set.folder} has "
-            f"{', '.join(shard_set.classes)}: use the shards it was trained on (on the command line --data)."
-        )
-
-
 def _write_predictions(
     path: Path, names: list[str], classes: tuple[str, ...], probabilities: Tensor, labels: Tensor
 ) -> None:
     """Write one row per track, in the order of the shards."""
+    highest = probabilities.max(dim=1)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("key", "truth", "prediction", "probability"))
-    best = probabilities.max(dim=1)
-    for name, label, prediction, probability in zip(
-        names, labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
-    ):
+    columns = (labels.tolist(), highest.indices.tolist(), highest.values.tolist())
+    for name, label, prediction, probability in zip(names, *columns, strict=True):
         writer.writerow((name, classes[label], classes[prediction], f"{probability:.4f}"))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""A linear probe: logistic regression on frozen features, the usual measure of what an encoder knows."""
+"""A linear probe: logistic regression on frozen features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,24 +9,25 @@ from torch import Tensor
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths of the L2 penalty that `choose_linear` tries."""
-_STEPS = 500
-"""More than L-BFGS needed in any try."""
+_MAX_ITER = 500
+"""Maximum number of iterations of L-BFGS, which needed fewer in all tries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Class scores of standardized features: (x - mean) / deviation @ weight.T + bias."""
+    """Class scores of standardized features: (x - mean) / std @ weight.T + bias."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
     weight: Tensor
-    """[classes, d], as all float64."""
+    """Weights [classes, d], float64 like all tensors here."""
     bias: Tensor
     penalty: float
+    """Strength of the L2 penalty that it was fitted with."""
 
     def logits(self, features: Tensor) -> Tensor:
         """Return class scores, float64 [n, classes], of `features` [n, d]."""
-        return F.linear((features.double() - self.mean) / self.deviation, self.weight, self.bias)
+        return F.linear((features.double() - self.mean) / self.std, self.weight, self.bias)
 
     def predict(self, features: Tensor) -> Tensor:
         """Return the most probable class of each row, int64 [n]."""
@@ -36,18 +37,18 @@ class Linear:
 def fit_linear(features: Tensor, labels: Tensor, classes: int, penalty: float) -> Linear:
     """Return the minimum of mean cross-entropy + penalty / 2 |weight|^2 over standardized `features`.
 
-    The loss is convex and the start is 0, so that the result depends on the arguments alone. A feature that
-    never changes is left at 0.
+    The loss is convex and the start is 0, so that the result depends on the arguments alone. A constant
+    feature becomes 0.
     """
     x = features.double()
-    deviation, mean = torch.std_mean(x, dim=0, correction=0)
-    deviation = deviation.where(deviation > 1e-12, 1.0)
-    x = (x - mean) / deviation
+    std, mean = torch.std_mean(x, dim=0, correction=0)
+    std = std.where(std > 1e-12, 1.0)
+    x = (x - mean) / std
     weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=_STEPS,
+        max_iter=_MAX_ITER,
         tolerance_grad=1e-7,
         tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
@@ -60,7 +61,7 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int, penalty: float) -
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return Linear(mean=mean, deviation=deviation, weight=weight.detach(), bias=bias.detach(), penalty=penalty)
+    return Linear(mean=mean, std=std, weight=weight.detach(), bias=bias.detach(), penalty=penalty)
 
 
 def choose_linear(
@@ -71,7 +72,7 @@ def choose_linear(
 ) -> Linear:
     """Return the fit to `training` whose penalty does best on `validation`, both (features, labels).
 
-    Best is the highest accuracy, and among equals the lowest cross-entropy.
+    The best has the highest accuracy, and among equals the lowest cross-entropy.
     """
     features, labels = validation
 

@@ -1,7 +1,6 @@
-"""What pre-training added: probes of an encoder's frozen features, beside those of a random one."""
+"""Probes of an encoder's frozen features, and of those of random encoders, which show what it learnt."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,63 +9,70 @@ from torch import Tensor, nn
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.evaluation.evaluate import RESULTS, check_enough_classes, results_folder
-from siamusic_fast.evaluation.features import track_outputs
+from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.knn import knn_predict
 from siamusic_fast.evaluation.linear_probe import choose_linear
 from siamusic_fast.evaluation.scores import Scores, scores
-from siamusic_fast.models import networks as models
-from siamusic_fast.models.pretrained import Pretrained, load_pretrained
+from siamusic_fast.models import networks
+from siamusic_fast.models.pretrained import load_pretrained
 from siamusic_fast.models.run_files import save_json
+from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 
 SPLITS = ("training", "validation", "test")
 
-Tracks = tuple[Tensor, Tensor]
-"""Features [tracks, width] and labels [tracks]."""
+Labelled = tuple[Tensor, Tensor]
+"""Features [tracks, d] and labels [tracks]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderProbes:
-    """How the probes of one encoder fared on the test split."""
+    """Scores of the probes of one encoder on the test split."""
 
     knn: Scores
+    """Scores of the kNN probe."""
     linear: Scores
+    """Scores of the linear probe."""
     penalty: float
     """Strength of the linear probe's L2 penalty, chosen on the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Probes of a pre-trained encoder and of two of the same kind that have learnt nothing."""
+    """Probes of a pre-trained encoder and of two untrained ones with the same backbone."""
 
     folder: Path
+    """Folder of the results."""
     data: str
-    """Corpus that the tracks are from."""
+    """Name of the corpus that the tracks are from."""
     backbone: str
+    """Name of the encoders' network, such as resnet50."""
     checkpoint: str
-    """Which of the run's encoders: `last` or `best`."""
+    """Checkpoint of the run: `last` or `best`."""
     epoch: int
-    """Epochs of pre-training behind it."""
+    """Epochs of pre-training behind the checkpoint."""
     pretrained_on: tuple[str, ...]
-    """Splits that it learnt from."""
+    """Splits that the encoder was pre-trained on."""
     pretrained: EncoderProbes
+    """Probes of the pre-trained encoder."""
     random: EncoderProbes
-    """With torchvision's own random weights: the usual baseline."""
+    """Probes of an encoder with torchvision's own random weights, the usual baseline."""
     initial: EncoderProbes
-    """As pre-training starts: the same weights, but residual branches of a ResNet begin at zero."""
+    """Probes of the encoder that pre-training starts from: the same random weights, but the residual branches
+    of a ResNet begin at zero."""
 
     @property
     def gain(self) -> float:
-        """How much more accurate the linear probe is than that of the random encoder."""
+        """Accuracy of the linear probe minus that of the random encoder's."""
         return self.pretrained.linear.accuracy - self.random.linear.accuracy
 
 
 def probe(
-    run: Path,
-    shard_set: ShardSet,
-    out: Path | None = None,
+    run: Path | str,
+    data: ShardSet | Path | str | None = None,
+    out: Path | str | None = None,
     *,
     which: str = "last",
     seed: int = 0,
@@ -77,28 +83,44 @@ def probe(
 ) -> ProbeResult:
     """Probe the encoder of the pre-training run `run`, `last` or `best`, and random ones beside it.
 
-    Called in every process of `world`, which share the tracks; default: one process on the CPU. A track's
-    features are those of crops that cover it, up to 128, averaged; `backend` computes their spectrograms. The
-    kNN probe looks at the labelled training tracks; the linear one learns from them, with the penalty that
-    does best on validation. Both are scored on the labelled test tracks, which nothing is chosen by.
+    Called in every process of `world`, which share the tracks; default: one process on the CPU. `data` is a
+    shard set, its folder, or its name; by default the shards that the run was trained on, if they have
+    labels. The features of a track are the mean over crops that cover it, up to 128; `backend` computes their
+    spectrograms. The kNN probe has the labelled training tracks as its bank. The linear probe learns from
+    them, with the penalty that does best on the validation tracks. Both are scored on the labelled test
+    tracks.
 
-    All are in evaluation mode, where the batch norms of the random encoders have the statistics that they
-    start with: mean 0 and variance 1. Their weights depend on `seed`, which is that of the bootstrap too.
-    Results go to `out`, with `force` in the place of earlier ones; by default to the folder probe in `run`,
-    where they replace earlier ones.
+    The encoders are in evaluation mode, where the batch norms of the random ones have mean 0 and variance 1.
+    The random weights depend on `seed`, which is that of the bootstrap too.
+
+    Results go to `out`, which must be empty or with `force` may hold earlier results. The default is the
+    folder probe in `run`, where they replace earlier results.
 
     Raises DataError if `run` holds no such encoder, if the shards have fewer than two classes or a split
     without labelled tracks; ConfigError if the features do not fit the shards.
     """
-    world = world or World()
-    check_enough_classes(shard_set, "a probe")
+    world, run = world or World(), Path(run)
     pretrained = load_pretrained(run, which)
-    folder = world.once(lambda: results_folder(out, run / "probe", force=force))
+    shard_set = shards_of_run(run, data)
+    check_enough_classes(shard_set, "a probe")
+    folder = results_folder(out, run / "probe", world, force=force)
 
     learnt, random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(3))
     learnt.load_state_dict(pretrained.encoder)
-    encoders = [learnt, activate_branches(random), initial]
-    tracks = _features(encoders, pretrained, shard_set, backend, world, progress)
+    encoders = [learnt.eval(), activate_branches(random).eval(), initial.eval()]
+    tracks: list[dict[str, Labelled]] = [{} for _ in encoders]
+    for split in SPLITS:  # read once, for all encoders
+        _, outputs, labels = extract_features(
+            lambda mels: torch.cat([encoder(mels) for encoder in encoders], dim=1),
+            shard_set,
+            split,
+            pretrained.frontend,
+            backend=backend,
+            world=world,
+            progress=progress,
+        )
+        for of_one, features in zip(tracks, outputs.chunk(len(encoders), dim=1), strict=True):
+            of_one[split] = features, labels
     probes = [_probes(of_one, shard_set.classes, seed) for of_one in tracks]
     result = ProbeResult(
         folder=folder,
@@ -112,20 +134,20 @@ def probe(
         initial=probes[2],
     )
     if world.leads:
-        save_json(result.folder / RESULTS, as_json(result))
+        save_json(folder / RESULTS, as_json(result))
     return result
 
 
 def random_encoder(backbone: str, seed: int, device: torch.device) -> nn.Module:
-    """Return what pre-training starts from; depends on `seed` alone and draws from no global generator."""
+    """Return the encoder that pre-training with `seed` starts from; no global random generator is changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, _ = models.encoder(backbone)
-    return models.place(model, device)
+        model, _ = networks.encoder(backbone)
+    return networks.place(model, device)
 
 
 def activate_branches(model: nn.Module) -> nn.Module:
-    """Let the residual branches that start at zero count, as without `zero_init_residual`; return `model`."""
+    """Set the batch norm weights that `zero_init_residual` made 0 to 1, and return `model`."""
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d) and not part.weight.any():
             nn.init.ones_(part.weight)
@@ -137,34 +159,8 @@ def as_json(result: ProbeResult) -> dict[str, object]:
     return {**dataclasses.asdict(result), "folder": str(result.folder), "gain": result.gain}
 
 
-def _features(
-    encoders: Sequence[nn.Module],
-    pretrained: Pretrained,
-    shard_set: ShardSet,
-    backend: str,
-    world: World,
-    progress: Progress,
-) -> list[dict[str, Tracks]]:
-    """Return, for each of `encoders`, the tracks of each split as it sees them; all are read once."""
-    found: list[dict[str, Tracks]] = [{} for _ in encoders]
-    for encoder in encoders:
-        encoder.eval()
-    for split in SPLITS:
-        _, outputs, labels = track_outputs(
-            lambda mels: torch.cat([encoder(mels) for encoder in encoders], dim=1),
-            shard_set,
-            split,
-            pretrained.frontend,
-            backend=backend,
-            world=world,
-            progress=progress,
-        )
-        for tracks, features in zip(found, outputs.chunk(len(encoders), dim=1), strict=True):
-            tracks[split] = features, labels
-    return found
-
-
-def _probes(tracks: dict[str, Tracks], classes: tuple[str, ...], seed: int) -> EncoderProbes:
+def _probes(tracks: dict[str, Labelled], classes: tuple[str, ...], seed: int) -> EncoderProbes:
+    """Fit the probes to the features of one encoder, by split, and score them on the test split."""
     features, labels = tracks["test"]
     linear = choose_linear(tracks["training"], tracks["validation"], len(classes))
     return EncoderProbes(

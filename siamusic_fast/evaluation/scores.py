@@ -2,27 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+
+Array = npt.NDArray[np.float64]
+Confusion = npt.NDArray[np.int64]
+"""Tracks by truth (row) and prediction (column), [..., classes, classes]."""
+
+RESAMPLES = 1_000
+"""Bootstrap samples behind an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """How one class fared; all between 0 and 1."""
+    """Scores of one class, all between 0 and 1."""
 
     name: str
     tracks: int
-    """Tracks of this class."""
+    """Number of tracks of this class."""
     recall: float
     precision: float
     f1: float
@@ -30,94 +30,86 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How a classifier fared on some tracks; all scores between 0 and 1.
+    """Scores of a classifier on some tracks, all between 0 and 1.
 
-    Recall, precision and F1 are macro averages: every class that occurs among the truths or the predictions
-    counts the same. A class that occurs in neither (none of its tracks is in a small split) is left out; one
-    that is predicted but has no track counts with 0.
+    Recall, precision and F1 are macro averages: the mean over all classes that occur among the truths or the
+    predictions. A class that occurs in neither is left out; one that is predicted but has no track counts
+    with 0.
     """
 
     tracks: int
     chance: float
-    """Accuracy of always answering the most frequent class: 1 / classes where all have as many tracks."""
+    """Accuracy of always predicting the most frequent class."""
     accuracy: float
     recall: float
     precision: float
     f1: float
     classes: tuple[ClassScores, ...]
     intervals: dict[str, tuple[float, float]]
-    """95% bootstrap interval of `accuracy`, `recall`, `precision` and `f1`, by name."""
+    """95% bootstrap intervals of `accuracy`, `recall`, `precision` and `f1`, by name."""
     confusion: tuple[tuple[int, ...], ...]
     """Tracks by truth (row) and prediction (column)."""
 
 
-RESAMPLES = 1_000
-
-
 def scores(predictions: Tensor, labels: Tensor, classes: Sequence[str], *, seed: int = 0) -> Scores:
     """Compare predicted with true class numbers, both int64 [n] with n > 0; `seed` is for the intervals."""
-    n_classes = len(classes)
-
-    def macro(metric: Any) -> float:
-        return float(metric(predictions, labels, num_classes=n_classes, average="macro"))
-
-    def per_class(metric: Any) -> list[float]:
-        values: Tensor = metric(predictions, labels, num_classes=n_classes, average=None)
-        return [float(value) for value in values]
-
-    confusion = multiclass_confusion_matrix(predictions, labels, num_classes=n_classes)
-    tracks = [int(count) for count in confusion.sum(dim=1)]
-    rows = zip(
-        classes,
-        tracks,
-        per_class(multiclass_recall),
-        per_class(multiclass_precision),
-        per_class(multiclass_f1_score),
-        strict=True,
-    )
+    n = len(classes)
+    confusion = torch.bincount(labels * n + predictions, minlength=n * n).view(n, n).cpu().numpy()
+    tracks = confusion.sum(axis=1).tolist()
+    by_class = {name: values.tolist() for name, values in class_scores(confusion).items()}
     return Scores(
         tracks=len(labels),
         chance=max(tracks) / len(labels),
-        accuracy=float(multiclass_accuracy(predictions, labels, num_classes=n_classes, average="micro")),
-        recall=macro(multiclass_recall),
-        precision=macro(multiclass_precision),
-        f1=macro(multiclass_f1_score),
+        **{name: float(value) for name, value in macro_scores(confusion).items()},
         classes=tuple(
-            ClassScores(name=name, tracks=count, recall=recall, precision=precision, f1=f1)
-            for name, count, recall, precision, f1 in rows
+            ClassScores(
+                name=name, tracks=tracks[place], **{score: found[place] for score, found in by_class.items()}
+            )
+            for place, name in enumerate(classes)
         ),
-        intervals=bootstrap_intervals(confusion.numpy(), seed=seed),
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        intervals=bootstrap_intervals(confusion, seed=seed),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
     )
 
 
 def bootstrap_intervals(
-    confusion: npt.NDArray[np.int64], *, resamples: int = RESAMPLES, seed: int = 0
+    confusion: Confusion, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Return where the middle 95% of each score lie when the tracks are drawn anew, with replacement.
+    """Return the middle 95% of each score when the tracks are drawn anew, with replacement.
 
-    This is Efron's percentile method. `confusion` [classes, classes] counts tracks by truth and prediction;
-    drawing tracks is drawing their cells, from a multinomial distribution. Tracks count as independent, which
-    those of one artist are not: then the true interval is wider.
+    This is Efron's percentile method. Drawing tracks is drawing cells of `confusion` [classes, classes], from
+    a multinomial distribution. Tracks count as independent, which those of one artist are not: then the true
+    interval is wider.
     """
     tracks = int(confusion.sum())
-    shares = confusion.ravel() / tracks
-    drawn = np.random.default_rng(seed).multinomial(tracks, shares, size=resamples)
-    found = macro_scores(drawn.reshape(resamples, *confusion.shape))
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(tracks, confusion.ravel() / tracks, size=resamples)
+    intervals = {}
+    for name, values in macro_scores(drawn.reshape(resamples, *confusion.shape)).items():
+        low, high = np.quantile(values, (0.025, 0.975))
+        intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def macro_scores(confusion: Confusion) -> dict[str, Array]:
+    """Return accuracy and the macro averages that `Scores` describes, each [...]."""
+    occurs = confusion.sum(axis=-1) + confusion.sum(axis=-2) > 0
+    right = np.trace(confusion, axis1=-2, axis2=-1)
     return {
-        name: (float(low), float(high))
-        for name, (low, high) in ((n, np.quantile(values, (0.025, 0.975))) for n, values in found.items())
+        "accuracy": right / confusion.sum(axis=(-2, -1)),
+        **{
+            name: values.sum(axis=-1) / occurs.sum(axis=-1)
+            for name, values in class_scores(confusion).items()
+        },
     }
 
 
-def macro_scores(confusions: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the scores of each of `confusions` [n, classes, classes], as `Scores` defines them."""
-    right = np.diagonal(confusions, axis1=1, axis2=2)
-    truths, guesses = confusions.sum(axis=2), confusions.sum(axis=1)
-    occurring = (truths + guesses > 0).sum(axis=1)
+def class_scores(confusion: Confusion) -> dict[str, Array]:
+    """Return `recall`, `precision` and `f1`, each [..., classes]; 0 for a class that never occurs."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    truths, predictions = confusion.sum(axis=-1), confusion.sum(axis=-2)
     return {
-        "accuracy": right.sum(axis=1) / truths.sum(axis=1),
-        "recall": (right / np.maximum(truths, 1)).sum(axis=1) / occurring,
-        "precision": (right / np.maximum(guesses, 1)).sum(axis=1) / occurring,
-        "f1": (2 * right / np.maximum(truths + guesses, 1)).sum(axis=1) / occurring,
+        "recall": right / np.maximum(truths, 1),
+        "precision": right / np.maximum(predictions, 1),
+        "f1": 2 * right / np.maximum(truths + predictions, 1),
     }

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 
-from siamusic_fast.processes.launch import is_leader
+from siamusic_fast.processes.environment import is_leader
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -1,19 +1,44 @@
-"""How the processes of a job fail, and what a user is told of it; without torch, to be imported at once."""
+"""How processes fail, and how one tells another of its error; imports no torch, so that it is quick."""
 
-FROM_LEADER = "raised by the leading process of the job, and here because of it"
-"""Note on an error that the leading process tells of: the others need not."""
+from typing import Any
+
+from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
+
+_CLASSES = {kind.__name__: kind for kind in (ConfigError, DataError, DeviceError, SiamusicError)}
+_FROM_LEADER = "raised by the leading process, and repeated here"
 
 
 class WorkerError(Exception):
-    """A process of a job failed by a mistake that is not the user's: its rank and its traceback."""
+    """A process failed by a mistake that is not the user's; the message has its rank and its traceback."""
 
 
-def told_by_leader(error: BaseException) -> bool:
-    """Whether `error` is only a repetition of what the leading process of the job raised."""
-    return FROM_LEADER in getattr(error, "__notes__", ())
+def error_to_words(error: Exception) -> tuple[str, str]:
+    """Return the class and the message of `error`, for another process; an OSError becomes a DataError."""
+    if isinstance(error, OSError):
+        error = DataError(os_error_message(error))
+    names = (name for name, kind in _CLASSES.items() if isinstance(error, kind))
+    return next(names, type(error).__name__), str(error)
 
 
-def describe(error: OSError) -> str:
+def error_from_words(name: str, message: str) -> Exception:
+    """Return the error that `error_to_words` described; one that is no SiamusicError as a RuntimeError."""
+    kind = _CLASSES.get(name)
+    return kind(message) if kind else RuntimeError(f"{name}: {message}")
+
+
+def repeated_from_leader(words: Any) -> Exception:
+    """Return the error of the leading process, marked so that only that process shows it."""
+    error = error_from_words(*words)
+    error.add_note(_FROM_LEADER)
+    return error
+
+
+def is_repeated(error: BaseException) -> bool:
+    """Whether the leading process raised `error` as well, and shows it."""
+    return _FROM_LEADER in getattr(error, "__notes__", ())
+
+
+def os_error_message(error: OSError) -> str:
     """Return what a user is told of a file that cannot be used."""
     if error.filename is None:
         return f"{error.strerror or error or type(error).__name__}."

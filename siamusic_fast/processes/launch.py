@@ -1,7 +1,6 @@
-"""Several processes that train as one: starting them, and joining them."""
+"""Starting processes that train together, or joining those that torchrun or SLURM started."""
 
 import dataclasses
-import functools
 import logging
 import os
 import signal
@@ -10,7 +9,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,11 +21,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
-from siamusic_fast.processes import loopback as one_machine
-from siamusic_fast.processes import slurm
-from siamusic_fast.processes.failures import WorkerError, describe
+from siamusic_fast.processes import loopback
+from siamusic_fast.processes.environment import launched_environment, on_one_machine
+from siamusic_fast.processes.failures import WorkerError, error_from_words, os_error_message
 from siamusic_fast.processes.pool import end_with_parent, share_of_cores
-from siamusic_fast.processes.rendezvous import meet
+from siamusic_fast.processes.rendezvous import torchrun_store
 from siamusic_fast.processes.signals import STOPPING, Stopped
 from siamusic_fast.processes.world import World
 
@@ -35,16 +33,15 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 _HANDLED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_BLAME_AFTER = 5.0
-"""Seconds that a process whose partner went away waits to be ended, so that the partner's error is shown."""
+_FAIL_AFTER = 5.0
+"""Seconds that a process waits before it fails because another has died, whose error is to be shown."""
 _SAVE_WITHIN = 8.0
-"""Seconds that a process whose launcher was killed has to save and end; torch sends it a SIGINT then."""
-_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""Seconds in which a process saves and ends when its launcher was killed; torch then sends it a SIGINT."""
 _ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class WorldFunction(Protocol[R_co]):
-    """What a job runs; picklable, such as a `functools.partial` of a function in a module."""
+    """What the processes run. It can be pickled, as a `functools.partial` of a function in a module can."""
 
     def __call__(self, *, world: World) -> R_co: ...
 
@@ -52,33 +49,38 @@ class WorldFunction(Protocol[R_co]):
 def launch(
     function: WorldFunction[T], *, gpus: int | None = None, procs: int | None = None, max_restarts: int = 0
 ) -> T:
-    """Call `function(job=...)` in every process of a job and return the leading one's result.
+    """Call `function(world=...)` in every process and return the leading one's result.
 
-    `gpus` GPUs have one process each; `None` is one GPU if there is one, else the CPU. On the CPU (`gpus=0`)
-    there are `procs` processes. A single one is this process; several are started on this machine by
-    torch's elastic launcher, and import the main module of the calling program. Under `torchrun` and in a
-    step of SLURM's `srun` this process is a member already and joins the others.
+    With `gpus`, each of so many GPUs has a process; `None` is one GPU if there is one, else the CPU. On the
+    CPU (`gpus=0`) there are `procs` processes. A single process is this one. Several are started on this
+    machine by torch's elastic launcher, and import the main module of the calling program. Under `torchrun`,
+    and in a step of SLURM's `srun`, this process is one of several already and joins the others.
 
-    Raises what any process raises that is a SiamusicError; SiamusicError as well if one was killed, could not
-    use a file, or ran out of the GPU's memory; WorkerError if one failed otherwise, after it started all of
-    them `max_restarts` times again; Stopped if the job was interrupted. No process is left behind.
+    If a process dies, or fails by a mistake that is not the user's, all processes start again, at most
+    `max_restarts` times. After that, and for a user's mistake at once, this raises: the SiamusicError that a
+    process raised; a SiamusicError if a process was killed, could not use a file, or ran out of the GPU's
+    memory; WorkerError if it failed in another way; Stopped after a request to stop. No process is left.
     """
     processes, on_gpu = processes_wanted(gpus, procs), _uses_gpus(gpus)
-    if place := _place():
-        _refuse_restarts(max_restarts)
-        os.environ.update(place)
+    if environment := launched_environment():
+        if max_restarts:
+            raise ConfigError(
+                f"max_restarts = {max_restarts} is not for processes that torchrun or SLURM started: leave "
+                f"it out (on the command line --max-restarts), and give torchrun its own --max-restarts, or "
+                f"sbatch --requeue."
+            )
+        os.environ.update(environment)
         return _join(function, on_gpu)
     if processes == 1 and max_restarts == 0:
-        with _explained():
-            return function(world=World(device=_device(0, on_gpu)))
+        return _call(function, World(device=_device(0, on_gpu)))
     return _start(function, processes, on_gpu, max_restarts)
 
 
 def processes_wanted(gpus: int | None = None, procs: int | None = None) -> int:
-    """Return how many processes `launch` would have in its job, or raise its errors."""
-    if place := _place():
+    """Return how many processes `launch` would have, or raise its errors."""
+    if environment := launched_environment():
         _check_gpus(gpus and 1)
-        return int(place["WORLD_SIZE"])
+        return int(environment["WORLD_SIZE"])
     found = _check_gpus(gpus)
     if found and procs not in (None, found):
         raise ConfigError(
@@ -99,72 +101,43 @@ def device_for(gpus: int | None) -> torch.device:
     return _device(0, on_gpu=found > 0)
 
 
-def is_leader() -> bool:
-    """Whether this process is alone or the first of a job of `torchrun` or SLURM: the one to print."""
-    return _place().get("RANK", "0") == "0"
-
-
-def starts_again() -> bool:
-    """Whether this is a process of torchrun that is started again if one of them dies."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-
-
-def _place() -> dict[str, str]:
-    """Return RANK and so on of a process that torch's launcher or SLURM started; empty for another."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return dict(os.environ)
-    return slurm.torch_environment(os.environ)
-
-
-def _refuse_restarts(max_restarts: int) -> None:
-    """Raise ConfigError if a process that another launcher started is to start processes again."""
-    if max_restarts:
-        raise ConfigError(
-            f"max_restarts = {max_restarts} is for processes that are started here, not for those of "
-            f"torchrun or SLURM: leave it out (on the command line --max-restarts), and give torchrun its "
-            f"own --max-restarts, or sbatch --requeue."
-        )
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn a lack of the GPU's memory into an error that says what to do."""
+def _call(function: WorldFunction[T], world: World) -> T:
+    """Call `function`; raise a DeviceError that says what to do if the GPU's memory does not suffice."""
     try:
-        yield
+        return function(world=world)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"the GPU's memory does not suffice ({str(error).splitlines()[0]}): use a smaller batch_size, in "
-            f"pre-training with accumulate for as many pairs per step (on the command line --batch-size and "
-            f"--grad-accum-steps)."
+            f"pre-training with a larger grad_accum_steps for as many pairs per step (on the command line "
+            f"--batch-size and --grad-accum-steps)."
         ) from error
 
 
 def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restarts: int) -> T:
+    """Start processes with torch's launcher and return the result of the first."""
     # The launcher logs a failure in a dozen lines of its own; what is raised below says it all.
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         log = logging.getLogger(name)
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    with one_machine.private_folder() as folder, _own_handlers():
+    with loopback.private_folder() as folder, _own_handlers():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=processes,
             run_id=uuid.uuid4().hex,
-            rdzv_backend=one_machine.RENDEZVOUS,
+            rdzv_backend=loopback.RENDEZVOUS,
+            rdzv_configs={"folder": folder},
             max_restarts=max_restarts,
             logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         try:
-            called = functools.partial(_without_restart, function) if max_restarts else function
-            results: dict[int, T | _Mistake] = elastic_launch(config, _spawned)(called, on_gpu, folder)
+            results: dict[int, T] = elastic_launch(config, _run_started)(function, on_gpu, folder)
         except SignalException as error:
             raise Stopped(error.sigval) from None
         except ChildFailedError as error:
             raise _failure(error) from None
-    if isinstance(result := results[0], _Mistake):
-        raise result.error
-    return result
+    return results[0]
 
 
 @contextmanager
@@ -179,59 +152,31 @@ def _own_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-@dataclass(frozen=True)
-class _Mistake:
-    """What a process returns when all of them met an error that another start would meet as well."""
-
-    error: SiamusicError
-
-
-def _spawned(function: WorldFunction[T], on_gpu: bool, folder: Path) -> T:
+def _run_started(function: WorldFunction[T], on_gpu: bool, folder: Path) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
     end_with_parent(_SAVE_WITHIN)
     try:
         return _join(function, on_gpu, folder)
+    except SiamusicError as error:
+        loopback.prevent_restart(folder, error)
+        raise
     except OSError as error:
-        raise DataError(describe(error)) from error
+        raise DataError(os_error_message(error)) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT) from None
 
 
-def _without_restart(function: WorldFunction[T], *, world: World) -> T | _Mistake:
-    """Call `function`; an error that all processes raise is returned, as the launcher would start them again.
-
-    An error of one of them is raised: the others wait for it, and the launcher is to end them.
-    """
-    try:
-        with _explained():
-            return function(world=world)
-    except SiamusicError as error:
-        if _everywhere(world):
-            return _Mistake(error)
-        raise
-
-
-def _everywhere(world: World) -> bool:
-    """Whether every process comes here within seconds."""
-    store = dist.distributed_c10d._get_default_store()
-    come, until = store.add("mistakes", 1), time.monotonic() + _BLAME_AFTER
-    while come < world.world_size and time.monotonic() < until:
-        time.sleep(0.05)
-        come = store.add("mistakes", 0)
-    return come == world.world_size
-
-
 def _join(function: WorldFunction[T], on_gpu: bool, folder: Path | None = None) -> T:
-    """Be the process of a job that the environment says, as torchrun and the elastic launcher set it.
+    """Be the process that the environment variables of torch's launcher describe.
 
-    `folder` is the private one of a launcher of ours.
+    `folder` is the private one of `_start`.
     """
     try:
-        with _process_group(on_gpu, folder) as world, _explained():
-            return function(world=world)
+        with _process_group(on_gpu, folder) as world:
+            return _call(function, world)
     except RuntimeError as error:
         if any(words in str(error) for words in _ENDED_CONNECTION):
-            time.sleep(_BLAME_AFTER)
+            time.sleep(_FAIL_AFTER)
         raise
 
 
@@ -240,12 +185,12 @@ def _process_group(on_gpu: bool, folder: Path | None) -> Iterator[World]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
     torch.set_num_threads(share_of_cores())
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if one_machine.all_are_here():
-        one_machine.keep_to_loopback()
-    store, name = _store_and_name(folder, rank, world_size)
+    if on_one_machine():
+        loopback.keep_to_loopback()
+    store, job_id = _store(folder, rank, world_size)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore(meet(store, rank, world_size), store),  # type: ignore[attr-defined]
+        store=store,
         rank=rank,
         world_size=world_size,
         device_id=device if on_gpu else None,
@@ -254,26 +199,24 @@ def _process_group(on_gpu: bool, folder: Path | None) -> Iterator[World]:
         rank=rank,
         world_size=world_size,
         device=device,
-        id=name,
+        id=job_id,
         cpu_group=dist.new_group(backend="gloo") if on_gpu else None,
     )
-    # A node counts the failures of its own processes only.
-    (restarts,) = world.highest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    # A node of torchrun counts the failures of its own processes only.
+    (restarts,) = world.max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     yield dataclasses.replace(world, restarts=restarts)
     # Not after an error: the others would have to take part, and the launcher ends them anyway.
     dist.destroy_process_group()
 
 
-def _store_and_name(folder: Path | None, rank: int, world_size: int) -> tuple[Store, str]:
-    """Return where the processes of the job meet, and the job's id: see `Job.id`."""
+def _store(folder: Path | None, rank: int, world_size: int) -> tuple[Store, str]:
+    """Return the store through which the processes find each other, and `World.id`."""
     if folder:
-        return one_machine.file_store(folder), os.environ["TORCHELASTIC_RUN_ID"]
+        return loopback.file_store(folder), os.environ["TORCHELASTIC_RUN_ID"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        store, *_ = next(rendezvous("env://"))
-        # Not that RUN_ID, which torchrun calls "none": this store lasts as long as its job.
-        return store, store.compare_set("siamusic-fast/job", "", uuid.uuid4().hex).decode()
-    if one_machine.all_are_here():
-        return one_machine.loopback_store(rank, world_size, int(os.environ["MASTER_PORT"])), ""
+        return torchrun_store(rank, world_size)
+    if on_one_machine():
+        return loopback.loopback_store(rank, world_size, int(os.environ["MASTER_PORT"])), ""
     store, *_ = next(rendezvous("env://"))
     return store, ""
 
@@ -310,26 +253,21 @@ def _check_gpus(gpus: int | None) -> int:
 
 
 def _failure(error: ChildFailedError) -> BaseException:
-    """Return what ended a job: a request to stop, the user's mistake, a kill, or a traceback of ours."""
+    """Return what ended the processes: a request to stop, the user's mistake, a kill, or a bug of ours."""
     rank, failure = error.get_first_failure()
     if failure.exitcode - 128 in STOPPING:
         return Stopped(failure.exitcode - 128)
     report: Any = failure.message
     if isinstance(report, dict):
         name, _, text = report["message"].partition(": ")
-        for kind in (ConfigError, DataError, DeviceError, SiamusicError):
-            if name == kind.__name__:
-                return kind(text)
+        raised = error_from_words(name, text)
+        if isinstance(raised, SiamusicError):
+            return raised
         return WorkerError(f"rank {rank} failed:\n{report['extraInfo']['py_callstack'].rstrip()}")
-    if -failure.exitcode in _CRASHES:
-        return SiamusicError(
-            f"rank {rank} crashed in a library ({failure.signal_name()}): what it printed above may say why. "
-            f"resume=True (on the command line --resume) goes on from the last checkpoint."
-        )
     if failure.exitcode < 0:
         return SiamusicError(
-            f"rank {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}) from outside: "
-            f"see whether the memory sufficed. resume=True (on the command line --resume) goes on; "
-            f"max_restarts (--max-restarts) does so by itself."
+            f"rank {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}): the memory may "
+            f"not suffice, or a library crashed and printed why above. resume=True (on the command line "
+            f"--resume) goes on from the last checkpoint; max_restarts (--max-restarts) does so by itself."
         )
     return WorkerError(f"rank {rank} ended with exit code {failure.exitcode} and no traceback.")

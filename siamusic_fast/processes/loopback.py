@@ -1,5 +1,6 @@
-"""Where the processes of one machine meet, so that nobody on the network can join them."""
+"""How the processes of one machine find each other, so that nobody on the network can join them."""
 
+import json
 import os
 import shutil
 import socket
@@ -19,34 +20,44 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from siamusic_fast.errors import SiamusicError
 from siamusic_fast.folder_lock import LOCK, FolderLock, is_locked
+from siamusic_fast.processes.failures import error_from_words, error_to_words
 
 RENDEZVOUS = "siamusic-fast-one-machine"
-"""Name under which torch's launcher finds `LoneLauncher`."""
+"""Name under which torch's launcher finds `OneMachineRendezvous`."""
 _LOOPBACK = "127.0.0.1"
 _FOLDERS = "siamusic-fast-"
-"""How the names of launchers' folders begin."""
+"""Beginning of the names of launchers' folders."""
 _STALE_AFTER = 60.0
-"""Seconds. A folder is younger while its launcher has made it and not yet locked it."""
+"""Seconds. A launcher locks its folder sooner than that after it has made it."""
+_NO_RESTART = "no-restart.json"
 
 
-class LoneLauncher(RendezvousHandler):
-    """Tells torch's launcher that no other launcher takes part, which it need not listen to find out.
+class OneMachineRendezvous(RendezvousHandler):
+    """Tells torch's launcher that it is the only one, without a network.
 
-    Torch's own handlers each open a store to all networks, without a password. What the launcher notes here
-    stays in its memory.
+    Torch's own handlers each open a store to all networks, without a password. What the launcher writes to
+    this store stays in its memory.
     """
 
     def __init__(self, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
-        self._notes = HashStore()
+        self._folder: Path = parameters.get("folder")
+        self._store = HashStore()
 
     def get_backend(self) -> str:
         return RENDEZVOUS
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return that this launcher is the first of one; its processes need no address, see `file_store`."""
-        return RendezvousInfo(self._notes, 0, 1, RendezvousStoreInfo(_LOOPBACK, 0))
+        """Return that this launcher is the first of one, before each start of the processes.
+
+        The processes need no address, see `file_store`. Raises the error of `prevent_restart`.
+        """
+        note = self._folder / _NO_RESTART
+        if note.exists():
+            raise error_from_words(*json.loads(note.read_text()))
+        return RendezvousInfo(self._store, 0, 1, RendezvousStoreInfo(_LOOPBACK, 0))
 
     def is_closed(self) -> bool:
         return False
@@ -64,16 +75,23 @@ class LoneLauncher(RendezvousHandler):
         return True
 
 
-rendezvous_handler_registry.register(RENDEZVOUS, LoneLauncher)
+rendezvous_handler_registry.register(RENDEZVOUS, OneMachineRendezvous)
+
+
+def prevent_restart(folder: Path, error: SiamusicError) -> None:
+    """Have the launcher of `folder` raise `error` instead of starting processes that would meet it again."""
+    own = folder / f"{os.getpid()}-{_NO_RESTART}"
+    own.write_text(json.dumps(error_to_words(error)))
+    own.replace(folder / _NO_RESTART)  # whole, whichever process ends the others
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Make a folder for a launcher that only its user can read, and remove it afterwards.
+    """Make a folder that only this user can read, for a launcher, and remove it afterwards.
 
-    Folders that killed launchers of the same user left are removed now. In the context, temporary files of
-    this process are made in the folder: torch's launcher reads pickles from some, by names that others could
-    take in a folder that all share.
+    Folders that killed launchers of the same user left are removed as well. In the context, temporary files
+    of this process are made in the folder: torch's launcher reads pickles from some of them, and in a folder
+    that all users share, others could take their names.
     """
     with tempfile.TemporaryDirectory(prefix=_FOLDERS) as name, FolderLock() as lock:
         folder, before = Path(name), tempfile.tempdir
@@ -103,17 +121,17 @@ def _is_stale(folder: Path) -> bool:
 
 
 def file_store(folder: Path) -> Store:
-    """Return the store of the processes that the launcher started together: a file in its private `folder`.
+    """Return the store of processes that the launcher started: a file in its private `folder`.
 
-    After a restart it is another file: a process that was killed may have left half a record in the last one.
+    Each start has a file of its own: a process that was killed may have left half a record in the last one.
     """
     return FileStore(str(folder / f"store-{os.environ['TORCHELASTIC_RESTART_COUNT']}"))
 
 
 def loopback_store(rank: int, world_size: int, port: int) -> Store:
-    """Return the store of processes that something else started on this machine, each with the same `port`.
+    """Return the store of processes that SLURM started on this machine, all with the same `port`.
 
-    Torch's `env://` has the first process listen to all networks.
+    With torch's `env://`, the first process listens to all networks.
     """
     if rank > 0:
         return TCPStore(_LOOPBACK, port, world_size)
@@ -121,15 +139,11 @@ def loopback_store(rank: int, world_size: int, port: int) -> Store:
     return TCPStore(_LOOPBACK, port, world_size, is_master=True, master_listen_fd=listening.detach())
 
 
-def all_are_here() -> bool:
-    """Whether all processes of the job that this one belongs to are on this machine."""
-    return os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
-
-
 def keep_to_loopback() -> None:
     """Have gloo and NCCL, which this process has not used yet, listen on this machine's loopback only.
 
-    Whatever the user chose for jobs of several machines. NCCL does not take the loopback of IPv6.
+    This replaces what the user chose for training on several machines. NCCL does not take the loopback of
+    IPv6.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ["NCCL_SOCKET_IFNAME"] = "=lo"

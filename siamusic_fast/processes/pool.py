@@ -1,30 +1,20 @@
-"""Independent jobs on a pool of processes that end when they are told to, or when their parent is gone."""
+"""Independent jobs on a pool of processes, which end when they are told to or when their parent is gone."""
 
 import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_EXCEPTION,
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    as_completed,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, Executor, as_completed, wait
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
-from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import Array
-from multiprocessing.synchronize import Event
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from siamusic_fast.errors import DataError
+from siamusic_fast.errors import DataError, SiamusicError
 
 Job = TypeVar("Job")
 Counts = tuple[int, ...]
@@ -34,11 +24,11 @@ Count = Callable[[Counts], None]
 _POLL_SECONDS = 0.1
 """How often progress is reported."""
 _GRACE_SECONDS = 1.0
-"""How long workers may go on with what they are at after they were told to stop; then they are killed."""
+"""Time that workers have to end after they were told to stop; then they are killed."""
 
 
 class WorkerDiedError(DataError):
-    """A worker process that ended by itself, and what it was at."""
+    """A worker process ended by itself; the attributes say how, and in which job."""
 
     def __init__(self, how: str, procs: int, job: int | None = None, step: int = 0) -> None:
         remedy = f"use fewer than {procs} --procs" if procs > 1 else "close other programs"
@@ -56,7 +46,7 @@ def cores() -> int:
 
 
 def share_of_cores() -> int:
-    """Return how many cores are this process's: all that it may use, shared with its job on this machine.
+    """Return how many cores this process has for itself, if several on this machine train together.
 
     srun may have given each process cores of its own; torch's launcher never does.
     """
@@ -77,39 +67,149 @@ def run_in_processes(
 ) -> None:
     """Call `function(job, count)` for every job in `procs` processes; what it returns is not kept.
 
-    `function` calls `count` with `counters` numbers after each step of its work; `on_counts` hears here, now
-    and then, what they add up to. If a job fails, or on Ctrl-C, the others stop at their next step, or are
-    killed if that takes longer than a second. Raises `WorkerDiedError` if a worker dies.
+    `function` calls `count` with `counters` numbers after each step of its work; `on_counts` gets their sums
+    here, now and then. If a job fails, or on Ctrl-C, the others stop at their next step, or are killed if
+    that takes longer than a second. Raises what the job raised, or `WorkerDiedError` if a worker dies.
     """
-    # Spawned, not forked: the caller may have threads, and a spawned worker imports only what its job needs.
-    context = multiprocessing.get_context("spawn")
-    shared = _Shared(
-        totals=Array("q", counters, ctx=context),
-        procs=Array("q", len(jobs), ctx=context, lock=False),
-        steps=Array("q", len(jobs), ctx=context, lock=False),
-        stop=context.Event(),
-    )
-    pool = ProcessPoolExecutor(
-        max(1, min(procs, len(jobs))),
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(shared,),
-    )
-    not_ours = set(multiprocessing.active_children())
-    with pool:
+    workers: list[_Worker[Job]] = []
+    try:
+        with _ctrl_c_held_back():
+            workers.extend(_Worker(function) for _ in range(min(max(1, procs), len(jobs))))
+        _run(workers, jobs, procs, [0] * counters, on_counts)
+    finally:
+        _end(workers)
+
+
+class _Worker(Generic[Job]):
+    """A process that does one job after another, as its parent sees it."""
+
+    def __init__(self, function: Callable[[Job, Count], object]) -> None:
+        # Spawned, not forked: this process may have threads, and a worker imports only what its jobs need.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, workers_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(function, workers_end))
+        self.process.start()
+        workers_end.close()  # so that the pipe ends when the worker does
+        self.job: int | None = None
+        """Place of its job among all jobs."""
+        self.step = 0
+        """How often that job has called `count`."""
+
+    def start(self, place: int, job: Job) -> None:
+        self.job, self.step = place, 0
+        with suppress(OSError):  # that the worker died is for `receive` to find
+            self.pipe.send(job)
+
+    def receive(self, procs: int) -> Counts | Exception | None:
+        """Return the next message of `_work`; raise the error of a worker, one of `procs`, that died."""
         try:
-            with _ctrl_c_held_back():  # the workers are started here
-                futures = [pool.submit(_run_job, function, place, job) for place, job in enumerate(jobs)]
-                children = [child for child in multiprocessing.active_children() if child not in not_ours]
-            _follow(futures, children, shared.totals, on_counts)
-        except BaseException as error:
-            died = _died(children, shared, procs) if isinstance(error, BrokenProcessPool) else None
-            shared.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            _end_soon(children)
-            if died:
-                raise died from None
-            raise
+            message: Counts | Exception | None = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(_GRACE_SECONDS)
+            code = self.process.exitcode
+            how = "killed, perhaps for lack of memory" if code == -signal.SIGKILL else f"exit code {code}"
+            raise WorkerDiedError(how, procs, self.job, self.step) from None
+        return message
+
+
+def _run(
+    workers: Sequence[_Worker[Job]], jobs: Sequence[Job], procs: int, totals: list[int], on_counts: Count
+) -> None:
+    """Give jobs to `workers` until all are done, and report `totals`; raise what a job raises."""
+    waiting = iter(enumerate(jobs))
+    for worker, (place, job) in zip(workers, waiting, strict=False):
+        worker.start(place, job)
+    busy: dict[Any, _Worker[Job]] = {worker.pipe: worker for worker in workers}
+    report_at = 0.0
+    while busy:
+        for pipe in wait_for_any(list(busy), _POLL_SECONDS):
+            worker = busy[pipe]
+            message = worker.receive(procs)
+            if isinstance(message, Exception):
+                raise message
+            if message is not None:
+                worker.step += 1
+                totals = _add(totals, message)
+            elif (following := next(waiting, None)) is not None:
+                worker.start(*following)
+            else:
+                del busy[pipe]
+        if not busy or monotonic() >= report_at:
+            on_counts(tuple(totals))
+            report_at = monotonic() + _POLL_SECONDS
+
+
+def _end(workers: Sequence[_Worker[Job]]) -> None:
+    """Let `workers` end at their next step, and kill those that take too long."""
+    for worker in workers:
+        worker.pipe.close()
+    deadline = monotonic() + _GRACE_SECONDS
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - monotonic()))
+        worker.process.kill()
+        worker.process.join()
+
+
+def _work(function: Callable[[Job, Count], object], pipe: "Connection[Any, Any]") -> None:
+    """Be a worker: get jobs; send counts after each step, and after each job None or the error it raised."""
+    end_with_parent()
+
+    def count(counts: Counts) -> None:
+        try:
+            pipe.send(counts)
+        except OSError:  # the parent has closed the pipe
+            raise CancelledError from None
+
+    with suppress(EOFError, OSError):
+        while True:
+            job = pipe.recv()
+            failure = None
+            try:
+                function(job, count)
+            except Exception as error:
+                failure = error
+                if not isinstance(error, SiamusicError | OSError):
+                    error.add_note(traceback.format_exc())
+            pipe.send(failure)
+
+
+def end_with_parent(grace_seconds: float = 0.0) -> None:
+    """Have this process end when its parent is killed, which cannot tell it any more.
+
+    It then has `grace_seconds` to end by itself, and none if the parent is gone before this call.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if not parent.is_alive():
+        os._exit(1)
+
+    def watch() -> None:
+        parent.join()
+        sleep(grace_seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Deliver Ctrl-C after the context only, and never to a process started in it: its parent decides."""
+    resource_tracker.ensure_running()  # which unblocks SIGINT when it starts
+    held = threading.Event()
+    # The mask is for the processes: it does not keep a thread of numpy's from taking the signal.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGINT)
+    ours = handler is not None and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, lambda number, frame: held.set())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+        if held.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 def run_in_executor(
@@ -128,7 +228,7 @@ def run_in_executor(
     totals = [0] * counters
     try:
         for future in as_completed(futures):
-            totals = [total + more for total, more in zip(totals, future.result(), strict=True)]
+            totals = _add(totals, future.result())
             on_counts(tuple(totals))
     except BaseException:
         for future in futures:
@@ -137,139 +237,15 @@ def run_in_executor(
         raise
 
 
-def _run_alone(function: Callable[[Job, Count], object], job: Job, counters: int) -> Counts:
+def _run_alone(function: Callable[[Job, Count], object], job: Job, counters: int) -> list[int]:
     totals = [0] * counters
 
     def count(counts: Counts) -> None:
-        totals[:] = (total + more for total, more in zip(totals, counts, strict=True))
+        totals[:] = _add(totals, counts)
 
     function(job, count)
-    return tuple(totals)
+    return totals
 
 
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Deliver Ctrl-C after the context only, and never to a process started in it: its parent decides."""
-    held = threading.Event()
-    # The mask is for the processes: it does not keep a thread of numpy's from taking the signal.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.getsignal(signal.SIGINT)
-    ours = handler is not None and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, lambda number, frame: held.set())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if ours:
-            signal.signal(signal.SIGINT, handler)
-        if held.is_set():
-            signal.raise_signal(signal.SIGINT)
-
-
-def _follow(
-    futures: Sequence[Future[None]], children: Sequence[BaseProcess], totals: Any, on_counts: Count
-) -> None:
-    """Report counts until all of `futures` are done; raise what the first one that fails raises.
-
-    The pool itself may overlook the end of a worker that it started while it was waiting already.
-    """
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        if any(child.exitcode for child in children):
-            raise BrokenProcessPool
-        on_counts(tuple(totals))
-
-
-def _died(children: Sequence[BaseProcess], shared: "_Shared", procs: int) -> WorkerDiedError:
-    """Return the error that says which of `children` died by itself; the others are ended by SIGTERM."""
-    deadline = monotonic() + _GRACE_SECONDS
-    while monotonic() < deadline:
-        for child in children:
-            if child.exitcode not in (None, 0, -signal.SIGTERM):
-                jobs = [place for place, worker in enumerate(shared.procs) if worker == child.pid]
-                steps = shared.steps[jobs[0]] if jobs else 0
-                return WorkerDiedError(_how(child.exitcode), procs, jobs[0] if jobs else None, steps)
-        sleep(_POLL_SECONDS / 10)
-    return WorkerDiedError("perhaps for lack of memory", procs)
-
-
-def _how(exit_code: int | None) -> str:
-    """Return what `exit_code` says of the end of a process."""
-    if exit_code == -signal.SIGKILL:
-        return "killed, perhaps for lack of memory"
-    return f"exit code {exit_code}"
-
-
-def _end_soon(children: Sequence[BaseProcess]) -> None:
-    """Wait for `children` to end, and kill those that take too long."""
-    deadline = monotonic() + _GRACE_SECONDS
-    for child in children:
-        wait_for_any([child.sentinel], max(0.0, deadline - monotonic()))
-    for child in children:
-        child.kill()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shared:
-    """What workers and their parent share."""
-
-    totals: Any
-    """What all jobs have counted so far."""
-    procs: Any
-    """Of each job that is being done, the process that does it; 0 before and after."""
-    steps: Any
-    """How often each job has counted."""
-    stop: Event
-    """Tells workers to end."""
-
-
-_shared: _Shared
-
-
-def _start_worker(shared: _Shared) -> None:
-    global _shared
-    _shared = shared
-    end_with_parent()
-
-
-def end_with_parent(grace_seconds: float = 0.0) -> None:
-    """See to it that this process ends when its parent is killed, which cannot tell it any more.
-
-    It then has `grace_seconds` to end by itself, and none if the parent is gone before this call.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    if not parent.is_alive():
-        os._exit(1)
-    threading.Thread(target=_outlive, args=(parent, grace_seconds), daemon=True).start()
-
-
-def _outlive(parent: BaseProcess, seconds: float) -> None:
-    parent.join()
-    sleep(seconds)
-    os._exit(1)
-
-
-def _run_job(function: Callable[[Job, Count], object], place: int, job: Job) -> None:
-    _stop_if_told()
-    _shared.procs[place] = os.getpid()
-
-    def count(counts: Counts) -> None:
-        _shared.steps[place] += 1
-        with _shared.totals.get_lock():
-            for counter, more in enumerate(counts):
-                if more:
-                    _shared.totals[counter] += more
-        _stop_if_told()
-
-    function(job, count)
-    _shared.procs[place] = 0
-
-
-def _stop_if_told() -> None:
-    if _shared.stop.is_set():
-        raise CancelledError
+def _add(totals: Sequence[int], counts: Sequence[int]) -> list[int]:
+    return [total + more for total, more in zip(totals, counts, strict=True)]

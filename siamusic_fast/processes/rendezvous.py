@@ -1,54 +1,53 @@
-"""How processes that were started again agree on a name: a fresh one, whatever the dead left in the store."""
+"""The store of processes that torchrun started: each of its starts needs keys of its own."""
 
 import time
 import uuid
 from datetime import timedelta
 
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from siamusic_fast.errors import SiamusicError
 
-_LOOK_EVERY = 0.02
-"""Seconds."""
-DEADLINE = timedelta(minutes=10)
+_POLL_SECONDS = 0.02
+_DEADLINE = timedelta(minutes=10)
 """As long as NCCL waits for a process."""
 
 
-def meet(store: Store, rank: int, world_size: int, deadline: timedelta = DEADLINE) -> str:
-    """Return a name that all processes of this start get and none of an earlier one did.
+def torchrun_store(rank: int, world_size: int) -> tuple[Store, str]:
+    """Return the store of this start of torchrun's processes, and an id that all its starts share."""
+    store, *_ = next(rendezvous("env://"))
+    # TORCHELASTIC_RUN_ID is no such id: it is "none" unless the user chose one.
+    job_id = store.compare_set("siamusic-fast/job", "", uuid.uuid4().hex).decode()
+    return PrefixStore(start_name(store, rank, world_size), store), job_id
 
-    Torch's launcher keeps one store for all its starts, with the addresses of the dead in it, and its count
-    of restarts is each node's own: neither tells one start from another on several nodes. Here the first
-    process answers what the others ask anew at each start, until each of them has thanked for this name; what
-    an earlier start asked or was answered matches nothing. Raises SiamusicError if one does not come before
-    the `deadline`.
+
+def start_name(store: Store, rank: int, world_size: int, deadline: timedelta = _DEADLINE) -> str:
+    """Return a new name that all processes of this start of torchrun get.
+
+    torchrun keeps one store for all its starts, with the addresses of dead processes in it, and each node
+    counts its own failures only: neither tells one start from another. All processes of a start are dead
+    before the next start begins. So the first process deletes the old questions, and the others repeat theirs
+    until it answers. Raises SiamusicError if a process does not come before the `deadline`.
     """
     until = time.monotonic() + deadline.total_seconds()
-    if rank == 0:
-        name, missing = uuid.uuid4().hex, set(range(1, world_size))
-        while missing:
-            for other in missing:
-                if question := _read(store, f"question/{other}"):
-                    store.set(f"answer/{other}", f"{question} {name}")
-            missing = {other for other in missing if _read(store, f"thanks/{other}") != name}
-            _wait(until, f"rank {', '.join(map(str, sorted(missing)))}")
-        return name
-    question, answer = uuid.uuid4().hex, ""
-    store.set(f"question/{rank}", question)
-    while not answer.startswith(question):
-        _wait(until, "rank 0")
-        answer = _read(store, f"answer/{rank}")
-    name = answer.removeprefix(f"{question} ")
-    store.set(f"thanks/{rank}", name)
+    name = uuid.uuid4().hex
+    if rank > 0:
+        while not store.check([f"answer/{name}"]):
+            store.set(f"question/{rank}", name)
+            _wait(until, "rank 0")
+        return store.get(f"answer/{name}").decode()
+    others = range(1, world_size)
+    for other in others:
+        store.delete_key(f"question/{other}")
+    while missing := [str(other) for other in others if not store.check([f"question/{other}"])]:
+        _wait(until, f"rank {', '.join(missing)}")
+    for other in others:
+        store.set(f"answer/{store.get(f'question/{other}').decode()}", name)
     return name
 
 
-def _read(store: Store, key: str) -> str:
-    """Return the value of `key`; empty if there is none."""
-    return store.get(key).decode() if store.check([key]) else ""
-
-
-def _wait(until: float, whom: str) -> None:
+def _wait(until: float, missing: str) -> None:
     if time.monotonic() > until:
-        raise SiamusicError(f"{whom} did not come to join the others: see whether all nodes were started.")
-    time.sleep(_LOOK_EVERY)
+        raise SiamusicError(f"{missing} did not join the others: check that all nodes were started.")
+    time.sleep(_POLL_SECONDS)

@@ -8,17 +8,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """`torch.nn.SyncBatchNorm`, which refuses tensors on the CPU, written with differentiable sums.
+    """What `torch.nn.SyncBatchNorm` computes, on the CPU, where that refuses tensors; of differentiable sums.
 
-    Every process must have as many values per channel.
+    Every process must have the same number of values per channel.
     """
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"input has {input.dim()} dimensions and must have at least 2.")
-
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
         if not self.training:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -43,20 +38,20 @@ class CpuSyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
 
-def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
+def with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model` with its batch norms taking their statistics over the batches of all processes."""
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
     for name, child in model.named_children():
-        setattr(model, name, synchronized(child, device))
+        setattr(model, name, with_sync_batchnorm(child, device))
     if not isinstance(model, _BatchNorm):
         return model
     norm = CpuSyncBatchNorm(
         model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats
     )
     for name, own in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
-        setattr(norm, name, own)  # the same tensors: an optimizer may know them
+        setattr(norm, name, own)  # the same tensors: an optimizer may hold them
     return norm.train(model.training)
 
 

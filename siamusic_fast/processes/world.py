@@ -1,6 +1,6 @@
-"""What the processes of a training say to one another: who leads, what each has, and its gradients."""
+"""The processes that train together: which one this is, and what they send to each other."""
 
-import pickle
+import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,27 +11,32 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from siamusic_fast.processes.failures import FROM_LEADER
-from siamusic_fast.processes.sync_batchnorm import synchronized
+from siamusic_fast.processes.failures import error_to_words, repeated_from_leader
+from siamusic_fast.processes.sync_batchnorm import with_sync_batchnorm
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The place of this process among those that train together. Default: alone, on the CPU."""
+    """The place of this process among those that train together. Default: alone, on the CPU.
+
+    Processes send each other tensors and plain values (numbers, text, lists, dicts) only. Tensors that were
+    sent are on the CPU.
+    """
 
     rank: int = 0
-    """Number of this process among all."""
+    """Number of this process, from 0."""
     world_size: int = 1
-    """Number of all processes."""
+    """Number of processes."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Device on which this process trains."""
     id: str = ""
-    """Of the job, the same after it was started again; empty for a process that nothing starts again."""
+    """Identifies the launch; the same after a restart. Empty if nothing starts the processes again."""
     restarts: int = 0
-    """How often the job was started again after one of its processes died."""
+    """How often the processes were started again after one of them died."""
     cpu_group: dist.ProcessGroup | None = None
-    """Joins the processes on the CPU, for words that the GPUs need not wait for."""
+    """Process group for messages on the CPU, which do not wait for the GPUs. None: the default group."""
 
     @property
     def leads(self) -> bool:
@@ -47,40 +52,46 @@ class World:
         if self.world_size == 1:
             return model
         return DistributedDataParallel(
-            synchronized(model, self.device) if sync_batchnorm else model,
+            with_sync_batchnorm(model, self.device) if sync_batchnorm else model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
         )
 
     def once(self, function: Callable[[], T]) -> T:
-        """Call `function` in the leading process only and return its result, or raise its error, in all."""
+        """Call `function` in the leading process only and return its result in all processes.
+
+        The result holds tensors and plain values only. If `function` raises, all processes raise: a
+        SiamusicError with its class and message, any other error with its message.
+        """
         if self.world_size == 1:
             return function()
-        box: list[Any] = [_outcome(function) if self.leads else None]
-        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
-        result, error = box[0]
-        if error is None:
-            return cast(T, result)
         if not self.leads:
-            error.add_note(FROM_LEADER)
-        raise error
+            result, words = self._broadcast()
+            if words:
+                raise repeated_from_leader(words)
+            return cast(T, result)
+        try:
+            result = function()
+        except Exception as error:
+            self._broadcast((None, error_to_words(error)))
+            raise
+        self._broadcast((result, None))
+        return result
 
     def gather(self, value: T) -> list[T]:
-        """Return every process's `value`, by rank."""
+        """Return every process's `value`, by rank; it holds tensors and plain values only."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.cpu_group)
-        return values
+        return [self._broadcast(value, source) for source in range(self.world_size)]
 
-    def highest(self, *values: int) -> list[int]:
-        """Return the highest that any process has of each of `values`, which are on the CPU: cheap."""
+    def max(self, *values: int) -> list[int]:
+        """Return the maximum over the processes of each of `values`. Does not wait for the GPUs."""
         if self.world_size == 1:
             return list(values)
         found = torch.tensor(values)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.cpu_group)
-        highest: list[int] = found.tolist()
-        return highest
+        maxima: list[int] = found.tolist()
+        return maxima
 
     def mean(self, values: Tensor) -> Tensor:
         """Return `values` averaged over the processes."""
@@ -90,7 +101,7 @@ class World:
         return values
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give all processes the leading one's buffers of `model`.
+        """Copy the leading process's buffers of `model` to all processes.
 
         Each has batch norm statistics of its own: what is scored must be what the leading one saves.
         """
@@ -99,26 +110,27 @@ class World:
                 dist.broadcast(buffer, src=0)
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this."""
         if self.world_size > 1:
             dist.barrier(group=self.cpu_group)
 
+    def _broadcast(self, value: Any = None, source: int = 0) -> Any:
+        """Return the `value` of process `source` in all processes; reading it runs no code of the sender."""
+        sent = b""
+        if self.rank == source:
+            file = io.BytesIO()
+            torch.save(value, file)
+            sent = file.getvalue()
+        size = torch.tensor([len(sent)])
+        dist.broadcast(size, source, group=self.cpu_group)
+        data = torch.frombuffer(bytearray(sent or int(size)), dtype=torch.uint8)
+        dist.broadcast(data, source, group=self.cpu_group)
+        return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
+
 
 def gradients_kept_apart(model: nn.Module, apart: bool) -> AbstractContextManager[None]:
-    """Return a context in which `backward` leaves each process's gradients to itself, if `apart`."""
+    """Return a context in which, if `apart`, `backward` does not average gradients over the processes."""
     if apart and isinstance(model, DistributedDataParallel):
         context: AbstractContextManager[None] = model.no_sync()
         return context
     return nullcontext()
-
-
-def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """Return the result of `function`, or the error that it raises, as one that can be sent."""
-    try:
-        return function(), None
-    except Exception as error:  # of any kind: all processes raise it
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # with what cannot be pickled or made again
-            return None, RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
-        return None, error

@@ -14,7 +14,7 @@ from torch import nn
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig, MelConfig
 from siamusic_fast.evaluation.evaluate import CLASSIFIER, check_enough_classes
-from siamusic_fast.evaluation.features import TrackReader
+from siamusic_fast.evaluation.features import FeatureExtractor
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
@@ -145,7 +145,7 @@ def finetune(
                     task.advance(per_step, note=note)
 
                     # ---- Save, if the run is to stop
-                    (stop,) = world.highest(signals.received)
+                    (stop,) = world.max(signals.received)
                     if stop:
                         state.save()
                         raise Stopped(stop)
@@ -154,7 +154,7 @@ def finetune(
                 losses = state.mean_losses()
                 classifier.eval()
                 world.share_buffers(classifier)
-                probabilities, truths = validation.averages(
+                _, probabilities, truths = validation.extract(
                     lambda mels: classifier(mels).softmax(dim=1), task
                 )
                 accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())
@@ -195,14 +195,14 @@ def finetune(
         protocol=config.protocol,
         epochs=config.epochs,
         **asdict(state.figures),
-        tracks=validation.tracks,
+        tracks=len(validation.names),
         seconds=time.perf_counter() - started,
     )
 
 
 def _loaders(
     config: FinetuneConfig, shard_set: ShardSet, pretrained: Pretrained, world: World
-) -> tuple[LabelledLoader, TrackReader]:
+) -> tuple[LabelledLoader, FeatureExtractor]:
     training = LabelledLoader(
         shard_set,
         aug=config.aug,
@@ -215,7 +215,7 @@ def _loaders(
         rank=world.rank,
         world_size=world.world_size,
     )
-    validation = TrackReader(
+    validation = FeatureExtractor(
         shard_set,
         "validation",
         pretrained.frontend,

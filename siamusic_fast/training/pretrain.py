@@ -1,5 +1,6 @@
 """Pre-training: shards in, an encoder out. `pretrain` is the whole recipe, top to bottom."""
 
+import functools
 import itertools
 import math
 import time
@@ -175,7 +176,7 @@ def pretrain(
                     # ---- Save
                     minutes = (time.perf_counter() - saved_at) / 60
                     late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
-                    stop, save = world.highest(signals.received, late)
+                    stop, save = world.max(signals.received, late)
                     if stop or save:
                         state.save()
                         saved_at = time.perf_counter()
@@ -218,19 +219,17 @@ def _loader(
     progress: Progress,
 ) -> TwoViewLoader:
     """Return the loader of a run, with the frontend of its checkpoint or else one that is estimated."""
-    if saved:
-        frontend = Frontend.load(saved["frontend"])
-    else:
-        frontend = world.once(
-            lambda: estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks)
-        )
+    estimate = functools.partial(
+        estimate_frontend, shard_set, config.mel, progress, short_tracks=config.short_tracks
+    )
+    values = saved["frontend"] if saved else world.once(lambda: estimate().dump())
     return TwoViewLoader(
         shard_set,
         aug=config.aug,
         crops=config.crops,
         max_distance=config.max_distance,
         splits=config.splits,
-        frontend=frontend,
+        frontend=Frontend.load(values),
         batch_size=config.batch_size,
         backend=config.backend,
         device=world.device,

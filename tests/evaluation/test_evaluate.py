@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.evaluation.evaluate import evaluate, find_classifier, heard_before
+from siamusic_fast.evaluation.evaluate import evaluate, find_classifier, overlap_warning
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import Classifier
+from siamusic_fast.models.run_files import save_json
 from siamusic_fast.shards.manifest import ShardSet
 from tests.runs import FRONTEND
 
@@ -19,6 +20,7 @@ def save_classifier(folder: Path, **values: object) -> Path:
         "frontend": FRONTEND.dump(),
         "model": Classifier("resnet18", 3).state_dict(),
     }
+    folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})
     return folder
 
@@ -26,14 +28,25 @@ def save_classifier(folder: Path, **values: object) -> Path:
 @pytest.mark.parametrize(
     ("splits", "warned"), [(["training"], False), (["training", "test"], True), ([], False)]
 )
-def test_results_say_what_the_encoder_had_heard(
+def test_results_say_what_the_encoder_was_pretrained_on(
     splits: list[str], warned: bool, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     result = evaluate(save_classifier(tmp_path, pretrained_on=splits), shard_set)
     assert json.loads((result.folder / "results.json").read_text())["pretrained_on"] == splits
-    assert bool(heard_before(result.pretrained_on)) == warned
+    assert bool(overlap_warning(result.pretrained_on)) == warned
 
 
 def test_a_run_without_a_classifier_is_told_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no classifier: `siamusic-fast finetune"):
         find_classifier(tmp_path)
+
+
+def test_scores_are_those_on_the_shards_that_the_classifier_was_trained_on_unless_told_otherwise(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run = save_classifier(tmp_path / "run", pretrained_on=["training"])
+    with pytest.raises(DataError, match=r"config\.json does not say what .* --data"):
+        evaluate(run)
+    expected = evaluate(run, shard_set, tmp_path / "out").scores
+    save_json(run / "config.json", {"data": str(shard_set.folder)})
+    assert evaluate(run).scores == evaluate(str(run), str(shard_set.folder)).scores == expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from siamusic_fast.evaluation.features import TrackReader, track_outputs
+from siamusic_fast.evaluation.features import FeatureExtractor, extract_features
 from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict
 from siamusic_fast.models.networks import encoder
 from siamusic_fast.pipelines.loaders import TrackLoader
@@ -48,7 +48,7 @@ def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) ->
     def loudness(mels: torch.Tensor) -> torch.Tensor:
         return mels.mean(dim=(1, 2))
 
-    _, found, labels = track_outputs(loudness, shard_set, "training", FRONTEND, crops=3)
+    _, found, labels = extract_features(loudness, shard_set, "training", FRONTEND, crops=3)
     settings: dict[str, Any] = {"splits": ["training"], "frontend": FRONTEND, "batch_size": 5}
     with TrackLoader(shard_set, crops=3, labelled_only=True, **settings) as loader:
         batches = list(loader)
@@ -88,7 +88,7 @@ def test_segments_of_a_track_count_as_one(segments: ShardSet) -> None:
     for row, sample in zip(in_order, samples, strict=True):
         expected[row["track_id"]].append(sample)
     assert {len(found) for found in expected.values()} == {2, 3}
-    names, outputs, labels = track_outputs(pool, segments, "test", FRONTEND, crops=1)
+    names, outputs, labels = extract_features(pool, segments, "test", FRONTEND, crops=1)
     assert names == list(expected)
     means = [torch.stack(found).mean(dim=0) for found in expected.values()]
     torch.testing.assert_close(outputs, torch.stack(means))
@@ -125,17 +125,19 @@ def test_a_pass_has_as_many_crops_as_a_batch_whatever_the_length_of_the_tracks(s
     ):
         sizes.clear()
         with (
-            TrackReader(shard_set, "validation", FRONTEND, crops=crops, batch_size=batch_size) as reader,
+            FeatureExtractor(
+                shard_set, "validation", FRONTEND, crops=crops, batch_size=batch_size
+            ) as extractor,
             SILENT.task("", 1) as task,
         ):
-            assert [len(found) for found in reader.share(noted, task)] == tracks
+            assert [len(found) for found in extractor.extract_own(noted, task)] == tracks
         assert sizes == passes
 
 
 def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
     listed = [track for track in read_tracks(shard_set.folder) if track.split == "validation" and track.genre]
     assert len(listed) == 6
-    names, whole, labels = track_outputs(pool, shard_set, "validation", FRONTEND)
+    names, whole, labels = extract_features(pool, shard_set, "validation", FRONTEND)
     assert names == [track.track_id for track in listed]
     assert [shard_set.classes[label] for label in labels] == [track.genre for track in listed]
     for processes in (2, 4):
@@ -143,16 +145,16 @@ def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
         for rank in range(processes):
             world = World(rank=rank, world_size=processes)
             with (
-                TrackReader(shard_set, "validation", FRONTEND, world=world) as reader,
+                FeatureExtractor(shard_set, "validation", FRONTEND, world=world) as extractor,
                 SILENT.task("", 1) as task,
             ):
-                parts += reader.share(pool, task)
+                parts += extractor.extract_own(pool, task)
         torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
 
 
 def shares(shard_set: ShardSet, *, world: World) -> list[tuple[list[float], list[int]]]:
     """Return what every rank thinks that the features and labels of the validation tracks are."""
-    _, found, labels = track_outputs(pool, shard_set, "validation", FRONTEND, world=world)
+    _, found, labels = extract_features(pool, shard_set, "validation", FRONTEND, world=world)
     return world.gather((found.flatten().tolist(), labels.tolist()))
 
 

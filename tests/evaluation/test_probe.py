@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from siamusic_fast.evaluation.probe import ProbeResult, activate_branches, probe, random_encoder
+from siamusic_fast.evaluation.probe import activate_branches, as_json, probe, random_encoder
 from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
@@ -35,12 +35,12 @@ def test_a_random_encoder_is_torchvisions_but_for_the_first_and_last_layer() -> 
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def of_every_rank(pretrained: Path, shard_set: ShardSet, *, world: World) -> list[ProbeResult]:
-    return world.gather(probe(pretrained, shard_set, seed=1, world=world))
+def of_every_rank(pretrained: Path, shard_set: ShardSet, *, world: World) -> list[dict[str, object]]:
+    return world.gather(as_json(probe(pretrained, shard_set, seed=1, world=world)))
 
 
 @pytest.mark.slow
 def test_processes_share_the_tracks_of_a_probe(pretrained: Path, shard_set: ShardSet) -> None:
-    alone = probe(pretrained, shard_set, seed=1)
+    alone = as_json(probe(pretrained, shard_set, seed=1))
     work = functools.partial(of_every_rank, pretrained, shard_set)
     assert launch(work, gpus=0, procs=2) == [alone, alone]

@@ -1,3 +1,5 @@
+import statistics
+
 import numpy as np
 import pytest
 import torch
@@ -63,12 +65,35 @@ def test_intervals_depend_on_the_seed_alone() -> None:
     assert bootstrap_intervals(confusion, seed=3) != bootstrap_intervals(confusion, seed=4)
 
 
-def test_scores_of_many_samples_are_those_that_torchmetrics_finds_one_by_one() -> None:
+def by_the_definitions(confusion: list[list[int]]) -> dict[str, float]:
+    """Return accuracy, recall, precision and F1 from the true and false answers of each class, one by one."""
+    predictions, labels = (found.tolist() for found in pairs(confusion))
+    recalls, precisions, f1s = [], [], []
+    for number in sorted({*predictions, *labels}):
+        answers = [
+            (number == label, number == guess) for guess, label in zip(predictions, labels, strict=True)
+        ]
+        hits, misses, alarms = (answers.count(kind) for kind in ((True, True), (True, False), (False, True)))
+        recall = hits / (hits + misses) if hits + misses else 0.0
+        precision = hits / (hits + alarms) if hits + alarms else 0.0
+        recalls.append(recall)
+        precisions.append(precision)
+        f1s.append(2 * precision * recall / (precision + recall) if hits else 0.0)
+    return {
+        "accuracy": sum(map(int.__eq__, predictions, labels)) / len(labels),
+        "recall": statistics.mean(recalls),
+        "precision": statistics.mean(precisions),
+        "f1": statistics.mean(f1s),
+    }
+
+
+def test_scores_of_many_samples_are_those_of_each_by_the_definitions() -> None:
     rng = np.random.default_rng(0)
     confusions = rng.integers(0, 4, size=(30, 4, 4)) * (rng.random((30, 4, 4)) < 0.4)
     confusions[:, 0, 0] += 1
     found = macro_scores(confusions)
     for place, confusion in enumerate(confusions):
-        expected = scores(*pairs(confusion.tolist()), classes=list("abcd"))
-        for name, values in found.items():
-            assert values[place] == pytest.approx(getattr(expected, name)), (name, confusion)
+        alone = scores(*pairs(confusion.tolist()), classes=list("abcd"))
+        for name, expected in by_the_definitions(confusion.tolist()).items():
+            assert found[name][place] == pytest.approx(expected), (name, confusion)
+            assert getattr(alone, name) == pytest.approx(expected), (name, confusion)

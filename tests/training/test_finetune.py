@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import evaluate, load_classifier
-from siamusic_fast.evaluation.features import track_outputs
+from siamusic_fast.evaluation.features import TrackFeatures, extract_features
 from siamusic_fast.evaluation.probe import probe
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
@@ -90,11 +91,12 @@ def test_a_protocol_says_which_epoch_is_kept(
 ) -> None:
     certainties = iter([0.4, 0.9, 0.1])  # of the right class, epoch by epoch
 
-    def averages(*_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def extract(*_: object) -> TrackFeatures:
         certainty = next(certainties)
-        return torch.tensor([[certainty, 1 - certainty, 0.0]] * 4), torch.zeros(4, dtype=torch.long)
+        probabilities = torch.tensor([[certainty, 1 - certainty, 0.0]] * 4)
+        return TrackFeatures(list("abcd"), probabilities, torch.zeros(4, dtype=torch.long))
 
-    monkeypatch.setattr("siamusic_fast.evaluation.features.TrackReader.averages", averages)
+    monkeypatch.setattr("siamusic_fast.evaluation.features.FeatureExtractor.extract", extract)
     result = finetune(
         config(protocol=protocol, epochs=3, freeze=True), pretrained, shard_set, tmp_path / "out"
     )
@@ -257,7 +259,7 @@ def train_and_score(pretrained: Path, shard_set: ShardSet, out: Path, *, world: 
         patch.setattr(module, "place", keep)
         finetune(config(epochs=2, batch_size=8, protocol="paper"), pretrained, shard_set, out, world=world)
     evaluated = evaluate(out, shard_set, world=world)
-    return world.gather((dict(kept[0].state_dict()), evaluated.scores))
+    return world.gather((dict(kept[0].state_dict()), dataclasses.asdict(evaluated.scores)))
 
 
 def test_processes_share_training_validation_and_test(
@@ -276,7 +278,7 @@ def test_processes_share_training_validation_and_test(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["processes"] == 2
     # One process, with the same classifier, comes to the same predictions in the same order.
     rows = (tmp_path / "out" / "evaluate" / "predictions.csv").read_bytes()
-    assert evaluate(tmp_path / "out", shard_set).scores == first[-1]
+    assert dataclasses.asdict(evaluate(tmp_path / "out", shard_set).scores) == first[-1]
     assert (tmp_path / "out" / "evaluate" / "predictions.csv").read_bytes() == rows
     assert read_log(tmp_path / "out")[-1]["validation_loss"] == pytest.approx(
         validation_loss(tmp_path / "out", shard_set), rel=1e-4
@@ -288,7 +290,7 @@ def validation_loss(folder: Path, shard_set: ShardSet) -> float:
     saved = checkpoint.load(folder / "classifier.pt", "classifier", ())
     model = load_classifier(saved).eval()
     frontend = Frontend.load(saved["frontend"])
-    _, probabilities, labels = track_outputs(
+    _, probabilities, labels = extract_features(
         lambda mels: model(mels).softmax(dim=1), shard_set, "validation", frontend
     )
     return -float(probabilities.gather(1, labels[:, None]).log().mean())
@@ -309,7 +311,7 @@ def test_results_in_the_way_are_found_before_the_work_and_replaced_by_force(
     out = tmp_path / "out"
     first = evaluate(tmp_path / "run", shard_set, out).scores
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("siamusic_fast.evaluation.evaluate.track_outputs", None)
+        patch.setattr("siamusic_fast.evaluation.evaluate.extract_features", None)
         with pytest.raises(DataError, match=r"already exists and is not empty: .* --force"):
             evaluate(tmp_path / "run", shard_set, out)
         with pytest.raises(DataError, match=r"already exists and is not empty: .* --force"):

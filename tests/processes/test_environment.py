@@ -1,6 +1,6 @@
 import pytest
 
-from siamusic_fast.processes.slurm import first_host, tasks_per_node, torch_environment
+from siamusic_fast.processes.environment import first_host, slurm_environment, tasks_per_node
 
 # What SLURM sets for the sixth of eight tasks of `srun -N 2 --ntasks-per-node 4`, sixth on the second node.
 TASK = {
@@ -17,7 +17,7 @@ TASK = {
 
 
 def test_a_task_of_srun_gets_the_place_that_torch_asks_for() -> None:
-    found = torch_environment(TASK)
+    found = slurm_environment(TASK)
     port = int(found.pop("MASTER_PORT"))
     assert found == {
         "RANK": "5",
@@ -31,7 +31,7 @@ def test_a_task_of_srun_gets_the_place_that_torch_asks_for() -> None:
 
 def test_tasks_of_a_job_meet_at_one_port_and_jobs_at_different_ones() -> None:
     def port(**changes: str) -> str:
-        return torch_environment({**TASK, **changes})["MASTER_PORT"]
+        return slurm_environment({**TASK, **changes})["MASTER_PORT"]
 
     assert port(SLURM_PROCID="0", SLURM_NODEID="0", SLURM_LOCALID="0") == port()
     assert len({port(), port(SLURM_JOB_ID="4712"), port(SLURM_STEP_ID="1")}) == 3
@@ -47,7 +47,7 @@ def test_tasks_of_a_job_meet_at_one_port_and_jobs_at_different_ones() -> None:
     ids=["no SLURM", "batch script", "interactive shell"],
 )
 def test_a_program_that_is_not_one_of_several_tasks_has_no_place(environment: dict[str, str]) -> None:
-    assert torch_environment(environment) == {}
+    assert slurm_environment(environment) == {}
 
 
 # Lists as `scontrol show hostnames` reads them.

@@ -1,5 +1,6 @@
-"""SLURM: what torch calls the places of the tasks that `srun` started."""
+"""Which process this is, as environment variables of torch's launcher or of SLURM say."""
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -7,11 +8,33 @@ _FIRST_PORT = 20_000
 _PORTS = 20_000
 
 
-def torch_environment(slurm: Mapping[str, str]) -> dict[str, str]:
-    """Return RANK, WORLD_SIZE and so on of a task of `srun`, from its environment variables.
+def launched_environment() -> dict[str, str]:
+    """Return RANK, WORLD_SIZE and so on of a process that torchrun or `srun` started; empty for another."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return dict(os.environ)
+    return slurm_environment(os.environ)
 
-    Empty for a program that is no task of a step with several: outside of a job, in a batch script before
-    `srun`, and in a shell of `srun --pty`. All tasks of a job find the same address and port.
+
+def is_leader() -> bool:
+    """Whether this process is alone or the first of those of torchrun or SLURM: the one that prints."""
+    return launched_environment().get("RANK", "0") == "0"
+
+
+def starts_again() -> bool:
+    """Whether torchrun starts this process again if one of its processes dies."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def on_one_machine() -> bool:
+    """Whether all processes that train with this one are on this machine."""
+    return os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
+
+
+def slurm_environment(slurm: Mapping[str, str]) -> dict[str, str]:
+    """Return RANK, WORLD_SIZE and so on of a task of `srun`, from the environment variables of SLURM.
+
+    The result is empty outside of a job, in a batch script before `srun`, in a shell of `srun --pty`, and in
+    a step with one task. All tasks of a step get the same address and port.
     """
     tasks = int(slurm.get("SLURM_STEP_NUM_TASKS", slurm.get("SLURM_NTASKS", "1")))
     if "SLURM_STEP_ID" not in slurm or "SLURM_PROCID" not in slurm or tasks < 2:
