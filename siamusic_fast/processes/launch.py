@@ -61,7 +61,8 @@ def launch(
     process raised; a SiamusicError if a process was killed, could not use a file, or ran out of the GPU's
     memory; WorkerError if it failed in another way; Stopped after a request to stop. No process is left.
     """
-    processes, on_gpu = processes_wanted(gpus, procs), _uses_gpus(gpus)
+    processes = processes_wanted(gpus, procs)
+    on_gpu = gpus != 0 and torch.cuda.device_count() > 0
     if environment := launched_environment():
         if max_restarts:
             raise ConfigError(
@@ -120,7 +121,7 @@ def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restart
         log = logging.getLogger(name)
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    with loopback.private_folder() as folder, _own_handlers():
+    with loopback.private_folder() as folder, _signal_handlers_kept():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -141,8 +142,8 @@ def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restart
 
 
 @contextmanager
-def _own_handlers() -> Iterator[None]:
-    """Give back the signal handlers that the launcher replaces."""
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restore the signal handlers that the launcher replaces."""
     before = {number: signal.getsignal(number) for number in _HANDLED_BY_LAUNCHER}
     try:
         yield
@@ -231,11 +232,8 @@ def _device(index: int, on_gpu: bool) -> torch.device:
     return device
 
 
-def _uses_gpus(gpus: int | None) -> bool:
-    return gpus != 0 and torch.cuda.device_count() > 0
-
-
 def _check_gpus(gpus: int | None) -> int:
+    """Return how many GPUs `gpus` means, or raise DeviceError if there are not so many."""
     visible = torch.cuda.device_count()
     if gpus is None:
         return min(visible, 1)

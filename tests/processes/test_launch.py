@@ -4,7 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -244,14 +244,18 @@ def test_two_nodes_of_torchrun_start_again_together_when_one_loses_its_process(t
     assert before == after != "none"
 
 
-def fail_everywhere(attempts: Path, *, world: World) -> None:
+def fail(attempts: Path, ranks: Sequence[int], *, world: World) -> None:
     with attempts.open("a") as file:
         file.write(f"{world.rank}")
-    raise DataError("the loss became NaN")
+    world.wait_for_all()
+    if world.rank in ranks:
+        raise DataError("the loss became NaN")
+    world.wait_for_all()
 
 
-def test_an_error_that_all_processes_raise_is_not_tried_again(tmp_path: Path) -> None:
-    function = functools.partial(fail_everywhere, tmp_path / "attempts")
+@pytest.mark.parametrize("ranks", [(0, 1), pytest.param((1,), marks=pytest.mark.slow)])
+def test_an_error_of_the_user_in_any_process_is_not_tried_again(tmp_path: Path, ranks: Sequence[int]) -> None:
+    function = functools.partial(fail, tmp_path / "attempts", ranks)
     with pytest.raises(DataError, match=r"^the loss became NaN$"):
         launch(function, gpus=0, procs=2, max_restarts=2)
     assert sorted((tmp_path / "attempts").read_text()) == ["0", "1"]

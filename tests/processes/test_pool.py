@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.processes.pool import Count, Counts, run_in_processes
+
+
+def append(job: tuple[Path, str], count: Count) -> None:
+    """Append a letter to a file, in two steps."""
+    path, letter = job
+    count((1, 0))
+    with path.open("a") as file:
+        file.write(letter)
+    count((0, 10))
+
+
+def test_each_job_is_done_once_and_counts_add_up(tmp_path: Path) -> None:
+    seen: list[Counts] = []
+    jobs = [(tmp_path / "letters", letter) for letter in "abcdefg"]
+    run_in_processes(append, jobs, procs=2, counters=2, on_counts=seen.append)
+    assert sorted((tmp_path / "letters").read_text()) == list("abcdefg")
+    assert seen[-1] == (7, 70)
+    assert seen == sorted(seen)
+
+
+def divide(job: int, count: Count) -> None:
+    if job == 0:
+        raise DataError("the disk is full")
+    count((1 // (job - 1),))
+
+
+@pytest.mark.parametrize(("job", "kind", "notes"), [(0, DataError, 0), (1, ZeroDivisionError, 1)])
+def test_an_error_of_a_job_is_raised_and_a_bug_brings_its_traceback(
+    job: int, kind: type[Exception], notes: int
+) -> None:
+    with pytest.raises(kind) as error:
+        run_in_processes(divide, [job], procs=1, counters=1, on_counts=lambda counts: None)
+    found = getattr(error.value, "__notes__", [])
+    assert len(found) == notes
+    assert all("in divide" in note for note in found)
