@@ -201,8 +201,8 @@ class DamageError(DataError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} is missing or damaged ({self.reason}): `siamusic-fast verify {self.path.parent}` says "
-            f"what is wrong with it; packing again mends it."
+            f"{self.path} is missing or damaged ({self.reason}): `siamusic-fast verify {self.path.parent}` "
+            f"says what is wrong with it; packing again mends it."
         )
 
 
