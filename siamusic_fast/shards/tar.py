@@ -1,6 +1,7 @@
 """Tars of regular files in USTAR, written and read in one pass together with the SHA-256 of all bytes."""
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class TarReader:
     def __init__(self, file: BinaryIO, on_read: Callable[[int], None]) -> None:
         self._file = file
         self._on_read = on_read
+        self._size = os.fstat(file.fileno()).st_size
         self._position = 0
         self._sha256 = hashlib.sha256()
 
@@ -102,7 +104,8 @@ class TarReader:
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, or fewer at the end of the file."""
-        content = self._file.read(size)
+        # A damaged header may state any size, and Python reserves memory for it.
+        content = self._file.read(min(size, self._size - self._position))
         self._sha256.update(content)
         self._position += len(content)
         self._on_read(len(content))

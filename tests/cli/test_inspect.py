@@ -112,7 +112,7 @@ def test_a_table_that_was_cut_is_one_line(shard_set: ShardSet, tmp_path: Path, l
     else:
         assert result.exit_code == 1
         assert isinstance(result.exception, SystemExit)
-        assert "tracks.csv cannot be read" in result.stderr
+        assert "tracks.csv is missing or damaged (row 35 has" in result.stderr
         assert result.stderr.count("\n") == 1
 
 
