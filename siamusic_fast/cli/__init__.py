@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from typing import Any
 
 import rich_click as click
@@ -64,7 +65,9 @@ class LazyGroup(click.RichGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: note(f"note: {message}")
+                return super().invoke(ctx)
         except click.UsageError as error:
             show_error(error.format_message())
             note(f"`{error.ctx.command_path if error.ctx else ctx.command_path} --help` says how it is used.")

@@ -35,7 +35,8 @@ def read_into_defaults(context: click.Context, parameter: click.Parameter, path:
             near = difflib.get_close_matches(key, options, n=1, cutoff=0.0)[0]
             raise ConfigError(f"{path} sets {key!r}, which is no option: did you mean {near}?")
         if name is not None and value is not None:
-            defaults[name] = _as_typed(value)
+            # As one would type it, so that it is read and checked as on the command line.
+            defaults[name] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     context.default_map = defaults
 
 
@@ -57,11 +58,6 @@ def _flat(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flat(value)
         else:
             yield str(key), value
-
-
-def _as_typed(value: Any) -> str:
-    """Return `value` as one would type it, so that it is read and checked as on the command line."""
-    return ",".join(str(member) for member in value) if isinstance(value, list) else str(value)
 
 
 option = click.option(

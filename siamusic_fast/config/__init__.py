@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check_settings
+from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check_settings, check_value
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
@@ -263,8 +263,7 @@ def preset_defaults(preset: str, total_batch: int) -> dict[str, Any]:
     `paper` is Kim, Hong, Lee 2022, section 4; `simsiam` is Chen & He 2021, section 3 and 4.2. Raises
     ConfigError for another name.
     """
-    if problem := OneOf(PRESETS).problem(preset):
-        raise ConfigError(f"preset = {preset!r} {problem}.")
+    check_value("preset", preset, OneOf(PRESETS))
     if preset == "paper":
         return {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "schedule": "constant"}
     return {

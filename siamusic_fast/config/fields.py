@@ -29,13 +29,9 @@ class Section:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The values that the field may have."""
+    """The words that the field may have as a value."""
 
     choices: tuple[str, ...]
-
-    def problem(self, value: str) -> str:
-        """Return what is wrong with `value`; nothing if it may be."""
-        return "" if value in self.choices else f"is unknown: choose one of {', '.join(self.choices)}"
 
 
 @dataclass(frozen=True)
@@ -45,22 +41,10 @@ class Between:
     min: float
     max: float = math.inf
 
-    def problem(self, value: float) -> str:
-        """Return what is wrong with `value`; nothing if it may be."""
-        if self.min <= value <= self.max and math.isfinite(value):
-            return ""
-        if self.max < math.inf:
-            return f"must lie between {self.min:.12g} and {self.max:.12g}"
-        return "must be a number that is not negative" if self.min == 0 else f"must be at least {self.min:g}"
-
 
 @dataclass(frozen=True)
 class Positive:
     """The field must be above 0."""
-
-    def problem(self, value: float) -> str:
-        """Return what is wrong with `value`; nothing if it may be."""
-        return "" if value > 0 and math.isfinite(value) else "must be a number above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +114,21 @@ def check_settings(config: object) -> None:
     """Raise ConfigError if a value in the dataclass `config` breaks the rule of its field."""
     for setting in settings_of(type(config)):  # type: ignore[arg-type]
         value = getattr(config, setting.name)
-        if setting.rule and value is not None and (problem := setting.rule.problem(value)):
-            shown = repr(value) if isinstance(value, str) else f"{value:.12g}"
-            raise ConfigError(f"{setting.name} = {shown} {problem}.")
+        if value is not None:
+            check_value(setting.name, value, setting.rule)
+
+
+def check_value(name: str, value: Any, rule: OneOf | Between | Positive | None) -> None:
+    """Raise ConfigError if `value` breaks the rule of the setting `name`."""
+    match rule:
+        case OneOf(choices) if value not in choices:
+            raise ConfigError(f"{name} = {value!r} is unknown: choose one of {', '.join(choices)}.")
+        case Positive() if not 0 < value < math.inf:
+            raise ConfigError(f"{name} = {value:g} must be a number above 0.")
+        case Between(min=0, max=math.inf) if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} = {value:g} must be a number that is not negative.")
+        case Between(min=low, max=high) if not low <= value <= high:
+            raise ConfigError(f"{name} = {value:.12g} must lie between {low:g} and {high:.12g}.")
 
 
 def _annotated(hint: Any) -> tuple[Any, ...]:

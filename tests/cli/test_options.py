@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from siamusic_fast.cli import COMMANDS, load_command, main
 from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.config.fields import settings_of
+from siamusic_fast.errors import DataError
 from siamusic_fast.shards.pack import PackConfig
 
 CONFIGS = {"pretrain": (PretrainConfig, MelConfig), "finetune": (FinetuneConfig,), "shard": (PackConfig,)}
@@ -86,6 +88,34 @@ def test_a_mistyped_command_or_option_is_guessed(words: tuple[str, ...]) -> None
 def test_the_page_of_settings_is_what_the_settings_say() -> None:
     script = Path(__file__).parents[2] / "scripts" / "configuration.py"
     subprocess.run([sys.executable, script, "--check"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("finetune", "training.finetune"), ("evaluate", "evaluation.evaluate"), ("probe", "evaluation.probe")],
+)
+def test_without_data_the_library_takes_the_shards_of_the_run(
+    command: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def called(*arguments: object, **_: object) -> None:
+        raise DataError(f"{arguments[-3:]}")
+
+    monkeypatch.setattr(f"siamusic_fast.{module}.{command}", called)
+    result = CliRunner().invoke(main, [command, "run", "--gpus", "0"])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {(Path('run'), None, None)}\n"
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*_: object, **__: object) -> None:
+        warnings.warn("the batch is smaller", stacklevel=1)
+        raise DataError("no shards")
+
+    monkeypatch.setattr("siamusic_fast.evaluation.probe.probe", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = CliRunner().invoke(main, ["probe", "run", "--gpus", "0"])
+    assert result.stderr.splitlines() == ["note: the batch is smaller", "error: no shards"]
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate", "probe"])

@@ -1,5 +1,6 @@
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,17 @@ def test_settings_beside_resume_are_refused_by_name(run: Path) -> None:
     result = call("pretrain", "--resume", run, "--lr", "0.1", "--aug", "none")
     assert result.exit_code == 2
     assert "leave out --lr, --aug" in result.output
+
+
+def test_what_is_next_is_a_command_to_paste(run: Path, shard_set: ShardSet, tmp_path: Path) -> None:
+    out = tmp_path / "with a space"
+    data = ("--data", shard_set.folder, "--gpus", "0")
+    result = call("finetune", run, *data, "--freeze", "--epochs", "1", "--batch-size", "6", "--out", out)
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("next")]
+    words = shlex.split(line)[1:]
+    assert words == ["siamusic-fast", "evaluate", str(out), *map(str, data)]
+    assert "trained     1 epoch in" in result.stdout
+    assert call(*words[1:], "--quiet").exit_code == 0
 
 
 def test_shards_of_other_classes_are_refused(run: Path, shard_set: ShardSet, tmp_path: Path) -> None:
