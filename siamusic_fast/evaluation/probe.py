@@ -95,9 +95,8 @@ def probe(
     pretrained = load_pretrained(run, which)
     folder = world.once(lambda: results_folder(out, run / "probe", force=force))
 
-    learnt, random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(3))
-    learnt.load_state_dict(pretrained.encoder)
-    encoders = [learnt, activate_branches(random), initial]
+    random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(2))
+    encoders = [pretrained.build_encoder(world.device), activate_branches(random), initial]
     tracks = _features(encoders, pretrained, shard_set, backend, world, progress)
     probes = [_probes(of_one, shard_set.classes, seed) for of_one in tracks]
     result = ProbeResult(

@@ -76,15 +76,7 @@ def load_encoder(run: Path | str, checkpoint: str = "last", device: torch.device
     Raises `DataError` if the folder holds no such checkpoint or if the file is damaged, and `ConfigError` for
     another name of a checkpoint.
     """
-    pretrained = load_pretrained(Path(run), checkpoint)
-    encoder, dim = networks.encoder(pretrained.backbone)
-    # As torch's fully_shard does: the object gets a class that is also torchvision's, and keeps its layers.
-    encoder.__class__ = _SwinEncoder if pretrained.backbone == "swin_t" else _ResNetEncoder
-    assert isinstance(encoder, Encoder)
-    encoder.backbone, encoder.dim = pretrained.backbone, dim
-    encoder.frontend, encoder.epoch = pretrained.frontend, pretrained.epoch
-    encoder.load_state_dict(pretrained.encoder)
-    return networks.place(encoder, torch.device(device)).eval()
+    return load_pretrained(Path(run), checkpoint).build_encoder(torch.device(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +100,18 @@ class Pretrained:
     pretraining: dict[str, Any]
     """Configuration of the run as plain values."""
 
+    def build_encoder(self, device: torch.device) -> Encoder:
+        """Return the encoder with its weights, on `device` and in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+            encoder, dim = networks.encoder(self.backbone)
+        # As in torch's fully_shard: the object gets a class that is also torchvision's, and keeps its layers.
+        encoder.__class__ = _SwinEncoder if self.backbone == "swin_t" else _ResNetEncoder
+        assert isinstance(encoder, Encoder)
+        encoder.backbone, encoder.dim, encoder.frontend = self.backbone, dim, self.frontend
+        encoder.epoch = self.epoch
+        encoder.load_state_dict(self.encoder)
+        return networks.place(encoder, device).eval()
+
 
 def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     """Return the `last` checkpoint of the pre-training run `run`, or its `best` by kNN accuracy.
@@ -115,8 +119,8 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     Raises `DataError` if the file is missing or damaged: an older one is not taken in its place. Raises
     `ConfigError` if `which` is another name.
     """
-    if which not in FILES:
-        raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(FILES)}.")
+    if which not in settings.CHECKPOINTS:
+        raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(settings.CHECKPOINTS)}.")
     path = run / FILES[which]
     if which == "best" and not path.is_file() and (run / FILES["last"]).is_file():
         raise DataError(
