@@ -44,7 +44,7 @@ class Frontend:
             )
 
     def span(self, sample_rate: int) -> int:
-        """Return the number of samples in a crop of audio at `sample_rate`, in Hz, rounded up."""
+        """Return how many samples of audio at `sample_rate` (in Hz) a crop takes."""
         return -(-self.mel.samples * sample_rate // self.mel.sample_rate)
 
     def dump(self) -> dict[str, Any]:

@@ -105,9 +105,8 @@ def probe(
     check_enough_classes(shard_set, "a probe")
     folder = results_folder(out, run / "probe", world, force=force)
 
-    learnt, random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(3))
-    learnt.load_state_dict(pretrained.encoder)
-    encoders = [learnt.eval(), activate_branches(random).eval(), initial.eval()]
+    random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(2))
+    encoders = [pretrained.build_encoder(world.device), activate_branches(random).eval(), initial.eval()]
     tracks: list[dict[str, Labelled]] = [{} for _ in encoders]
     for split in SPLITS:  # read once, for all encoders
         _, outputs, labels = extract_features(

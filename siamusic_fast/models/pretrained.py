@@ -69,15 +69,7 @@ def load_encoder(run: Path | str, checkpoint: str = "last", device: torch.device
     Raises `DataError` if the folder holds no such checkpoint or if the file is damaged, and `ConfigError` for
     another name of a checkpoint.
     """
-    pretrained = load_pretrained(Path(run), checkpoint)
-    encoder, dim = networks.encoder(pretrained.backbone)
-    # As torch's fully_shard does: the object gets a class that is also torchvision's, and keeps its layers.
-    encoder.__class__ = _SwinEncoder if pretrained.backbone == "swin_t" else _ResNetEncoder
-    assert isinstance(encoder, Encoder)
-    encoder.backbone, encoder.dim = pretrained.backbone, dim
-    encoder.frontend, encoder.epoch = pretrained.frontend, pretrained.epoch
-    encoder.load_state_dict(pretrained.encoder)
-    return networks.place(encoder, torch.device(device)).eval()
+    return load_pretrained(Path(run), checkpoint).build_encoder(torch.device(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +92,18 @@ class Pretrained:
     """Epochs of pre-training behind these weights."""
     pretraining: dict[str, Any]
     """Configuration of the run as plain values."""
+
+    def build_encoder(self, device: torch.device) -> Encoder:
+        """Return the encoder with its weights, on `device` and in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+            encoder, dim = networks.encoder(self.backbone)
+        # As in torch's fully_shard: the object gets a class that is also torchvision's, and keeps its layers.
+        encoder.__class__ = _SwinEncoder if self.backbone == "swin_t" else _ResNetEncoder
+        assert isinstance(encoder, Encoder)
+        encoder.backbone, encoder.dim, encoder.frontend = self.backbone, dim, self.frontend
+        encoder.epoch = self.epoch
+        encoder.load_state_dict(self.encoder)
+        return networks.place(encoder, device).eval()
 
 
 def load_pretrained(run: Path, which: str = "last") -> Pretrained:

@@ -15,7 +15,9 @@ MELS = torch.randn(3, 1, MEL.n_mels, MEL.frames, generator=torch.Generator().man
 
 def test_the_encoder_has_the_weights_of_the_run_and_carries_its_frontend(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run")
+    random_state = torch.get_rng_state()
     encoder = load_encoder(str(run))
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert isinstance(encoder, Encoder)
     assert not encoder.training
     assert (encoder.backbone, encoder.dim, encoder.epoch) == ("resnet18", 512, 3)
