@@ -14,7 +14,6 @@ from siamusic_fast.bench.timing import Timing, Workload
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.dali.engine import PREFETCH, DaliEngine
-from siamusic_fast.pipelines.draws import Place
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
@@ -190,7 +189,7 @@ def _prefetching(
     )
 
 
-def _places(plan: Plan | TrackPlan) -> Iterator[Place]:
+def _places(plan: Plan | TrackPlan) -> Iterator[tuple[int, int]]:
     return ((epoch, batch) for epoch in itertools.count() for batch in range(plan.batches))
 
 

@@ -48,9 +48,8 @@ def test_bench_refuses_a_gpu_where_there_is_none(
     shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    line = error_line(
-        run("bench", "loader", "--data", shard_set.folder, "--device", "cuda", "--batch-size", 4)
-    )
+    words = ("--data", shard_set.folder, "--device", "cuda", "--batch-size", 4, "--quiet")
+    line = error_line(run("bench", "loader", *words))
     assert "device = 'cuda'" in line
     assert "device='cpu'" in line
 
