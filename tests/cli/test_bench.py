@@ -50,7 +50,7 @@ def test_bench_refuses_a_gpu_where_there_is_none(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     words = ("--data", shard_set.folder, "--device", "cuda", "--batch-size", 4, "--quiet")
     line = error_line(run("bench", "loader", *words))
-    assert "device = 'cuda'" in line
+    assert "device = cuda asks for a GPU" in line
     assert "device='cpu'" in line
 
 
