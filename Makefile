@@ -16,7 +16,7 @@ check: install  ## Check format, lint and types.
 	scripts/check
 
 bench: install  ## Measure this machine on data made for it (under ten minutes on two cores); each time into a new folder.
-	$(BIN)/siamusic-fast bench all
+	$(BIN)/python -m benchmarks.run
 
 install: $(VENV)/.installed  ## Make .venv with everything in it.
 

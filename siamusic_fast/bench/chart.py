@@ -1,49 +1,43 @@
-"""A report as a picture: a bar for each measurement, a panel for each unit, limits as lines."""
+"""Draws a report: a bar for each rate, and a line where the machine's limit lies."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from siamusic_fast.bench.report import Measurement, Report, number
+from siamusic_fast.bench.report import Report, number
 
 _OURS, _OTHERS, _LIMIT = "#3b6ea5", "#b0b4ba", "#c0392b"
+_MAX_BARS = 8
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write a PNG to `path`; whiskers reach from the slowest window to the fastest."""
-    units = list(dict.fromkeys(one.unit for one in report.measurements))
-    panels = [[one for one in report.measurements if one.unit == unit] for unit in units]
-    figure = Figure(
-        figsize=(10, 1.2 + sum(0.6 + 0.34 * len(panel) for panel in panels)), layout="constrained"
-    )
-    axes = figure.subplots(
-        len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [len(panel) + 1 for panel in panels]}
-    )
-    for axis, panel, unit in zip(axes[:, 0], panels, units, strict=True):
-        for place, one in enumerate(panel):
-            low, high = one.median - min(one.windows), max(one.windows) - one.median
-            axis.barh(place, one.median, xerr=[[low], [high]], color=_colour(one), height=0.7)
-            axis.annotate(
-                f" {number(one.median)}",
-                (max(one.windows), place),
-                va="center",
-                fontsize="small",
-            )
-            if (limit := report.limits.get(one.name)) is not None:
-                axis.plot([limit, limit], [place - 0.45, place + 0.45], color=_LIMIT, linewidth=2)
-        axis.set_yticks(range(len(panel)), [one.name for one in panel])
-        axis.invert_yaxis()
-        axis.set_xlabel(unit)
-        if 0 < 30 * min(one.median for one in panel) < max(one.median for one in panel):
-            axis.set_xscale("log")
-        axis.margins(x=0.12)
-        axis.spines[["top", "right"]].set_visible(False)
-    hardware = report.hardware
-    name = hardware["gpus"][0] if hardware["gpus"] else f"{hardware['cpu']}, {hardware['cores']} cores"
-    figure.suptitle(f"{report.title}: {name}" + ("  (red: what the machine allows)" if report.limits else ""))
+    """Write a PNG to `path` with the first eight measurements that have the unit of the first one.
+
+    A whisker reaches from the slowest window to the fastest.
+    """
+    unit = report.measurements[0].unit
+    bars = [one for one in report.measurements if one.unit == unit][:_MAX_BARS]
+    figure = Figure(figsize=(9, 1.4 + 0.4 * len(bars)), layout="constrained")
+    axis = figure.subplots()
+    for place, one in enumerate(bars):
+        whisker = [[one.median - min(one.windows)], [max(one.windows) - one.median]]
+        axis.barh(place, one.median, xerr=whisker, color=_OURS if one.ours else _OTHERS, height=0.7)
+        axis.annotate(f" {number(one.median)}", (max(one.windows), place), va="center", fontsize="small")
+        if one.limit is not None:
+            axis.plot([one.limit, one.limit], [place - 0.45, place + 0.45], color=_LIMIT, linewidth=2)
+    axis.set_yticks(range(len(bars)), [one.name for one in bars])
+    axis.invert_yaxis()
+    if 0 < 30 * min(one.median for one in bars) < max(one.median for one in bars):
+        axis.set_xscale("log")
+    axis.margins(x=0.12)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel(unit + (" (red: what the machine allows)" if any(one.limit for one in bars) else ""))
+    figure.suptitle(f"{report.title}\n{hardware(report)}, {unit}", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, format="png")
 
 
-def _colour(one: Measurement) -> str:
-    return _OURS if one.ours else _OTHERS
+def hardware(report: Report) -> str:
+    """Return the GPU, or the processor with its cores, in words."""
+    machine = report.machine
+    return machine["gpus"][0] if machine["gpus"] else f"{machine['cpu']}, {machine['cores']} cores"

@@ -1,273 +1,205 @@
-"""Why does my GPU wait? What each stage gives, what training takes, and the change that helps most."""
+"""Finds out whether training waits for data, which stage is the reason, and which change would help most."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from siamusic_fast.bench import limits
-from siamusic_fast.bench.peers import torch_loader
-from siamusic_fast.bench.report import Measurement, Ratio, named
+from siamusic_fast.bench.machine_limits import read_disk
+from siamusic_fast.bench.report import Ratio, named
 from siamusic_fast.bench.stages import (
     FEATURES,
     HAND_OVER,
-    HOLDS,
     READ,
-    bytes_read,
-    of_recipe,
-    plan_of_batch,
-    prepare,
+    Setup,
+    loader_workload,
+    plan_stage,
     stages,
 )
-from siamusic_fast.bench.timing import Timing, in_turns, waiting_of
-from siamusic_fast.bench.train import fed_step, new_step, resident_step
-from siamusic_fast.config import PretrainConfig
-from siamusic_fast.processes.pool import cores
+from siamusic_fast.bench.timing import Timing, measure_in_turns, waiting_of
+from siamusic_fast.bench.train import RESIDENT, WITH_DALI, TrainingStep, fed_workload, resident_workload
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.manifest import ShardSet
 
-_TOGETHER = "loader and training together"
+TRAINING, TOGETHER, LOADER = "training on a resident batch", "training with the loader", "loader alone"
+PLANNING, READING, HANDING_OVER = "planning, one thread", "planning and reading", "handing over to DALI"
+FEATURES_ALONE, CPU_THREADS, DISK = "loader without augmentations", "CPU threads of the loader", "disk"
+TORCH = "torch engine"
+
 _FED = 0.95
-"""Training that keeps so much of the rate that it has alone is fed."""
+"""Share of its own rate that training keeps if the loader is fast enough."""
 _WAITING = 0.05
-"""Of the time: who waits less does not wait."""
-_MORE = 1.05
-"""Of two rates, the one that is so many times the other is higher."""
+"""Share of waiting below which training does not wait for data."""
+_HEADROOM = 1.25
+"""Factor above the rate of both together that a stage needs so as not to be the bottleneck."""
+_FASTER = 1.05
+"""Factor from which on one rate counts as higher than another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Pairs per second of everything on the way to the GPU, and what is set."""
+    """What was measured of every stage on the way to the GPU, and the settings that matter."""
 
-    training: float
-    """Pairs/s of the training step on a batch that is there already."""
-    loader: float
-    """Pairs/s of the loader, alone on the machine."""
-    together: float
-    """Pairs/s of training when the loader feeds the step and both share the machine."""
+    rates: dict[str, float]
+    """Pairs/s by stage: `TRAINING`, `TOGETHER` and so on; `TORCH` on a CPU only."""
     fed: float
-    """`together` over `training`, measured in turns."""
+    """Rate of `TOGETHER` over that of `TRAINING`, measured in turns."""
     spread: float
-    """How far the windows of `fed` are from their median, as a share of it."""
+    """Largest distance of a window of `fed` from its median, as a share of it."""
     waiting: float
-    """Share of the time, 0 to 1, that the step waits for batches."""
-    plan: float
-    """Pairs/s that one thread plans and prepares for DALI."""
-    read: float
-    """Pairs/s that are planned and read, with nothing else done."""
-    handed_over: float
-    """Pairs/s that are planned, read and handed over to DALI, on a GPU copied to it as well."""
-    features: float
-    """Pairs/s of the loader without augmentations."""
-    by_cpu: float
-    """Pairs/s that the loader's threads could make if each worked all the time."""
-    disk: float
-    """Pairs/s that the disk allows, of one crop a track, or of whole tracks where they must be decoded."""
+    """Share of the time, 0 to 1, that the training step waits for batches."""
     cold: bool
-    """Whether the disk was measured, and not the memory that held the files."""
-    other_backend: float | None
-    """Pairs/s of the torch backend; only measured on a CPU."""
+    """Whether the files came from the disk, and not from the memory that the kernel keeps them in."""
     codec: str
-    """How the audio in the shards is stored."""
+    """Codec of the shards."""
     device: str
-    """Type of the device, cpu or cuda."""
-    threads: int
+    """Type of the device: cpu or cuda."""
+    loader_threads: int
     """CPU threads of the loader."""
     cores: int
-    """Cores that this process has: its share, if each of several GPUs has a process."""
+    """Cores of this process: its share, if each of several GPUs has a process."""
 
 
 def examine(
-    shard_set: ShardSet,
-    *,
-    recipe: str,
+    setup: Setup,
+    aug: str,
     backbone: str,
-    batch_size: int,
-    device: torch.device,
-    gpus: int = 1,
-    threads: int | None = None,
-    timing: Timing | None = None,
+    cores: int,
+    timing: Timing,
     progress: Progress = SILENT,
 ) -> Facts:
-    """Measure what `Facts` holds, for one of `gpus` whose processes share the cores.
+    """Measure the `Facts` of a process that has so many `cores`; the longest of all is the training step.
 
-    Raises `ConfigError` if the options do not fit the shards, or nothing could be trained with them.
+    Raises `ConfigError` if training would refuse the options.
     """
-    PretrainConfig(backbone=backbone, batch_size=batch_size)  # it refuses what training does
-    timing = timing or Timing(windows=5, seconds=0.5)
-    share = max(1, cores() // max(1, gpus))
-    setup = prepare(
-        shard_set, batch_size=batch_size, device=device, threads=threads or share, progress=progress
-    )
-    plan = plan_of_batch(setup, recipe)
-    own = stages(setup, [recipe])[1:]
-    step = new_step(backbone, setup.mel, batch_size, device)
-    resident = resident_step(step, setup.mel, batch_size, device)
-    fed = fed_step(_TOGETHER, own[-1], step, device)
-    other = [torch_loader(setup, recipe)] if device.type == "cpu" else []
-    found = in_turns(
-        [plan, *own, resident, fed, *other], timing, device, title="Looking at every stage", progress=progress
-    )
-    rates = {one.name: one.median for one in found}
-    together = Ratio.of(named(found, fed.name), named(found, resident.name))
-    disk = limits.disk_read([shard_set.path(shard.file) for shard in setup.plan.tracks.shards])
+    step = TrainingStep(backbone, setup)
+    plan, ours = plan_stage(setup, aug), loader_workload(setup, aug)
+    resident, fed = resident_workload(step, setup), fed_workload(WITH_DALI, ours, step, setup.device)
+    other = [loader_workload(setup, aug, "torch")] if setup.device.type == "cpu" else []
+    workloads = [plan, *stages(setup, [aug])[1:], resident, fed, *other]
+    found = measure_in_turns(workloads, timing, setup.device, title="All stages", progress=progress)
+    disk = read_disk(setup.tars)
+    names = {
+        TRAINING: RESIDENT,
+        TOGETHER: WITH_DALI,
+        LOADER: ours.name,
+        FEATURES_ALONE: FEATURES,
+        HANDING_OVER: HAND_OVER,
+        READING: READ,
+        PLANNING: plan.name,
+    } | ({TORCH: other[0].name} if other else {})
+    rates = {stage: named(found, name).median for stage, name in names.items()}
+    cpu_ms = named(found, ours.name).cpu_ms or 0.0
+    rates[CPU_THREADS] = pairs_by_cpu(cpu_ms, setup.loader_threads)
+    rates[DISK] = disk.bytes_per_second / setup.bytes_read
+    together = Ratio.of(named(found, WITH_DALI), named(found, RESIDENT))
     return Facts(
-        training=rates[resident.name],
-        loader=rates[of_recipe(recipe)],
-        together=rates[fed.name],
+        rates=rates,
         fed=together.median,
         spread=together.spread,
-        waiting=rates[waiting_of(fed.name)] / 100,
-        plan=rates[plan.name],
-        read=rates[READ],
-        handed_over=rates[HAND_OVER],
-        features=rates[FEATURES],
-        by_cpu=_by_cpu(named(found, of_recipe(recipe)), setup.threads),
-        disk=disk.bytes_per_second / bytes_read(setup),
+        waiting=named(found, waiting_of(WITH_DALI)).median / 100,
         cold=disk.cold,
-        other_backend=rates[other[0].name] if other else None,
-        codec=shard_set.codec,
-        device=device.type,
-        threads=setup.threads,
-        cores=share,
+        codec=setup.shard_set.codec,
+        device=setup.device.type,
+        loader_threads=setup.loader_threads,
+        cores=cores,
     )
 
 
-def _by_cpu(loader: Measurement, threads: int) -> float:
-    """Return the pairs per second that `threads` make if each works all the time."""
-    assert loader.cpu_ms
-    return 1000 * threads / loader.cpu_ms
+def pairs_by_cpu(cpu_ms: float, threads: int) -> float:
+    """Return the pairs per second that `threads` make of `cpu_ms` each if all of them work all the time."""
+    return 1000 * threads / cpu_ms if cpu_ms else float("inf")
 
 
 def advise(facts: Facts) -> str:
-    """Return whether there is anything to mend, and the one change that would help most."""
+    """Return whether training waits for data, and the one change that would help most."""
     found = (
-        f"Training waits {facts.waiting:.0%} of the time and goes {facts.fed:.0%} as fast with the loader "
-        f"as without (± {facts.spread:.0%})"
+        f"Training waits {facts.waiting:.0%} of the time and runs at {facts.fed:.0%} of its own rate with "
+        f"the loader (± {facts.spread:.0%})"
     )
     if facts.fed * (1 - facts.spread) >= _FED:
-        return f"Nothing to mend. {found}.{_from_memory(facts)}"
+        return f"Nothing to change. {found}.{_warn_of_disk(facts)}"
     if facts.waiting < _WAITING:
-        found += f": it does not wait for data, but shares the {_device(facts)} with the loader"
+        shared = "GPU" if facts.device == "cuda" else "CPU"
+        found += f": it does not wait for data, but shares the {shared} with the loader"
     if facts.fed * (1 + facts.spread) >= _FED:
-        again = "look again when nothing else runs here"
-        return f"Not certain within the spread: {again}. {found}.{_from_memory(facts)}"
-    remedy, rate = _mend_reading(facts) if _reading_holds(facts) else _mend_features(facts)
-    gain = "" if rate is None else f" With that, at most {max(rate, facts.together):,.0f} pairs/s."
-    return f"{found}. {remedy}{gain}{_from_memory(facts)}"
+        again = "run this again when nothing else runs here"
+        return f"Not certain within the spread: {again}. {found}.{_warn_of_disk(facts)}"
+    candidates = _remedies_on_gpu(facts) if facts.device == "cuda" else _remedies_on_cpu(facts)
+    remedy, rate = next((remedy, rate) for applies, remedy, rate in candidates if applies)
+    rate = rate and max(rate, facts.rates[TOGETHER])
+    promise = f" That would give at most {rate:,.0f} pairs/s." if rate else ""
+    return f"{found}. {remedy}{promise}{_warn_of_disk(facts)}"
 
 
-def _device(facts: Facts) -> str:
-    return "GPU" if facts.device == "cuda" else "CPU"
+Remedy = tuple[bool, str, float | None]
+"""Whether it applies, what to do, and the pairs per second that the other stages allow then, if known."""
 
 
-def _reading_holds(facts: Facts) -> bool:
-    """Return whether reading is what costs most of the loader's time, or on a GPU a ceiling that is too near.
+def _remedies_on_gpu(facts: Facts) -> Iterator[Remedy]:
+    """Yield remedies in the order of the stages. Stages run at the same time: the slowest is the limit."""
+    rates, training = facts.rates, facts.rates[TRAINING]
+    slow = {stage: rate < _HEADROOM * rates[TOGETHER] for stage, rate in rates.items()}
+    rest, more = min(training, rates[HANDING_OVER]), facts.cores / facts.loader_threads
+    if slow[READING]:
+        yield from _remedies_of_reading(facts, training)
+        yield more > 1, _all_threads(facts), min(training, rates[READING] * more)
+        yield True, "Reading is the bottleneck: give each GPU more CPU cores.", training
+    yield slow[PLANNING], "Planning, on one core, is the bottleneck: use fewer augmentations.", rest
+    lanes = "The bus to the GPU is the bottleneck: see with nvidia-smi -q that it has all its lanes."
+    yield slow[HANDING_OVER], lanes, min(training, rates[READING])
+    yield slow[CPU_THREADS] and more > 1, _all_threads(facts), min(training, rates[CPU_THREADS] * more)
+    yield slow[CPU_THREADS], "The CPU threads are the bottleneck: run fewer processes on this machine.", rest
+    yield slow[FEATURES_ALONE], "The GPU is busy with features alone: use shorter crops, --seconds.", rest
+    yield True, "The GPU is busy with augmentations or training: use lighter augmentations.", rest
 
-    What shares a CPU is done one after the other, so that times add up; a GPU computes while spans are read.
-    """
-    if facts.device == "cpu":
-        return facts.handed_over < _computing(facts)
-    return _holds(facts.read, facts)
+
+def _remedies_on_cpu(facts: Facts) -> Iterator[Remedy]:
+    """Yield remedies in the order of the stages. All share the cores, so the times of a pair add up."""
+    rates, training, loader = facts.rates, facts.rates[TRAINING], facts.rates[LOADER]
+    more = facts.cores / facts.loader_threads
+    computing = _without(loader, rates[HANDING_OVER])
+    reading_is_slow = rates[HANDING_OVER] < computing
+    if reading_is_slow:
+        yield from _remedies_of_reading(facts, _in_sequence(training, computing))
+    yield more > 1, _all_threads(facts), _in_sequence(training, loader * more)
+    yield reading_is_slow, "Reading takes the CPU from training: use more cores, or a GPU.", None
+    other = rates.get(TORCH, 0.0)
+    engine = f"The torch engine computes {other:,.0f} pairs/s here: use --backend torch, or a GPU."
+    yield other > _FASTER * loader, engine, _in_sequence(training, other or loader)
+    augmentations = _without(loader, rates[FEATURES_ALONE])
+    are_slow = augmentations < _without(rates[FEATURES_ALONE], rates[HANDING_OVER])
+    lighter = "Augmentations take more of the CPU than features: use lighter augmentations, or a GPU."
+    yield are_slow, lighter, _in_sequence(training, rates[FEATURES_ALONE])
+    yield True, "Features are computed on the CPU, which training needs as well: use a GPU.", None
 
 
-def _holds(ceiling: float, facts: Facts) -> bool:
-    """Return whether so many pairs per second are too near to what both give together."""
-    return ceiling < HOLDS * facts.together
+def _remedies_of_reading(facts: Facts, rest: float) -> Iterator[Remedy]:
+    """Yield what makes reading faster; without it, `rest` pairs per second are possible."""
+    read, disk = facts.rates[READING], facts.rates[DISK]
+    at_limit = facts.cold and read / _FASTER <= disk < _HEADROOM * read
+    yield at_limit, "The disk is the bottleneck: put the shards on a faster one, or into memory.", rest
+    yield facts.codec != "wav", f"Decoding {facts.codec} is the bottleneck: pack with --codec wav.", rest
 
 
-def _computing(facts: Facts) -> float:
-    """Return what a CPU would give of features and augmentations if their samples came from nowhere."""
-    return _without(facts.loader, facts.handed_over)
+def _all_threads(facts: Facts) -> str:
+    return (
+        f"Only {facts.loader_threads} of {facts.cores} cores made batches here: leave --loader-threads out; "
+        f"give a loader of your own loader_threads={facts.cores}."
+    )
 
 
 def _without(rate: float, before: float) -> float:
-    """Return the rate of what is done after `before`, when all of it has that `rate`."""
+    """Return the rate of what is done after the stage `before`, when all of it has that `rate`."""
     seconds = 1 / rate - 1 / before
     return 1 / seconds if seconds > 0 else float("inf")
 
 
-def _mend_reading(facts: Facts) -> tuple[str, float | None]:
-    """Return what makes reading faster, and the pairs per second that it allows, if that is known."""
-    without = facts.training if facts.device == "cuda" else _one_by_one(facts.training, _computing(facts))
-    if facts.cold and facts.read / _MORE <= facts.disk < HOLDS * facts.read:
-        return "The disk holds it up: put the shards on a faster one, or into memory.", without
-    if facts.codec != "wav":
-        return (
-            f"Decoding {facts.codec} holds it up: pack the audio with --codec wav, whose crops are read "
-            f"without decoding."
-        ), without
-    if facts.threads < facts.cores:
-        return _all_threads(facts, facts.read)
-    if facts.device == "cpu":
-        return "Reading takes the CPU from training: use more cores, or a GPU.", None
-    return "Reading holds it up: give each GPU more CPU cores.", facts.training
-
-
-def _mend_features(facts: Facts) -> tuple[str, float | None]:
-    """Return what makes features faster, and the pairs per second that it allows, if that is known."""
-    if facts.device == "cuda":
-        return _mend_gpu(facts)
-    if facts.threads < facts.cores:
-        return _all_threads(facts, facts.loader)
-    if facts.other_backend is not None and facts.other_backend > _MORE * facts.loader:
-        return (
-            f"Features are computed on the CPU, where the torch backend gives {facts.other_backend:,.0f} "
-            f"pairs/s: use --backend torch, or a GPU."
-        ), _one_by_one(facts.training, facts.other_backend)
-    if _without(facts.loader, facts.features) < _without(facts.features, facts.handed_over):
-        remedy = "Augmentations take more of the CPU than features: use a lighter recipe, or a GPU."
-        return remedy, _one_by_one(facts.training, facts.features)
-    return "Features are computed on the CPU, which training needs as well: use a GPU.", None
-
-
-def _mend_gpu(facts: Facts) -> tuple[str, float]:
-    """Return what makes faster what is not reading: the plan, the bus, the CPU's part, or kernels."""
-    without = min(facts.training, facts.handed_over)
-    if _holds(facts.plan, facts):
-        return (
-            "Planning, which one core does, holds it up: use a recipe of fewer steps, or larger batches."
-        ), without
-    if _holds(facts.handed_over, facts):
-        remedy = "The bus to the GPU holds it up: see with nvidia-smi -q that it has all its lanes."
-        return remedy, min(facts.training, facts.read)
-    if _holds(facts.by_cpu, facts) and facts.threads < facts.cores:
-        return _all_threads(facts, facts.by_cpu)
-    if _holds(facts.by_cpu, facts):
-        return (
-            "Setting batches up takes all CPU threads: run fewer processes on this machine, or use lighter "
-            "audio steps."
-        ), without
-    if _holds(facts.features, facts):
-        return "The GPU takes that long for the features alone: use shorter crops with --seconds.", without
-    if _holds(facts.loader, facts):
-        return "The GPU takes that long for the recipe alone: use a lighter recipe.", without
-    return "The GPU computes features and trains: use a lighter recipe or a larger batch.", without
-
-
-def _all_threads(facts: Facts, ceiling: float) -> tuple[str, float]:
-    """Return that more threads help, and the pairs per second if they raised the `ceiling` in full."""
-    more = facts.cores / facts.threads
-    rate = (
-        min(facts.training, ceiling * more)
-        if facts.device == "cuda"
-        else _one_by_one(facts.training, facts.loader * more)
-    )
-    return (
-        f"Only {facts.threads} of {facts.cores} cores made batches here: leave --threads out, as training "
-        f"uses its share of all; a loader of your own takes loader_threads={facts.cores}."
-    ), rate
-
-
-def _one_by_one(*rates: float) -> float:
-    """Return the rate of doing one after the other, as what shares a CPU does."""
+def _in_sequence(*rates: float) -> float:
+    """Return the rate of doing one thing after the other."""
     return 1 / sum(1 / rate for rate in rates)
 
 
-def _from_memory(facts: Facts) -> str:
-    """Return what the disk would do to shards that do not fit into memory, if these were read from there."""
-    if facts.cold and facts.disk * _MORE < min(facts.read, facts.training):
-        return (
-            f" This was measured from memory: if your shards do not fit into it, the disk allows "
-            f"{facts.disk:,.0f} pairs/s."
-        )
-    return ""
+def _warn_of_disk(facts: Facts) -> str:
+    """Return what the disk allows shards that do not fit into memory, if these were read from there."""
+    disk = facts.rates[DISK]
+    if not facts.cold or disk * _FASTER >= min(facts.rates[READING], facts.rates[TRAINING]):
+        return ""
+    return f" Shards that do not fit into memory are read from the disk, which allows {disk:,.0f} pairs/s."

@@ -1,14 +1,12 @@
 """The benchmark on a GPU, with sizes that say nothing about speed: everything that is expected is there."""
 
-from typing import Any
-
 import pytest
 import torch
 
-from siamusic_fast.bench import limits, loader, train
+from siamusic_fast.bench import loader, machine_limits, train
 from siamusic_fast.bench.doctor import examine
 from siamusic_fast.bench.report import named
-from siamusic_fast.bench.stages import HAND_OVER, PLAN, READ, of_plan, of_recipe
+from siamusic_fast.bench.stages import FEATURES, HAND_OVER, PLAN, READ, prepare
 from siamusic_fast.bench.timing import Timing, waiting_of
 from siamusic_fast.config import MelConfig
 from siamusic_fast.shards.manifest import ShardSet
@@ -16,52 +14,35 @@ from siamusic_fast.shards.manifest import ShardSet
 pytestmark = pytest.mark.gpu
 
 DEVICE = torch.device("cuda", 0)
-QUICK: dict[str, Any] = {"batch_size": 4, "device": DEVICE, "timing": Timing(windows=2, seconds=0.05)}
+TINY = Timing(windows=2, seconds=0.05)
 MEL = MelConfig(seconds=1.0)
-RECIPES = ("image", "audio")
-FROM_THE_BUS = [limits.TO_GPU] if DEVICE.type == "cuda" else []
 
 
-def test_every_stage_every_peer_and_every_limit_is_measured(shard_set: ShardSet) -> None:
-    found = loader.measure(shard_set, recipes=RECIPES, mel=MEL, **QUICK)
-    stages = [PLAN, READ, HAND_OVER, *map(of_recipe, ("none", *RECIPES)), *map(of_plan, RECIPES)]
-    beside = [
-        name
-        for recipe in RECIPES
-        for name in (
-            f"DALI: recipe {recipe}, beside its peers",
-            f"torch: recipe {recipe}",
-            f"paper's way: recipe {recipe}",
-        )
-    ]
-    bounds = [limits.COPYING_CROPS, limits.COPYING, *FROM_THE_BUS]
-    assert {*stages, *bounds, *beside} <= {one.name for one in found.measurements}
-    assert all(min(one.windows) > 0 for one in found.measurements)
-    for recipe in RECIPES if DEVICE.type == "cuda" else ():
-        batches = named(found.measurements, f"torch: recipe {recipe}")
-        assert batches.setting.endswith("whole batches on the GPU")
-    assert set(found.limits) == {READ, HAND_OVER}
-    assert min(found.limits.values()) > 0
+def test_every_stage_both_engines_and_every_limit_are_measured(shard_set: ShardSet) -> None:
+    setup = prepare(shard_set, batch_size=4, device=DEVICE, mel=MEL)
+    found = loader.measure(setup, ("image", "audio"), TINY).measurements
+    stages = [PLAN, READ, HAND_OVER, FEATURES, "DALI: image", "DALI: audio", "torch: image", "torch: audio"]
+    bounds = [machine_limits.COPYING_CROPS, machine_limits.COPYING_TO_GPU]
+    assert {*stages, *bounds} <= {one.name for one in found}
+    assert all(min(one.windows) > 0 for one in found)
+    for aug in ("image", "audio"):
+        assert named(found, f"torch: {aug}").setting.endswith("whole batches on the GPU")
+    assert {one.name for one in found if one.limit} == {READ, HAND_OVER}
 
 
-def test_training_is_measured_with_every_loader_and_beside_what_the_device_multiplies(
-    shard_set: ShardSet,
-) -> None:
-    found = train.measure(shard_set, backbone="resnet18", mel=MEL, **QUICK)
-    fed = [train.WITH_DALI, train.WITH_TORCH, train.WITH_PAPER]
-    rates = [train.RESIDENT, *fed, train.PAPER, limits.MULTIPLYING, train.ACHIEVED]
-    assert {*rates, *map(waiting_of, fed)} <= {one.name for one in found.measurements}
-    assert all(min(named(found.measurements, name).windows) > 0 for name in rates)
-    assert all(0 <= named(found.measurements, waiting_of(name)).median <= 100 for name in fed)
-    assert found.limits[train.RESIDENT] > named(found.measurements, train.RESIDENT).median
+def test_training_is_measured_with_every_loader(shard_set: ShardSet) -> None:
+    setup = prepare(shard_set, batch_size=4, device=DEVICE, mel=MEL)
+    found = train.measure(setup, "image", "resnet18", TINY).measurements
+    fed = [train.WITH_DALI, train.WITH_TORCH]
+    rates = [train.RESIDENT, *fed]
+    assert {*rates, *map(waiting_of, fed)} == {one.name for one in found}
+    assert all(min(named(found, name).windows) > 0 for name in rates)
+    assert all(0 <= named(found, waiting_of(name)).median <= 100 for name in fed)
 
 
 def test_the_doctor_measures_everything_on_the_way_to_the_gpu(shard_set: ShardSet) -> None:
-    found = examine(shard_set, recipe="image", backbone="resnet18", **QUICK)
-    rates = [
-        *(found.training, found.loader, found.together, found.fed, found.plan, found.read),
-        *(found.handed_over, found.features, found.by_cpu, found.disk),
-    ]
-    assert min(rates) > 0
+    setup = prepare(shard_set, batch_size=4, device=DEVICE)
+    found = examine(setup, "image", "resnet18", 4, TINY)
+    assert min(*found.rates.values(), found.fed) > 0
     assert 0 <= found.waiting <= 1
     assert found.device == DEVICE.type

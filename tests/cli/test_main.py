@@ -86,8 +86,6 @@ def test_preview_refuses_a_crop_longer_than_the_tracks(shard_set: ShardSet, tmp_
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (("bench", "loader", "--window-seconds", "nan"), "seconds = nan above 0"),
-        (("bench", "loader", "--window-seconds", "1e9"), "at most 3600"),
         (("pretrain", "--gpus", 0, "--batch-size", 8, "--out", "/proc/run"), "/proc/run: No such file"),
         (("preview", "--out", "/proc/views.png"), "/proc/views.png: No such file"),
     ],

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from siamusic_fast.analysis import gain
+from benchmarks import pretraining_gain as gain
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult
 from siamusic_fast.evaluation.scores import scores

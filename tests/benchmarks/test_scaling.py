@@ -5,27 +5,29 @@ from typing import Any
 import pytest
 import torch
 
-from siamusic_fast.bench import opening, scaling
-from siamusic_fast.bench.opening import Opened, look_at, open_and_run, repeated_shards
-from siamusic_fast.bench.report import Measurement, Report
+from benchmarks import opening, scaling
+from benchmarks.opening import Opened, open_and_run, open_in_process, repeated_shards
+from benchmarks.result import Result
+from siamusic_fast.bench.report import Measurement
+from siamusic_fast.bench.stages import prepare
 from siamusic_fast.bench.timing import Timing
 from siamusic_fast.shards.manifest import ShardSet, read_manifest
 
 
-def measure(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, per_track: float = 0.001) -> Report:
+def measure(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, per_track: float = 0.001) -> Result:
     """Measure a little; start-up takes `per_track` seconds for each pair of tracks."""
 
-    def look(folder: Path, *, batch_size: int, threads: int, **options: Any) -> Opened:
+    def opened(folder: Path, *, batch_size: int, loader_threads: int, **options: Any) -> Opened:
         tracks = read_manifest(folder).tracks(["training"])
         return Opened(
             start_up=1 + per_track * tracks**2,
             first_batch=1000.0,
             opening=5.0,
-            running=2.0 * batch_size + threads,
+            running=2.0 * batch_size + loader_threads,
             grown=float(options["batches"]),
         )
 
-    monkeypatch.setattr(scaling, "look_at", look)
+    monkeypatch.setattr(scaling, "open_in_process", opened)
     monkeypatch.setattr(scaling, "_BATCHES", (2, 4))
     monkeypatch.setattr(scaling, "_DEALT", 30)
     monkeypatch.setattr(scaling, "_DEALT_SECONDS", 0.2)
@@ -35,13 +37,11 @@ def measure(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, per_track: flo
     monkeypatch.setattr(scaling, "_RUN", 32)
     monkeypatch.setattr(scaling, "cores", lambda: 2)
     return scaling.measure(
-        shard_set,
-        recipe="none",
-        batch_size=4,
-        device=torch.device("cpu"),
-        timing=Timing(windows=1, seconds=0.02),
-        most_tracks=1_000,
-        most_shards=10,
+        prepare(shard_set, batch_size=4, device=torch.device("cpu")),
+        "none",
+        Timing(windows=1, seconds=0.02),
+        max_tracks=1_000,
+        max_shards=10,
         long_run=7,
     )
 
@@ -49,7 +49,7 @@ def measure(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, per_track: flo
 def test_rates_openings_and_memory_are_of_the_sets_that_were_made(
     shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = measure(shard_set, monkeypatch)
+    found = measure(shard_set, monkeypatch).report
     names = [one.name for one in found.measurements]
     assert names[:5] == [
         *("DALI: 1 thread", "DALI: 2 threads", "DALI: batches of 2"),  # 24 tracks: too few for more
@@ -77,27 +77,27 @@ def test_what_grows_faster_than_it_should_is_named_with_its_first_step(
     monkeypatch.setattr(scaling, "_rates", lambda *arguments: ([], []))
     one, ten = (Measurement(name=f"{n}", unit="pairs/s", windows=(10.0 - n / 5,) * 3) for n in (1, 10))
     monkeypatch.setattr(scaling, "_dealt", lambda *arguments: [one, ten])
-    found = measure(shard_set, monkeypatch)
+    result = measure(shard_set, monkeypatch)
+    found, targets = result.report, result.targets
     ratios = {one.name: one for one in found.ratios}
     start_up = ratios["start-up: 1,020 tracks in 17 shards / start-up: 120 tracks in 2 shards"]
-    assert start_up.target == 10.2  # 1.2 times 1,020 / 120
+    assert targets[start_up.name].value == 10.2  # 1.2 times 1,020 / 120
     assert start_up.median == pytest.approx((1 + 0.001 * 1_020**2) / (1 + 0.001 * 120**2))
-    assert (start_up.at_most, start_up.verdict) == (True, "not reached")
+    assert (targets[start_up.name].at_most, result.verdict(start_up)) == (True, "not reached")
     memory = ratios["memory of opening: 100 tracks in 10 shards / memory of opening: 100 tracks in 1 shard"]
-    assert (memory.median, memory.target, memory.verdict) == (1.0, 12.0, "reached")
-    assert (ratios["10 / 1"].target, ratios["10 / 1"].verdict) == (0.9, "not reached")
+    assert (memory.median, targets[memory.name].value, result.verdict(memory)) == (1.0, 12.0, "reached")
+    assert (targets["10 / 1"].value, result.verdict(ratios["10 / 1"])) == (0.9, "not reached")
     assert found.notes[0] == "start-up grows faster than it should from 120 tracks to 1,020: 68 times"
-    assert measure(shard_set, monkeypatch, per_track=0).notes[0] == scaling._NOWHERE
+    assert measure(shard_set, monkeypatch, per_track=0).report.notes[0] == scaling._NOWHERE
 
 
 def test_the_memory_of_a_running_loader_grows_with_its_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "_FEWEST_PAIRS", 64)
+    monkeypatch.setattr(opening, "_MIN_PAIRS", 64)
     repeated_shards(tmp_path / "shards", 64, 64, seconds=4.0)
     few, many = (
-        open_and_run(str(tmp_path / "shards"), recipe="none", seconds=4.0, batch_size=size)
-        for size in (2, 64)
+        open_and_run(str(tmp_path / "shards"), aug="none", seconds=4.0, batch_size=size) for size in (2, 64)
     )
     assert min(*dataclasses.astuple(few), *dataclasses.astuple(many)) > 0
     assert few.start_up < few.first_batch
@@ -110,6 +110,6 @@ def test_shards_are_full_and_hold_at_least_the_tracks_asked_for(tmp_path: Path) 
 
 
 def test_why_an_opening_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_LOOK", "raise ValueError('no memory left')")
+    monkeypatch.setattr(opening, "_PROGRAM", "raise ValueError('no memory left')")
     with pytest.raises(RuntimeError, match="no memory left"):
-        look_at(tmp_path)
+        open_in_process(tmp_path)

@@ -14,25 +14,27 @@ from typing import Any
 import numpy as np
 
 from siamusic_fast.audio.corpus import Track
-from siamusic_fast.bench.data import RATE, described, packed_track, pcm_sha256
 from siamusic_fast.bench.timing import endless, take
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.shards.codec import Encoding
-from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest
-from siamusic_fast.shards.write_shard import Segment, write_shard
+from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest, write_manifest
+from siamusic_fast.shards.tables import write_rejects, write_tracks
+from siamusic_fast.shards.write_shard import Segment, table_row, write_shard
 
+_ROOT = Path(__file__).parents[1]
+_RATE = 22_050
 _SECONDS = 0.1
-"""Of each track: short, since opening reads no audio."""
-_FEWEST_BATCHES, _FEWEST_PAIRS = 12, 2_048
-"""That a loader makes before its memory is looked at: by then its buffers are as large as they become."""
+"""Length of each track: short, since opening reads no audio."""
+_MIN_BATCHES, _MIN_PAIRS = 12, 2_048
+"""What a loader makes before its memory is measured: by then its buffers are as large as they become."""
 _SMALL = 512
 """Tracks that are opened first."""
 
-_LOOK = """
+_PROGRAM = """
 import dataclasses, json, sys
-from siamusic_fast.bench.opening import open_and_run
+from benchmarks.opening import open_and_run
 
 print(json.dumps(dataclasses.asdict(open_and_run(**json.loads(sys.argv[1])))))
 """
@@ -74,17 +76,17 @@ def _open_seconds(folder: Path) -> float:
         return time.perf_counter() - started
 
 
-def look_at(folder: Path, **options: Any) -> Opened:
+def open_in_process(folder: Path, **options: Any) -> Opened:
     """Return what `open_and_run` does, of a process of its own; raise `RuntimeError` if that fails."""
-    command = [sys.executable, "-c", _LOOK, json.dumps({"folder": str(folder), **options})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", _PROGRAM, json.dumps({"folder": str(folder.resolve()), **options})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
     if done.returncode:
         raise RuntimeError(f"The process that opened {folder} failed:\n{done.stderr}")
     return Opened(**json.loads(done.stdout))
 
 
 def open_and_run(
-    folder: str, *, recipe: str = "image", device: str = "cpu", batches: int = 0, **options: Any
+    folder: str, *, aug: str = "image", device: str = "cpu", batches: int = 0, **options: Any
 ) -> Opened:
     """Return what opening `folder` took, and running until all buffers are in use and then for `batches`.
 
@@ -94,18 +96,18 @@ def open_and_run(
     with tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch) / "shards"
         repeated_shards(small, _SMALL, seconds=2 * _SECONDS)
-        with _opened(small, recipe=recipe, device=device) as loader:
+        with _opened(small, aug=aug, device=device) as loader:
             take(endless(loader), 1)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak
     peak, own = _mebibytes("VmHWM"), _mebibytes("RssAnon")
     started = time.perf_counter()
-    with _opened(Path(folder), recipe=recipe, device=device, **options) as loader:
+    with _opened(Path(folder), aug=aug, device=device, **options) as loader:
         start_up = time.perf_counter() - started
         opening = _mebibytes("VmHWM") - peak
         made = endless(loader)
         take(made, 1)
         first_batch = time.perf_counter() - started
-        take(made, max(_FEWEST_BATCHES, -(-_FEWEST_PAIRS // loader.batch_size)) - 1)
+        take(made, max(_MIN_BATCHES, -(-_MIN_PAIRS // loader.batch_size)) - 1)
         settled = _mebibytes("RssAnon")
         take(made, batches)
         return Opened(
@@ -117,11 +119,9 @@ def open_and_run(
         )
 
 
-def _opened(
-    folder: Path, *, recipe: str = "image", seconds: float = _SECONDS, **options: Any
-) -> TwoViewLoader:
+def _opened(folder: Path, *, aug: str = "image", seconds: float = _SECONDS, **options: Any) -> TwoViewLoader:
     frontend = Frontend(mel=MelConfig(seconds=seconds), mean=0.0, std=1.0)
-    return TwoViewLoader(read_manifest(folder), aug=recipe, frontend=frontend, **options)
+    return TwoViewLoader(read_manifest(folder), aug=aug, frontend=frontend, **options)
 
 
 def _mebibytes(key: str) -> float:
@@ -134,20 +134,34 @@ def repeated_shards(
     folder: Path, tracks: int, tracks_per_shard: int = 512, *, seconds: float = _SECONDS
 ) -> ShardSet:
     """Make full shards of at least `tracks` tracks in the new folder `folder`: one file under many names."""
-    count = -(-tracks // tracks_per_shard)
     folder.mkdir()
-    pcm = np.random.default_rng(0).integers(-1000, 1000, round(seconds * RATE)).astype(np.int16)
-    samples = [
+    pcm = np.random.default_rng(0).integers(-1000, 1000, round(seconds * _RATE)).astype(np.int16)
+    segments = [
         Segment(f"{n:06d}", Track(f"{n:06d}", f"{n:06d}.mp3", "training", "Folk"), 0, pcm)
         for n in range(tracks_per_shard)
     ]
     first = write_shard(
-        folder, "training-000000", samples, encoding=Encoding(sample_rate=RATE), labelled=True
+        folder, "training-000000", segments, encoding=Encoding(sample_rate=_RATE), labelled=True
     )
+    count = -(-tracks // tracks_per_shard)
     shards = [first, *(_link(folder, first, number) for number in range(1, count))]
-    sha256 = pcm_sha256(pcm)
-    rows = (packed_track(sample, shard.file, sha256) for shard in shards for sample in samples)
-    return described(folder, "repeated", shards, rows)
+    rows = [table_row(segment, "training-000000", _RATE, clipped=0) for segment in segments]
+    write_tracks(folder, (dataclasses.replace(row, shard=shard.file) for shard in shards for row in rows))
+    write_rejects(folder, [])
+    write_manifest(
+        ShardSet(
+            folder=folder,
+            source="repeated",
+            codec="wav",
+            sample_rate=_RATE,
+            classes=("Folk",),
+            seed=0,
+            min_seconds=0.0,
+            splits={"training": tuple(shards)},
+            rejected={},
+        )
+    )
+    return read_manifest(folder)
 
 
 def _link(folder: Path, shard: Shard, number: int) -> Shard:

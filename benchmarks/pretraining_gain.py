@@ -1,21 +1,30 @@
-"""What pre-training adds on the synthetic corpus: pre-trained and probed from several seeds, as a table."""
+"""Measures what pre-training adds on the synthetic corpus, from several seeds, and writes docs/results.md.
+
+python -m benchmarks.pretraining_gain [FOLDER]    audio, shards and runs go to FOLDER, by default demo
+"""
 
 import dataclasses
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from siamusic_fast.analysis import demo
+from siamusic_fast.bench.report import describe_machine
+from siamusic_fast.cli.console import output, progress
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult, probe
+from siamusic_fast.processes.pool import cores
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.synthetic.corpus import SyntheticCorpus
 from siamusic_fast.training.pretrain import pretrain
 from siamusic_fast.training.run_folder import is_finished
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +148,7 @@ def page(gain: Gain, machine: Mapping[str, Any]) -> str:
 
 Made by
 
-    .venv/bin/python scripts/results
+    .venv/bin/python -m benchmarks.pretraining_gain
 
 which wrote this page. Averaged over {len(seeds)} seeds, the linear probe of the pre-trained encoder is at
 **{over_random} points** of accuracy from that of a random encoder, and at {over_initial} points from that of
@@ -167,3 +176,14 @@ uncertain: {linear.accuracy:.1%}, the first in the table, has a 95% interval of 
 - **Settings** were chosen on other tracks: a corpus synthesized from another seed.
 - **Machine**: {machine["cpu"]}, {machine["cores"]} cores, torch {machine["torch"]}.
 """
+
+
+def main() -> None:
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("demo")
+    found = measure(root, procs=cores(), progress=progress(quiet=False))
+    PAGE.write_text(page(found, describe_machine()), encoding="utf-8")
+    output.print(str(PAGE))
+
+
+if __name__ == "__main__":
+    main()

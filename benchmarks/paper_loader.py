@@ -2,7 +2,7 @@
 
 Every track is a .npy file of float32 samples, read whole; a crop is cut in Python; torchaudio computes the
 spectrograms of a batch; and every augmentation is drawn once for a batch and computed on the CPU. The
-probabilities and the ranges are those of our recipes, so that the same work is done.
+probabilities and the ranges are those of our augmentations, so that the same work is done.
 """
 
 import random
@@ -36,7 +36,7 @@ from siamusic_fast.pipelines.plan import Spans
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.tracks import Tracks
 
-RECIPES_OF_PAPER = ("none", "image", "audio")
+AUGS = ("none", "image", "audio")
 """What this peer can make."""
 _EPOCH = 64
 """Batches in an epoch, at least."""
@@ -47,21 +47,21 @@ _CUT_MIX, _MIX, _MASK, _CUT_OUT = CutMix(), Mixup(), Mask(), CutOut()
 _SIDEWAYS, _UPSIDE_DOWN = HorizontalFlip(), VerticalFlip()
 
 
-def needed(mel: MelConfig, recipe: str) -> int:
+def needed(mel: MelConfig, aug: str) -> int:
     """Return how many samples are cut out of a track: a stretch asks for more than it gives."""
-    return round(_STRETCH.max_rate * mel.samples) if recipe == "audio" else mel.samples
+    return round(_STRETCH.max_rate * mel.samples) if aug == "audio" else mel.samples
 
 
 def write_arrays(
-    tracks: Tracks, frontend: Frontend, folder: Path, count: int, shortest: int = 0
+    tracks: Tracks, frontend: Frontend, folder: Path, count: int, min_samples: int = 0
 ) -> list[Path]:
     """Write up to `count` of `tracks` to `folder` as .npy files of float32 samples, as they are.
 
-    Those of less than `shortest` samples are left out.
+    Those of less than `min_samples` samples are left out.
     """
     reader = Reader(tracks, frontend)
     paths: list[Path] = []
-    for track in np.flatnonzero(tracks.samples >= shortest)[:count]:
+    for track in np.flatnonzero(tracks.samples >= min_samples)[:count]:
         samples = tracks.samples[[track]]
         pcm = np.empty((1, int(samples[0])), dtype=np.int16)
         whole = Spans(tracks=np.array([track]), starts=np.zeros(1, dtype=np.int64), samples=samples)
@@ -77,18 +77,18 @@ def paper_loader(
     paths: list[Path],
     frontend: Frontend,
     *,
-    recipe: str,
+    aug: str,
     batch_size: int,
     procs: int,
 ) -> Iterator["_PaperLoader"]:
-    """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `recipe` is none, image or audio.
+    """Give (view_1, view_2), float32 [batch_size, 1, n_mels, frames]; `aug` is none, image or audio.
 
     `paths` are of tracks that are long enough; they are repeated, since workers begin each epoch anew, which
     among the many batches of a large data set does not matter.
     """
     mel = frontend.mel
     crops = DataLoader(
-        _Crops(paths * -(-_EPOCH * batch_size // len(paths)), needed(mel, recipe)),
+        _Crops(paths * -(-_EPOCH * batch_size // len(paths)), needed(mel, aug)),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -105,7 +105,7 @@ def paper_loader(
         ),
         torchaudio.transforms.AmplitudeToDB("power"),
     )
-    yield _PaperLoader(crops, frontend, log_mel, recipe)
+    yield _PaperLoader(crops, frontend, log_mel, aug)
 
 
 class _Crops(Dataset[Tensor]):
@@ -127,7 +127,7 @@ class _PaperLoader:
     crops: DataLoader[Tensor]
     frontend: Frontend
     log_mel: torch.nn.Module
-    recipe: str
+    aug: str
     _waves: Iterator[Tensor] = field(init=False, default_factory=lambda: iter(()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,10 +141,10 @@ class _PaperLoader:
             pass
 
     def _view(self, wave: Tensor) -> Tensor:
-        if self.recipe == "audio":
+        if self.aug == "audio":
             wave = _augmented_wave(wave, self.frontend.mel)[:, : self.frontend.mel.samples]
         image: Tensor = (self.log_mel(wave) - self.frontend.mean) / self.frontend.std
-        if self.recipe == "image":
+        if self.aug == "image":
             image = _augmented_image(image)
         return image[:, None]
 
@@ -155,8 +155,8 @@ def _augmented_wave(wave: Tensor, mel: MelConfig) -> Tensor:
         weight = random.betavariate(_WAVE_MIX.alpha, _WAVE_MIX.alpha)
         wave = weight * wave + (1 - weight) * wave[torch.randperm(len(wave))]
     if random.random() < _PITCH.p:
-        most = int(_PITCH.semitones)
-        wave = _shifted(wave, random.randint(-most, most), mel)
+        limit = int(_PITCH.semitones)
+        wave = _shifted(wave, random.randint(-limit, limit), mel)
     if random.random() < _STRETCH.p:
         wave = _stretched(wave, random.uniform(_STRETCH.min_rate, _STRETCH.max_rate), mel)
     return wave
@@ -190,7 +190,7 @@ def _stretched(wave: Tensor, rate: float, mel: MelConfig) -> Tensor:
 
 
 def _augmented_image(image: Tensor) -> Tensor:
-    """Apply each step of the image recipe, or not, to a batch [batch, n_mels, frames]."""
+    """Apply each augmentation of `image`, or not, to a batch [batch, n_mels, frames]."""
     _, n_mels, frames = image.shape
     if random.random() < _CUT_MIX.p:
         side = random.betavariate(_CUT_MIX.alpha, _CUT_MIX.alpha) ** 0.5
@@ -217,9 +217,9 @@ def _augmented_image(image: Tensor) -> Tensor:
     return image
 
 
-def _width(most: float, whole: int) -> int:
-    """Return the width of a band: at least 1, up to a fraction `most` of the `whole`."""
-    return random.randint(1, max(1, round(most * whole)))
+def _width(max_share: float, whole: int) -> int:
+    """Return the width of a band: at least 1, up to a share `max_share` of the `whole`."""
+    return random.randint(1, max(1, round(max_share * whole)))
 
 
 def _box(image: Tensor, height: int, width: int) -> tuple[slice, slice, slice]:
