@@ -22,7 +22,7 @@ from siamusic_fast.pipelines.estimate import check_length
 from siamusic_fast.pipelines.loaders import check_crops
 from siamusic_fast.pipelines.plan import Plan
 from siamusic_fast.pipelines.reader import Reader
-from siamusic_fast.pipelines.recipes import Recipe, step_name, to_recipe
+from siamusic_fast.pipelines.recipes import Recipe, aug_name, to_recipe
 from siamusic_fast.pipelines.torch.engine import TorchEngine, final_waves, read_and_compute
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.shards.manifest import ShardSet
@@ -120,7 +120,7 @@ def each_alone(
     for step in recipe:
         alone = (dataclasses.replace(step, p=1.0),)
         (found,) = examples(shard_set, frontend, recipe=alone, count=1, config=config)
-        rows.append(dataclasses.replace(found, label=step_name(step)))
+        rows.append(dataclasses.replace(found, label=aug_name(step)))
     return rows
 
 
@@ -196,7 +196,7 @@ def _shown(plan: Plan) -> list[list[Shown]]:
     for number, view in enumerate(batch.views):
         decibels = images[number][:, 0].numpy() * plan.frontend.std + plan.frontend.mean
         waves = final_waves(batch, pcm, number, plan)
-        tempos = np.ones(plan.batch_size) if view.step is None else view.step
+        tempos = np.ones(plan.batch_size) if view.stretch is None else view.stretch
         found.append(
             [
                 Shown(decibels=decibels[row], wave=waves[row], tempo=float(tempos[row]))

@@ -70,7 +70,7 @@ def measure(
         shard_set, batch_size=batch_size, device=device, mel=mel, threads=threads, progress=progress
     )
     tars = [shard_set.path(shard.file) for shard in setup.plan.tracks.shards]
-    crop_bytes = 2 * setup.plan.span
+    crop_bytes = 2 * setup.plan.crop_samples
     found = in_turns(
         [
             *stages(setup, recipes),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn
+from nvidia.dali import Pipeline
 from torch import Tensor
 
 from siamusic_fast.bench.report import Measurement, added_ms, named, number
@@ -16,6 +16,7 @@ from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.base_loader import Loader
 from siamusic_fast.pipelines.dali.engine import PREFETCH, DaliEngine
+from siamusic_fast.pipelines.dali.inputs import Feed
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loader_settings import LoaderSettings
 from siamusic_fast.pipelines.loaders import TwoViewLoader
@@ -161,7 +162,7 @@ def with_plan_times(found: Sequence[Measurement], recipes: Sequence[str]) -> lis
 def bytes_read(setup: Setup) -> float:
     """Return what is read of a track: one crop, or all of it where it must be decoded."""
     if setup.shard_set.codec == "wav":
-        return 2 * setup.plan.span
+        return 2 * setup.plan.crop_samples
     return float(setup.plan.tracks.size.mean())
 
 
@@ -275,6 +276,7 @@ class _HandingOver(DaliEngine):
 
     def __init__(self, plan: Plan | TrackPlan, device: torch.device, threads: int) -> None:
         super().__init__(plan, device, threads)
+        self._feed = Feed()
         self._pipeline = Pipeline(
             batch_size=plan.batch_size,
             num_threads=threads,
@@ -282,7 +284,7 @@ class _HandingOver(DaliEngine):
             prefetch_queue_depth=PREFETCH,
         )
         with self._pipeline:
-            (spans,) = fn.external_source(self._feed, num_outputs=1, batch=True, no_copy=True)
+            (spans,) = self._feed.source(lambda ready: ready.pcm[:1], 1)
             self._pipeline.set_outputs(spans.gpu() if device.type == "cuda" else spans)
         self._pipeline.build()
 

@@ -13,11 +13,11 @@ from torchvision.transforms import functional as vision
 from webdataset import tariterators
 
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.changes import (
+from siamusic_fast.pipelines.ops import (
     Erase,
     Flip,
-    ImageChange,
     ImageFunction,
+    ImageOp,
     MixImages,
     Paste,
     Warp,
@@ -26,12 +26,12 @@ from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.helpers import Array
 
 
-def changed(images: Array, change: ImageChange) -> Array:
+def changed(images: Array, change: ImageOp) -> Array:
     """Return `images`, [rows, n_mels, frames], one by one as the text of each kind of change says."""
     return np.stack([_changed(images, row, change) for row in range(len(images))])
 
 
-def _changed(images: Array, row: int, change: ImageChange) -> Array:
+def _changed(images: Array, row: int, change: ImageOp) -> Array:
     image = images[row].copy()
     match change:
         case MixImages():

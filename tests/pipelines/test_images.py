@@ -10,19 +10,19 @@ import torch
 from nvidia.dali import math as dali_math
 
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.augmentations import ImageAugmentation, WaveAugmentation
-from siamusic_fast.pipelines.changes import (
+from siamusic_fast.pipelines.augmentation import ImageAugmentation, WaveAugmentation
+from siamusic_fast.pipelines.ops import (
     Erase,
     Flip,
-    ImageChange,
     ImageFunction,
+    ImageOp,
     MixImages,
     Paste,
     Warp,
-    WaveChange,
     WaveFunction,
+    WaveOp,
 )
-from siamusic_fast.pipelines.draws import Draws
+from siamusic_fast.pipelines.random_numbers import RandomNumbers
 from siamusic_fast.pipelines.recipes import AUGMENTATIONS, Recipe, parse_recipe
 from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.helpers import (
@@ -57,7 +57,7 @@ def expected(shard_set: ShardSet, recipe: Any, engine: str, **settings: Any) -> 
     views = plan_of(shard_set, recipe, **settings).batch((0, 0)).views
     for number, view in enumerate(views):
         for change in view.drawn.values():
-            assert isinstance(change, ImageChange)
+            assert isinstance(change, ImageOp)
             plain[number] = changed(plain[number], change)
     return plain
 
@@ -143,8 +143,8 @@ class Squash(ImageAugmentation):
 
     p: float = 1.0
 
-    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
-        factor = draws.uniform(0.5, 2, 1, 1, 1).astype(np.float32)
+    def draw(self, rng: RandomNumbers, mel: MelConfig) -> ImageOp:
+        factor = rng.uniform(0.5, 2, 1, 1, 1).astype(np.float32)
         return ImageFunction(
             values={"factor": factor},
             dali=lambda image, values: dali_math.tanh(image * values["factor"]),
@@ -158,8 +158,8 @@ class Lift(WaveAugmentation):
 
     p: float = 1.0
 
-    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
-        offset = draws.uniform(1000, 5000, 1).astype(np.float32)
+    def draw(self, rng: RandomNumbers, mel: MelConfig) -> WaveOp:
+        offset = rng.uniform(1000, 5000, 1).astype(np.float32)
         return WaveFunction(values={"offset": offset}, dali=lifted, torch=lifted)
 
 
