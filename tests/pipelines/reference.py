@@ -109,6 +109,22 @@ def torchaudio_log_mel(audio: Array, mel: MelConfig) -> Array:
     return np.asarray(to_decibels(power))
 
 
+def rounding_decibels(log_mels: Array, *, axis: int | tuple[int, ...]) -> Array:
+    """Return by how much two float32 FFTs of the same audio may differ in each of `log_mels`, in dB.
+
+    An FFT rounds every bin by a few units of 2^-24 of the loudest amplitude of its frame. A bin d dB below it
+    is smaller by the factor 10^(d / 20), so that k such units move it by
+
+        20 / ln(10) k 2^-24 10^(d / 20) dB,
+
+    which for k = 6 is 1e-3 dB at d = 50. The loudest bin of a frame is at most 3 dB above the loudest band,
+    because one of the two filters that it lies in has at least half of its height there. The loudest band is
+    looked for along `axis`.
+    """
+    below = log_mels.max(axis=axis, keepdims=True) + 3 - log_mels
+    return np.asarray(1e-3 * np.maximum(1, 10 ** ((below - 50) / 20)))
+
+
 def vocoded_log_mel(audio: Array, mel: MelConfig, rate: float) -> Array:
     """Return the log-mels of `audio` played at `rate`, by torchaudio's phase vocoder."""
     wave = torch.from_numpy(audio).float() / 32768

@@ -167,6 +167,41 @@ def lifted(wave: Any, values: Mapping[str, Any]) -> Any:
     return wave + values["offset"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fade(ImageAugmentation):
+    """Fades the end of a crop to the mean: one dataclass for both engines."""
+
+    p: float = 0.5
+    max_seconds: float = 1.0
+
+    def draw(self, rng: RandomNumbers, mel: MelConfig) -> ImageFunction:
+        seconds = rng.uniform(0.1, self.max_seconds, 1) * rng.bernoulli(self.p)[:, None]
+        left = np.linspace(mel.seconds, 0, mel.frames)  # from each frame to the end
+        gain = np.clip(left / np.maximum(seconds, 1e-9), 0, 1).astype(np.float32)
+        gain[seconds[:, 0] == 0] = 1.0
+        return ImageFunction(values={"gain": gain[:, None, :, None]}, dali=faded, torch=faded)
+
+
+def faded(image: Any, values: Mapping[str, Any]) -> Any:
+    return image * values["gain"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_dataclass_of_ones_own_serves_both_engines(numbered: ShardSet, engine: str) -> None:
+    fade = Fade(max_seconds=0.5)
+    plain = first_views(two_views(numbered, "none", backend=engine.split()[0], **SETTINGS))
+    views = plan_of(numbered, (fade,), **SETTINGS).batch((0, 0)).views
+    for found, view, image in zip(computed(numbered, (fade,), engine), views, plain, strict=True):
+        drawn = view.drawn["fade"]
+        assert isinstance(drawn, ImageFunction)
+        gain = drawn.values["gain"][..., 0]
+        np.testing.assert_allclose(found, image * gain, rtol=0, atol=1e-5)
+        touched = (gain < 1).any(axis=(1, 2))
+        assert 0 < touched.sum() < len(touched)
+        assert (found[touched][..., -1] == 0).all()
+        np.testing.assert_array_equal(found[~touched], image[~touched])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_image_function_of_ones_own_is_applied_in_its_place(numbered: ShardSet, engine: str) -> None:
     recipe: Recipe = (*parse_recipe("mask(p=1)"), Squash(), *parse_recipe("hflip(p=1)"))
