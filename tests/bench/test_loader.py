@@ -206,7 +206,7 @@ def test_the_plan_of_a_batch_is_of_256_pairs_however_few_tracks_there_are(shard_
     with contender.open() as batches:
         begun = next(iter(batches))
     assert isinstance(begun, list)
-    assert {len(array) for array in begun} == {256}
+    assert {len(array) for arrays in begun for array in arrays} == {256}
     other, planned = with_plan_times([rate("any", 1.0), rate(of_plan("image"), 1.0, cpu_ms=0.03)], ["image"])
     assert other == rate("any", 1.0)
     assert planned.windows == pytest.approx((256 * 0.03,))
