@@ -21,20 +21,18 @@ from torchvision.transforms.v2.functional import horizontal_flip, vertical_flip
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.augmentations import (
+from siamusic_fast.pipelines.image_augmentations import (
     CutMix,
     CutOut,
     HorizontalFlip,
     Mask,
     Mixup,
-    PitchShift,
-    TimeStretch,
     VerticalFlip,
-    WaveMixup,
 )
 from siamusic_fast.pipelines.plan import Spans
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.tracks import Tracks
+from siamusic_fast.pipelines.wave_augmentations import PitchShift, TimeStretch, WaveMixup
 
 AUGS = ("none", "image", "audio")
 """What this peer can make."""

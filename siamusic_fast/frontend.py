@@ -43,8 +43,8 @@ class Frontend:
                 f"mean = {self.mean:g} dB and std = {self.std:g} dB must be finite, and std above 0."
             )
 
-    def span(self, sample_rate: int) -> int:
-        """Return how many samples of audio at `sample_rate` (in Hz) a crop takes."""
+    def crop_samples(self, sample_rate: int) -> int:
+        """Return the length of a crop in samples of audio at `sample_rate`, in Hz."""
         return -(-self.mel.samples * sample_rate // self.mel.sample_rate)
 
     def dump(self) -> dict[str, Any]:

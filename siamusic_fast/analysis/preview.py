@@ -23,7 +23,9 @@ from torch import Tensor
 from siamusic_fast.config import CROPS, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.changes import (
+from siamusic_fast.pipelines.estimate import check_length
+from siamusic_fast.pipelines.loaders import check_crops
+from siamusic_fast.pipelines.ops import (
     PITCH_GRID,
     AddNoise,
     Erase,
@@ -36,11 +38,9 @@ from siamusic_fast.pipelines.changes import (
     Warp,
     WaveFunction,
 )
-from siamusic_fast.pipelines.estimate import check_length
-from siamusic_fast.pipelines.loaders import check_crops
 from siamusic_fast.pipelines.plan import Plan, View
 from siamusic_fast.pipelines.reader import Reader
-from siamusic_fast.pipelines.recipes import Recipe, step_name, to_recipe
+from siamusic_fast.pipelines.recipes import Recipe, aug_name, to_recipe
 from siamusic_fast.pipelines.torch.engine import TorchEngine, final_waves, read_and_compute
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.shards.manifest import ShardSet
@@ -148,7 +148,7 @@ def each_alone(
     for step in recipe:
         alone = (dataclasses.replace(step, p=1.0),)
         (found,) = examples(shard_set, frontend, recipe=alone, count=1, config=config)
-        rows.append(dataclasses.replace(found, label=step_name(step)))
+        rows.append(dataclasses.replace(found, label=aug_name(step)))
     return rows
 
 
@@ -236,7 +236,7 @@ def _computed(plan: Plan) -> list[list[ShownView]]:
     for number, view in enumerate(batch.views):
         decibels = images[number][:, 0].numpy() * plan.frontend.std + plan.frontend.mean
         waves = final_waves(batch, pcm, number, plan)
-        tempos = np.ones(plan.batch_size) if view.step is None else view.step
+        tempos = np.ones(plan.batch_size) if view.stretch is None else view.stretch
         found.append(
             [
                 ShownView(
@@ -253,9 +253,9 @@ def _computed(plan: Plan) -> list[list[ShownView]]:
 
 def _done(view: View, row: int, mel: MelConfig) -> Iterator[str]:
     """Yield the names of the augmentations that change this row of `view`, with their strengths."""
-    if view.grid_pitch is not None and view.step is not None:
+    if view.grid_pitch is not None and view.stretch is not None:
         pitch = view.grid_pitch[row] / PITCH_GRID
-        rate = view.step[row] * pitch
+        rate = view.stretch[row] * pitch
         if pitch != 1:
             yield f"pitch {12 * np.log2(pitch):+.1f}"
         if not np.isclose(rate, 1):

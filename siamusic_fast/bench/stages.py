@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nvidia.dali import Pipeline, fn
+from nvidia.dali import Pipeline
 
 from siamusic_fast.bench.timing import Timing, Workload
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.dali.engine import PREFETCH, DaliEngine
+from siamusic_fast.pipelines.dali.inputs import Feed
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
@@ -84,7 +85,7 @@ class Setup:
     @property
     def crop_bytes(self) -> int:
         """Size of the samples of one crop."""
-        return 2 * self.frontend.span(self.shard_set.sample_rate)
+        return 2 * self.frontend.crop_samples(self.shard_set.sample_rate)
 
     @property
     def bytes_read(self) -> float:
@@ -205,6 +206,7 @@ class _HandingOver(DaliEngine):
 
     def __init__(self, plan: Plan | TrackPlan, device: torch.device, threads: int) -> None:
         super().__init__(plan, device, threads)
+        self._feed = Feed()
         self._pipeline = Pipeline(
             batch_size=plan.batch_size,
             num_threads=threads,
@@ -212,6 +214,6 @@ class _HandingOver(DaliEngine):
             prefetch_queue_depth=PREFETCH,
         )
         with self._pipeline:
-            (spans,) = fn.external_source(self._feed, num_outputs=1, batch=True, no_copy=True)
+            (spans,) = self._feed.source(lambda ready: ready.pcm[:1], 1)
             self._pipeline.set_outputs(spans.gpu() if device.type == "cuda" else spans)
         self._pipeline.build()

@@ -13,10 +13,9 @@ from torch import Tensor
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.draws import Place
 from siamusic_fast.pipelines.estimate import check_length, estimate_frontend
 from siamusic_fast.pipelines.loader_settings import LoaderSettings
-from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
+from siamusic_fast.pipelines.plan import Batch, Place, Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine, Prefetcher
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.torch.engine import TorchEngine

@@ -21,11 +21,12 @@ from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
 
-_CROPS = 2048
-"""Crops that are looked at, of whole tracks."""
+_MAX_TOTAL_CROPS = 2048
+"""Crops from which mean and standard deviation are computed."""
 _MAX_TRACKS = 512
+"""Tracks that these crops are taken from, each as a whole."""
 _MIN_VARIANCE = 1e-4
-"""In dB squared."""
+"""Smallest variance that can be normalized, in dB squared."""
 
 
 def estimate_frontend(
@@ -37,10 +38,10 @@ def estimate_frontend(
 ) -> Frontend:
     """Return the frontend of `shard_set` for the features `mel`, by default the paper's at its sample rate.
 
-    Mean and standard deviation are those of whole tracks, up to 512 spread over the training split, or over
-    all splits if there is none. They depend on the shards and the arguments alone, and are read from the
-    folder of the shard set if they were estimated before. Raises `ConfigError` if `mel` does not fit the
-    shards, `DataError` if they hold nothing but one constant sound.
+    Mean and standard deviation are those of whole tracks: up to 512, spread over the training split, or over
+    all splits if there is no training split. They depend on the shards and the arguments alone. They are kept
+    in the folder of the shard set and read from there the next time. Raises `ConfigError` if `mel` does not
+    fit the shards, `DataError` if the shards hold nothing but one constant sound.
     """
     mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
     key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel), "short_tracks": short_tracks}
@@ -72,13 +73,13 @@ def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Fronten
     splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
     tracks = open_tracks(shard_set, splits)
     check_length(tracks, raw.mel)
-    crops = max(1, int(np.median(tracks.samples)) // raw.span(shard_set.sample_rate))
-    count = min(len(tracks), _MAX_TRACKS, max(1, _CROPS // crops))
+    crops = max(1, int(np.median(tracks.samples)) // raw.crop_samples(shard_set.sample_rate))
+    count = min(len(tracks), _MAX_TRACKS, max(1, _MAX_TOTAL_CROPS // crops))
     chosen = tracks.only(np.linspace(0, len(tracks) - 1, count).round().astype(np.int64))
-    plan = TrackPlan(chosen, raw, crops=min(crops, _CROPS), batch_size=1)
+    plan = TrackPlan(chosen, raw, crops=min(crops, _MAX_TOTAL_CROPS), batch_size=1)
     reader, engine = Reader(chosen, raw), TorchEngine(plan, torch.device("cpu"))
     total = squares = values = 0.0
-    with progress.task("Estimating mean and deviation", count, "tracks") as task:
+    with progress.task("Estimating mean and standard deviation", count, "tracks") as task:
         for number in range(plan.batches):
             _, (view,) = read_and_compute(plan.batch((0, number)), reader, engine)
             images = view.double()
@@ -95,20 +96,22 @@ def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Fronten
 
 
 def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:
-    """Return what was kept of these very shards; a file that is missing or damaged holds nothing."""
+    """Return the kept entries of these very shards; none if the file is missing or damaged."""
     try:
         entries = json.loads(shard_set.path(FRONTENDS).read_bytes())
-        kept = [entry for entry in entries if entry["key"]["shards"] == _digest(shard_set)]
-        return [entry for entry in kept if _normalizes(entry["mean"], entry["std"])]
+        return [
+            entry
+            for entry in entries
+            if entry["key"]["shards"] == _digest(shard_set)
+            and type(entry["mean"]) is type(entry["std"]) is float
+            and math.isfinite(entry["mean"])
+            and 0 < entry["std"] < math.inf
+        ]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 
 
-def _normalizes(mean: object, std: object) -> bool:
-    return isinstance(mean, float) and isinstance(std, float) and math.isfinite(mean) and 0 < std < math.inf
-
-
 def _digest(shard_set: ShardSet) -> str:
-    """Return one checksum of all shards, so that constants of an earlier packing are not taken for these."""
+    """Return one checksum of all shards, so that values of an earlier packing are not used for these."""
     sums = sorted(shard.sha256 for shards in shard_set.splits.values() for shard in shards)
     return hashlib.sha256("".join(sums).encode()).hexdigest()

@@ -221,7 +221,7 @@ def covering_crops(tracks: Tracks, frontend: Frontend, crops: int | None) -> int
     """Return how many crops to take of each track; if `crops` is None, as cover the longest, up to 128."""
     if crops is not None and crops < 1:
         raise ConfigError(f"crops = {crops} must be at least 1.")
-    samples = frontend.span(tracks.shard_set.sample_rate)
+    samples = frontend.crop_samples(tracks.shard_set.sample_rate)
     return crops or min(-(-int(tracks.samples.max()) // samples), MAX_CROPS)
 
 

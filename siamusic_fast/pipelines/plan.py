@@ -1,106 +1,95 @@
-"""What every batch of a loader is: which tracks, which seconds of them, and everything that was drawn.
+"""What every batch of a loader is: its tracks, where each crop is cut, and everything that was drawn.
 
 All that is random is decided here, in numpy, as a function of (seed, epoch, place in the epoch) alone. The
-reader fetches what the plan names, and an engine computes the views; neither draws anything.
+reader fetches the samples that the plan names, and an engine computes the views. Neither draws anything.
 """
 
+import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
 
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.augmentations import ImageAugmentation, WaveAugmentation
-from siamusic_fast.pipelines.changes import (
-    PITCH_GRID,
-    ImageChange,
-    MixWaves,
-    Speed,
-    WaveChange,
-    merged,
-)
-from siamusic_fast.pipelines.draws import Array, Draws, Order, Place
-from siamusic_fast.pipelines.recipes import Recipe, step_name
+from siamusic_fast.pipelines.augmentation import ImageAugmentation, WaveAugmentation
+from siamusic_fast.pipelines.epoch_order import EpochOrder
+from siamusic_fast.pipelines.ops import PITCH_GRID, ImageOp, MixWaves, Speed, WaveOp, merged
+from siamusic_fast.pipelines.random_numbers import Array, RandomNumbers
+from siamusic_fast.pipelines.recipes import Recipe, aug_name
 from siamusic_fast.pipelines.tracks import Tracks
+
+Place = tuple[int, int]
+"""An epoch and a batch in it, both from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spans:
-    """Samples to be read, of each row of a batch: one span that serves every crop taken from it."""
+    """The samples to read for a batch: one span of each row, which holds every crop that is cut from it."""
 
     tracks: Array
-    """int64 [rows]."""
+    """Number of the track of each row in `Plan.tracks`, int64 [rows]."""
     starts: Array
-    """Where each span begins in its track, lengthened if it is short, in samples; int64 [rows]."""
+    """First sample of each span in its track, lengthened if it is short; int64 [rows]."""
     samples: Array
     """Length of each span, int64 [rows]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix:
-    """The crops of other tracks that are mixed into those of a view."""
-
-    partner: Array
-    """Row of the batch, int64 [rows]."""
-    starts: Array
-    """Where the crop begins in the span of the partner, int64 [rows]; it is as long as that of the host."""
-    weight: Array
-    """How much of it there is, [rows], 0 to 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class View:
-    """One view of every row of a batch: a crop, and what is done with it.
+    """One view of every row of a batch: a crop, and the operations on it.
 
     span of a track      |-----------------------------|
     crop of view 1          |=======|
     crop of view 2          |==============|
     """
 
-    span: int
-    """Which of the batch's `spans` the crops are taken from."""
+    span_index: int = 0
+    """Index in `Batch.spans` of the spans that the crops are cut from."""
     starts: Array
-    """Where each crop begins in its span, int64 [rows]."""
+    """First sample of each crop in its span, int64 [rows]."""
     samples: Array
-    """Length of each crop, at the rate of the shards; int64 [rows]."""
-    wave: tuple[WaveChange | Mix, ...]
-    """What is done before the spectrogram, besides `Speed`."""
-    grid_pitch: Array | None
-    """Pitch in units of 1 / `PITCH_GRID`, int64 [rows]; None: neither tempo nor pitch ever changes."""
-    step: Array | None
-    """Distance of the frames that are shown, in frames of the spectrogram, float64 [rows]: tempo / pitch."""
-    image: tuple[ImageChange, ...]
-    """What is done with the spectrogram."""
-    drawn: dict[str, WaveChange | ImageChange]
-    """What was drawn, by the name of the step: for people to look at."""
+    """Length of each crop, at the sample rate of the shards; int64 [rows]."""
+    wave: tuple[WaveOp, ...] = ()
+    """Operations before the spectrogram, without `Speed`."""
+    grid_pitch: Array | None = None
+    """Pitch in units of 1 / `PITCH_GRID`, int64 [rows]. None if neither tempo nor pitch ever changes."""
+    stretch: Array | None = None
+    """Rate at which the spectrogram is read, float64 [rows]: output frame j is its frame j * stretch."""
+    image: tuple[ImageOp, ...] = ()
+    """Operations on the spectrogram."""
+    drawn: dict[str, WaveOp | ImageOp] = field(default_factory=dict)
+    """What each augmentation drew, by its name, to look at."""
 
     @property
     def plain(self) -> bool:
-        """Whether the spectrogram is of the span as it is, as in all plain views of the same spans."""
-        return not self.wave and self.step is None
+        """Whether the spectrogram is that of the whole span, as in all plain views of the same spans."""
+        return not self.wave and self.stretch is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """All there is to know of a batch before any audio is read."""
+    """Everything about a batch that is decided before any audio is read."""
 
     place: Place
+    """Epoch and number of the batch."""
     tracks: Array
-    """Numbers in `Plan.tracks`, int64 [tracks]."""
+    """Numbers of its tracks in `Plan.tracks`, int64 [tracks]."""
     spans: tuple[Spans, ...]
+    """What is read: one for all views, or one for each."""
     views: tuple[View, ...]
+    """What is computed."""
 
 
 class Plan:
     """The batches of a loader, each a pure function of its place.
 
-    Rank r of W takes every batch's places r * batch_size to (r + 1) * batch_size - 1 of the W * batch_size
-    that all ranks take together. Whole blocks of `draws.BLOCK` places draw by themselves, so what a
-    run sees does not depend on how a global batch of whole blocks is shared: 1 x 128, 2 x 64 and 4 x 32 are
-    the same. Of other sizes, it depends on seed, batch size and number of ranks, and on nothing else.
+    Rank r of W takes, of every global batch of W * batch_size places, those from r * batch_size to
+    (r + 1) * batch_size - 1. Blocks of `random_numbers.BLOCK` places have random numbers of their own. So a
+    global batch of whole blocks is the same however it is shared: 1 x 128, 2 x 64 and 4 x 32 are equal. With
+    other sizes it depends on the seed, the batch size and the number of ranks, and on nothing else.
     """
 
     def __init__(
@@ -121,140 +110,98 @@ class Plan:
     ) -> None:
         self.tracks, self.frontend, self.batch_size = tracks, frontend, batch_size
         self.rate = tracks.shard_set.sample_rate
-        self.span = frontend.span(self.rate)
+        self.crop_samples = frontend.crop_samples(self.rate)
         self._views, self._independent, self._max_distance = views, independent, max_distance
-        self._wave = [step for step in recipe if isinstance(step, WaveAugmentation)]
-        self._image = [step for step in recipe if isinstance(step, ImageAugmentation)]
-        self._order = Order(tracks.per_shard, seed=seed, shuffle=shuffle, window=window)
+        self._wave = [one for one in recipe if isinstance(one, WaveAugmentation)]
+        self._image = [one for one in recipe if isinstance(one, ImageAugmentation)]
+        self._names = _numbered(aug_name(one) for one in (*self._wave, *self._image))
+        self._order = EpochOrder(tracks.per_shard, seed=seed, shuffle=shuffle, window=window)
         self._seed, self._rank, self._world_size = seed, rank, world_size
+        self.max_samples = math.ceil(math.prod(one.max_tempo for one in self._wave) * self.crop_samples)
+        """Longest span that may have to be read."""
+        self.max_pitch = math.prod(one.max_pitch for one in self._wave)
+        """Highest pitch that may be drawn."""
         self.batches = len(tracks) // (world_size * batch_size)
         """Batches of an epoch, the same for every rank."""
-
-    @property
-    def max_samples(self) -> int:
-        """Longest span that may have to be read."""
-        return math.ceil(self._max_rate * self.span)
-
-    @property
-    def max_pitch(self) -> float:
-        """Highest pitch that may be drawn."""
-        return math.prod(step.max_pitch_drawn for step in self._wave)
 
     def batch(self, place: Place) -> Batch:
         """Return the batch at `place`."""
         epoch, number = place
         first = (number * self._world_size + self._rank) * self.batch_size
         tracks = self._order.tracks(epoch, np.arange(first, first + self.batch_size))
-        draws = Draws(self._seed, epoch, first, self.batch_size)
+        rng = RandomNumbers(self._seed, epoch, first, self.batch_size)
         lengths = lengthened(self.tracks.samples[tracks], self.frontend, self.rate)
-        moments = [draws.uniform(0, 1) for _ in range(2 if self._independent else 1)]
-        drafts = [self._drawn(draws, lengths) for _ in range(self._views)]
-        positions = self._positions(moments, drafts, lengths)
-        shared = [drafts] if len(positions) == 1 else [[draft] for draft in drafts]
-        spans = tuple(
-            _covering(tracks, members, position, lengths)
-            for members, position in zip(shared, positions, strict=True)
-        )
-        views = [
-            draft.within(spans, number % len(spans), positions[number % len(positions)])
-            for number, draft in enumerate(drafts)
-        ]
-        return Batch(place=place, tracks=tracks, spans=spans, views=tuple(views))
+        moments = [rng.uniform(0, 1) for _ in range(self._views if self._independent else 1)]
+        views: list[View] = []
+        for _ in range(self._views):
+            views.append(self._view(rng, lengths, moments, views))
+        shared = [[view] for view in views] if self._independent else [views]
+        spans = tuple(_covering(tracks, members) for members in shared)
+        cut = [_cut_from(spans, index % len(spans), view) for index, view in enumerate(views)]
+        return Batch(place=place, tracks=tracks, spans=spans, views=tuple(cut))
 
-    @property
-    def _max_rate(self) -> float:
-        return math.prod(step.max_rate_drawn for step in self._wave)
-
-    def _positions(self, moments: list[Array], drafts: Sequence["_Draft"], lengths: Array) -> list[Array]:
-        """Return where the crops lie, from 0, the start of a track, to 1, its end; one for each span.
-
-        `moments` were drawn from 0 to 1. With a `max_distance`, the second says where between the nearest and
-        the farthest start that this allows.
-        """
-        if self._max_distance is None or len(moments) == 1:
-            return moments
-        reach = self._max_distance * self.rate
-        first = moments[0] * (lengths - drafts[0].samples)
-        spare = lengths - drafts[1].samples
-        low, high = np.clip(first - reach, 0, spare), np.clip(first + reach, 0, spare)
-        return [moments[0], (low + (high - low) * moments[1]) / np.maximum(spare, 1)]
-
-    def _drawn(self, draws: Draws, lengths: Array) -> "_Draft":
+    def _view(self, rng: RandomNumbers, lengths: Array, moments: list[Array], before: list[View]) -> View:
+        """Draw the view after those `before`; its crops begin at samples of their tracks, not of spans."""
         mel = self.frontend.mel
-        wave = [step.draw(draws, mel) for step in self._wave]
-        image = [step.draw(draws, mel) for step in self._image]
-        names = _names([*self._wave, *self._image])
-        speeds = [change for change in wave if isinstance(change, Speed)]
-        samples, grid_pitch, step = np.full(draws.count, self.span), None, None
-        if speeds:
-            # A track too short for the tempo drawn, its own or its partner's, is played as fast as it allows.
-            partners = [change.partner for change in wave if isinstance(change, MixWaves)]
-            available = reduce(np.minimum, [lengths[partner] for partner in partners], lengths)
-            rate = reduce(np.multiply, [speed.rate for speed in speeds], np.ones(draws.count))
-            rate = np.minimum(rate, available / self.span)
-            pitch = reduce(np.multiply, [np.divide(speed.grid_pitch, PITCH_GRID) for speed in speeds])
-            samples = np.floor(rate * self.span + 0.5).astype(np.int64)
-            grid_pitch = np.full(draws.count, np.rint(PITCH_GRID * pitch), dtype=np.int64)
-            step = rate * PITCH_GRID / grid_pitch
-        return _Draft(
-            lengths=lengths,
-            samples=samples,
-            wave=[change for change in wave if not isinstance(change, Speed)],
-            grid_pitch=grid_pitch,
-            step=step,
-            image=merged(image, mel.n_mels, mel.frames),
-            drawn=dict(zip(names, [*wave, *image], strict=True)),
-        )
+        wave = [one.draw(rng, mel) for one in self._wave]
+        image = [one.draw(rng, mel) for one in self._image]
+        samples, grid_pitch, stretch = self._speed(wave, lengths)
+        position = self._position(moments, before, lengths, samples)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Draft:
-    """A view of which it is not yet known what is read for it."""
-
-    lengths: Array
-    samples: Array
-    wave: Sequence[WaveChange]
-    grid_pitch: Array | None
-    step: Array | None
-    image: tuple[ImageChange, ...]
-    drawn: dict[str, WaveChange | ImageChange]
-
-    @property
-    def needed(self) -> Array:
-        """Samples that this view takes of each row, for the row itself and for those it is mixed into."""
-        needed = self.samples.copy()
-        for change in self.wave:
-            if isinstance(change, MixWaves):
-                np.maximum.at(needed, change.partner, self.samples)
-        return needed
-
-    def within(self, spans: Sequence[Spans], span: int, positions: Array) -> View:
-        """Return the view, its crops at `positions`, cut from one of `spans`."""
-        read = spans[span].starts
-
-        def mix(change: MixWaves) -> Mix:
-            partner = change.partner
-            starts = nearest(positions[partner], self.lengths[partner] - self.samples) - read[partner]
-            return Mix(partner=partner, starts=starts, weight=change.weight)
+        def located(op: WaveOp) -> WaveOp:
+            if not isinstance(op, MixWaves):
+                return op
+            starts = nearest(position[op.partner], lengths[op.partner] - samples)
+            return dataclasses.replace(op, starts=starts)
 
         return View(
-            span=span,
-            starts=nearest(positions, self.lengths - self.samples) - read,
-            samples=self.samples,
-            wave=tuple(mix(change) if isinstance(change, MixWaves) else change for change in self.wave),
-            grid_pitch=self.grid_pitch,
-            step=self.step,
-            image=self.image,
-            drawn=self.drawn,
+            starts=nearest(position, lengths - samples),
+            samples=samples,
+            wave=tuple(located(op) for op in wave if not isinstance(op, Speed)),
+            grid_pitch=grid_pitch,
+            stretch=stretch,
+            image=merged(image, mel),
+            drawn=dict(zip(self._names, [*wave, *image], strict=True)),
         )
+
+    def _speed(self, wave: list[WaveOp], lengths: Array) -> tuple[Array, Array | None, Array | None]:
+        """Return the lengths of the crops, and `grid_pitch` and `stretch` of the view."""
+        speeds = [op for op in wave if isinstance(op, Speed)]
+        if not speeds:
+            return np.full(len(lengths), self.crop_samples), None, None
+        # A track too short for the tempo drawn, its own or its partner's, is played as fast as it allows.
+        partners = [op.partner for op in wave if isinstance(op, MixWaves)]
+        available = reduce(np.minimum, [lengths[partner] for partner in partners], lengths)
+        rate = reduce(np.multiply, [op.rate for op in speeds], np.ones(len(lengths)))
+        rate = np.minimum(rate, available / self.crop_samples)
+        pitch = reduce(np.multiply, [np.divide(op.grid_pitch, PITCH_GRID) for op in speeds])
+        grid_pitch = np.full(len(lengths), np.rint(PITCH_GRID * pitch), dtype=np.int64)
+        samples = np.floor(rate * self.crop_samples + 0.5).astype(np.int64)
+        return samples, grid_pitch, rate * PITCH_GRID / grid_pitch
+
+    def _position(self, moments: list[Array], before: list[View], lengths: Array, samples: Array) -> Array:
+        """Return where crops of so many `samples` are cut: from 0, the start of a track, to 1, its end.
+
+        Each of the `moments` was drawn from 0 to 1. With a `max_distance`, that of the second view says where
+        its crop starts between the nearest and the farthest start that this allows.
+        """
+        moment = moments[len(before) % len(moments)]
+        if self._max_distance is None or not before or len(moments) == 1:
+            return moment
+        reach, spare = self._max_distance * self.rate, lengths - samples
+        first = moments[0] * (lengths - before[0].samples)
+        low, high = np.clip(first - reach, 0, spare), np.clip(first + reach, 0, spare)
+        return np.asarray((low + (high - low) * moment) / np.maximum(spare, 1))
 
 
 class TrackPlan:
     """The batches of an evaluation: evenly spaced crops of every track, in the order of the shards, once.
 
-    Rank r of W has an equal part of the tracks. Every crop is a row of its batch; the last batch may be
+    Rank r of W has an equal part of the tracks. Every crop is a row of its batch. The last batch may be
     smaller.
     """
+
+    max_pitch = 1.0
 
     def __init__(
         self,
@@ -268,9 +215,8 @@ class TrackPlan:
     ) -> None:
         self.tracks, self.frontend, self.batch_size, self.crops = tracks, frontend, batch_size, crops
         self.rate = tracks.shard_set.sample_rate
-        self.span = self.max_samples = frontend.span(self.rate)
-        self.max_pitch = 1.0
-        self._first, self._end = (len(tracks) * part // world_size for part in (rank, rank + 1))
+        self.crop_samples = self.max_samples = frontend.crop_samples(self.rate)
+        self._first, self._end = (len(tracks) * share // world_size for share in (rank, rank + 1))
         self.batches = -(-(self._end - self._first) // batch_size)
 
     def batch(self, place: Place) -> Batch:
@@ -279,20 +225,11 @@ class TrackPlan:
         first = self._first + number * self.batch_size
         tracks = np.arange(first, min(first + self.batch_size, self._end))
         rows = np.repeat(tracks, self.crops)
-        spare = lengthened(self.tracks.samples[rows], self.frontend, self.rate) - self.max_samples
+        spare = lengthened(self.tracks.samples[rows], self.frontend, self.rate) - self.crop_samples
         positions = [0.5] if self.crops == 1 else np.linspace(0, 1, self.crops)
-        span = np.full(len(rows), self.max_samples)
-        spans = Spans(tracks=rows, starts=nearest(np.tile(positions, len(tracks)), spare), samples=span)
-        view = View(
-            span=0,
-            starts=np.zeros(len(rows), dtype=np.int64),
-            samples=span,
-            wave=(),
-            grid_pitch=None,
-            step=None,
-            image=(),
-            drawn={},
-        )
+        samples = np.full(len(rows), self.crop_samples)
+        spans = Spans(tracks=rows, starts=nearest(np.tile(positions, len(tracks)), spare), samples=samples)
+        view = View(starts=np.zeros(len(rows), dtype=np.int64), samples=samples)
         return Batch(place=place, tracks=tracks, spans=(spans,), views=(view,))
 
 
@@ -301,32 +238,47 @@ def lengthened(samples: Array, frontend: Frontend, rate: int) -> Array:
 
     Those shorter than a crop are repeated as often as makes a crop, or followed by silence until they do.
     """
-    span = frontend.span(rate)
+    crop = frontend.crop_samples(rate)
     if frontend.short_tracks == "pad":
-        return np.maximum(samples, span)
-    return np.asarray(samples * np.maximum(-(-span // np.maximum(samples, 1)), 1))
+        return np.maximum(samples, crop)
+    return np.asarray(samples * np.maximum(-(-crop // np.maximum(samples, 1)), 1))
 
 
 def nearest(positions: Array, spare: Array) -> Array:
-    """Return where crops begin that leave `spare` samples of their tracks, int64.
+    """Return the first samples of crops that leave `spare` samples of their tracks, int64.
 
     At one position, the longer of two crops contains the shorter.
     """
     return np.floor(positions * spare + 0.5).astype(np.int64)
 
 
-def _covering(tracks: Array, drafts: Sequence[_Draft], positions: Array, lengths: Array) -> Spans:
-    """Return the shortest spans at `positions` that hold all that `drafts` take of them."""
-    samples = reduce(np.maximum, [draft.needed for draft in drafts])
-    return Spans(tracks=tracks, starts=nearest(positions, lengths - samples), samples=samples)
+def _covering(tracks: Array, views: Sequence[View]) -> Spans:
+    """Return the shortest spans that hold all crops of `views`, and those that are mixed into others."""
+    starts, ends = views[0].starts.copy(), views[0].starts + views[0].samples
+    for view in views:
+        crops = [(np.arange(len(tracks)), view.starts)]
+        crops += [(op.partner, op.starts) for op in view.wave if isinstance(op, MixWaves)]
+        for rows, first in crops:
+            np.minimum.at(starts, rows, first)
+            np.maximum.at(ends, rows, first + view.samples)
+    return Spans(tracks=tracks, starts=starts, samples=ends - starts)
 
 
-def _names(steps: Sequence[WaveAugmentation | ImageAugmentation]) -> list[str]:
-    """Return the name of every step; one that occurs again gets a number."""
-    names: list[str] = []
+def _cut_from(spans: Sequence[Spans], index: int, view: View) -> View:
+    """Return `view` with crops that begin at samples of the spans at `index`."""
+    first = spans[index].starts
+    wave = tuple(
+        dataclasses.replace(op, starts=op.starts - first[op.partner]) if isinstance(op, MixWaves) else op
+        for op in view.wave
+    )
+    return dataclasses.replace(view, span_index=index, starts=view.starts - first, wave=wave)
+
+
+def _numbered(names: Iterable[str]) -> list[str]:
+    """Return `names` with a number behind each that occurs again: mask, mask_2."""
     times: Counter[str] = Counter()
-    for step in steps:
-        name = step_name(step)
+    found = []
+    for name in names:
         times[name] += 1
-        names.append(f"{name}_{times[name]}" if times[name] > 1 else name)
-    return names
+        found.append(f"{name}_{times[name]}" if times[name] > 1 else name)
+    return found

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from siamusic_fast.pipelines.draws import Array, Place, blocks
-from siamusic_fast.pipelines.plan import Batch, Plan, Spans, TrackPlan
+from siamusic_fast.pipelines.plan import Batch, Place, Plan, Spans, TrackPlan
+from siamusic_fast.pipelines.random_numbers import Array, blocks
 from siamusic_fast.pipelines.reader import Reader
 
 _PLANNERS = 2

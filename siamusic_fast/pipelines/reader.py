@@ -1,8 +1,7 @@
-"""Reading: the planned spans of tracks as int16 samples, and nothing else.
+"""Reads the planned spans of tracks as int16 samples, and nothing else.
 
-Those of wav shards lie at fixed places of the tars, where `preadv` takes them from, straight into the buffer
-of the batch. Of flac and ogg shards, the compressed file is read and the span decoded: libsndfile finds
-a sample without decoding what is before it.
+In wav shards, samples lie at fixed places of the tars: `preadv` reads them straight into the buffer of the
+batch. From flac and ogg shards, the compressed file is read, and libsndfile seeks to the span and decodes it.
 """
 
 import io
@@ -19,8 +18,8 @@ import soundfile
 
 from siamusic_fast.files import open_regular
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.draws import Array
 from siamusic_fast.pipelines.plan import Spans
+from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.pipelines.tracks import Tracks
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.index import CLS_SIZE
@@ -29,17 +28,15 @@ from siamusic_fast.shards.manifest import DamageError
 _MAX_OPEN = 256
 """Tars that are open at a time: a process may have 1,024 files."""
 
-_ReadInto = Callable[[int, Array], None]
-"""Fills an array from a sample on."""
-_Part = tuple[int, Array]
-"""Where something begins in its track, and where it goes."""
+_Crop = tuple[int, Array]
+"""The first sample of a crop in its track, and the array to fill."""
 
 
 class Reader:
     """Reads spans of tracks; any number of threads may call it at once.
 
-    A track shorter than a crop is repeated, or followed by silence, as `frontend` says. With `check_labels`,
-    the label beside the audio of every track that is read is compared with that of tracks.csv.
+    A track shorter than a crop is repeated or followed by silence, as `frontend` says. With `check_labels`,
+    the label beside the audio of every track that is read is compared with that in tracks.csv.
     """
 
     def __init__(self, tracks: Tracks, frontend: Frontend, *, check_labels: bool = False) -> None:
@@ -50,10 +47,10 @@ class Reader:
         self._lock = threading.Lock()
 
     def read(self, spans: Spans, rows: slice, out: Array) -> None:
-        """Put the `rows` of `spans` into those of `out`, int16 [batch, samples].
+        """Read the `rows` of `spans` into those of `out`, int16 [batch, samples].
 
-        What lies behind the end of a span that is shorter than a row of `out` is left as it is. Raises
-        `DataError` if a tar ends early or cannot be read, if audio cannot be decoded, or if a label differs.
+        If a span is shorter than a row of `out`, the end of the row is left as it is. Raises `DataError` if a
+        tar ends early or cannot be read, if audio cannot be decoded, or if a label differs.
         """
         wanted = zip(
             spans.tracks[rows].tolist(),
@@ -65,52 +62,54 @@ class Reader:
         for track, group in groupby(wanted, key=lambda row: row[0]):
             if self._check_labels:
                 self._check_label(track)
-            parts = [(start, row[:samples]) for _, start, samples, row in group]
+            crops = [(start, row[:samples]) for _, start, samples, row in group]
             if self._tracks.shard_set.codec == "wav":
-                for start, part in parts:
-                    self._lengthened(track, start, part, partial(self._pread, track))
+                for start, crop in crops:
+                    self._fill(crop, start, int(self._tracks.samples[track]), partial(self._pread, track))
             else:
-                self._decode(track, parts)
+                self._decode(track, crops)
 
     def close(self) -> None:
         """Close the tars; they are opened again when they are read again."""
         with self._lock:
             self._files.clear()
 
-    def _lengthened(self, track: int, start: int, out: Array, read: _ReadInto) -> None:
-        """Fill `out` from sample `start` on of the track as it is lengthened."""
-        own = int(self._tracks.samples[track])
-        if start + len(out) <= own:
-            read(start, out)
+    def _fill(self, crop: Array, start: int, length: int, read: Callable[[int, Array], None]) -> None:
+        """Fill `crop` from sample `start` on of a track of `length` samples, lengthened if it is too short.
+
+        `read` fills an array from a sample of the track on.
+        """
+        if start + len(crop) <= length:
+            read(start, crop)
         elif self._repeats:
-            whole = np.empty(own, dtype=np.int16)
+            whole = np.empty(length, dtype=np.int16)
             read(0, whole)
-            out[:] = np.take(whole, np.arange(start, start + len(out)), mode="wrap")
+            crop[:] = np.take(whole, np.arange(start, start + len(crop)), mode="wrap")
         else:
-            there = max(own - start, 0)
-            read(start, out[:there])
-            out[there:] = 0
+            audible = max(length - start, 0)
+            read(start, crop[:audible])
+            crop[audible:] = 0
 
     def _pread(self, track: int, start: int, out: Array) -> None:
         offset = int(self._tracks.offset[track]) + WAV_HEADER + 2 * start
         self._read_bytes(track, offset, out.data.cast("B"))
 
-    def _decode(self, track: int, parts: list[_Part]) -> None:
-        """Decode what `parts` take of a compressed track, at once unless they lie far apart."""
-        own = int(self._tracks.samples[track])
+    def _decode(self, track: int, crops: list[_Crop]) -> None:
+        """Fill `crops` of a compressed track, decoded together unless they lie far apart."""
+        length = int(self._tracks.samples[track])
         encoded = bytearray(int(self._tracks.size[track]))
         self._read_bytes(track, int(self._tracks.offset[track]), memoryview(encoded))
         try:
             with soundfile.SoundFile(io.BytesIO(encoded)) as file:
-                if file.frames != own:
-                    raise self._tracks.damaged(track, f"it has {file.frames} samples, not {own}")
-                for begin, end, members in _together(parts, own):
+                if file.frames != length:
+                    raise self._tracks.damaged(track, f"it has {file.frames} samples, not {length}")
+                for begin, end, members in _together(crops, length):
                     file.seek(begin)
                     decoded = file.read(end - begin, dtype="int16")
                     if len(decoded) < end - begin:
                         raise self._tracks.damaged(track, f"{len(decoded)} of {end - begin} samples decode")
-                    for start, part in members:
-                        self._lengthened(track, start, part, _from(decoded, begin))
+                    for start, crop in members:
+                        self._fill(crop, start, length, partial(_copy, decoded, begin))
         except soundfile.LibsndfileError as error:
             raise self._tracks.damaged(track, error.error_string.rstrip(".")) from error
 
@@ -163,26 +162,21 @@ class _Tar:
             os.close(self.descriptor)
 
 
-def _together(parts: list[_Part], own: int) -> Iterator[tuple[int, int, list[_Part]]]:
-    """Yield what to decode at a time, begin and end, of a track of `own` samples, and which parts it serves.
+def _together(crops: list[_Crop], length: int) -> Iterator[tuple[int, int, list[_Crop]]]:
+    """Yield what to decode at a time, begin and end, of a track of so many samples, and for which crops.
 
-    All at once if that is less than twice what the parts take; a track that is lengthened, from its start.
+    All crops together if that is less than twice their samples. A track that is lengthened is decoded whole.
     """
-    if any(start + len(part) > own for start, part in parts):
-        yield 0, own, parts
-        return
-    begin, end = min(start for start, _ in parts), max(start + len(part) for start, part in parts)
-    if end - begin < 2 * sum(len(part) for _, part in parts):
-        yield begin, end, parts
+    begin, end = min(start for start, _ in crops), max(start + len(crop) for start, crop in crops)
+    if end > length:
+        yield 0, length, crops
+    elif end - begin < 2 * sum(len(crop) for _, crop in crops):
+        yield begin, end, crops
     else:
-        for start, part in parts:
-            yield start, start + len(part), [(start, part)]
+        for start, crop in crops:
+            yield start, start + len(crop), [(start, crop)]
 
 
-def _from(decoded: Array, begin: int) -> _ReadInto:
-    """Return a function that takes samples from `decoded`, which begins at sample `begin`."""
-
-    def read(start: int, out: Array) -> None:
-        out[:] = decoded[start - begin : start - begin + len(out)]
-
-    return read
+def _copy(decoded: Array, begin: int, start: int, out: Array) -> None:
+    """Fill `out` from sample `start` on of `decoded`, which begins at sample `begin`."""
+    out[:] = decoded[start - begin : start - begin + len(out)]

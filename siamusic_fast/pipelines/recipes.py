@@ -1,4 +1,4 @@
-"""Recipes: augmentations in the order in which they are applied, by name or spelt out.
+"""Recipes: tuples of augmentations in the order in which they are applied, and the text that `--aug` takes.
 
 image                       a recipe of the paper
 mask,cutout                 two augmentations with their defaults
@@ -8,37 +8,35 @@ cutmix(p=0.3),hflip         one of them with another probability
 import ast
 import dataclasses
 import difflib
-import math
 import re
-from collections.abc import Iterator
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines import augmentations as paper
-from siamusic_fast.pipelines import extras
-from siamusic_fast.pipelines.augmentations import Augmentation
+from siamusic_fast.pipelines import image_augmentations as images
+from siamusic_fast.pipelines import wave_augmentations as waves
+from siamusic_fast.pipelines.augmentation import Augmentation
 
 Recipe = tuple[Augmentation, ...]
 
 AUGMENTATIONS: dict[str, type[Augmentation]] = {
-    "wavemix": paper.WaveMixup,
-    "pitch": paper.PitchShift,
-    "stretch": paper.TimeStretch,
-    "gain": extras.Gain,
-    "noise": extras.Noise,
-    "cutmix": paper.CutMix,
-    "mixup": paper.Mixup,
-    "mask": paper.Mask,
-    "hflip": paper.HorizontalFlip,
-    "vflip": paper.VerticalFlip,
-    "cutout": paper.CutOut,
-    "griddistortion": extras.GridDistortion,
-    "rrc": extras.RandomResizedCrop,
-    "tilt": extras.Tilt,
-    "freqmask": extras.FrequencyMask,
-    "timemask": extras.TimeMask,
+    "wavemix": waves.WaveMixup,
+    "pitch": waves.PitchShift,
+    "stretch": waves.TimeStretch,
+    "gain": waves.Gain,
+    "noise": waves.Noise,
+    "cutmix": images.CutMix,
+    "mixup": images.Mixup,
+    "mask": images.Mask,
+    "hflip": images.HorizontalFlip,
+    "vflip": images.VerticalFlip,
+    "cutout": images.CutOut,
+    "griddistortion": images.GridDistortion,
+    "rrc": images.RandomResizedCrop,
+    "tilt": images.Tilt,
+    "freqmask": images.FrequencyMask,
+    "timemask": images.TimeMask,
 }
-"""What a recipe can be made of, by the name that the command line knows."""
+"""Every augmentation by its name on the command line."""
 
 _AUDIO, _IMAGE = (
     tuple(AUGMENTATIONS[name]() for name in names)  # type: ignore[call-arg]
@@ -52,38 +50,46 @@ RECIPES: dict[str, Recipe] = {"image": _IMAGE, "audio": _AUDIO, "both": _AUDIO +
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Return the recipe that `text` names or spells out.
+    """Return the recipe that `text` names or lists.
 
-    Raises `ConfigError` for an unknown name, with the nearest one, for a parameter that there is not, and for
-    a value that cannot be.
+    Raises `ConfigError` for an unknown name, with the nearest one, for an unknown parameter, and for a value
+    that cannot be.
     """
     if text.strip() in RECIPES:
         return RECIPES[text.strip()]
-    return tuple(_augmentation(step) for step in _steps(text))
-
-
-def to_recipe(recipe: str | Recipe, mel: MelConfig) -> Recipe:
-    """Return `recipe`, or what `parse_recipe` reads from it; raise `ConfigError` if it does not fit `mel`."""
-    steps = _checked(recipe)
-    for step in steps:
-        step.check(mel)
-    return steps
-
-
-def check_unmixed(recipe: str | Recipe) -> None:
-    """Raise `ConfigError` if `recipe` mixes tracks, whose labels are not mixed with them."""
-    steps = _checked(recipe)
-    if mixing := [step_name(step) for step in steps if step.mixes]:
+    try:
+        tree = ast.parse(f"[{text}]", mode="eval").body
+    except SyntaxError:
+        tree = None
+    if not isinstance(tree, ast.List) or not tree.elts:
         raise ConfigError(
-            f"{', '.join(mixing)} would add another track to a labelled one: leave it out of the recipe (on "
-            f"the command line --aug)."
+            f"aug = {text!r} cannot be read: write it as mask,cutout or cutmix(p=0.3),hflip (on the command "
+            f"line --aug)."
+        )
+    return tuple(_augmentation(item) for item in tree.elts)
+
+
+def to_recipe(aug: str | Recipe, mel: MelConfig) -> Recipe:
+    """Return `aug`, or what `parse_recipe` reads from it; raise `ConfigError` if it does not fit `mel`."""
+    recipe = _checked(aug)
+    for augmentation in recipe:
+        augmentation.check(mel)
+    return recipe
+
+
+def check_unmixed(aug: str | Recipe) -> None:
+    """Raise `ConfigError` if `aug` mixes tracks, because their labels are not mixed with them."""
+    if mixing := [aug_name(augmentation) for augmentation in _checked(aug) if augmentation.mixes]:
+        raise ConfigError(
+            f"{', '.join(mixing)} would add another track to a labelled one: leave it out (on the command "
+            f"line --aug)."
         )
 
 
-def step_name(step: Augmentation) -> str:
-    """Return the name of `step` on the command line; of one that is not known there, its class's."""
+def aug_name(augmentation: Augmentation) -> str:
+    """Return the name of an augmentation on the command line; of one of one's own, that of its class."""
     names = {kind: name for name, kind in AUGMENTATIONS.items()}
-    return names.get(type(step), type(step).__name__.lower())
+    return names.get(type(augmentation), type(augmentation).__name__.lower())
 
 
 def file_name(text: str) -> str:
@@ -91,45 +97,32 @@ def file_name(text: str) -> str:
     return re.sub(r"[^0-9A-Za-z.]+", "-", text).strip("-")
 
 
-def _checked(recipe: str | Recipe) -> Recipe:
-    """Return `recipe` as a tuple of augmentations, whatever a caller without types may have given."""
-    if isinstance(recipe, str):
-        return parse_recipe(recipe)
-    if isinstance(recipe, tuple | list) and all(isinstance(step, Augmentation) for step in recipe):
-        return tuple(recipe)
+def _checked(aug: str | Recipe) -> Recipe:
+    """Return `aug` as a tuple of augmentations, whatever a caller without types may have given."""
+    if isinstance(aug, str):
+        return parse_recipe(aug)
+    if isinstance(aug, tuple | list) and all(isinstance(one, Augmentation) for one in aug):
+        return tuple(aug)
     raise ConfigError(
-        f"aug = {recipe!r} must be text such as 'image' or 'mask,cutout', or a tuple of augmentations "
-        f"such as (Mask(p=0.5), CutOut())."
+        f"aug = {aug!r} must be text such as 'image' or 'mask,cutout', or a tuple of augmentations such as "
+        f"(Mask(p=0.5), CutOut())."
     )
 
 
-def _steps(text: str) -> Iterator[ast.expr]:
-    try:
-        tree = ast.parse(f"[{text}]", mode="eval").body
-    except SyntaxError:
-        tree = None
-    if not isinstance(tree, ast.List) or not tree.elts:
-        raise ConfigError(
-            f"aug = {text!r} cannot be read: write it as mask,cutout or cutmix(p=0.3),hflip (on the "
-            f"command line --aug)."
-        )
-    yield from tree.elts
-
-
-def _augmentation(step: ast.expr) -> Augmentation:
+def _augmentation(item: ast.expr) -> Augmentation:
     """Return the augmentation that ``name`` or ``name(parameter=number, ...)`` describes."""
-    called = step.func if isinstance(step, ast.Call) else step
-    kind = _kind(ast.unparse(called))
-    if not isinstance(step, ast.Call):
-        return kind()  # type: ignore[call-arg]
-    known = {field.name: field.type for field in dataclasses.fields(kind)}
-    values = {}
-    for keyword in step.keywords:
-        if keyword.arg not in known or step.args:
-            break
-        values[keyword.arg] = _number(keyword, whole=known[keyword.arg] is int)
-    if step.args or len(values) < len(step.keywords):
-        raise ConfigError(f"{ast.unparse(step)} is no augmentation: its parameters are {', '.join(known)}.")
+    if not isinstance(item, ast.Call):
+        return _kind(ast.unparse(item))()  # type: ignore[call-arg]
+    kind = _kind(ast.unparse(item.func))
+    known = [field.name for field in dataclasses.fields(kind)]
+    if item.args or not {keyword.arg for keyword in item.keywords} <= set(known):
+        raise ConfigError(f"{ast.unparse(item)} is no augmentation: its parameters are {', '.join(known)}.")
+    try:
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in item.keywords}
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{ast.unparse(item)} must have numbers as its parameters, such as p=0.5."
+        ) from error
     return kind(**values)
 
 
@@ -137,25 +130,10 @@ def _kind(name: str) -> type[Augmentation]:
     if name in AUGMENTATIONS:
         return AUGMENTATIONS[name]
     if name in RECIPES:
-        raise ConfigError(f"{name!r} is a recipe by itself: give it alone, or list augmentations.")
+        raise ConfigError(f"{name!r} is a recipe: give it alone, or list augmentations.")
     near = difflib.get_close_matches(name, [*AUGMENTATIONS, *RECIPES], n=1)
     hint = f"did you mean {near[0]}? There are" if near else "there are"
     raise ConfigError(
         f"recipe or augmentation {name!r} is unknown: {hint} the recipes {', '.join(RECIPES)} "
         f"and the augmentations {', '.join(AUGMENTATIONS)} (on the command line --aug)."
     )
-
-
-def _number(keyword: ast.keyword, *, whole: bool) -> float:
-    try:
-        value = ast.literal_eval(keyword.value)
-    except (ValueError, TypeError):
-        value = None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int if whole else int | float)
-        or not math.isfinite(value)
-    ):
-        kind, example = ("a whole number", "holes=2") if whole else ("a number", "p=0.5")
-        raise ConfigError(f"{ast.unparse(keyword)} of an augmentation must be {kind}, such as {example}.")
-    return value

@@ -5,11 +5,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.pipelines.draws import Array
+from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.index import read_index, sample_name
 from siamusic_fast.shards.manifest import DamageError, Shard, ShardSet, check_tracks
@@ -20,27 +21,27 @@ from siamusic_fast.shards.track_table import read_track_table
 class Tracks:
     """Some tracks of a shard set, numbered from 0 in the order of the shards; arrays have a row for each.
 
-    Segments of a track that was packed in several count as tracks here.
+    If a track was packed in segments, each segment counts as a track here.
     """
 
     shard_set: ShardSet
     shards: tuple[Shard, ...]
     shard: Array
-    """Place in `shards`, int64."""
-    row: Array
-    """Number of the sample in its shard, int64."""
+    """Index in `shards`, int64."""
+    index_in_shard: Array
+    """Index of the track in its shard, int64."""
     offset: Array
-    """Where in the tar its audio file begins, in bytes, int64."""
+    """First byte of its audio file in the tar, int64."""
     size: Array
     """Size of that file, in bytes, int64."""
     cls_offset: Array
-    """Where in the tar its label begins, in bytes, int64."""
+    """First byte of its label in the tar, int64."""
     samples: Array
     """Length of the audio, in samples, int64."""
     labels: Array | None = None
-    """Place of the class in `shard_set.classes`, -1 for none, int64; None: not asked for."""
+    """Index of the class in `shard_set.classes`, -1 for none, int64. None if not asked for."""
     names: tuple[str, ...] = ()
-    """Which track each sample is, or is a segment of; empty: not asked for."""
+    """Name of each track; segments of a track share its name. Empty if not asked for."""
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -57,22 +58,16 @@ class Tracks:
     def damaged(self, track: int, what: object) -> DataError:
         """Return the error that says that `track` cannot be read as it should."""
         shard = self.shards[int(self.shard[track])]
-        name = sample_name(self.shard_set, shard, int(self.row[track]))
+        name = sample_name(self.shard_set, shard, int(self.index_in_shard[track]))
         return DamageError(self.path(track), f"{name}: {what}")
 
     def only(self, chosen: Array) -> "Tracks":
         """Return the tracks numbered `chosen`, which ascend."""
-        return dataclasses.replace(
-            self,
-            shard=self.shard[chosen],
-            row=self.row[chosen],
-            offset=self.offset[chosen],
-            size=self.size[chosen],
-            cls_offset=self.cls_offset[chosen],
-            samples=self.samples[chosen],
-            labels=None if self.labels is None else self.labels[chosen],
-            names=tuple(self.names[track] for track in chosen.tolist()) if self.names else (),
-        )
+        arrays: dict[str, Any] = {
+            name: values[chosen] for name, values in vars(self).items() if isinstance(values, np.ndarray)
+        }
+        names = tuple(self.names[track] for track in chosen.tolist()) if self.names else ()
+        return dataclasses.replace(self, names=names, **arrays)
 
 
 def open_tracks(
@@ -80,9 +75,9 @@ def open_tracks(
 ) -> Tracks:
     """Return the tracks of `splits`; with `labels`, their classes and names too.
 
-    Every index, and tracks.csv, is compared with its checksum in the manifest, and the first and the last
-    sample of every tar with its index. Raises `DataError` where something does not fit, and for a split
-    without (labelled) tracks.
+    Compares every index and tracks.csv with its checksum in the manifest, and the first and the last sample
+    of every tar with its index. Raises `DataError` if something does not fit, and for a split without
+    (labelled) tracks.
     """
     shards = shard_set.shards(splits, labelled_only=labelled_only)
     indices = [read_index(shard_set, shard) for shard in shards]
@@ -97,7 +92,7 @@ def open_tracks(
         shard_set=shard_set,
         shards=shards,
         shard=np.repeat(np.arange(len(shards)), counts),
-        row=np.concatenate([np.arange(count) for count in counts]),
+        index_in_shard=np.concatenate([np.arange(count) for count in counts]),
         offset=np.concatenate([index.audio_offset for index in indices]),
         size=size,
         cls_offset=np.concatenate([index.cls_offset for index in indices]),

@@ -1,6 +1,5 @@
 """What the tests of the pipelines share: loaders with small settings, and two graphs to compare."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ from torch import Tensor
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.dali import images
-from siamusic_fast.pipelines.dali.engine import arrays, views
-from siamusic_fast.pipelines.dali.nodes import Inputs
+from siamusic_fast.pipelines.dali.engine import pipeline
+from siamusic_fast.pipelines.dali.images import ON_GPU
+from siamusic_fast.pipelines.dali.inputs import Feed
 from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
 from siamusic_fast.pipelines.plan import Batch, Plan
+from siamusic_fast.pipelines.prefetch import Buffers, Ready
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.shards.manifest import ShardSet
@@ -90,24 +90,15 @@ def read(plan: Plan, batch: Batch) -> list[Array]:
     return found
 
 
-def graph(
-    plan: Plan, kinds: Mapping[Any, images.Kind], *, on_gpu: bool, pcm: list[Array] | None = None
-) -> Any:
-    """Return the DALI graph of `plan`, not built; fed with its first batch if that has been read."""
-    batch = plan.batch((0, 0))
-    fed = arrays(batch, plan, kinds)
-    return views(
-        lambda: [*(pcm or []), *fed.values()],
-        [*(f"spans.{number}" for number in range(len(batch.spans))), *fed],
-        batch,
-        Inputs(plan=plan, rows=plan.batch_size, on_gpu=on_gpu, kinds=kinds),
-        batch_size=plan.batch_size,
-        num_threads=1,
-        device_id=None,
-    )
+def graph_of_gpu(plan: Plan) -> Any:
+    """Return the DALI graph of `plan` for a GPU, not built."""
+    return pipeline(plan, Feed(), ON_GPU, on_gpu=True, num_threads=1, device_id=None)
 
 
 def views_as_on_gpu(plan: Plan) -> list[Array]:
     """Return the views of the first batch by the nodes that a GPU would run, but on the CPU."""
-    pipeline = graph(plan, images.ON_GPU, on_gpu=False, pcm=read(plan, plan.batch((0, 0))))
-    return [np.array(output.as_array())[:, 0] for output in pipeline.run()]
+    feed, batch = Feed(), plan.batch((0, 0))
+    graph = pipeline(plan, feed, ON_GPU, on_gpu=False, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    begun = [extract(batch) for extract in feed.extracts]
+    feed.batches = iter([Ready(batch, tuple(read(plan, batch)), begun, Buffers(0, pinned=False))])
+    return [np.array(output.as_array())[:, 0] for output in graph.run()]

@@ -13,11 +13,11 @@ from torchvision.transforms import functional as vision
 from webdataset import tariterators
 
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.changes import (
+from siamusic_fast.pipelines.ops import (
     Erase,
     Flip,
-    ImageChange,
     ImageFunction,
+    ImageOp,
     MixImages,
     Paste,
     Warp,
@@ -26,12 +26,12 @@ from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.helpers import Array
 
 
-def changed(images: Array, change: ImageChange) -> Array:
+def changed(images: Array, change: ImageOp) -> Array:
     """Return `images`, [rows, n_mels, frames], one by one as the text of each kind of change says."""
     return np.stack([_changed(images, row, change) for row in range(len(images))])
 
 
-def _changed(images: Array, row: int, change: ImageChange) -> Array:
+def _changed(images: Array, row: int, change: ImageOp) -> Array:
     image = images[row].copy()
     match change:
         case MixImages():
@@ -107,6 +107,22 @@ def torchaudio_log_mel(audio: Array, mel: MelConfig) -> Array:
     to_decibels = torchaudio.transforms.AmplitudeToDB("power")
     to_decibels.amin = 10 ** (mel.floor_db / 10)
     return np.asarray(to_decibels(power))
+
+
+def rounding_decibels(log_mels: Array, *, axis: int | tuple[int, ...]) -> Array:
+    """Return by how much two float32 FFTs of the same audio may differ in each of `log_mels`, in dB.
+
+    An FFT rounds every bin by a few units of 2^-24 of the loudest amplitude of its frame. A bin d dB below it
+    is smaller by the factor 10^(d / 20), so that k such units move it by
+
+        20 / ln(10) k 2^-24 10^(d / 20) dB,
+
+    which for k = 6 is 1e-3 dB at d = 50. The loudest bin of a frame is at most 3 dB above the loudest band,
+    because one of the two filters that it lies in has at least half of its height there. The loudest band is
+    looked for along `axis`.
+    """
+    below = log_mels.max(axis=axis, keepdims=True) + 3 - log_mels
+    return np.asarray(1e-3 * np.maximum(1, 10 ** ((below - 50) / 20)))
 
 
 def vocoded_log_mel(audio: Array, mel: MelConfig, rate: float) -> Array:

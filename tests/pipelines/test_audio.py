@@ -10,12 +10,12 @@ import torchaudio
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.augmentations import PitchShift
-from siamusic_fast.pipelines.changes import AddNoise, MixWaves, Speed, WaveFunction
-from siamusic_fast.pipelines.draws import Draws
+from siamusic_fast.pipelines.ops import AddNoise, MixWaves, Speed, WaveFunction
 from siamusic_fast.pipelines.plan import Batch, Plan
+from siamusic_fast.pipelines.random_numbers import RandomNumbers
 from siamusic_fast.pipelines.recipes import Recipe
 from siamusic_fast.pipelines.torch.engine import final_waves
+from siamusic_fast.pipelines.wave_augmentations import PitchShift
 from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.conftest import PackAudio
 from tests.pipelines.helpers import (
@@ -50,7 +50,7 @@ class Case:
     def crops(self, view: int) -> list[Array]:
         """Return what a view shows of every track, float64 in units of 16 bits."""
         shown = self.batch.views[view]
-        starts = self.batch.spans[shown.span].starts + shown.starts
+        starts = self.batch.spans[shown.span_index].starts + shown.starts
         return [
             self._audio[track][start : start + samples].astype(np.float64)
             for track, start, samples in zip(self.batch.tracks, starts, shown.samples, strict=True)
@@ -160,7 +160,7 @@ def test_stretched_views_equal_those_of_torchaudio_at_the_rate_drawn(
     case = Case(numbered, "stretch(p=0.7)", backend)
     slower = 0
     for view in range(2):
-        speed, step = case.drawn(view, "stretch"), np.asarray(case.batch.views[view].step)
+        speed, step = case.drawn(view, "stretch"), np.asarray(case.batch.views[view].stretch)
         assert isinstance(speed, Speed)
         slower += (step < speed.rate - 1e-9).sum()  # of a track that is too short for the rate drawn
         assert (step <= speed.rate + 1e-9).all()
@@ -254,8 +254,8 @@ def test_clicks_follow_the_tempo_drawn_and_not_the_pitch(
 class FourUp(PitchShift):
     """Always up by four semitones."""
 
-    def draw(self, draws: Draws, mel: MelConfig) -> Speed:
-        return Speed(grid_pitch=np.full(draws.count, round(128 * 2 ** (4 / 12))))
+    def draw(self, rng: RandomNumbers, mel: MelConfig) -> Speed:
+        return Speed(grid_pitch=np.full(rng.count, round(128 * 2 ** (4 / 12))))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

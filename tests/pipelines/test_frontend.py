@@ -166,8 +166,9 @@ def test_constants_that_cannot_normalize_are_refused(mean: float, std: float) ->
 def test_a_crop_of_the_shards_gives_a_whole_crop_of_the_features() -> None:
     # 0.98 s at 44,100 Hz are 43,218 samples; 21,608 of 22,050 Hz would give two less.
     odd = Frontend(mel=MelConfig(sample_rate=44_100, seconds=0.98), mean=0, std=1)
-    assert odd.span(RATE) == 21_609
-    assert odd.span(44_100) == 43_218
+    assert odd.crop_samples(RATE) == 21_609
+    assert odd.crop_samples(44_100) == 43_218
     assert (
-        Frontend(mel=MelConfig(sample_rate=RATE, seconds=0.00002 + 0.5), mean=0, std=1).span(16_000) == 8_000
+        Frontend(mel=MelConfig(sample_rate=RATE, seconds=0.00002 + 0.5), mean=0, std=1).crop_samples(16_000)
+        == 8_000
     )

@@ -13,9 +13,8 @@ import pytest
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.dali import images
 from siamusic_fast.shards.manifest import ShardSet
-from tests.pipelines.helpers import graph, plan_of
+from tests.pipelines.helpers import graph_of_gpu, plan_of
 
 ALLOWED = {
     "ExternalSource": "Hands an array over: with `no_copy` no work on the CPU, and no launch.",
@@ -139,9 +138,7 @@ SETTINGS: dict[str, Any] = {
 def test_the_graph_of_a_gpu_has_few_operators_and_copies(
     numbered: ShardSet, recipe: str, crops: str, most: Count
 ) -> None:
-    found, outputs = operators(
-        graph(plan_of(numbered, recipe, crops=crops, **SETTINGS), images.ON_GPU, on_gpu=True)
-    )
+    found, outputs = operators(graph_of_gpu(plan_of(numbered, recipe, crops=crops, **SETTINGS)))
     counted = count(found)
     assert all(have <= may for have, may in zip(counted, most, strict=True)), counted
     assert counted.cpu + counted.fed <= 30 or recipe == "both"
@@ -157,7 +154,7 @@ def test_all_steps_there_are_need_no_other_operators(numbered: ShardSet, rate: i
     steps = "wavemix,pitch,stretch,gain,noise,cutmix,mixup,mask,hflip,vflip,cutout,tilt,griddistortion,rrc"
     frontend = Frontend(mel=MelConfig(seconds=1.0, sample_rate=rate, f_max=rate / 2), mean=-30.0, std=10.0)
     plan = plan_of(numbered, steps, frontend=frontend, batch_size=23)
-    found, outputs = operators(graph(plan, images.ON_GPU, on_gpu=True))
+    found, outputs = operators(graph_of_gpu(plan))
     kinds = {one.name for one in found}
     assert kinds <= ALLOWED.keys(), kinds - ALLOWED.keys()
     assert not any("erase" in name.lower() or "flip" in name.lower() for name in kinds)

@@ -10,19 +10,19 @@ import torch
 from nvidia.dali import math as dali_math
 
 from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.augmentations import ImageAugmentation, WaveAugmentation
-from siamusic_fast.pipelines.changes import (
+from siamusic_fast.pipelines.augmentation import ImageAugmentation, WaveAugmentation
+from siamusic_fast.pipelines.ops import (
     Erase,
     Flip,
-    ImageChange,
     ImageFunction,
+    ImageOp,
     MixImages,
     Paste,
     Warp,
-    WaveChange,
     WaveFunction,
+    WaveOp,
 )
-from siamusic_fast.pipelines.draws import Draws
+from siamusic_fast.pipelines.random_numbers import RandomNumbers
 from siamusic_fast.pipelines.recipes import AUGMENTATIONS, Recipe, parse_recipe
 from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.helpers import (
@@ -57,7 +57,7 @@ def expected(shard_set: ShardSet, recipe: Any, engine: str, **settings: Any) -> 
     views = plan_of(shard_set, recipe, **settings).batch((0, 0)).views
     for number, view in enumerate(views):
         for change in view.drawn.values():
-            assert isinstance(change, ImageChange)
+            assert isinstance(change, ImageOp)
             plain[number] = changed(plain[number], change)
     return plain
 
@@ -143,8 +143,8 @@ class Squash(ImageAugmentation):
 
     p: float = 1.0
 
-    def draw(self, draws: Draws, mel: MelConfig) -> ImageChange:
-        factor = draws.uniform(0.5, 2, 1, 1, 1).astype(np.float32)
+    def draw(self, rng: RandomNumbers, mel: MelConfig) -> ImageOp:
+        factor = rng.uniform(0.5, 2, 1, 1, 1).astype(np.float32)
         return ImageFunction(
             values={"factor": factor},
             dali=lambda image, values: dali_math.tanh(image * values["factor"]),
@@ -158,13 +158,48 @@ class Lift(WaveAugmentation):
 
     p: float = 1.0
 
-    def draw(self, draws: Draws, mel: MelConfig) -> WaveChange:
-        offset = draws.uniform(1000, 5000, 1).astype(np.float32)
+    def draw(self, rng: RandomNumbers, mel: MelConfig) -> WaveOp:
+        offset = rng.uniform(1000, 5000, 1).astype(np.float32)
         return WaveFunction(values={"offset": offset}, dali=lifted, torch=lifted)
 
 
 def lifted(wave: Any, values: Mapping[str, Any]) -> Any:
     return wave + values["offset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fade(ImageAugmentation):
+    """Fades the end of a crop to the mean: one dataclass for both engines."""
+
+    p: float = 0.5
+    max_seconds: float = 1.0
+
+    def draw(self, rng: RandomNumbers, mel: MelConfig) -> ImageFunction:
+        seconds = rng.uniform(0.1, self.max_seconds, 1) * rng.bernoulli(self.p)[:, None]
+        left = np.linspace(mel.seconds, 0, mel.frames)  # from each frame to the end
+        gain = np.clip(left / np.maximum(seconds, 1e-9), 0, 1).astype(np.float32)
+        gain[seconds[:, 0] == 0] = 1.0
+        return ImageFunction(values={"gain": gain[:, None, :, None]}, dali=faded, torch=faded)
+
+
+def faded(image: Any, values: Mapping[str, Any]) -> Any:
+    return image * values["gain"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_dataclass_of_ones_own_serves_both_engines(numbered: ShardSet, engine: str) -> None:
+    fade = Fade(max_seconds=0.5)
+    plain = first_views(two_views(numbered, "none", backend=engine.split()[0], **SETTINGS))
+    views = plan_of(numbered, (fade,), **SETTINGS).batch((0, 0)).views
+    for found, view, image in zip(computed(numbered, (fade,), engine), views, plain, strict=True):
+        drawn = view.drawn["fade"]
+        assert isinstance(drawn, ImageFunction)
+        gain = drawn.values["gain"][..., 0]
+        np.testing.assert_allclose(found, image * gain, rtol=0, atol=1e-5)
+        touched = np.asarray((gain < 1).any(axis=(1, 2)))
+        assert 0 < touched.sum() < len(touched)
+        assert (found[touched][..., -1] == 0).all()
+        np.testing.assert_array_equal(found[~touched], image[~touched])
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -10,7 +10,7 @@ from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
 from tests.pipelines.conftest import PackAudio
 from tests.pipelines.helpers import BACKENDS, Array, first_views, two_views
-from tests.pipelines.reference import pcm_of, torchaudio_log_mel
+from tests.pipelines.reference import pcm_of, rounding_decibels, torchaudio_log_mel
 
 CONFIGS = [
     MelConfig(),
@@ -47,7 +47,7 @@ def noisy_chord(mel: MelConfig, seed: int) -> Array:
 @pytest.mark.parametrize(
     "mel", CONFIGS, ids=lambda mel: f"{mel.sample_rate}-{mel.n_fft}-{mel.window}-{mel.n_mels}"
 )
-def test_log_mels_equal_those_of_torchaudio_to_a_thousandth_of_a_decibel(
+def test_log_mels_equal_those_of_torchaudio_to_a_thousandth_of_a_decibel_or_what_float32_rounds(
     pack_audio: PackAudio, mel: MelConfig, backend: str
 ) -> None:
     tracks = {f"{seed:06d}": noisy_chord(mel, seed) for seed in range(3)}
@@ -62,7 +62,7 @@ def test_log_mels_equal_those_of_torchaudio_to_a_thousandth_of_a_decibel(
         audio = pcm_of(shard_set)
         for image, track in zip(view, order, strict=True):
             expected = torchaudio_log_mel(audio[track], mel)
-            np.testing.assert_allclose(std * image + mean, expected, rtol=0, atol=1e-3)
+            assert (abs(std * image + mean - expected) <= rounding_decibels(expected, axis=0)).all()
             assert expected.min() == pytest.approx(mel.floor_db, abs=1e-3)
 
 

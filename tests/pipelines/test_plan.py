@@ -9,14 +9,15 @@ import pytest
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.augmentations import Mask
+from siamusic_fast.pipelines.image_augmentations import Mask
 from siamusic_fast.pipelines.loaders import MAX_CROPS, covering_crops
-from siamusic_fast.pipelines.plan import Batch, Mix, Plan, TrackPlan
+from siamusic_fast.pipelines.ops import MixWaves
+from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.shards.manifest import ShardSet
 from tests.pipelines.helpers import IN_DECIBELS, RATE, Array
-from tests.pipelines.test_draws import assert_distributed, uniform
+from tests.pipelines.test_random_numbers import assert_distributed, uniform
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def repeated(tracks: Tracks, count: int, samples: Array | int) -> Tracks:
 def positions(batch: Batch, view: int, lengths: Array) -> Array:
     """Return where the crops of a view lie, from 0, the start of a track, to 1, its end."""
     shown = batch.views[view]
-    starts = batch.spans[shown.span].starts + shown.starts
+    starts = batch.spans[shown.span_index].starts + shown.starts
     return np.asarray(starts / (lengths[batch.tracks] - shown.samples))
 
 
@@ -172,13 +173,13 @@ def test_spans_lie_within_tracks_and_hold_all_that_is_taken_of_them(
             assert (spans.starts + spans.samples <= long).all()
             assert (spans.samples <= plan.max_samples).all()
         for view in batch.views:
-            spans = batch.spans[view.span]
+            spans = batch.spans[view.span_index]
             takes = [(np.arange(96), view.starts)]
-            takes += [(change.partner, change.starts) for change in view.wave if isinstance(change, Mix)]
+            takes += [(change.partner, change.starts) for change in view.wave if isinstance(change, MixWaves)]
             for rows, starts in takes:
                 assert (starts >= 0).all()
                 assert (starts + view.samples <= spans.samples[rows]).all()
-            rate = np.ones(96) if view.step is None else view.step * np.asarray(view.grid_pitch) / 128
+            rate = np.ones(96) if view.stretch is None else view.stretch * np.asarray(view.grid_pitch) / 128
             np.testing.assert_allclose(view.samples, RATE * rate, atol=0.51)
 
 
@@ -186,7 +187,7 @@ def test_a_track_too_short_for_the_tempo_is_played_as_fast_as_it_allows(tracks: 
     short = repeated(tracks, 40, 27_000)
     plan = Plan(short, IN_DECIBELS, recipe=parse_recipe("stretch(p=1,min_rate=1.5)"), batch_size=40)
     (view,) = plan.batch((0, 0)).views
-    np.testing.assert_allclose(np.asarray(view.step), 27_000 / RATE)
+    np.testing.assert_allclose(np.asarray(view.stretch), 27_000 / RATE)
     assert (view.samples == 27_000).all()
 
 

@@ -3,15 +3,7 @@ from typing import Any
 import pytest
 
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.pipelines.augmentations import (
-    CutMix,
-    CutOut,
-    HorizontalFlip,
-    Mask,
-    PitchShift,
-    TimeStretch,
-)
-from siamusic_fast.pipelines.extras import Noise, Tilt
+from siamusic_fast.pipelines.image_augmentations import CutMix, CutOut, HorizontalFlip, Mask, Tilt
 from siamusic_fast.pipelines.recipes import (
     AUGMENTATIONS,
     RECIPES,
@@ -21,6 +13,7 @@ from siamusic_fast.pipelines.recipes import (
     parse_recipe,
     to_recipe,
 )
+from siamusic_fast.pipelines.wave_augmentations import Noise, PitchShift, TimeStretch
 from tests.pipelines.helpers import MEL
 
 TABLE_1 = {
@@ -64,16 +57,16 @@ def test_a_list_of_augmentations_is_a_recipe(text: str, recipe: Recipe) -> None:
         ("qqqq", "'qqqq' is unknown: there are the recipes image, audio, both, none and the augmentations"),
         ("mask(q=1)", r"mask\(q=1\) is no augmentation: its parameters are p, max_mels, max_frames"),
         ("mask(0.5)", r"mask\(0.5\) is no augmentation"),
-        ("mask(p='often')", r"p='often' of an augmentation must be a number"),
-        ("mask(p=True)", "p=True of an augmentation must be a number"),
+        ("mask(p='often')", "p = 'often' of Mask must be a number, such as 0.5"),
+        ("mask(p=True)", "p = True of Mask must be a number"),
         ("mask(p=2)", "p = 2 of Mask must be at least 0 and at most 1"),
         ("mask,(", r"'mask,\(' cannot be read"),
         ("", "'' cannot be read"),
         ("__import__('os').remove('x')", "is unknown"),
-        ("image,mask", "'image' is a recipe by itself"),
-        ("cutout(holes=1.5)", "holes=1.5 of an augmentation must be a whole number, such as"),
-        ("griddistortion(steps=2.0)", "steps=2.0 of an augmentation must be a whole number"),
-        ("timemask(count=True)", "count=True of an augmentation must be a whole number"),
+        ("image,mask", "'image' is a recipe: give it alone"),
+        ("cutout(holes=1.5)", "holes = 1.5 of CutOut must be a whole number, such as 2"),
+        ("griddistortion(steps=2.0)", "steps = 2.0 of GridDistortion must be a whole number"),
+        ("timemask(count=True)", "count = True of TimeMask must be a whole number"),
         ("freqmask(count=0)", "count = 0 of FrequencyMask must be at least 1 and at most 64"),
         ("timemask(count=65)", "count = 65 of TimeMask must be at least 1 and at most 64"),
         ("cutout(size=0)", "size = 0 of CutOut must be at least 1"),
@@ -82,8 +75,8 @@ def test_a_list_of_augmentations_is_a_recipe(text: str, recipe: Recipe) -> None:
         ("rrc(min_mels=0)", "min_mels = 0 of RandomResizedCrop must be above 0"),
         ("mixup(alpha=0)", "alpha = 0 of Mixup must be above 0"),
         ("cutmix(alpha=-1)", "alpha = -1 of CutMix must be above 0"),
-        ("wavemix(alpha=1e999)", "alpha=1e309 of an augmentation must be a number"),
-        ("mask(p={[]:1})", "of an augmentation must be a number, such as p=0.5"),
+        ("wavemix(alpha=1e999)", r"alpha = inf of WaveMixup must be above 0 and at most 1e\+06"),
+        ("mask(p={[]:1})", r"mask\(p={\[\]: 1}\) must have numbers as its parameters, such as p=0.5"),
         ("hflip(p=-0.1)", "p = -0.1 of HorizontalFlip must be at least 0 and at most 1"),
         ("pitch(semitones=200)", "semitones = 200 of PitchShift must be at least 0 and at most 12"),
         ("gain(decibels=500)", "decibels = 500 of Gain must be at least 0 and at most 100"),

@@ -7,8 +7,8 @@ from nvidia.dali import fn, types
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.changes import FULL_SCALE
-from siamusic_fast.pipelines.dali.nodes import DataNode
+from siamusic_fast.pipelines.dali.inputs import DataNode
+from siamusic_fast.pipelines.ops import FULL_SCALE
 
 
 def to_float(pcm: DataNode) -> DataNode:
@@ -36,7 +36,9 @@ def spectrogram(wave: DataNode, mel: MelConfig, *, power: int) -> DataNode:
     )
 
 
-def at_frames(spectrum: DataNode, start: DataNode, end: DataNode, mel: MelConfig, rows: int) -> DataNode:
+def at_frames(
+    spectrum: DataNode, start: DataNode, end: DataNode, mel: MelConfig, batch_size: int
+) -> DataNode:
     """Return `spectrum`, [bins, any], at the frames that `frame_box` says: float32 [bins, frames]."""
     bins = mel.n_fft // 2 + 1
     resized = fn.resize(
@@ -46,23 +48,26 @@ def at_frames(spectrum: DataNode, start: DataNode, end: DataNode, mel: MelConfig
         roi_end=end,
         interp_type=types.INTERP_LINEAR,
         antialias=False,
-        minibatch_size=rows,
+        minibatch_size=batch_size,
     )
     return fn.reshape(resized, shape=[bins, mel.frames], layout="ft")
 
 
-def frame_box(step: np.ndarray, mel: MelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return begin and end, float32 [rows, 2] each, of what a resize takes of spectrograms.
+def frame_box(stretch: np.ndarray, mel: MelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return begin and end, float32 [rows, 2] each, of the region of a spectrogram that a resize reads.
 
-    It is to give the frames 0, step, 2 step, ..., linear between two frames, as a phase vocoder interpolates
-    magnitudes. Resizing takes the center of output pixel j, at j + 0.5, from begin + (j + 0.5) step, where
-    the center of frame i lies at i + 0.5:
+    The resize is to return the frames 0, stretch, 2 stretch, ..., linear between two frames, as a phase
+    vocoder interpolates magnitudes. It reads output pixel j, whose center is j + 0.5, at begin + (j + 0.5)
+    stretch, and the center of frame i lies at i + 0.5:
 
-        begin + (j + 0.5) step = j step + 0.5    gives    begin = 0.5 - 0.5 step
+        begin + (j + 0.5) stretch = j stretch + 0.5    gives    begin = 0.5 - 0.5 stretch
     """
-    begin = 0.5 - 0.5 * step
+    begin = 0.5 - 0.5 * stretch
     bins = np.full_like(begin, mel.n_fft // 2 + 1)
-    start, end = np.stack([0 * begin, begin], axis=-1), np.stack([bins, begin + mel.frames * step], axis=-1)
+    start, end = (
+        np.stack([0 * begin, begin], axis=-1),
+        np.stack([bins, begin + mel.frames * stretch], axis=-1),
+    )
     return start.astype(np.float32), end.astype(np.float32)
 
 

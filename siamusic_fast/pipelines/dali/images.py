@@ -1,210 +1,167 @@
-"""The changes after the spectrogram, in DALI: what each is fed, and its nodes on [n_mels, frames, 1]."""
+"""The operations after the spectrogram, as DALI nodes on normalized log-mels, [n_mels, frames, 1]."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 from nvidia.dali import fn, types
 
-from siamusic_fast.config import MelConfig
-from siamusic_fast.pipelines.changes import (
-    Erase,
-    Flip,
-    ImageChange,
-    ImageFunction,
-    MixImages,
-    Paste,
-    Warp,
-    box_bits,
-    cell_edges,
-)
-from siamusic_fast.pipelines.dali.nodes import DataNode, Inputs
-from siamusic_fast.pipelines.draws import Array
+from siamusic_fast.pipelines import ops
+from siamusic_fast.pipelines.dali.inputs import DataNode, Inputs, as_type, floats, ints
+from siamusic_fast.pipelines.ops import box_bits, cell_edges
+from siamusic_fast.pipelines.plan import Plan, TrackPlan
+from siamusic_fast.pipelines.random_numbers import Array
+
+ImageNodes = Mapping[type[ops.ImageOp], Callable[[DataNode, Any, Inputs], DataNode]]
+"""For each kind of operation, the function that returns the changed image."""
 
 
-class Kind(NamedTuple):
-    """How one kind of change is done here."""
-
-    arrays: Callable[[Any, MelConfig], dict[str, Array]]
-    """Returns what the nodes are fed, by name; every array has a row for each sample."""
-    nodes: Callable[[DataNode, Any, Inputs], DataNode]
-    """Returns the changed image."""
+def _mix(image: DataNode, op: ops.MixImages, inputs: Inputs) -> DataNode:
+    partner = fn.permute_batch(image, indices=inputs.cpu(ints("partner")))
+    return image + inputs.data(floats("weight")) * (partner - image)
 
 
-def _mix_all_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
-    return {"partner": change.partner.astype(np.int32), "weight": change.weight.astype(np.float32)}
-
-
-def _mix_all(image: DataNode, change: MixImages, inputs: Inputs) -> DataNode:
-    partner = fn.permute_batch(image, indices=inputs.cpu("partner"))
-    return image + inputs.data("weight") * (partner - image)
-
-
-def _mix_arrays(change: MixImages, mel: MelConfig) -> dict[str, Array]:
-    return {**_mix_all_arrays(change, mel), "on": change.weight != 0}
-
-
-def _mix(image: DataNode, change: MixImages, inputs: Inputs) -> DataNode:
-    partner = fn.permute_batch(image, indices=inputs.cpu("partner"))  # of the whole batch: not in the branch
-    if inputs.cpu("on"):
-        image = image + inputs.data("weight") * (partner - image)
+def _mix_some(image: DataNode, op: ops.MixImages, inputs: Inputs) -> DataNode:
+    """Spare the images that are not mixed the arithmetic."""
+    partner = fn.permute_batch(image, indices=inputs.cpu(ints("partner")))
+    if inputs.cpu(as_type("weight", bool)):
+        image = image + inputs.data(floats("weight")) * (partner - image)
     return image
 
 
-def _bit_arrays(change: Paste | Erase, mel: MelConfig) -> dict[str, Array]:
-    of_rows, of_columns = box_bits(change.boxes, mel.n_mels, mel.frames)
-    return {"rows": of_rows[:, :, None, None], "columns": of_columns[:, None, :, None]}
+def _inside(inputs: Inputs) -> DataNode:
+    """Return whether each pixel lies in a box: not 0 if it does."""
+    mels, frames = inputs.several(_bits, 2)
+    return inputs.on_device(mels) & inputs.on_device(frames)
 
 
-def _paste_bit_arrays(change: Paste, mel: MelConfig) -> dict[str, Array]:
-    return {"partner": change.partner.astype(np.int32), **_bit_arrays(change, mel)}
+def _bits(op: ops.Paste | ops.Erase, plan: Plan | TrackPlan) -> tuple[Array, Array]:
+    mels, frames = box_bits(op.boxes, plan.frontend.mel)
+    return mels[:, :, None, None], frames[:, None, :, None]
 
 
-def _paste_by_bits(image: DataNode, change: Paste, inputs: Inputs) -> DataNode:
-    partner = fn.permute_batch(image, indices=inputs.cpu("partner"))
-    inside = (inputs.data("rows") & inputs.data("columns")) != 0
-    return image + inside * (partner - image)
+def _paste(image: DataNode, op: ops.Paste, inputs: Inputs) -> DataNode:
+    partner = fn.permute_batch(image, indices=inputs.cpu(ints("partner")))
+    return image + (_inside(inputs) != 0) * (partner - image)
 
 
-def _erase_by_bits(image: DataNode, change: Erase, inputs: Inputs) -> DataNode:
-    return image * ((inputs.data("rows") & inputs.data("columns")) == 0)
-
-
-def _paste_arrays(change: Paste, mel: MelConfig) -> dict[str, Array]:
-    """Return the regions to paste: all of the image itself, then the boxes of the partner."""
-    extent = [mel.n_mels, mel.n_mels, mel.frames, mel.frames]
-    boxes = np.clip(change.boxes, 0, extent)
-    # DALI pastes no empty region: instead, a pixel of the image itself.
-    empty = (boxes[..., 1] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 2])
-    boxes = np.where(empty[..., None], [0, 1, 0, 1], boxes)
-    own = np.arange(len(boxes))[:, None]
-    whole = np.broadcast_to([0, mel.n_mels, 0, mel.frames], (len(boxes), 1, 4))
-    regions = np.concatenate([whole, boxes], axis=1).astype(np.int32)
-    sources = np.concatenate([own, np.where(empty, own, change.partner[:, None])], axis=1)
-    return {
-        "sources": sources.astype(np.int32),
-        "corners": np.ascontiguousarray(regions[..., ::2]),
-        "shapes": regions[..., 1::2] - regions[..., ::2],
-    }
-
-
-def _paste(image: DataNode, change: Paste, inputs: Inputs) -> DataNode:
-    corners = inputs.cpu("corners")
+def _paste_regions(image: DataNode, op: ops.Paste, inputs: Inputs) -> DataNode:
+    mel = inputs.plan.frontend.mel
+    sources, corners, shapes = inputs.several(_regions, 3)
     return fn.multi_paste(
         image,
-        in_ids=inputs.cpu("sources"),
+        in_ids=sources,
         in_anchors=corners,
         out_anchors=corners,
-        shapes=inputs.cpu("shapes"),
-        output_size=[inputs.mel.n_mels, inputs.mel.frames],
+        shapes=shapes,
+        output_size=[mel.n_mels, mel.frames],
         dtype=types.FLOAT,
     )
 
 
-def _erase_arrays(change: Erase, mel: MelConfig) -> dict[str, Array]:
-    corners, shapes = change.boxes[..., ::2], change.boxes[..., 1::2] - change.boxes[..., ::2]
-    flat = (len(change.boxes), -1)
-    return {
-        "corners": corners.reshape(flat).astype(np.float32),
-        "shapes": shapes.reshape(flat).astype(np.float32),
-    }
+def _regions(op: ops.Paste, plan: Plan | TrackPlan) -> tuple[Array, Array, Array]:
+    """Return sources, corners and shapes of what to paste: the whole image, then the partner's boxes."""
+    n_mels, frames = plan.frontend.mel.n_mels, plan.frontend.mel.frames
+    boxes = np.clip(op.boxes, 0, [n_mels, n_mels, frames, frames])
+    # DALI pastes no empty region: instead, a pixel of the image itself.
+    empty = (boxes[..., 1] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 2])
+    boxes = np.where(empty[..., None], [0, 1, 0, 1], boxes)
+    own = np.arange(len(boxes))[:, None]
+    whole = np.broadcast_to([0, n_mels, 0, frames], (len(boxes), 1, 4))
+    regions = np.concatenate([whole, boxes], axis=1).astype(np.int32)
+    sources = np.concatenate([own, np.where(empty, own, op.partner[:, None])], axis=1)
+    corners = np.ascontiguousarray(regions[..., ::2])
+    return sources.astype(np.int32), corners, regions[..., 1::2] - corners
 
 
-def _erase(image: DataNode, change: Erase, inputs: Inputs) -> DataNode:
-    corners, shapes = inputs.cpu("corners"), inputs.cpu("shapes")
+def _erase(image: DataNode, op: ops.Erase, inputs: Inputs) -> DataNode:
+    return image * (_inside(inputs) == 0)
+
+
+def _erase_regions(image: DataNode, op: ops.Erase, inputs: Inputs) -> DataNode:
+    corners, shapes = inputs.several(_corners_and_shapes, 2)
     return fn.erase(image, anchor=corners, shape=shapes, axis_names="HW", fill_value=0.0)
 
 
-def _flip_arrays(change: Flip, mel: MelConfig) -> dict[str, Array]:
-    return {"mels": change.mels.astype(np.int32), "frames": change.frames.astype(np.int32)}
+def _corners_and_shapes(op: ops.Erase, plan: Plan | TrackPlan) -> tuple[Array, Array]:
+    corners = op.boxes[..., ::2].reshape(len(op.boxes), -1).astype(np.float32)
+    return corners, op.boxes[..., 1::2].reshape(corners.shape).astype(np.float32) - corners
 
 
-def _flip(image: DataNode, change: Flip, inputs: Inputs) -> DataNode:
-    return fn.flip(image, vertical=inputs.cpu("mels"), horizontal=inputs.cpu("frames"))
-
-
-def _corner_arrays(change: Flip, mel: MelConfig) -> dict[str, Array]:
-    far = np.stack([change.mels * mel.n_mels, change.frames * mel.frames], axis=-1).astype(np.float32)
-    return {"start": far, "end": np.array([mel.n_mels, mel.frames], dtype=np.float32) - far}
-
-
-def _flip_by_resize(image: DataNode, change: Flip, inputs: Inputs) -> DataNode:
+def _flip(image: DataNode, op: ops.Flip, inputs: Inputs) -> DataNode:
     """Read an axis backwards: a resize to the same size, exact, of a region that begins at its end."""
-    mel = inputs.mel
-    size = (mel.n_mels, mel.frames)
-    return _resized(image, inputs.cpu("start"), inputs.cpu("end"), size, types.INTERP_NN, inputs)
+    size = inputs.plan.frontend.mel.n_mels, inputs.plan.frontend.mel.frames
+    start, end = inputs.several(_flip_corners, 2)
+    return _resized(image, start, end, size, types.INTERP_NN, inputs)
 
 
-def _warp_arrays(change: Warp, mel: MelConfig) -> dict[str, Array]:
-    arrays = {"on": change.on}
-    for axis, edges in enumerate((change.mels, change.frames)):
-        across = np.full(len(edges), (mel.frames, mel.n_mels)[axis])
-        for cell in range(edges.shape[1] - 1):
-            for corner, along, other in (
-                ("start", edges[:, cell], 0 * across),
-                ("end", edges[:, cell + 1], across),
-            ):
-                pair = (along, other) if axis == 0 else (other, along)
-                arrays[f"{axis}.{cell}.{corner}"] = np.stack(pair, axis=-1).astype(np.float32)
-    return arrays
+def _flip_corners(op: ops.Flip, plan: Plan | TrackPlan) -> tuple[Array, Array]:
+    mel = plan.frontend.mel
+    far = np.stack([op.mels * mel.n_mels, op.frames * mel.frames], axis=-1).astype(np.float32)
+    return far, np.array([mel.n_mels, mel.frames], dtype=np.float32) - far
 
 
-def _warp(image: DataNode, change: Warp, inputs: Inputs) -> DataNode:
-    shape = (inputs.mel.n_mels, inputs.mel.frames)
-    cells = [cell_edges(shape[axis], (change.mels, change.frames)[axis].shape[1] - 1) for axis in range(2)]
-    if inputs.cpu("on"):
-        for axis in range(2):
-            image = _fitted(image, np.diff(cells[axis]).tolist(), shape, axis, inputs.of(f"{axis}"))
+def _flip_axes(image: DataNode, op: ops.Flip, inputs: Inputs) -> DataNode:
+    return fn.flip(image, vertical=inputs.cpu(ints("mels")), horizontal=inputs.cpu(ints("frames")))
+
+
+def _warp(image: DataNode, op: ops.Warp, inputs: Inputs) -> DataNode:
+    if inputs.cpu(as_type("on", bool)):
+        image = _warped(image, "mels", op.mels.shape[1] - 1, inputs)
+        image = _warped(image, "frames", op.frames.shape[1] - 1, inputs)
     # What two branches gave lies in pieces, and as an output would be copied piece by piece.
     return image * 1.0
 
 
-def _fitted(
-    image: DataNode, extents: list[int], shape: tuple[int, int], axis: int, inputs: Inputs
-) -> DataNode:
-    """Return the cells of the original, each fitted to so many pixels along `axis`."""
-    cells = []
-    for cell in range(len(extents)):
-        size = (extents[cell], shape[1]) if axis == 0 else (shape[0], extents[cell])
-        at = inputs.of(f"{cell}")
-        cells.append(_resized(image, at.cpu("start"), at.cpu("end"), size, types.INTERP_LINEAR, inputs))
-    return fn.cat(*cells, axis=axis)
+def _warped(image: DataNode, name: str, cells: int, inputs: Inputs) -> DataNode:
+    """Return the cells of the original along the axis `name`, each resized to so many pixels."""
+    mel = inputs.plan.frontend.mel
+    axis = ("mels", "frames").index(name)
+    fitted = []
+    for cell, pixels in enumerate(np.diff(cell_edges((mel.n_mels, mel.frames)[axis], cells)).tolist()):
+        size = (pixels, mel.frames) if axis == 0 else (mel.n_mels, pixels)
+        start, end = inputs.several(partial(_cell_corners, name, cell), 2)
+        fitted.append(_resized(image, start, end, size, types.INTERP_LINEAR, inputs))
+    return fn.cat(*fitted, axis=axis)
 
 
-def _function_arrays(change: ImageFunction, mel: MelConfig) -> dict[str, Array]:
-    return dict(change.values)
+def _cell_corners(name: str, cell: int, op: ops.Warp, plan: Plan | TrackPlan) -> tuple[Array, Array]:
+    """Return the corners of a cell of the original: its edges along one axis, all of the other."""
+    edges, mel = getattr(op, name), plan.frontend.mel
+    axis, across = (0, mel.frames) if name == "mels" else (1, mel.n_mels)
+    corners = np.zeros((2, len(edges), 2), dtype=np.float32)
+    corners[1] = across
+    corners[:, :, axis] = edges[:, cell : cell + 2].T
+    return corners[0], corners[1]
 
 
-def _function(image: DataNode, change: ImageFunction, inputs: Inputs) -> DataNode:
-    return change.dali(image, {value: inputs.data(value) for value in change.values})
+def _function(image: DataNode, op: ops.ImageFunction, inputs: Inputs) -> DataNode:
+    return op.dali(image, inputs.values(list(op.values)))
 
 
-ON_CPU: dict[type[ImageChange], Kind] = {
-    MixImages: Kind(_mix_arrays, _mix),
-    Paste: Kind(_paste_arrays, _paste),
-    Erase: Kind(_erase_arrays, _erase),
-    Flip: Kind(_flip_arrays, _flip),
-    Warp: Kind(_warp_arrays, _warp),
-    ImageFunction: Kind(_function_arrays, _function),
+ON_GPU: ImageNodes = {
+    ops.MixImages: _mix,
+    ops.Paste: _paste,
+    ops.Erase: _erase,
+    ops.Flip: _flip,
+    ops.Warp: _warp,
+    ops.ImageFunction: _function,
 }
-ON_GPU = ON_CPU | {
-    MixImages: Kind(_mix_all_arrays, _mix_all),
-    Paste: Kind(_paste_bit_arrays, _paste_by_bits),
-    Erase: Kind(_bit_arrays, _erase_by_bits),
-    Flip: Kind(_corner_arrays, _flip_by_resize),
+ON_CPU: ImageNodes = {
+    **ON_GPU,
+    ops.MixImages: _mix_some,
+    ops.Paste: _paste_regions,
+    ops.Erase: _erase_regions,
+    ops.Flip: _flip_axes,
 }
 """On the CPU, DALI's own operators for boxes and flips are the fastest, and a branch spares the images that
 are not mixed. On a GPU, `erase` stops the host, `flip` starts a kernel for every sample, the host sorts the
-boxes of `multi_paste`, and branches scatter a batch: there, arithmetic and a resize do the same."""
+boxes of `multi_paste`, and branches scatter a batch. There, arithmetic and a resize do the same."""
 
 
 def _resized(
-    image: DataNode,
-    start: DataNode,
-    end: DataNode,
-    size: tuple[int, int],
-    interpolation: Any,
-    inputs: Inputs,
+    image: DataNode, start: DataNode, end: DataNode, size: tuple[int, int], interpolation: Any, inputs: Inputs
 ) -> DataNode:
     """Return what lies between the corners `start` and `end` as an image of `size`."""
     return fn.resize(
@@ -214,5 +171,5 @@ def _resized(
         roi_end=end,
         interp_type=interpolation,
         antialias=False,
-        minibatch_size=inputs.rows,
+        minibatch_size=inputs.batch_size,
     )

@@ -1,10 +1,9 @@
-"""From the spans of a batch to the spectrograms of a view, in DALI: what that is fed, and its nodes."""
+"""From the spans of a batch to the spectrograms of a view, as DALI nodes."""
 
 import numpy as np
 from nvidia.dali import fn, types
 
-from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.changes import PITCH_GRID, AddNoise, WaveChange, WaveFunction
+from siamusic_fast.pipelines import noise, ops
 from siamusic_fast.pipelines.dali.features import (
     at_frames,
     filtered,
@@ -15,34 +14,14 @@ from siamusic_fast.pipelines.dali.features import (
     spectrogram,
     to_float,
 )
-from siamusic_fast.pipelines.dali.nodes import DataNode, Inputs
-from siamusic_fast.pipelines.draws import Array
-from siamusic_fast.pipelines.plan import Mix, Plan, TrackPlan, View
+from siamusic_fast.pipelines.dali.inputs import DataNode, Inputs, floats, ints
+from siamusic_fast.pipelines.ops import PITCH_GRID
+from siamusic_fast.pipelines.plan import Plan, TrackPlan, View
+from siamusic_fast.pipelines.random_numbers import Array
 
 _PITCH_QUALITY = 28
-"""Of DALI's scale, where 0 is 3 lobes of the sinc filter and 50 is 16: about 6, torchaudio's default."""
+"""About 6 lobes of the sinc filter, torchaudio's default. On DALI's scale, 0 is 3 lobes and 50 is 16."""
 _RATE_QUALITY = 50
-
-
-def wave_arrays(view: View, plan: Plan | TrackPlan) -> dict[str, Array]:
-    """Return what the nodes of `log_mels` are fed, by name."""
-    arrays: dict[str, Array] = {}
-    for place, change in enumerate(view.wave):
-        arrays |= {f"{place}.{name}": array for name, array in _change_arrays(change).items()}
-        if isinstance(change, Mix) and view.step is not None:
-            arrays[f"{place}.start"] = _int32(change.starts)
-    if view.step is None or view.grid_pitch is None:
-        return arrays
-    mel, ratio = plan.frontend.mel, plan.frontend.mel.sample_rate / plan.rate
-    scale = ratio * PITCH_GRID / view.grid_pitch
-    arrays |= {"start": _int32(view.starts), "samples": _int32(view.samples)}
-    arrays |= {"scale": scale.astype(np.float32)}
-    if ratio == 1.0:
-        arrays["shifted"] = view.grid_pitch != PITCH_GRID
-    if half := low_pass_half(ratio / plan.max_pitch, mel):
-        arrays["taps"] = low_pass(scale, half)
-    arrays["begin"], arrays["end"] = frame_box(view.step, mel)
-    return arrays
 
 
 def log_mels(spans: DataNode, view: View, inputs: Inputs) -> DataNode:
@@ -51,26 +30,50 @@ def log_mels(spans: DataNode, view: View, inputs: Inputs) -> DataNode:
     With tempo r and pitch k, r times as many samples are taken and resampled to 1 / k of their number: the
     pitch is right, and frame j of the result lies at frame j r / k of the spectrogram.
     """
-    plan, mel = inputs.plan, inputs.mel
-    wave = to_float(_cut(spans, view, inputs, inputs))
-    for place, change in enumerate(view.wave):
-        wave = _changed(wave, spans, view, change, inputs, inputs.of(f"{place}"))
+    plan, mel = inputs.plan, inputs.plan.frontend.mel
     ratio = mel.sample_rate / plan.rate
-    if view.step is None:
+    samples = None if view.stretch is None else inputs.cpu(ints("samples"))
+    wave = to_float(_cut(spans, samples, inputs))
+    for index, op in enumerate(view.wave):
+        wave = _changed(wave, op, spans, samples, inputs.of_op("wave", index))
+    if samples is None:
         return log_mel(spectrogram(_at_rate(wave, ratio, inputs), mel, power=2), plan.frontend)
     half = low_pass_half(ratio / plan.max_pitch, mel)
-    taps = inputs.data("taps") if half else None
+    taps = inputs.data(_taps) if half else None
+    scale = inputs.cpu(_scale)
     if ratio != 1.0:
-        wave = _resampled(wave, inputs.cpu("scale"), taps, _RATE_QUALITY)
+        wave = _resampled(wave, scale, taps, _RATE_QUALITY)
     else:
-        wave = _pitch_shifted(wave, inputs.cpu("shifted"), inputs.cpu("scale"), taps)
-    magnitude = spectrogram(wave, mel, power=1)
-    magnitude = at_frames(magnitude, inputs.cpu("begin"), inputs.cpu("end"), mel, inputs.rows)
+        wave = _pitch_shifted(wave, inputs.cpu(_is_shifted), scale, taps)
+    begin, end = inputs.several(_frame_box, 2)
+    magnitude = at_frames(spectrogram(wave, mel, power=1), begin, end, mel, inputs.batch_size)
     return log_mel(magnitude * magnitude, plan.frontend)
 
 
+def _scale(view: View, plan: Plan | TrackPlan) -> Array:
+    return _exact_scale(view, plan).astype(np.float32)
+
+
+def _exact_scale(view: View, plan: Plan | TrackPlan) -> Array:
+    return np.asarray(plan.frontend.mel.sample_rate / plan.rate * PITCH_GRID / np.asarray(view.grid_pitch))
+
+
+def _taps(view: View, plan: Plan | TrackPlan) -> Array:
+    mel = plan.frontend.mel
+    half = low_pass_half(mel.sample_rate / plan.rate / plan.max_pitch, mel)
+    return low_pass(_exact_scale(view, plan), half)
+
+
+def _is_shifted(view: View, plan: Plan | TrackPlan) -> Array:
+    return np.asarray(np.asarray(view.grid_pitch) != PITCH_GRID)
+
+
+def _frame_box(view: View, plan: Plan | TrackPlan) -> tuple[Array, Array]:
+    return frame_box(np.asarray(view.stretch), plan.frontend.mel)
+
+
 def _pitch_shifted(wave: DataNode, shifted: DataNode, scale: DataNode, taps: DataNode | None) -> DataNode:
-    """Resample where a pitch was drawn: that is dear, even at scale 1."""
+    """Resample only where a pitch was drawn: resampling is slow, even at scale 1."""
     if shifted:
         wave = _resampled(wave, scale, taps, _PITCH_QUALITY)
     return wave
@@ -87,52 +90,43 @@ def _at_rate(wave: DataNode, ratio: float, inputs: Inputs) -> DataNode:
     """Return `wave`, as long as a crop, at the sample rate of the features."""
     if ratio == 1.0:
         return wave
-    half = low_pass_half(ratio, inputs.mel)
+    mel = inputs.plan.frontend.mel
+    half = low_pass_half(ratio, mel)
     taps = _constant(low_pass(np.array([ratio]), half)[0], inputs) if half else None
     wave = _resampled(wave, ratio, taps, _RATE_QUALITY)
-    return fn.slice(wave, start=0, shape=inputs.mel.samples, axes=[0], out_of_bounds_policy="pad")
+    return fn.slice(wave, start=0, shape=mel.samples, axes=[0], out_of_bounds_policy="pad")
 
 
-def _cut(spans: DataNode, view: View, inputs: Inputs, at: Inputs) -> DataNode:
-    """Return the crops of a view that begin `at` its input start; without a tempo, spans are the crops."""
-    if view.step is None:
+def _cut(spans: DataNode, samples: DataNode | None, inputs: Inputs) -> DataNode:
+    """Return the crops that begin at the `starts` of a view or a mix; without a tempo, the spans."""
+    if samples is None:
         return spans
-    return fn.slice(spans, start=at.cpu("start"), shape=inputs.cpu("samples"), axes=[0])
-
-
-def _change_arrays(change: WaveChange | Mix) -> dict[str, Array]:
-    if isinstance(change, Mix):
-        return {"partner": _int32(change.partner), "weight": change.weight.astype(np.float32)}
-    if isinstance(change, AddNoise):
-        factor = (change.factor / noise.SCALE).astype(np.float32)
-        return {"factor": factor, "offset": _int32(change.offset)}
-    assert isinstance(change, WaveFunction)
-    return dict(change.values)
+    return fn.slice(spans, start=inputs.cpu(ints("starts")), shape=samples, axes=[0])
 
 
 def _changed(
-    wave: DataNode, spans: DataNode, view: View, change: WaveChange | Mix, inputs: Inputs, at: Inputs
+    wave: DataNode, op: ops.WaveOp, spans: DataNode, samples: DataNode | None, inputs: Inputs
 ) -> DataNode:
-    """Return `wave` changed; `at` are the inputs of the change, `inputs` those of the view."""
-    if isinstance(change, Mix):
-        partner = _cut(fn.permute_batch(spans, indices=at.cpu("partner")), view, inputs, at)
-        return wave + at.data("weight") * (to_float(partner) - wave)
-    if isinstance(change, AddNoise):
-        return wave + _noise(view, inputs, at) * (fn.reductions.rms(wave) * at.data("factor"))
-    assert isinstance(change, WaveFunction)
-    return change.dali(wave, {name: at.data(name) for name in change.values})
+    """Return `wave` after `op`, whose `inputs` these are."""
+    if isinstance(op, ops.MixWaves):
+        partner = _cut(fn.permute_batch(spans, indices=inputs.cpu(ints("partner"))), samples, inputs)
+        return wave + inputs.data(floats("weight")) * (to_float(partner) - wave)
+    if isinstance(op, ops.AddNoise):
+        return wave + _noise(samples, inputs) * (fn.reductions.rms(wave) * inputs.data(_noise_factor))
+    assert isinstance(op, ops.WaveFunction)
+    return op.dali(wave, inputs.values(list(op.values)))
 
 
-def _noise(view: View, inputs: Inputs, at: Inputs) -> DataNode:
-    """Return noise as long as the crops, from a table that goes on until it has the longest at any offset."""
+def _noise_factor(op: ops.AddNoise, plan: Plan | TrackPlan) -> Array:
+    return (op.factor / noise.SCALE).astype(np.float32)
+
+
+def _noise(samples: DataNode | None, inputs: Inputs) -> DataNode:
+    """Return noise as long as the crops, from a table that is repeated to serve any offset."""
     table = _constant(np.resize(noise.table(), noise.LENGTH + inputs.plan.max_samples), inputs)
-    samples = inputs.plan.span if view.step is None else inputs.cpu("samples")
-    return to_float(fn.slice(table, start=at.cpu("offset"), shape=samples, axes=[0]))
+    shape = inputs.plan.crop_samples if samples is None else samples
+    return to_float(fn.slice(table, start=inputs.cpu(ints("offset")), shape=shape, axes=[0]))
 
 
 def _constant(values: Array, inputs: Inputs) -> DataNode:
     return types.Constant(values, device="gpu" if inputs.on_gpu else "cpu")
-
-
-def _int32(values: Array) -> Array:
-    return values.astype(np.int32)

@@ -1,4 +1,4 @@
-"""From samples and draws to views, in torch, on the CPU or a GPU."""
+"""From samples and operations to views, in torch, on the CPU or a GPU."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siamusic_fast.pipelines.changes import FULL_SCALE, PITCH_GRID
-from siamusic_fast.pipelines.draws import Array
+from siamusic_fast.pipelines.ops import FULL_SCALE, PITCH_GRID
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan, View
 from siamusic_fast.pipelines.prefetch import Computed, Ready
+from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.torch.features import LogMel, on_device
-from siamusic_fast.pipelines.torch.images import changed
-from siamusic_fast.pipelines.torch.waves import waves
+from siamusic_fast.pipelines.torch.images import changed_images
+from siamusic_fast.pipelines.torch.waves import changed_waves
 
 
 class TorchEngine:
@@ -63,14 +63,14 @@ class TorchEngine:
         """
         shared: dict[int, Tensor] = {}
         for view, into in zip(batch.views, out, strict=True):
-            images = shared.get(view.span) if view.plain else None
+            images = shared.get(view.span_index) if view.plain else None
             if images is None:
-                images = self._images(pcm[view.span], view, rows)
+                images = self._images(pcm[view.span_index], view, rows)
             if view.plain:
-                shared[view.span] = images
+                shared[view.span_index] = images
                 images = images.clone() if view.image else images
-            for change in view.image:
-                images = changed(images, change, rows)
+            for op in view.image:
+                images = changed_images(images, op, rows, self._mel)
             into[rows, 0] = images
 
     def _images(self, pcm: Tensor, view: View, rows: slice) -> Tensor:
@@ -87,18 +87,18 @@ class TorchEngine:
         With tempo r and pitch k, r times as many samples are taken and resampled to 1 / k of their number:
         the pitch is right, and frame j of the result lies at frame j r / k of the spectrogram.
         """
-        wave = waves(pcm, view, rows)
-        if view.step is None or view.grid_pitch is None:
+        wave = changed_waves(pcm, view, rows)
+        if view.stretch is None or view.grid_pitch is None:
             return self._log_mel.plain(wave)
         ends = on_device(view.samples[rows], wave.device)[:, None]
         wave, ends = self._log_mel.at_rate(wave), self._log_mel.lengths_at_rate(ends)
         wave, ends = self._log_mel.shifted(wave, ends, view.grid_pitch[rows])
-        step = on_device(view.step[rows].astype(np.float32), wave.device)[:, None]
-        return self._log_mel.stretched(wave, ends, step)
+        stretch = on_device(view.stretch[rows].astype(np.float32), wave.device)[:, None]
+        return self._log_mel.stretched(wave, ends, stretch)
 
 
 def read_and_compute(batch: Batch, reader: Reader, engine: TorchEngine) -> tuple[list[Array], list[Tensor]]:
-    """Return the spans of a batch and its views, here and now, on the CPU: for a look at a few tracks."""
+    """Return the spans of a batch and its views, computed at once on the CPU, for a few tracks."""
     rows = slice(0, len(batch.spans[0].tracks))
     pcm = [np.empty((rows.stop, spans.samples.max()), dtype=np.int16) for spans in batch.spans]
     for spans, into in zip(batch.spans, pcm, strict=True):
@@ -109,16 +109,16 @@ def read_and_compute(batch: Batch, reader: Reader, engine: TorchEngine) -> tuple
 
 
 def final_waves(batch: Batch, pcm: Sequence[Array], view: int, plan: Plan) -> list[Array]:
-    """Return what the spectrograms of a view are of, float32 [samples] each, where full scale is 1.
+    """Return the waves that the spectrograms of a view are computed from, float32 [samples], full scale 1.
 
-    They have the final pitch and not yet the tempo: by `View.step` the spectrum stage quickens each.
+    They have the final pitch and not yet the tempo, which `View.stretch` gives the spectrogram.
     """
     log_mel = LogMel(plan.frontend, plan.rate, torch.device("cpu"), max_pitch=plan.max_pitch)
     shown = batch.views[view]
     found = []
     for row in range(len(batch.tracks)):
         rows = slice(row, row + 1)
-        wave = log_mel.at_rate(waves(torch.from_numpy(pcm[shown.span]), shown, rows))
+        wave = log_mel.at_rate(changed_waves(torch.from_numpy(pcm[shown.span_index]), shown, rows))
         pitch = np.full(1, PITCH_GRID) if shown.grid_pitch is None else shown.grid_pitch[rows]
         wave, _ = log_mel.shifted(wave, torch.tensor([[wave.shape[1]]]), pitch)
         found.append(wave[0].numpy() / FULL_SCALE)

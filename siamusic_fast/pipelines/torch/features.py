@@ -15,8 +15,8 @@ import torchaudio
 from torch import Tensor
 
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.changes import FULL_SCALE, PITCH_GRID
-from siamusic_fast.pipelines.draws import Array
+from siamusic_fast.pipelines.ops import FULL_SCALE, PITCH_GRID
+from siamusic_fast.pipelines.random_numbers import Array
 
 _RATE_LOBES = 16
 """Lobes of the filter that converts sample rates, as many as in the DALI graph."""
@@ -95,18 +95,19 @@ class LogMel:
             result[rows, : part.shape[-1]] = part
         return result, -(-lengths * PITCH_GRID // on_device(grid_pitch, wave.device)[:, None])
 
-    def stretched(self, wave: Tensor, lengths: Tensor, step: Tensor) -> Tensor:
-        """Return the log-mels of the frames 0, step, 2 step... of each wave.
+    def stretched(self, wave: Tensor, lengths: Tensor, stretch: Tensor) -> Tensor:
+        """Return the log-mels of the frames 0, stretch, 2 stretch... of each wave.
 
-        `wave` is float32 [samples, longest], `lengths` int64 and `step` float32 [samples, 1]. Magnitudes are
-        linear between two frames, which is what a phase vocoder (`torchaudio.transforms.TimeStretch`) makes
-        of them; its phases, most of its work, do not show in a mel spectrogram. The last frame is held.
+        `wave` is float32 [rows, longest], `lengths` int64 and `stretch` float32 [rows, 1]. Magnitudes are
+        interpolated linearly between two frames, as a phase vocoder does
+        (`torchaudio.transforms.TimeStretch`). Its phases, most of its work, do not show in a mel spectrogram.
+        Beyond the last frame, the last frame is repeated.
         """
         spectrum = self._spectrum(_reflected(wave, lengths, self.mel.n_fft // 2))[..., : self._bins]
         real, imaginary = spectrum.real, spectrum.imag
         magnitude = (real * real).addcmul_(imaginary, imaginary).sqrt_()
         last = lengths // self.mel.hop_length
-        position = torch.arange(self.mel.frames, device=wave.device) * step
+        position = torch.arange(self.mel.frames, device=wave.device) * stretch
         low = torch.minimum(position.long(), last)
         weight = (position - low).clamp_(max=1.0)[..., None]
         below, above = _frames(magnitude, low), _frames(magnitude, torch.minimum(low + 1, last))

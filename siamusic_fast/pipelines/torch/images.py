@@ -1,4 +1,4 @@
-"""The changes after the spectrogram, on batches of normalized log-mels, float32 [rows, n_mels, frames]."""
+"""The operations after the spectrogram, on batches of normalized log-mels, float32 [rows, n_mels, frames]."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,65 +7,60 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from siamusic_fast.pipelines.changes import (
-    Erase,
-    Flip,
-    ImageChange,
-    ImageFunction,
-    MixImages,
-    Paste,
-    Warp,
-    box_bits,
-    cell_edges,
-)
-from siamusic_fast.pipelines.draws import Array
+from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines import ops
+from siamusic_fast.pipelines.ops import box_bits, cell_edges
+from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.pipelines.torch.features import on_device
 
 
-def changed(images: Tensor, change: ImageChange, rows: slice) -> Tensor:
-    """Return `images`, the `rows` of a batch, with what `change` asks of them; they may be overwritten."""
-    return _KINDS[type(change)](images, change, rows)
+def changed_images(images: Tensor, op: ops.ImageOp, rows: slice, mel: MelConfig) -> Tensor:
+    """Return `images`, the `rows` of a batch, after `op`; they may be overwritten."""
+    return _FUNCTIONS[type(op)](images, op, rows, mel)
 
 
-def _mix(images: Tensor, change: MixImages, rows: slice) -> Tensor:
-    return images.lerp(_partners(images, change.partner, rows), _weights(change.weight, rows, images))
+def _mix(images: Tensor, op: ops.MixImages, rows: slice, mel: MelConfig) -> Tensor:
+    weight = on_device(op.weight[rows].astype(np.float32)[:, None, None], images.device)
+    return images.lerp(_partners(images, op.partner, rows), weight)
 
 
-def _paste(images: Tensor, change: Paste, rows: slice) -> Tensor:
-    return torch.where(_inside(images, change.boxes, rows), _partners(images, change.partner, rows), images)
+def _paste(images: Tensor, op: ops.Paste, rows: slice, mel: MelConfig) -> Tensor:
+    inside = _inside(op.boxes[rows], mel, images.device)
+    return torch.where(inside, _partners(images, op.partner, rows), images)
 
 
-def _erase(images: Tensor, change: Erase, rows: slice) -> Tensor:
-    return images.masked_fill_(_inside(images, change.boxes, rows), 0.0)
+def _erase(images: Tensor, op: ops.Erase, rows: slice, mel: MelConfig) -> Tensor:
+    return images.masked_fill_(_inside(op.boxes[rows], mel, images.device), 0.0)
 
 
-def _flip(images: Tensor, change: Flip, rows: slice) -> Tensor:
-    for on, axis in ((change.mels[rows], 1), (change.frames[rows], 2)):
+def _flip(images: Tensor, op: ops.Flip, rows: slice, mel: MelConfig) -> Tensor:
+    for on, axis in ((op.mels[rows], 1), (op.frames[rows], 2)):
         index = on_device(np.flatnonzero(on), images.device)
         images[index] = images[index].flip(axis)
     return images
 
 
-def _warp(images: Tensor, change: Warp, rows: slice) -> Tensor:
-    index = on_device(np.flatnonzero(change.on[rows]), images.device)
-    for axis, edges in ((1, change.mels[rows]), (2, change.frames[rows])):
-        images[index] = _resampled(images[index], edges[change.on[rows]], axis)
+def _warp(images: Tensor, op: ops.Warp, rows: slice, mel: MelConfig) -> Tensor:
+    on = op.on[rows]
+    index = on_device(np.flatnonzero(on), images.device)
+    for axis, edges in ((1, op.mels[rows]), (2, op.frames[rows])):
+        images[index] = _resampled(images[index], edges[on], axis)
     return images
 
 
-def _function(images: Tensor, change: ImageFunction, rows: slice) -> Tensor:
-    values = {name: on_device(value[rows], images.device) for name, value in change.values.items()}
-    result: Tensor = change.torch(images[..., None], values)
+def _function(images: Tensor, op: ops.ImageFunction, rows: slice, mel: MelConfig) -> Tensor:
+    values = {name: on_device(value[rows], images.device) for name, value in op.values.items()}
+    result: Tensor = op.torch(images[..., None], values)
     return result[..., 0]
 
 
-_KINDS: dict[type[ImageChange], Callable[[Tensor, Any, slice], Tensor]] = {
-    MixImages: _mix,
-    Paste: _paste,
-    Erase: _erase,
-    Flip: _flip,
-    Warp: _warp,
-    ImageFunction: _function,
+_FUNCTIONS: dict[type[ops.ImageOp], Callable[[Tensor, Any, slice, MelConfig], Tensor]] = {
+    ops.MixImages: _mix,
+    ops.Paste: _paste,
+    ops.Erase: _erase,
+    ops.Flip: _flip,
+    ops.Warp: _warp,
+    ops.ImageFunction: _function,
 }
 
 
@@ -73,18 +68,13 @@ def _partners(images: Tensor, partner: Array, rows: slice) -> Tensor:
     return images.index_select(0, on_device(partner[rows] - rows.start, images.device))
 
 
-def _weights(values: Array, rows: slice, like: Tensor) -> Tensor:
-    """Return the `rows` of `values` as float32 [rows, 1, 1], on the device of `like`."""
-    return on_device(values[rows].astype(np.float32)[:, None, None], like.device)
-
-
-def _inside(images: Tensor, boxes: Array, rows: slice) -> Tensor:
+def _inside(boxes: Array, mel: MelConfig, device: torch.device) -> Tensor:
     """Return which pixels lie in one of the boxes of their image, bool [rows, n_mels, frames]."""
-    bits = box_bits(boxes[rows], *images.shape[1:])
+    bits = box_bits(boxes, mel)
     if bits[0].dtype != np.uint8:  # torch does little with the wider unsigned integers
         bits = bits[0].astype(np.int64), bits[1].astype(np.int64)
-    of_rows, of_columns = (on_device(part, images.device) for part in bits)
-    return (of_rows[:, :, None] & of_columns[:, None, :]) != 0
+    of_mels, of_frames = (on_device(part, device) for part in bits)
+    return (of_mels[:, :, None] & of_frames[:, None, :]) != 0
 
 
 def _resampled(images: Tensor, edges: Array, axis: int) -> Tensor:

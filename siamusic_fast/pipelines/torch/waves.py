@@ -1,62 +1,48 @@
-"""The changes before the spectrogram, on waves in units of 16 bits, float32 [rows, longest]."""
+"""The operations before the spectrogram, on waves in units of 16 bits, float32 [rows, longest]."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.changes import AddNoise, WaveChange, WaveFunction
-from siamusic_fast.pipelines.draws import Array
-from siamusic_fast.pipelines.plan import Mix, View
+from siamusic_fast.pipelines import noise, ops
+from siamusic_fast.pipelines.plan import View
+from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.pipelines.torch.features import cleared, on_device
 
 
-def waves(pcm: Tensor, view: View, rows: slice) -> Tensor:
+def changed_waves(pcm: Tensor, view: View, rows: slice) -> Tensor:
     """Return the changed waves of the `rows` of a batch, with zeros behind the end of a shorter one.
 
-    `pcm` are the spans of the whole batch, int16 [rows, samples]: partners are among them.
+    `pcm` are the spans of the whole batch, int16 [rows, samples], because partners are among them.
     """
-    wave = _cut(pcm, np.arange(rows.start, rows.stop), view.starts[rows], view.samples[rows])
-    for change in view.wave:
-        if isinstance(change, Mix):
-            partner = _cut(pcm, change.partner[rows], change.starts[rows], view.samples[rows])
-            wave = wave.lerp(partner, _column(change.weight[rows], wave))
+    samples = view.samples[rows]
+    wave = _cut(pcm, np.arange(rows.start, rows.stop), view.starts[rows], samples)
+    for op in view.wave:
+        if isinstance(op, ops.MixWaves):
+            partner = _cut(pcm, op.partner[rows], op.starts[rows], samples)
+            wave = wave.lerp(partner, _column(op.weight[rows], wave))
+        elif isinstance(op, ops.AddNoise):
+            wave = _with_noise(wave, op, samples, rows)
         else:
-            wave = _KINDS[type(change)](wave, change, view, rows)
-    return cleared(wave, on_device(view.samples[rows], wave.device)[:, None])
+            assert isinstance(op, ops.WaveFunction)
+            values = {name: on_device(value[rows], wave.device) for name, value in op.values.items()}
+            wave = op.torch(wave, values)
+    return cleared(wave, on_device(samples, wave.device)[:, None])
 
 
-def _add_noise(wave: Tensor, change: AddNoise, view: View, rows: slice) -> Tensor:
+def _with_noise(wave: Tensor, op: ops.AddNoise, samples: Array, rows: slice) -> Tensor:
     places = np.arange(wave.shape[1]) % noise.LENGTH
-    index = on_device((change.offset[rows, None] + places) % noise.LENGTH, wave.device)
-    samples = on_device(view.samples[rows].astype(np.float32), wave.device)[:, None]
-    power = wave.square().sum(dim=1, keepdim=True) / samples
-    factor = power.sqrt_().mul_(_column(change.factor[rows] / noise.SCALE, wave))
+    index = on_device((op.offset[rows, None] + places) % noise.LENGTH, wave.device)
+    power = wave.square().sum(dim=1, keepdim=True) / _column(samples, wave)
+    factor = power.sqrt_().mul_(_column(op.factor[rows] / noise.SCALE, wave))
     return wave.addcmul_(_table(wave.device)[index], factor)
 
 
-def _function(wave: Tensor, change: WaveFunction, view: View, rows: slice) -> Tensor:
-    values = {name: on_device(value[rows], wave.device) for name, value in change.values.items()}
-    result: Tensor = change.torch(wave, values)
-    return result
-
-
-_KINDS: dict[type[WaveChange], Callable[[Tensor, Any, View, slice], Tensor]] = {
-    AddNoise: _add_noise,
-    WaveFunction: _function,
-}
-
-
+@functools.cache
 def _table(device: torch.device) -> Tensor:
-    if device not in _tables:
-        _tables[device] = torch.from_numpy(noise.table()).to(device).float()
-    return _tables[device]
-
-
-_tables: dict[torch.device, Tensor] = {}
+    return torch.from_numpy(noise.table()).to(device).float()
 
 
 def _cut(pcm: Tensor, rows: Array, starts: Array, samples: Array) -> Tensor:
