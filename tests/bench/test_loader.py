@@ -101,7 +101,7 @@ def test_the_plan_of_a_stage_has_a_row_for_each_pair(shard_set: ShardSet) -> Non
     with plan_stage(small(shard_set), "image").open() as batches:
         begun = next(iter(batches))
     assert isinstance(begun, list)
-    assert {len(array) for array in begun} == {8}
+    assert {len(array) for arrays in begun for array in arrays} == {8}
 
 
 def test_what_is_handed_over_is_what_was_read(shard_set: ShardSet) -> None:
