@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 from siamusic_fast.cli import main
 from siamusic_fast.processes import launch as distributed
 from siamusic_fast.processes.failures import WorkerError
+from siamusic_fast.processes.signals import StopSignals
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import finetune as training
 from tests.runs import save_run
@@ -80,7 +81,8 @@ def test_the_exit_code_says_what_stopped_the_training(
     run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     def be_stopped(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), number)
+        with StopSignals() as signals, signals.at_once():
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(training, "finetune", be_stopped)
     data = ("--data", shard_set.folder, "--gpus", "0", "--out", tmp_path)
