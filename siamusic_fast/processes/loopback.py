@@ -2,11 +2,8 @@
 
 import json
 import os
-import shutil
 import socket
-import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +18,11 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from siamusic_fast.errors import SiamusicError
-from siamusic_fast.folder_lock import LOCK, FolderLock, is_locked
 from siamusic_fast.processes.failures import error_from_words, error_to_words
 
 RENDEZVOUS = "siamusic-fast-one-machine"
 """Name under which torch's launcher finds `OneMachineRendezvous`."""
 _LOOPBACK = "127.0.0.1"
-_FOLDERS = "siamusic-fast-"
-"""Beginning of the names of launchers' folders."""
-_STALE_AFTER = 60.0
-"""Seconds. A launcher locks its folder sooner than that after it has made it."""
 _NO_RESTART = "no-restart.json"
 
 
@@ -89,35 +81,15 @@ def prevent_restart(folder: Path, error: SiamusicError) -> None:
 def private_folder() -> Iterator[Path]:
     """Make a folder that only this user can read, for a launcher, and remove it afterwards.
 
-    Folders that killed launchers of the same user left are removed as well. In the context, temporary files
-    of this process are made in the folder: torch's launcher reads pickles from some of them, and in a folder
-    that all users share, others could take their names.
+    In the context, temporary files of this process are made in the folder: torch's launcher reads pickles
+    from some of them, and in a folder that all users share, others could take their names.
     """
-    with tempfile.TemporaryDirectory(prefix=_FOLDERS) as name, FolderLock() as lock:
-        folder, before = Path(name), tempfile.tempdir
-        lock.take(folder)
-        for other in folder.parent.glob(f"{_FOLDERS}*"):
-            if _is_stale(other):
-                shutil.rmtree(other, ignore_errors=True)
-        tempfile.tempdir = name
+    with tempfile.TemporaryDirectory(prefix="siamusic-fast-") as name:
+        before, tempfile.tempdir = tempfile.tempdir, name
         try:
-            yield folder
+            yield Path(name)
         finally:
             tempfile.tempdir = before
-
-
-def _is_stale(folder: Path) -> bool:
-    """Whether `folder` is one that a launcher of this user made and, killed, could not remove."""
-    try:
-        ours, locked = folder.lstat(), (folder / LOCK).lstat()
-    except OSError:  # no folder of a launcher, another user's, or removed meanwhile
-        return False
-    return (
-        ours.st_uid == os.getuid()
-        and stat.S_ISDIR(ours.st_mode)
-        and time.time() - locked.st_mtime > _STALE_AFTER
-        and not is_locked(folder)
-    )
 
 
 def file_store(folder: Path) -> Store:

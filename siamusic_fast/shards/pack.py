@@ -12,7 +12,7 @@ from typing import Annotated
 
 from siamusic_fast.audio.corpus import Corpus
 from siamusic_fast.audio.decode import REASONS, DecodeConfig
-from siamusic_fast.audio.scan import ScanResult, explain_duplicates, scan
+from siamusic_fast.audio.scan import ScanResult, scan
 from siamusic_fast.audio.store import open_store
 from siamusic_fast.config import MAX_SEED
 from siamusic_fast.config.fields import Between, Section
@@ -213,7 +213,7 @@ def _write_tables(
             yield from result.tracks
 
     write_tracks(folder, tracks())
-    write_rejects(folder, explain_duplicates(rejects, found))
+    write_rejects(folder, rejects)
     rejected = Counter(reject.reason for reject in rejects)
     if not splits:
         raise DataError(

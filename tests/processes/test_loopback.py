@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from siamusic_fast.folder_lock import LOCK, FolderLock
 from siamusic_fast.processes.loopback import private_folder
 from siamusic_fast.processes.world import World
 from tests.processes.test_launch import train
@@ -179,25 +178,15 @@ def test_tasks_of_slurm_on_one_node_listen_on_its_loopback_only(tmp_path: Path) 
     assert list(seen.values()) == [{"127.0.0.1"}, {"127.0.0.1"}]
 
 
-def test_a_launcher_removes_what_killed_ones_left_and_nothing_else(
+def test_temporary_files_of_a_launcher_go_to_its_private_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    stale, held, young, alien = (tmp_path / f"siamusic-fast-{name}" for name in ("1", "2", "3", "4"))
-    for folder in (stale, held, young, alien):
-        folder.mkdir()
-        (folder / "store-0").touch()
-    for folder in (stale, held, young):
-        (folder / LOCK).touch()
-    with FolderLock() as lock:
-        lock.take(held)
-        for folder in (stale, held):
-            os.utime(folder / LOCK, (0, 0))
-        with private_folder() as ours:
-            assert sorted(tmp_path.iterdir()) == sorted([held, young, alien, ours])
-            assert ours.stat().st_mode & 0o777 == 0o700
-            assert Path(tempfile.gettempdir()) == ours
-    assert sorted(tmp_path.iterdir()) == [held, young, alien]
+    with private_folder() as ours:
+        assert list(tmp_path.iterdir()) == [ours]
+        assert ours.stat().st_mode & 0o777 == 0o700
+        assert Path(tempfile.gettempdir()) == ours
+    assert list(tmp_path.iterdir()) == []
     assert Path(tempfile.gettempdir()) == tmp_path
 
 
