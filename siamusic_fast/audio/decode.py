@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from siamusic_fast.audio.downmix import Downmix, Downmixer, mono_blocks
 from siamusic_fast.audio.ffmpeg import AudioFile, NotAudioError
 from siamusic_fast.audio.pcm import MAX_CLIPPED_SHARE, MAX_SAMPLES, Pcm, PcmCollector, Samples, is_silent
 from siamusic_fast.audio.store import Store
+from siamusic_fast.config.fields import Between, check_settings
 from siamusic_fast.errors import ConfigError, DataError
 
 REASONS = {
@@ -68,24 +69,21 @@ class DecodeConfig:
     """What files are decoded to, and which are left out."""
 
     sample_rate: int = 22_050
-    """Sample rate of the packed audio, in Hz."""
-    min_seconds: float = 5.0
-    """Tracks that decode to less are left out."""
+    """Sample rate of the audio, in Hz."""
+    min_seconds: Annotated[float, Between(0)] = 5.0
+    """Shortest track that is packed, in seconds."""
     max_hours: float = 12.0
-    """Tracks that decode to more are left out. A header that promises more is not believed."""
-    max_damage: float = 0.75
-    """Tracks of which a larger share is lost are left out, see `Decoded.damage`."""
+    """Longest file that is packed, in hours."""
+    max_damage: Annotated[float, Between(0, 1)] = 0.75
+    """Largest share of a file that may be lost, from 0 to 1. Other damaged files are packed and marked."""
 
     def __post_init__(self) -> None:
-        if not (self.min_seconds >= 0 and math.isfinite(self.min_seconds)):
-            raise ConfigError(f"min_seconds = {self.min_seconds:g} must be 0 or more.")
+        check_settings(self)
         if not (math.isfinite(self.max_hours) and self.max_hours * 3600 >= max(self.min_seconds, 1e-3)):
             raise ConfigError(
                 f"max_hours = {self.max_hours:g} must be above 0 and no less than min_seconds = "
                 f"{self.min_seconds:g}."
             )
-        if not 0 <= self.max_damage <= 1:
-            raise ConfigError(f"max_damage = {self.max_damage:g} must be 0 to 1.")
 
     @property
     def max_samples(self) -> int:

@@ -3,8 +3,8 @@
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.audio.rejects import Reject, reject_duplicate
@@ -30,8 +30,6 @@ class ScanResult:
     """`FileStatus.stamp` of the files of `tracks`."""
     rejects: list[Reject]
     """The other files: missing, outside, empty or duplicate."""
-    kept_of: dict[str, str]
-    """Path of each duplicate -> path of the file that is kept in its place."""
 
 
 def scan(corpus: Corpus, store: Store, progress: Progress = SILENT) -> ScanResult:
@@ -65,17 +63,7 @@ def scan(corpus: Corpus, store: Store, progress: Progress = SILENT) -> ScanResul
         sizes=[status.size for _, status in found],
         stamps=[status.stamp for _, status in found],
         rejects=rejects,
-        kept_of={path: kept.path for path, (_, kept) in duplicates.items()},
     )
-
-
-def explain_duplicates(rejects: Sequence[Reject], scanned: ScanResult) -> Iterator[Reject]:
-    """Yield `rejects`; a duplicate says so if the file that was kept in its place was left out itself."""
-    reasons = {reject.path: reject.reason for reject in rejects}
-    for reject in rejects:
-        reason = reasons.get(scanned.kept_of.get(reject.path, ""))
-        detail = f"{reject.detail}; left out as well: {reason}"
-        yield replace(reject, detail=detail) if reason else reject
 
 
 def _duplicates(found: Iterable[Found], store: Store, progress: Progress) -> dict[str, tuple[Track, Track]]:

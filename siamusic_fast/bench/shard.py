@@ -5,7 +5,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from siamusic_fast.bench.corpus import make_corpus
 from siamusic_fast.bench.report import Measurement, Ratio, Report
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.processes.pool import cores
-from siamusic_fast.progress import SILENT, Progress
+from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.manifest import ShardSet
-from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
+from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.verify import verify
 
 DECODING = "limit: decoding and resampling"
@@ -102,12 +102,24 @@ def _cpu_seconds(paths: Sequence[Path]) -> float:
 
 def pack_once(corpus: Corpus, folder: Path, procs: int) -> tuple[ShardSet, dict[str, float]]:
     """Return the shards, and tracks per second from start to end and while the processes ran."""
-    seen: list[PackStatus] = []
+    clock = _PackingClock()
     config = PackConfig(tracks_per_shard=-(-len(corpus.tracks) // (procs * _SHARDS_PER_PROCESS)))
     start = time.perf_counter()
-    shard_set = pack(corpus, folder, config, procs=procs, force=True, watch=seen.append)
+    shard_set = pack(corpus, folder, config, procs=procs, force=True, progress=clock)
     seconds = time.perf_counter() - start
-    return shard_set, {PACKING: seen[-1].files / seconds, RUNNING: seen[-1].files_per_second}
+    return shard_set, {PACKING: clock.tracks / seconds, RUNNING: clock.tracks / clock.seconds}
+
+
+class _PackingClock:
+    """A display that shows nothing and notes how many tracks are packed, and in how many seconds."""
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
+        start = time.perf_counter()
+        with SILENT.task(description, total, unit) as task:
+            yield task
+        if description == "Packing":
+            self.tracks, self.seconds = total, time.perf_counter() - start
 
 
 def verify_once(shard_set: ShardSet, procs: int) -> float:

@@ -4,19 +4,17 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from siamusic_fast.config.fields import Between, OneOf, check_settings
 from siamusic_fast.errors import ConfigError
 
-CODECS = {
-    "wav": "16-bit samples behind 44 bytes of header: crops are read without decoding",
-    "flac": "lossless, about half the size; a crop costs decoding its whole track",
-    "ogg": "Vorbis, lossy, about a tenth of the size; a crop costs decoding its whole track",
-}
-"""Every codec and what it is good for. Its name is also the ending of the audio file in the shard."""
+CODECS = ("wav", "flac", "ogg")
+"""Names of the codecs, which are also the endings of the audio files in a shard."""
 
 WAV_HEADER = 44
 """Bytes before the first sample of a WAV file."""
@@ -28,27 +26,25 @@ _BLOCK = 65_536
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoding:
     """How the audio of a shard set is stored. Raises `ConfigError` for a combination that cannot work."""
 
+    codec: Annotated[str, OneOf(CODECS)] = "wav"
+    """How audio is stored. wav: crops are read without decoding; flac: lossless, about half the size; ogg:
+    Vorbis, lossy, about a tenth of the size."""
+    quality: Annotated[float, Between(0, 10)] = 5.0
+    """Quality of Vorbis, for the codec ogg, from 0 to 10."""
     sample_rate: int
-    """Sample rate in Hz."""
-    codec: str = "wav"
-    """Name of the codec, one of `CODECS`."""
-    quality: float = 5.0
-    """Quality of Vorbis, 0 to 10. Other codecs ignore it."""
+    """Sample rate of the audio, in Hz."""
 
     def __post_init__(self) -> None:
-        if self.codec not in CODECS:
-            raise ConfigError(f"codec = {self.codec!r} is unknown: choose one of {', '.join(CODECS)}.")
+        check_settings(self)
         if not 1_000 <= self.sample_rate <= _MAX_RATE[self.codec]:
             raise ConfigError(
                 f"sample_rate = {self.sample_rate} must be 1000 to {_MAX_RATE[self.codec]} Hz "
                 f"for codec {self.codec}."
             )
-        if not 0 <= self.quality <= 10:
-            raise ConfigError(f"quality = {self.quality:g} must be 0 to 10.")
 
     def encode(self, pcm: npt.NDArray[np.int16]) -> tuple[bytes | memoryview, ...]:
         """Return the audio file that holds `pcm`, in parts, so that no long track is copied."""

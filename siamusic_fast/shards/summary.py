@@ -1,7 +1,7 @@
 """What a shard set holds, in figures: tracks by split and class, marks of odd tracks, equal recordings."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from siamusic_fast.audio.decode import SHORT_SECONDS
@@ -58,11 +58,11 @@ def summarize(shard_set: ShardSet) -> Summary:
     """Count what is in `shard_set` by its manifest and tracks.csv. Raises `DataError` if that is damaged."""
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     seconds: dict[str, float] = defaultdict(float)
-    audio: Counter[int] = Counter()
+    audio: Counter[bytes] = Counter()
     for track in read_tracks(shard_set.folder):
         classes[track.split][track.genre] += 1
         seconds[track.split] += track.seconds
-        audio[_short_hash(track)] += 1
+        audio[bytes.fromhex(track.sha256)] += 1
     splits = {
         split: SplitSummary(
             tracks=shard_set.tracks([split]),
@@ -74,9 +74,9 @@ def summarize(shard_set: ShardSet) -> Summary:
         )
         for split, shards in shard_set.splits.items()
     }
-    repeated = {short for short, count in audio.items() if count > 1}
+    repeated = {sha256 for sha256, count in audio.items() if count > 1}
     marks = count_marks(read_tracks(shard_set.folder), read_rejects(shard_set.folder))
-    return Summary(splits=splits, marks=marks, equal_audio=tuple(_equal_audio(shard_set, repeated)))
+    return Summary(splits=splits, marks=marks, equal_audio=_equal_audio(shard_set, repeated))
 
 
 def count_marks(tracks: Iterable[PackedTrack], rejects: Iterable[Reject]) -> dict[str, int]:
@@ -110,15 +110,10 @@ def _marks(track: PackedTrack) -> list[str]:
     return [mark for mark, applies in there.items() if applies]
 
 
-def _equal_audio(shard_set: ShardSet, repeated: set[int]) -> Iterator[tuple[PackedTrack, ...]]:
-    """Yield the groups of tracks with the same checksum, among those whose short hashes are `repeated`."""
+def _equal_audio(shard_set: ShardSet, repeated: set[bytes]) -> tuple[tuple[PackedTrack, ...], ...]:
+    """Return the groups of tracks with the same checksum, those whose checksums are `repeated`."""
     groups: dict[str, list[PackedTrack]] = defaultdict(list)
     for track in read_tracks(shard_set.folder) if repeated else ():
-        if _short_hash(track) in repeated:
+        if bytes.fromhex(track.sha256) in repeated:
             groups[track.sha256].append(track)
-    yield from (tuple(members) for members in groups.values() if len(members) > 1)
-
-
-def _short_hash(track: PackedTrack) -> int:
-    """Return the first 60 bits of the checksum, so that the hashes of a million tracks fit in memory."""
-    return int(track.sha256[:15], 16)
+    return tuple(map(tuple, groups.values()))

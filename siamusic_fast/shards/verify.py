@@ -48,7 +48,6 @@ class Problem:
     file: str
     """Name of the file in the folder of the shard set."""
     what: str
-    """What is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +92,12 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
         except DamageError as error:
             problems.append(Problem(TRACKS, f"cannot be read: {error.reason}"))
             rows = None
-        bare = dataclasses.replace(shard_set, splits={})
         jobs = [
             ShardToVerify(
-                shard_set=bare,
+                shard_set=dataclasses.replace(shard_set, splits={}),
                 split=split,
                 shard=shard,
-                rows=rows and _rows_file(rows, shard.file),
+                rows=rows and rows / f"{shard.file}.rows",
                 report=Path(scratch) / f"{split}-{number}.problems",
             )
             for split, shards in shard_set.splits.items()
@@ -304,17 +302,13 @@ def _split_table(shard_set: ShardSet, scratch: Path) -> Iterator[Problem]:
     """Write the rows of tracks.csv on each shard to a file in `scratch`: no process holds the whole table."""
     named = {shard.file for shards in shard_set.splits.values() for shard in shards}
     for name, rows in itertools.groupby(read_tracks(shard_set.folder), key=attrgetter("shard")):
-        file = _rows_file(scratch, name)
+        file = scratch / f"{name}.rows"
         if name not in named:
             yield Problem(TRACKS, f"lists {name}, the manifest does not")
         elif file.exists():
             yield Problem(TRACKS, f"has rows on {name} that are not together")
         else:
             file.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
-
-
-def _rows_file(scratch: Path, shard: str) -> Path:
-    return scratch / f"{shard}.rows"
 
 
 def _read_rows(job: ShardToVerify) -> dict[str, PackedTrack] | None:

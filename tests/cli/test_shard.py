@@ -2,6 +2,7 @@ import io
 import json
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from siamusic_fast.cli import main
 from siamusic_fast.cli.console import progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards, read_manifest
-from siamusic_fast.shards.pack import PackStatus
+from siamusic_fast.shards.pack import packing_note
 
 
 def run(*arguments: str | int | Path) -> Result:
@@ -103,23 +104,16 @@ def test_a_rate_that_the_codec_cannot_store_is_one_line(tmp_path: Path) -> None:
 def test_a_terminal_shows_rates_time_left_and_rejects_by_reason() -> None:
     screen, now = io.StringIO(), [0.0]
     terminal = Console(file=screen, force_terminal=True, width=80, color_system=None, get_time=lambda: now[0])
-    status = PackStatus(
-        total=1000,
-        files=400,
-        files_now=300,
-        bytes_now=150_000_000,
-        seconds=10,
-        rejected={"silent": 2, "empty": 1},
-    )
+    note = packing_note(files=300, size=150_000_000, seconds=10, left_out=Counter(silent=2, empty=1))
     with progress(quiet=False, screen=terminal).task("Packing", 1000, "tracks") as task:
         task.advance(100)
         now[0] = 10.0
-        task.advance(300, note=status.words())
+        task.advance(300, note=note)
         time.sleep(0.3)  # until it is drawn
         last = screen.getvalue().rsplit("Packing", 1)[1]
     assert "400/1,000 tracks" in last
     # 300 tracks and 150 MB in 10 s; the 600 that are left take 20 s.
-    for words in ("30.0", "15.0", "00:20 left", "2 silent, 1 empty"):
+    for words in ("30.0", "15.0", "00:20 left", "1 empty, 2 silent"):
         assert words in last
 
 

@@ -8,7 +8,9 @@ import struct
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from webdataset import tariterators
 from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.progress import Task
 from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.manifest import FRONTENDS, Shard, ShardSet, read_manifest
-from siamusic_fast.shards.pack import PackConfig, PackStatus, pack
+from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.resuming import exclusive
 from siamusic_fast.shards.samples import samples
 from tests.conftest import BROKEN, tone
@@ -32,6 +35,18 @@ from tests.shards.killing import Serial
 from tests.shards.memory import peak_memory
 
 SPLITS = ("training", "validation", "test")
+
+
+class Recorder:
+    """A display that keeps what the last task has reported."""
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
+        self.total, self.done, self.note = total, 0, ""
+        yield self
+
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
+        self.done, self.note = self.done + steps, note
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -156,13 +171,13 @@ def test_bytes_do_not_depend_on_the_executor(fma_corpus: Path, shard_set: ShardS
 
 
 def test_an_executor_may_run_jobs_as_they_are(fma_corpus: Path, tmp_path: Path) -> None:
-    statuses: list[PackStatus] = []
+    display = Recorder()
     with ThreadPoolExecutor(1) as executor:
-        pack(load_fma(fma_corpus), tmp_path, executor=executor, watch=statuses.append)
-    assert statuses[-1].files == statuses[-1].total == 36 + len(BROKEN) - 2
-    assert statuses[-1].rejected == dict.fromkeys(BROKEN.values(), 1)
-    assert statuses[-1].bytes_now > 0
-    assert statuses[-1].seconds_left == 0
+        pack(load_fma(fma_corpus), tmp_path, executor=executor, progress=display)
+    assert display.done == display.total == 36 + len(BROKEN) - 2
+    rates, _, left_out = display.note.partition(", left out: ")
+    assert sorted(left_out.split(", ")) == sorted(f"1 {reason}" for reason in BROKEN.values())
+    assert float(rates.split(", ")[1].removesuffix(" MB/s")) > 0
 
 
 def long_corpus(folder: Path) -> tuple[Corpus, np.ndarray]:
@@ -207,9 +222,10 @@ def test_a_track_without_a_segment_that_is_not_silent_is_left_out_once(tmp_path:
     tracks = tuple(Track(name, f"{name}.wav", "training", "Folk") for name in "abc")
     corpus = Corpus(name="long", folder=tmp_path, tracks=tracks)
     config = PackConfig(sample_rate=8000, min_seconds=1, max_seconds=2)
-    statuses: list[PackStatus] = []
-    packed = pack(corpus, tmp_path / "out", config, executor=Serial(), watch=statuses.append)
-    assert packed.rejected == statuses[-1].rejected == {"silent": 2}
+    display = Recorder()
+    packed = pack(corpus, tmp_path / "out", config, executor=Serial(), progress=display)
+    assert packed.rejected == {"silent": 2}
+    assert display.note.endswith(", left out: 2 silent")
     rows = read_csv(packed.folder / "rejected.csv")
     assert [(row["path"], row["reason"]) for row in rows] == [("a.wav", "silent"), ("b.wav", "silent")]
     assert [row["path"] for row in read_csv(packed.folder / "tracks.csv")] == ["c.wav"]
