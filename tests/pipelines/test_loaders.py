@@ -16,8 +16,8 @@ import torch
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.base_loader import Loader
 from siamusic_fast.pipelines.dali.engine import DaliEngine
-from siamusic_fast.pipelines.loader_settings import LoaderSettings
 from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
 from siamusic_fast.pipelines.tracks import open_tracks, with_label_fraction
 from siamusic_fast.shards.manifest import ShardSet
@@ -284,7 +284,7 @@ def test_an_unknown_split_is_refused_with_those_there_are(numbered: ShardSet) ->
 def test_an_unknown_argument_is_refused_and_all_share_the_same(numbered: ShardSet, kind: Any) -> None:
     with pytest.raises(TypeError, match="batchsize"):
         kind(numbered, batchsize=4)
-    shared = {field.name: field.default for field in dataclasses.fields(LoaderSettings)}
+    shared = {field.name: field.default for field in dataclasses.fields(Loader) if field.kw_only}
     parameters = inspect.signature(kind).parameters
     assert {name: parameters[name].default for name in shared} == shared
 
