@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.config import BACKENDS, MAX_SEED
+from siamusic_fast.config.fields import Between, OneOf, check_value
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.estimate import check_length, estimate_frontend
@@ -218,9 +219,7 @@ class Loader(ABC, Generic[T]):
         """Raise `ConfigError` for an argument that cannot be."""
         if isinstance(self.splits, str) or not self.splits:
             raise ConfigError(f"splits = {self.splits!r} must be a list of names, such as ['training'].")
-        if self.backend not in BACKENDS:
-            known = f"{', '.join(BACKENDS)} (on the command line --backend)"
-            raise ConfigError(f"backend = {self.backend!r} is unknown: choose one of {known}.")
+        check_value("backend", self.backend, OneOf(BACKENDS))
         if self.backend == "dali" and not _has_dali():
             raise ConfigError(
                 "backend = 'dali', and DALI is not installed: `pip install nvidia-dali-cuda120`, or use "
@@ -237,8 +236,7 @@ class Loader(ABC, Generic[T]):
                     f"{name} = {value!r} must be a whole number of at least 1 (on the command line "
                     f"--{option})."
                 )
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ConfigError(f"seed = {self.seed} must lie between 0 and {MAX_SEED}.")
+        check_value("seed", self.seed, Between(0, MAX_SEED))
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(
                 f"rank = {self.rank} must be at least 0 and below world_size = {self.world_size}."

@@ -3,12 +3,12 @@
 `base_loader.Loader` documents what they share: arguments, epochs, resuming, closing and errors.
 """
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from siamusic_fast.config import CROPS
+from siamusic_fast.config.fields import Between, OneOf, check_value
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.base_loader import Loader
@@ -168,16 +168,10 @@ def covering_crops(tracks: Tracks, frontend: Frontend, crops: int | None) -> int
 
 def check_crops(crops: str, max_distance: float | None) -> None:
     """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
-    if crops not in CROPS:
-        known = f"{' or '.join(CROPS)} (on the command line --crops)"
-        raise ConfigError(f"crops = {crops!r} is unknown: choose {known}.")
+    check_value("crops", crops, OneOf(CROPS))
     if max_distance is None:
         return
-    if not (max_distance >= 0 and math.isfinite(max_distance)):
-        raise ConfigError(
-            f"max_distance = {max_distance:g} s must be a number that is not negative (on the command line "
-            f"--max-distance)."
-        )
+    check_value("max_distance", max_distance, Between(0))
     if crops != "independent":
         raise ConfigError(
             f"max_distance = {max_distance:g} s is for crops = 'independent' only (on the command line "

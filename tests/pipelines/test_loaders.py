@@ -247,10 +247,16 @@ def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:
         ({"aug": "cutot"}, r"'cutot' is unknown: did you mean cutout\?"),
         ({"aug": ["image"]}, r"aug = \['image'\] must be text such as 'image'"),
         ({"aug": "griddistortion(steps=60)"}, "steps = 60 of GridDistortion are more .*: 48 x 87"),
-        ({"crops": "apart"}, "crops = 'apart' is unknown: choose same or independent"),
+        ({"crops": "apart"}, "crops = 'apart' is unknown: choose one of same, independent"),
         ({"max_distance": 1.0}, "max_distance = 1 s is for crops = 'independent' only"),
-        ({"crops": "independent", "max_distance": -1.0}, "max_distance = -1 s must be a number"),
-        ({"crops": "independent", "max_distance": float("nan")}, "max_distance = nan s must be a number"),
+        (
+            {"crops": "independent", "max_distance": -1.0},
+            "max_distance = -1 must be a number that is not neg",
+        ),
+        (
+            {"crops": "independent", "max_distance": float("nan")},
+            "max_distance = nan must be a number that is not neg",
+        ),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
