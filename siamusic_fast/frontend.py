@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from siamusic_fast.config import SHORT_TRACKS, MelConfig
+from siamusic_fast.config.fields import OneOf, check_value
 from siamusic_fast.errors import ConfigError
 
 
@@ -34,10 +35,7 @@ class Frontend:
     """What is done with tracks shorter than a crop: `repeat` them, or `pad` them with silence."""
 
     def __post_init__(self) -> None:
-        if self.short_tracks not in SHORT_TRACKS:
-            raise ConfigError(
-                f"short_tracks = {self.short_tracks!r} is unknown: choose {' or '.join(SHORT_TRACKS)}."
-            )
+        check_value("short_tracks", self.short_tracks, OneOf(SHORT_TRACKS))
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ConfigError(
                 f"mean = {self.mean:g} dB and std = {self.std:g} dB must be finite, and std above 0."

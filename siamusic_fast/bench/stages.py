@@ -111,7 +111,7 @@ def prepare(
         "loader_threads": loader_threads or cores(),
     }
     with TwoViewLoader(shard_set, aug="none", device=device, **shared) as loader:
-        return Setup(shard_set=shard_set, plan=loader.plan, device=loader.device, **shared)
+        return Setup(shard_set=shard_set, plan=loader.plan, device=torch.device(loader.device), **shared)
 
 
 def stages(setup: Setup, augs: Sequence[str]) -> list[Workload]:

@@ -3,18 +3,19 @@
 import importlib.util
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from siamusic_fast.config import MelConfig
+from siamusic_fast.config import BACKENDS, MAX_SEED
+from siamusic_fast.config.fields import Between, OneOf, check_value
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.estimate import check_length, estimate_frontend
-from siamusic_fast.pipelines.loader_settings import LoaderSettings
 from siamusic_fast.pipelines.plan import Batch, Place, Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine, Prefetcher
 from siamusic_fast.pipelines.reader import Reader
@@ -25,12 +26,14 @@ from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 T = TypeVar("T")
 
+_DTYPES = (torch.float32, torch.bfloat16)
 _MAX_READERS = 4
 """Threads that read wav shards: one reads about 30,000 crops a second."""
 _DEPTH = 4
 """Batches whose samples are in memory: two that an engine computes, two that are being read."""
 
 
+@dataclass(eq=False, repr=False)
 class Loader(ABC, Generic[T]):
     """Iterates over a shard set in batches: the base class of all loaders.
 
@@ -60,26 +63,40 @@ class Loader(ABC, Generic[T]):
     - `seed`: the seed of order, crops and augmentations.
     - `rank`, `world_size`: the number of this process and of all. Each process gets tracks of its own.
 
+    They are attributes of a loader, too: `frontend`, `batch_size` and `device` are what it really uses.
+
     **Errors.** Raises `ConfigError` for an argument that cannot be or does not fit the tracks. Raises
     `DataError` for damaged shards, when the loader is made or, for damage that shows later, while iterating.
     """
 
+    data: ShardSet | Path | str
+    _: KW_ONLY
+    splits: Sequence[str] = ("training",)
+    frontend: Frontend = None  # type: ignore[assignment]  # estimated unless given
+    batch_size: int = 64
+    backend: str = BACKENDS[0]
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    loader_threads: int | None = None
+    window: int | None = None
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
     _endless = True
     """Whether the next epoch is begun while the last batches of one are used."""
 
-    def __init__(self, settings: LoaderSettings, plan: Plan | TrackPlan, *, check_labels: bool) -> None:
-        self._settings, self.plan, self.frontend = settings, plan, plan.frontend
-        self.device = settings.checked_device()
-        self._reader = Reader(plan.tracks, plan.frontend, check_labels=check_labels)
+    def __post_init__(self) -> None:
+        self._check_arguments()
+        self.device = self._device = _numbered_device(self.device)
+        self.plan = self._planned()
+        self.frontend, self.batch_size = self.plan.frontend, self.plan.batch_size
+        check_labels = self.plan.tracks.labels is not None
+        self._reader = Reader(self.plan.tracks, self.frontend, check_labels=check_labels)
         self._engine: Engine | None = None
         self._stream: Iterator[T] | None = None
         self._epoch = self._given = 0
         self._closed = False
-
-    @property
-    def batch_size(self) -> int:
-        """Tracks per batch of this process."""
-        return self.plan.batch_size
 
     def __len__(self) -> int:
         """Batches per epoch: as many on every rank in training, where each is full."""
@@ -126,6 +143,10 @@ class Loader(ABC, Generic[T]):
         self.close()
 
     @abstractmethod
+    def _planned(self) -> Plan | TrackPlan:
+        """Return the plan of the batches; raise `ConfigError` for arguments that do not fit the tracks."""
+
+    @abstractmethod
     def _output(self, batch: Batch, views: list[Tensor]) -> T:
         """Return what is given out of the views of `batch`, which are on the device."""
 
@@ -149,10 +170,10 @@ class Loader(ABC, Generic[T]):
 
     def _produced(self) -> Iterator[T]:
         """Yield the batches from the present place on."""
-        threads = self._settings.loader_threads or share_of_cores()
+        threads = self.loader_threads or share_of_cores()
         if self._engine is None:
-            self._engine = _engine(self.plan, self._settings.backend, self.device, threads)
-        only_reads = self._settings.backend == "dali" or self.device.type != "cpu"
+            self._engine = _engine(self.plan, self.backend, self._device, threads)
+        only_reads = self.backend == "dali" or self._device.type != "cpu"
         of_wav = self.plan.tracks.shard_set.codec == "wav"
         prefetcher = Prefetcher(
             self.plan,
@@ -161,7 +182,7 @@ class Loader(ABC, Generic[T]):
             self._places(),
             threads=min(threads, _MAX_READERS) if only_reads and of_wav else threads,
             depth=_DEPTH,
-            pinned=self.device.type != "cpu",
+            pinned=self._device.type != "cpu",
         )
         try:
             for computed in self._engine.run(prefetcher):
@@ -179,32 +200,67 @@ class Loader(ABC, Generic[T]):
 
     def _mels(self, images: Tensor) -> Tensor:
         """Return spectrograms in the precision asked for: without a copy if that is float32."""
-        return images.to(self._settings.dtype)
+        return images.to(self.dtype)
 
     def _labels(self, batch: Batch) -> Tensor:
         """Return the labels of the tracks of `batch`, int64 [tracks], on the device."""
         assert self.plan.tracks.labels is not None
         return torch.from_numpy(self.plan.tracks.labels[batch.tracks]).to(self.device, non_blocking=True)
 
+    def _opened(self, *, labels: bool = False, labelled_only: bool = False) -> tuple[Frontend, Tracks]:
+        """Return the features and the tracks; raise `ConfigError` if they do not fit each other."""
+        shard_set = self.data if isinstance(self.data, ShardSet) else find_shards(self.data)
+        frontend = self.frontend or estimate_frontend(shard_set)
+        tracks = open_tracks(shard_set, self.splits, labelled_only=labelled_only, labels=labels)
+        check_length(tracks, frontend.mel)
+        return frontend, tracks
 
-def open_data(
-    data: ShardSet | Path | str,
-    settings: LoaderSettings,
-    *,
-    labels: bool = False,
-    labelled_only: bool = False,
-) -> tuple[Frontend, Tracks]:
-    """Return the features and the tracks of a loader; raise `ConfigError` if they do not fit each other."""
-    if settings.backend == "dali" and not _has_dali():
+    def _check_arguments(self) -> None:
+        """Raise `ConfigError` for an argument that cannot be."""
+        if isinstance(self.splits, str) or not self.splits:
+            raise ConfigError(f"splits = {self.splits!r} must be a list of names, such as ['training'].")
+        check_value("backend", self.backend, OneOf(BACKENDS))
+        if self.backend == "dali" and not _has_dali():
+            raise ConfigError(
+                "backend = 'dali', and DALI is not installed: `pip install nvidia-dali-cuda120`, or use "
+                "backend='torch' (on the command line --backend torch)."
+            )
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"dtype = {self.dtype} must be one of {', '.join(map(str, _DTYPES))}.")
+        for name in ("batch_size", "loader_threads", "window"):
+            value = getattr(self, name)
+            optional = value is None and name != "batch_size"
+            if not optional and not (isinstance(value, int) and value >= 1):
+                option = name.replace("_", "-")
+                raise ConfigError(
+                    f"{name} = {value!r} must be a whole number of at least 1 (on the command line "
+                    f"--{option})."
+                )
+        check_value("seed", self.seed, Between(0, MAX_SEED))
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"rank = {self.rank} must be at least 0 and below world_size = {self.world_size}."
+            )
+
+
+def _numbered_device(given: torch.device | str) -> torch.device:
+    """Return the device, with a number if it is a GPU: engines and torch must mean the same one."""
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {given!s} must be cpu or cuda.")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    index = (torch.cuda.current_device() if count else 0) if device.index is None else device.index
+    if index >= count:
         raise ConfigError(
-            "backend = 'dali', and DALI is not installed: `pip install nvidia-dali-cuda120`, or use "
-            "backend='torch' (on the command line --backend torch)."
+            f"device = {given!s} asks for a GPU, and {count} are visible: use device='cpu' (on the "
+            f"command line --gpus 0)."
         )
-    shard_set = data if isinstance(data, ShardSet) else find_shards(data)
-    frontend = settings.frontend or estimate_frontend(shard_set, MelConfig(sample_rate=shard_set.sample_rate))
-    tracks = open_tracks(shard_set, settings.splits, labelled_only=labelled_only, labels=labels)
-    check_length(tracks, frontend.mel)
-    return frontend, tracks
+    return torch.device("cuda", index)
 
 
 def _has_dali() -> bool:

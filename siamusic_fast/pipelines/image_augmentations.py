@@ -77,7 +77,7 @@ class Mask(ImageAugmentation):
 
     def draw(self, rng: RandomNumbers, mel: MelConfig) -> Erase:
         on, over_mels = rng.bernoulli(self.p), rng.bernoulli(0.5)
-        mels, frames = _mel_bands(rng, mel, self.max_mels), _frame_bands(rng, mel, self.max_frames)
+        mels, frames = _bands(rng, mel, 0, self.max_mels), _bands(rng, mel, 1, self.max_frames)
         return Erase(boxes=_only_where(on, np.where(over_mels[:, None, None], mels, frames)))
 
 
@@ -205,7 +205,7 @@ class FrequencyMask(ImageAugmentation):
     """Widest band, as a fraction of all mels."""
 
     def draw(self, rng: RandomNumbers, mel: MelConfig) -> Erase:
-        bands = _mel_bands(rng, mel, self.max_mels, self.count)
+        bands = _bands(rng, mel, 0, self.max_mels, self.count)
         return Erase(boxes=_only_where(rng.bernoulli(self.p), bands))
 
 
@@ -220,7 +220,7 @@ class TimeMask(ImageAugmentation):
     """Widest band, as a fraction of all frames."""
 
     def draw(self, rng: RandomNumbers, mel: MelConfig) -> Erase:
-        bands = _frame_bands(rng, mel, self.max_frames, self.count)
+        bands = _bands(rng, mel, 1, self.max_frames, self.count)
         return Erase(boxes=_only_where(rng.bernoulli(self.p), bands))
 
 
@@ -236,16 +236,12 @@ def _centered_boxes(rng: RandomNumbers, mel: MelConfig, height: Array, width: Ar
     return np.stack([top, top + height, left, left + width], axis=-1)
 
 
-def _mel_bands(rng: RandomNumbers, mel: MelConfig, max_fraction: float, number: int = 1) -> Array:
-    """Draw bands of mels, as boxes over all frames, [batch, number, 4]."""
-    begin, end = rng.bands(mel.n_mels, max_fraction, number)
-    return np.stack([begin, end, np.zeros_like(begin), np.full_like(begin, mel.frames)], axis=-1)
-
-
-def _frame_bands(rng: RandomNumbers, mel: MelConfig, max_fraction: float, number: int = 1) -> Array:
-    """Draw bands of frames, as boxes over all mels, [batch, number, 4]."""
-    begin, end = rng.bands(mel.frames, max_fraction, number)
-    return np.stack([np.zeros_like(begin), np.full_like(begin, mel.n_mels), begin, end], axis=-1)
+def _bands(rng: RandomNumbers, mel: MelConfig, axis: int, max_fraction: float, number: int = 1) -> Array:
+    """Draw bands of mels (axis 0) or of frames (axis 1), as boxes over the whole other axis."""
+    extents = mel.n_mels, mel.frames
+    boxes = np.tile([0, extents[0], 0, extents[1]], (rng.count, number, 1)).astype(np.float64)
+    boxes[..., 2 * axis], boxes[..., 2 * axis + 1] = rng.bands(extents[axis], max_fraction, number)
+    return boxes
 
 
 def _random_interval(rng: RandomNumbers, extent: int, min_fraction: float) -> Array:

@@ -3,27 +3,24 @@
 `base_loader.Loader` documents what they share: arguments, epochs, resuming, closing and errors.
 """
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from siamusic_fast.config import BACKENDS, CROPS
+from siamusic_fast.config import CROPS
+from siamusic_fast.config.fields import Between, OneOf, check_value
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.base_loader import Loader, open_data
-from siamusic_fast.pipelines.loader_settings import LoaderSettings
+from siamusic_fast.pipelines.base_loader import Loader
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
 from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
 from siamusic_fast.pipelines.tracks import Tracks, with_label_fraction
-from siamusic_fast.shards.manifest import ShardSet
 
 MAX_CROPS = 128
 """Crops of a track in evaluation unless more are asked for: 640 s of the paper's features, evenly spaced."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
     """Two augmented views of every track, for pre-training.
 
@@ -42,58 +39,40 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
     - `max_distance`: how far apart the starts of independent crops may be, in seconds. None: any distance.
     """
 
-    def __init__(
-        self,
-        data: ShardSet | Path | str,
-        *,
-        aug: str | Recipe = "image",
-        crops: str = CROPS[0],
-        max_distance: float | None = None,
-        splits: Sequence[str] = ("training",),
-        frontend: Frontend | None = None,
-        batch_size: int = 64,
-        backend: str = BACKENDS[0],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        loader_threads: int | None = None,
-        window: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        settings = LoaderSettings(
-            splits=splits, frontend=frontend, batch_size=batch_size, backend=backend, device=device,
-            dtype=dtype, loader_threads=loader_threads, window=window, seed=seed, rank=rank,
-            world_size=world_size,
-        )  # fmt: skip
-        check_crops(crops, max_distance)
-        features, tracks = open_data(data, settings)
-        available = _tracks_per_process(tracks, world_size)
+    aug: str | Recipe = "image"
+    crops: str = CROPS[0]
+    max_distance: float | None = None
+
+    def _planned(self) -> Plan:
+        check_crops(self.crops, self.max_distance)
+        features, tracks = self._opened()
+        available = _tracks_per_process(tracks, self.world_size)
         plan = Plan(
             tracks,
             features,
-            recipe=to_recipe(aug, features.mel),
+            recipe=to_recipe(self.aug, features.mel),
             views=2,
-            independent=crops == "independent",
-            max_distance=max_distance,
-            batch_size=batch_size,
-            window=window,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
+            independent=self.crops == "independent",
+            max_distance=self.max_distance,
+            batch_size=self.batch_size,
+            window=self.window,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
         )
-        if batch_size > available:
-            shared = f" that each of {world_size} processes gets" if world_size > 1 else ""
+        if self.batch_size > available:
+            shared = f" that each of {self.world_size} processes gets" if self.world_size > 1 else ""
             raise ConfigError(
-                f"batch_size = {batch_size} does not fit the {available} tracks{shared}: use {available} or "
-                f"less (on the command line --batch-size {available})."
+                f"batch_size = {self.batch_size} does not fit the {available} tracks{shared}: use "
+                f"{available} or less (on the command line --batch-size {available})."
             )
-        super().__init__(settings, plan, check_labels=False)
+        return plan
 
     def _output(self, batch: Batch, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         return self._mels(views[0]), self._mels(views[1])
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
     """A random crop of every labelled track, for training a classifier.
 
@@ -111,48 +90,29 @@ class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
     - `label_fraction`: the fraction of the tracks of each class that is read; `seed` decides which.
     """
 
-    def __init__(
-        self,
-        data: ShardSet | Path | str,
-        *,
-        aug: str | Recipe = "none",
-        label_fraction: float = 1.0,
-        splits: Sequence[str] = ("training",),
-        frontend: Frontend | None = None,
-        batch_size: int = 64,
-        backend: str = BACKENDS[0],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        loader_threads: int | None = None,
-        window: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        settings = LoaderSettings(
-            splits=splits, frontend=frontend, batch_size=batch_size, backend=backend, device=device,
-            dtype=dtype, loader_threads=loader_threads, window=window, seed=seed, rank=rank,
-            world_size=world_size,
-        )  # fmt: skip
-        check_unmixed(aug)
-        features, tracks = open_data(data, settings, labels=True, labelled_only=True)
-        tracks = with_label_fraction(tracks, label_fraction, seed)
-        plan = Plan(
+    aug: str | Recipe = "none"
+    label_fraction: float = 1.0
+
+    def _planned(self) -> Plan:
+        check_unmixed(self.aug)
+        features, tracks = self._opened(labels=True, labelled_only=True)
+        tracks = with_label_fraction(tracks, self.label_fraction, self.seed)
+        return Plan(
             tracks,
             features,
-            recipe=to_recipe(aug, features.mel),
-            batch_size=min(batch_size, _tracks_per_process(tracks, world_size)),
-            window=window,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
+            recipe=to_recipe(self.aug, features.mel),
+            batch_size=min(self.batch_size, _tracks_per_process(tracks, self.world_size)),
+            window=self.window,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
         )
-        super().__init__(settings, plan, check_labels=True)
 
     def _output(self, batch: Batch, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         return self._mels(views[0]), self._labels(batch)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TrackLoader(Loader[tuple[Tensor, Tensor]]):
     """All of every track, each track once and in the order of the shards, for evaluation.
 
@@ -171,50 +131,31 @@ class TrackLoader(Loader[tuple[Tensor, Tensor]]):
     - `labelled_only`: whether tracks without a class are left out.
     """
 
+    crops: int | None = None
+    crops_per_batch: int | None = None
+    labelled_only: bool = False
+
     _endless = False
 
-    def __init__(
-        self,
-        data: ShardSet | Path | str,
-        *,
-        crops: int | None = None,
-        crops_per_batch: int | None = None,
-        labelled_only: bool = False,
-        splits: Sequence[str] = ("training",),
-        frontend: Frontend | None = None,
-        batch_size: int = 64,
-        backend: str = BACKENDS[0],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        loader_threads: int | None = None,
-        window: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        settings = LoaderSettings(
-            splits=splits, frontend=frontend, batch_size=batch_size, backend=backend, device=device,
-            dtype=dtype, loader_threads=loader_threads, window=window, seed=seed, rank=rank,
-            world_size=world_size,
-        )  # fmt: skip
-        features, tracks = open_data(data, settings, labels=True, labelled_only=labelled_only)
-        _tracks_per_process(tracks, world_size)
-        self.crops = covering_crops(tracks, features, crops)
-        """Crops of each track."""
-        max_tracks = max(1, (crops_per_batch or self.crops * batch_size) // self.crops)
-        plan = TrackPlan(
+    def _planned(self) -> TrackPlan:
+        features, tracks = self._opened(labels=True, labelled_only=self.labelled_only)
+        _tracks_per_process(tracks, self.world_size)
+        self.crops = covering_crops(tracks, features, self.crops)
+        max_tracks = self.batch_size
+        if self.crops_per_batch is not None:
+            max_tracks = max(1, self.crops_per_batch // self.crops)
+        return TrackPlan(
             tracks,
             features,
             crops=self.crops,
-            batch_size=min(batch_size, max_tracks, len(tracks)),
-            rank=rank,
-            world_size=world_size,
+            batch_size=min(self.batch_size, max_tracks, len(tracks)),
+            rank=self.rank,
+            world_size=self.world_size,
         )
-        super().__init__(settings, plan, check_labels=True)
 
     def _output(self, batch: Batch, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         mels = self._mels(views[0])
-        return mels.view(len(batch.tracks), self.crops, *mels.shape[1:]), self._labels(batch)
+        return mels.view(len(batch.tracks), -1, *mels.shape[1:]), self._labels(batch)
 
 
 def covering_crops(tracks: Tracks, frontend: Frontend, crops: int | None) -> int:
@@ -227,16 +168,10 @@ def covering_crops(tracks: Tracks, frontend: Frontend, crops: int | None) -> int
 
 def check_crops(crops: str, max_distance: float | None) -> None:
     """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
-    if crops not in CROPS:
-        known = f"{' or '.join(CROPS)} (on the command line --crops)"
-        raise ConfigError(f"crops = {crops!r} is unknown: choose {known}.")
+    check_value("crops", crops, OneOf(CROPS))
     if max_distance is None:
         return
-    if not (max_distance >= 0 and math.isfinite(max_distance)):
-        raise ConfigError(
-            f"max_distance = {max_distance:g} s must be a number that is not negative (on the command line "
-            f"--max-distance)."
-        )
+    check_value("max_distance", max_distance, Between(0))
     if crops != "independent":
         raise ConfigError(
             f"max_distance = {max_distance:g} s is for crops = 'independent' only (on the command line "

@@ -26,18 +26,14 @@ class Buffers:
         """Hold spans of up to `samples` samples a row."""
         self._samples, self._pinned = samples, pinned
         self._memory: list[Tensor] = []
-        self._busy: torch.cuda.Event | None = None
+        self.busy: torch.cuda.Event | None = None
+        """On a GPU, nothing reads the memory any more from when this is over."""
 
     def take(self, batch: Batch) -> tuple[Array, ...]:
         """Return room for the spans of `batch`, int16 [rows, longest], once nothing reads it any more."""
-        if self._busy is not None:
-            self._busy.synchronize()
-            self._busy = None
+        if self.busy is not None:
+            self.busy.synchronize()
         return tuple(self._room(number, spans) for number, spans in enumerate(batch.spans))
-
-    def done(self, event: torch.cuda.Event | None) -> None:
-        """Allow the memory to be used again, on a GPU when `event` is over."""
-        self._busy = event
 
     def _room(self, number: int, spans: Spans) -> Array:
         rows, longest = len(spans.tracks), int(spans.samples.max())
@@ -118,7 +114,7 @@ class Prefetcher:
 
     def release(self, computed: Computed) -> None:
         """Take the memory of a batch back."""
-        computed.ready.buffers.done(computed.event)
+        computed.ready.buffers.busy = computed.event
         self._free.append(computed.ready.buffers)
         self._ask_for_more()
 

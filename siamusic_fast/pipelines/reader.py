@@ -6,12 +6,9 @@ batch. From flac and ogg shards, the compressed file is read, and libsndfile see
 
 import io
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -23,7 +20,7 @@ from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.pipelines.tracks import Tracks
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.index import CLS_SIZE
-from siamusic_fast.shards.manifest import DamageError
+from siamusic_fast.shards.manifest import naming_damage
 
 _MAX_OPEN = 256
 """Tars that are open at a time: a process may have 1,024 files."""
@@ -43,8 +40,7 @@ class Reader:
         self._tracks = tracks
         self._repeats = frontend.short_tracks == "repeat"
         self._check_labels = check_labels
-        self._files: OrderedDict[int, _Tar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tar = lru_cache(_MAX_OPEN)(partial(_Tar, tracks))
 
     def read(self, spans: Spans, rows: slice, out: Array) -> None:
         """Read the `rows` of `spans` into those of `out`, int16 [batch, samples].
@@ -71,8 +67,7 @@ class Reader:
 
     def close(self) -> None:
         """Close the tars; they are opened again when they are read again."""
-        with self._lock:
-            self._files.clear()
+        self._tar.cache_clear()
 
     def _fill(self, crop: Array, start: int, length: int, read: Callable[[int, Array], None]) -> None:
         """Fill `crop` from sample `start` on of a track of `length` samples, lengthened if it is too short.
@@ -121,40 +116,25 @@ class Reader:
             raise self._tracks.damaged(track, f"its label is {bytes(found)!r}, tracks.csv says {expected!r}")
 
     def _read_bytes(self, track: int, offset: int, out: memoryview) -> None:
-        file = self._file(int(self._tracks.shard[track]))
-        done = 0
+        tar, done = self._tar(int(self._tracks.shard[track])), 0
         while done < len(out):
             try:
-                count = os.preadv(file.descriptor, [out[done:]], offset + done)
+                count = os.preadv(tar.descriptor, [out[done:]], offset + done)
             except OSError as error:
                 raise self._tracks.damaged(track, error.strerror or error) from error
             if count == 0:
                 raise self._tracks.damaged(track, f"the tar ends at byte {offset + done}")
             done += count
 
-    def _file(self, shard: int) -> "_Tar":
-        """Return a tar, opened. One that is dropped here is closed when the last thread is done with it."""
-        with self._lock:
-            if shard in self._files:
-                self._files.move_to_end(shard)
-                return self._files[shard]
-            path = self._tracks.shard_set.path(self._tracks.shards[shard].file)
-            try:
-                file = self._files[shard] = _Tar(path)
-            except OSError as error:
-                raise DamageError(path, error.strerror or error) from error
-            if len(self._files) > _MAX_OPEN:
-                self._files.popitem(last=False)
-            return file
-
 
 class _Tar:
-    """A tar that is open until nobody holds it any more."""
+    """A tar that is open until nobody holds it any more, not even a thread that reads it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, tracks: Tracks, shard: int) -> None:
         # A descriptor alone: Python warns of a file that the garbage collector closes, as it does where the
         # traceback of an error is the last to hold one.
-        with open_regular(path) as file:
+        path = tracks.shard_set.path(tracks.shards[shard].file)
+        with naming_damage(path), open_regular(path) as file:
             self.descriptor = os.dup(file.fileno())
 
     def __del__(self) -> None:

@@ -159,7 +159,7 @@ def test_a_frontend_survives_json(tmp_path: Path) -> None:
 def test_constants_that_cannot_normalize_are_refused(mean: float, std: float) -> None:
     with pytest.raises(ConfigError, match=f"mean = {mean:g} dB and std = {std:g} dB must be finite"):
         Frontend(mel=MEL, mean=mean, std=std)
-    with pytest.raises(ConfigError, match="short_tracks = 'loop' is unknown: choose repeat or pad"):
+    with pytest.raises(ConfigError, match="short_tracks = 'loop' is unknown: choose one of repeat, pad"):
         Frontend(mel=MEL, mean=0, std=1, short_tracks="loop")
 
 

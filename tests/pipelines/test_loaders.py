@@ -16,8 +16,8 @@ import torch
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.base_loader import Loader
 from siamusic_fast.pipelines.dali.engine import DaliEngine
-from siamusic_fast.pipelines.loader_settings import LoaderSettings
 from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
 from siamusic_fast.pipelines.tracks import open_tracks, with_label_fraction
 from siamusic_fast.shards.manifest import ShardSet
@@ -247,10 +247,16 @@ def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:
         ({"aug": "cutot"}, r"'cutot' is unknown: did you mean cutout\?"),
         ({"aug": ["image"]}, r"aug = \['image'\] must be text such as 'image'"),
         ({"aug": "griddistortion(steps=60)"}, "steps = 60 of GridDistortion are more .*: 48 x 87"),
-        ({"crops": "apart"}, "crops = 'apart' is unknown: choose same or independent"),
+        ({"crops": "apart"}, "crops = 'apart' is unknown: choose one of same, independent"),
         ({"max_distance": 1.0}, "max_distance = 1 s is for crops = 'independent' only"),
-        ({"crops": "independent", "max_distance": -1.0}, "max_distance = -1 s must be a number"),
-        ({"crops": "independent", "max_distance": float("nan")}, "max_distance = nan s must be a number"),
+        (
+            {"crops": "independent", "max_distance": -1.0},
+            "max_distance = -1 must be a number that is not neg",
+        ),
+        (
+            {"crops": "independent", "max_distance": float("nan")},
+            "max_distance = nan must be a number that is not neg",
+        ),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
@@ -284,7 +290,7 @@ def test_an_unknown_split_is_refused_with_those_there_are(numbered: ShardSet) ->
 def test_an_unknown_argument_is_refused_and_all_share_the_same(numbered: ShardSet, kind: Any) -> None:
     with pytest.raises(TypeError, match="batchsize"):
         kind(numbered, batchsize=4)
-    shared = {field.name: field.default for field in dataclasses.fields(LoaderSettings)}
+    shared = {field.name: field.default for field in dataclasses.fields(Loader) if field.kw_only}
     parameters = inspect.signature(kind).parameters
     assert {name: parameters[name].default for name in shared} == shared
 

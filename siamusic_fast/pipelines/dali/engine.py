@@ -59,11 +59,10 @@ class DaliEngine:
             prefetch_queue_depth=PREFETCH,
         )
         self._pipeline.build()
-        self._extracts = self._feed.extracts
 
     def begin(self, batch: Batch) -> list[Sequence[Array]]:
         """Return what the graph is fed for `batch` besides its spans."""
-        return [extract(batch) for extract in self._extracts]
+        return [extract(batch) for extract in self._feed.extracts]
 
     def work(self, batch: Batch, pcm: Sequence[Array], rows: slice, begun: Any) -> None:
         """Leave everything to the graph."""
@@ -72,19 +71,14 @@ class DaliEngine:
         """Yield the views of each of `batches`, on the device."""
         self._feed.batches = batches
         try:
-            yield from self._computed()
+            while True:
+                outputs, event = self._outputs()
+                tensors: list[Tensor] = [from_dlpack(output.as_tensor()) for output in outputs]
+                yield Computed(self._feed.given.popleft(), tensors, event)
+        except StopIteration:
+            self._pipeline.reset()
         finally:
             self._feed.batches = iter(())  # what makes them knows the engine
-
-    def _computed(self) -> Iterator[Computed]:
-        while True:
-            try:
-                outputs, event = self._outputs()
-            except StopIteration:
-                self._pipeline.reset()
-                return
-            tensors: list[Tensor] = [from_dlpack(output.as_tensor()) for output in outputs]
-            yield Computed(self._feed.given.popleft(), tensors, event)
 
     def _outputs(self) -> tuple[Any, torch.cuda.Event | None]:
         if self._device.type == "cpu":

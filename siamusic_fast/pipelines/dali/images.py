@@ -8,7 +8,7 @@ import numpy as np
 from nvidia.dali import fn, types
 
 from siamusic_fast.pipelines import ops
-from siamusic_fast.pipelines.dali.inputs import DataNode, Inputs, as_type, floats, ints
+from siamusic_fast.pipelines.dali.inputs import DataNode, Inputs
 from siamusic_fast.pipelines.ops import box_bits, cell_edges
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
 from siamusic_fast.pipelines.random_numbers import Array
@@ -18,15 +18,15 @@ ImageNodes = Mapping[type[ops.ImageOp], Callable[[DataNode, Any, Inputs], DataNo
 
 
 def _mix(image: DataNode, op: ops.MixImages, inputs: Inputs) -> DataNode:
-    partner = fn.permute_batch(image, indices=inputs.cpu(ints("partner")))
-    return image + inputs.data(floats("weight")) * (partner - image)
+    partner = fn.permute_batch(image, indices=inputs.attribute("partner", np.int32))
+    return image + inputs.on_device(inputs.attribute("weight", np.float32)) * (partner - image)
 
 
 def _mix_some(image: DataNode, op: ops.MixImages, inputs: Inputs) -> DataNode:
     """Spare the images that are not mixed the arithmetic."""
-    partner = fn.permute_batch(image, indices=inputs.cpu(ints("partner")))
-    if inputs.cpu(as_type("weight", bool)):
-        image = image + inputs.data(floats("weight")) * (partner - image)
+    partner = fn.permute_batch(image, indices=inputs.attribute("partner", np.int32))
+    if inputs.attribute("weight", bool):
+        image = image + inputs.on_device(inputs.attribute("weight", np.float32)) * (partner - image)
     return image
 
 
@@ -42,7 +42,7 @@ def _bits(op: ops.Paste | ops.Erase, plan: Plan | TrackPlan) -> tuple[Array, Arr
 
 
 def _paste(image: DataNode, op: ops.Paste, inputs: Inputs) -> DataNode:
-    partner = fn.permute_batch(image, indices=inputs.cpu(ints("partner")))
+    partner = fn.permute_batch(image, indices=inputs.attribute("partner", np.int32))
     return image + (_inside(inputs) != 0) * (partner - image)
 
 
@@ -103,11 +103,13 @@ def _flip_corners(op: ops.Flip, plan: Plan | TrackPlan) -> tuple[Array, Array]:
 
 
 def _flip_axes(image: DataNode, op: ops.Flip, inputs: Inputs) -> DataNode:
-    return fn.flip(image, vertical=inputs.cpu(ints("mels")), horizontal=inputs.cpu(ints("frames")))
+    return fn.flip(
+        image, vertical=inputs.attribute("mels", np.int32), horizontal=inputs.attribute("frames", np.int32)
+    )
 
 
 def _warp(image: DataNode, op: ops.Warp, inputs: Inputs) -> DataNode:
-    if inputs.cpu(as_type("on", bool)):
+    if inputs.attribute("on", bool):
         image = _warped(image, "mels", op.mels.shape[1] - 1, inputs)
         image = _warped(image, "frames", op.frames.shape[1] - 1, inputs)
     # What two branches gave lies in pieces, and as an output would be copied piece by piece.

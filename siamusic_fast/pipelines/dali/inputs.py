@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 from nvidia.dali import fn
 from nvidia.dali.pipeline import do_not_convert
 
@@ -105,6 +104,11 @@ class Inputs:
         return self.several(lambda part, plan: [extract(part, plan)], 1)[0]
 
     @outside_graph
+    def attribute(self, name: str, dtype: Any) -> DataNode:
+        """Return the attribute `name` of a view or an operation as `dtype`, on the CPU."""
+        return self.cpu(lambda part, plan: getattr(part, name).astype(dtype))
+
+    @outside_graph
     def data(self, extract: Extract) -> DataNode:
         """Return the array that `extract` returns where the data are."""
         return self.on_device(self.cpu(extract))
@@ -121,21 +125,3 @@ class Inputs:
 
 def _value(name: str) -> Extract:
     return lambda op, plan: op.values[name]
-
-
-@outside_graph
-def as_type(name: str, dtype: Any) -> Extract:
-    """Return a function that returns the attribute `name` of a view or an operation in another type."""
-    return lambda part, plan: getattr(part, name).astype(dtype)
-
-
-@outside_graph
-def ints(name: str) -> Extract:
-    """Return a function that returns the attribute `name` as int32."""
-    return as_type(name, np.int32)
-
-
-@outside_graph
-def floats(name: str) -> Extract:
-    """Return a function that returns the attribute `name` as float32."""
-    return as_type(name, np.float32)

@@ -14,7 +14,7 @@ from siamusic_fast.pipelines.dali.features import (
     spectrogram,
     to_float,
 )
-from siamusic_fast.pipelines.dali.inputs import DataNode, Inputs, floats, ints
+from siamusic_fast.pipelines.dali.inputs import DataNode, Inputs
 from siamusic_fast.pipelines.ops import PITCH_GRID
 from siamusic_fast.pipelines.plan import Plan, TrackPlan, View
 from siamusic_fast.pipelines.random_numbers import Array
@@ -32,7 +32,7 @@ def log_mels(spans: DataNode, view: View, inputs: Inputs) -> DataNode:
     """
     plan, mel = inputs.plan, inputs.plan.frontend.mel
     ratio = mel.sample_rate / plan.rate
-    samples = None if view.stretch is None else inputs.cpu(ints("samples"))
+    samples = None if view.stretch is None else inputs.attribute("samples", np.int32)
     wave = to_float(_cut(spans, samples, inputs))
     for index, op in enumerate(view.wave):
         wave = _changed(wave, op, spans, samples, inputs.of_op("wave", index))
@@ -101,7 +101,7 @@ def _cut(spans: DataNode, samples: DataNode | None, inputs: Inputs) -> DataNode:
     """Return the crops that begin at the `starts` of a view or a mix; without a tempo, the spans."""
     if samples is None:
         return spans
-    return fn.slice(spans, start=inputs.cpu(ints("starts")), shape=samples, axes=[0])
+    return fn.slice(spans, start=inputs.attribute("starts", np.int32), shape=samples, axes=[0])
 
 
 def _changed(
@@ -109,8 +109,10 @@ def _changed(
 ) -> DataNode:
     """Return `wave` after `op`, whose `inputs` these are."""
     if isinstance(op, ops.MixWaves):
-        partner = _cut(fn.permute_batch(spans, indices=inputs.cpu(ints("partner"))), samples, inputs)
-        return wave + inputs.data(floats("weight")) * (to_float(partner) - wave)
+        partner = _cut(
+            fn.permute_batch(spans, indices=inputs.attribute("partner", np.int32)), samples, inputs
+        )
+        return wave + inputs.on_device(inputs.attribute("weight", np.float32)) * (to_float(partner) - wave)
     if isinstance(op, ops.AddNoise):
         return wave + _noise(samples, inputs) * (fn.reductions.rms(wave) * inputs.data(_noise_factor))
     assert isinstance(op, ops.WaveFunction)
@@ -125,7 +127,7 @@ def _noise(samples: DataNode | None, inputs: Inputs) -> DataNode:
     """Return noise as long as the crops, from a table that is repeated to serve any offset."""
     table = _constant(np.resize(noise.table(), noise.LENGTH + inputs.plan.max_samples), inputs)
     shape = inputs.plan.crop_samples if samples is None else samples
-    return to_float(fn.slice(table, start=inputs.cpu(ints("offset")), shape=shape, axes=[0]))
+    return to_float(fn.slice(table, start=inputs.attribute("offset", np.int32), shape=shape, axes=[0]))
 
 
 def _constant(values: Array, inputs: Inputs) -> DataNode:

@@ -83,9 +83,6 @@ class LogMel:
             return wave, lengths
         wave = cleared(wave, lengths)
         resampler = functools.partial(_resampler, lobes=self._pitch_lobes, device=wave.device)
-        if len(grid_pitch) == 1:
-            result = resampler(int(grid_pitch[0]))(wave)
-            return result, torch.full_like(lengths, result.shape[-1])
         longest = -(-wave.shape[-1] * PITCH_GRID // int(grid_pitch.min()))
         result = wave.new_zeros(len(wave), longest)
         pitches, counts = np.unique(grid_pitch, return_counts=True)
