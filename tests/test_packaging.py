@@ -98,7 +98,7 @@ def test_the_wheel_installs_with_its_dependencies_and_runs_the_whole_demo(
     run(UV, "venv", "--quiet", "--python", sys.executable, environment, folder=tmp_path)
     install = ("pip", "install", "--quiet", "--python", environment, "--constraint", constraints, wheel)
     run(UV, *install, folder=tmp_path)
-    run(environment / "bin" / "siamusic-fast", "demo", "--gpus", "0", "--quiet", folder=tmp_path)
+    run(environment / "bin" / "siamusic-fast", "demo", "--device", "cpu", "--quiet", folder=tmp_path)
     assert list(tmp_path.glob("demo/runs/*/finetune/evaluate/results.json"))
 
 
