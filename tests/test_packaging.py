@@ -17,17 +17,18 @@ SMALL_DEMO = """
 from pathlib import Path
 
 import siamusic_fast as sf
-from siamusic_fast.analysis.demo import DemoConfig, demo
+from siamusic_fast.analysis.demo import demo
 from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
 print(sf.__file__)
 mel = sf.MelConfig(seconds=0.5)
-config = DemoConfig(
-    corpus=SyntheticCorpus(tracks_per_genre=3, seconds=6.0),
-    pretrain=sf.PretrainConfig(mel=mel, backbone="resnet18", epochs=1, batch_size=4),
-    finetune=sf.FinetuneConfig(epochs=1, batch_size=4),
+result = demo(
+    Path("demo"),
+    SyntheticCorpus(tracks_per_genre=3, seconds=6.0),
+    sf.PretrainConfig(mel=mel, backbone="resnet18", epochs=1, batch_size=4),
+    sf.FinetuneConfig(epochs=1, batch_size=4),
 )
-print(demo(Path("demo"), config).evaluated.scores.tracks)
+print(result.evaluated.scores.tracks)
 """
 
 
