@@ -68,7 +68,7 @@ def demo(
         frontend,
         recipe=parse_recipe(aug),
         count=PREVIEW_TRACKS,
-        config=preview.PreviewConfig(seed=pretrain_config.seed),
+        seed=pretrain_config.seed,
     )
     preview.draw(found, frontend.mel, f"Recipe {aug}", run / "plots" / "preview.png")
     plots.pretraining(run)
