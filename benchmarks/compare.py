@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.result import MIN_WINDOWS, SAME, TOO_FEW, Result, read
+from benchmarks.result import MIN_WINDOWS, SAME, TOO_FEW, Result, limits_of, read
 from siamusic_fast.bench.report import Measurement, Report, Windows, number
 from siamusic_fast.cli.console import output
 from siamusic_fast.errors import DataError
@@ -69,9 +69,9 @@ def _change(before: Windows, after: Windows, unit: str, *, less_is_better: bool)
     """Compare what was not measured in turns: medians with their spreads must not overlap."""
     if min(len(before.windows), len(after.windows)) < MIN_WINDOWS:
         verdict = TOO_FEW
-    elif after.low > before.high:
+    elif limits_of(after)[0] > limits_of(before)[1]:
         verdict = "worse" if less_is_better else "better"
-    elif after.high < before.low:
+    elif limits_of(after)[1] < limits_of(before)[0]:
         verdict = "better" if less_is_better else "worse"
     else:
         verdict = SAME

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from benchmarks.clock import ProcessesClock
+from benchmarks.machine_limits import COPYING_CROPS, COPYING_TO_GPU, copying_crops, copying_to_gpu
 from benchmarks.peers import Peer, difference, papers_peer, sample_of
 from benchmarks.result import Result, Target, cpu_ratio
 from siamusic_fast.bench import loader
-from siamusic_fast.bench.machine_limits import COPYING_CROPS
 from siamusic_fast.bench.report import Measurement, Ratio, named
 from siamusic_fast.bench.stages import FEATURES, HAND_OVER, READ, Setup, loader_name, loader_workload
 from siamusic_fast.bench.timing import Timing, Workload, measure_in_turns
@@ -41,9 +41,12 @@ def measure(
     with_paper: bool = True,
     progress: Progress = SILENT,
 ) -> Result:
-    """Measure what `siamusic-fast bench loader` does; then the plan of a batch, and the paper's loader."""
-    report = loader.measure(setup, augs, timing, progress)
-    found = list(report.measurements)
+    """Measure what `siamusic-fast bench loader` does in turns with the limits; then the plan and the peer."""
+    limits = [copying_crops(setup.tars, setup.crop_bytes)]
+    if setup.device.type == "cuda":
+        limits.append(copying_to_gpu(setup.device))
+    report = loader.measure(setup, augs, timing, progress, beside=limits)
+    found = with_limits(report.measurements, setup)
     planned = [plan_of_batch(setup, aug) for aug in augs]
     plans = measure_in_turns(planned, timing, setup.device, title="Plans", progress=progress)
     found += [_in_milliseconds(one) for one in plans]
@@ -64,6 +67,16 @@ def measure(
     ratios.append(Ratio.of(named(found, READ), named(found, COPYING_CROPS)))
     report = replace(report, measurements=tuple(found), ratios=tuple(ratios), notes=tuple(notes))
     return Result(report=report, targets=targets(setup))
+
+
+def with_limits(found: Sequence[Measurement], setup: Setup) -> list[Measurement]:
+    """Return the measurements with what the machine allows for reading and for handing over."""
+    copied = named(found, COPYING_CROPS).median
+    limits = {READ: copied, HAND_OVER: copied}
+    for one in found:
+        if one.name == COPYING_TO_GPU:
+            limits[HAND_OVER] = 1e9 * one.median / setup.crop_bytes
+    return [replace(one, limit=limits.get(one.name)) for one in found]
 
 
 def targets(setup: Setup) -> dict[str, Target]:

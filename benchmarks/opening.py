@@ -1,6 +1,7 @@
 """How long it takes until a loader over very many tracks can be asked for its first batch, and its memory."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from siamusic_fast.audio.corpus import Track
-from siamusic_fast.bench.timing import endless, take
+from siamusic_fast.bench.timing import take
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
@@ -97,14 +98,14 @@ def open_and_run(
         small = Path(scratch) / "shards"
         repeated_shards(small, _SMALL, seconds=2 * _SECONDS)
         with _opened(small, aug=aug, device=device) as loader:
-            take(endless(loader), 1)
+            take(iter(loader), 1)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak
     peak, own = _mebibytes("VmHWM"), _mebibytes("RssAnon")
     started = time.perf_counter()
     with _opened(Path(folder), aug=aug, device=device, **options) as loader:
         start_up = time.perf_counter() - started
         opening = _mebibytes("VmHWM") - peak
-        made = endless(loader)
+        made = itertools.chain.from_iterable(itertools.repeat(loader))
         take(made, 1)
         first_batch = time.perf_counter() - started
         take(made, max(_MIN_BATCHES, -(-_MIN_PAIRS // loader.batch_size)) - 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.clock import ProcessesClock
 from benchmarks.paper_loader import AUGS, needed, paper_loader, write_arrays
 from siamusic_fast.bench.stages import Setup
-from siamusic_fast.bench.timing import Timing, Workload, endless, measure_in_turns
+from siamusic_fast.bench.timing import Timing, Workload, measure_in_turns
 from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
 
@@ -144,7 +144,7 @@ def _statistics(sample: Sample) -> Statistics:
     found = []
     with sample.open() as batches:
         views: Any
-        for views in islice(endless(batches), sample.batches):
+        for views in islice(chain.from_iterable(repeat(batches)), sample.batches):
             view_1, view_2 = (view.float().cpu() for view in views)
             found.append(_moments(view_1, view_2))
     moments = {name: [one[name] for one in found] for name in found[0]}

@@ -54,12 +54,18 @@ def verdict(one: Windows, target: Target | None) -> str:
         return ""
     if len(one.windows) < MIN_WINDOWS:
         return TOO_FEW
+    low, high = limits_of(one)
     if target is None:
-        return "more" if one.low > 1 else "less" if one.high < 1 else SAME
-    if one.high <= target.value if target.at_most else one.low >= target.value:
+        return "more" if low > 1 else "less" if high < 1 else SAME
+    if high <= target.value if target.at_most else low >= target.value:
         return "reached"
-    missed = one.low > target.value if target.at_most else one.high < target.value
+    missed = low > target.value if target.at_most else high < target.value
     return "not reached" if missed else "not certain within the spread"
+
+
+def limits_of(one: Windows) -> tuple[float, float]:
+    """Return the lower and the upper end of the spread around the median."""
+    return one.median - one.distance, one.median + one.distance
 
 
 def cpu_ratio(above: Measurement, below: Measurement) -> Ratio:

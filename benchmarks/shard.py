@@ -1,12 +1,16 @@
-"""Packing as users measure it, and beside it a plain script, sha256sum, and plans and openings at scale."""
+"""Packing as users measure it; beside it decoding, a plain script, sha256sum, plans and openings at scale."""
 
+import contextlib
 import importlib.util
+import multiprocessing
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +21,24 @@ import soxr
 
 from benchmarks.opening import opening_seconds
 from benchmarks.result import Result, Target
+from siamusic_fast.audio.corpus import Corpus
+from siamusic_fast.audio.decode import AudioError, decode
 from siamusic_fast.bench import shard
 from siamusic_fast.bench.corpus import make_corpus
-from siamusic_fast.bench.report import Measurement, Ratio
-from siamusic_fast.bench.shard import DECODING, PACKING, RUNNING, pack_once, sample_of, verify_once
+from siamusic_fast.bench.report import Measurement, Ratio, named
+from siamusic_fast.bench.shard import PACKING, RUNNING, pack_once, verify_once
 from siamusic_fast.processes.pool import cores
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig
 
+DECODING = "limit: decoding and resampling"
 SCRIPT, SHA256SUM = "plain script", "sha256sum"
 AT_SCALE = 1_000_000
 _MIN_TRACKS = 200
 """Tracks below which packing from start to end has no target: the start of the processes is much of it."""
+_SAMPLE = 40
+"""Number of tracks that the limit and the script are measured with in each window."""
 
 _PLAN = """
 import sys, time
@@ -55,9 +64,13 @@ def measure(
 ) -> Result:
     """Measure what `siamusic-fast bench shard` does; then the same in turns with a script and sha256sum."""
     procs = cores()
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(procs, mp_context=multiprocessing.get_context("spawn")) as decoders,
+    ):
         corpus = make_corpus(Path(scratch) / "audio", tracks, "mp3", progress=progress)
-        report = shard.measure(corpus, procs=procs, windows=windows, progress=progress)
+        limit = {DECODING: lambda: decoding_limit(decoders, procs, sample_of(corpus))}
+        report = shard.measure(corpus, procs=procs, windows=windows, beside=limit, progress=progress)
         names = (f"{PACKING}, beside the script", SCRIPT, "verifying, beside sha256sum", SHA256SUM)
         rates: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(windows):
@@ -99,14 +112,47 @@ def measure(
     if planned >= AT_SCALE:
         limits = {time_of.name: 20.0, memory_of.name: 1024.0, open_of.name: 5.0}
         targets |= {name: Target(limit, at_most=True) for name, limit in limits.items()}
+    decoding = named(report.measurements, DECODING)
+    limited = [
+        replace(one, limit=decoding.median) if one.name in (PACKING, RUNNING) else one
+        for one in report.measurements
+    ]
     report = replace(
         report,
         settings={**report.settings, "planned": planned},
-        measurements=(*report.measurements, packing, script, verifying, summed, time_of, memory_of, open_of),
-        ratios=(*report.ratios, Ratio.of(packing, script), Ratio.of(verifying, summed)),
+        measurements=(*limited, packing, script, verifying, summed, time_of, memory_of, open_of),
+        ratios=(
+            *(Ratio.of(named(limited, name), decoding) for name in (PACKING, RUNNING)),
+            Ratio.of(packing, script),
+            Ratio.of(verifying, summed),
+        ),
         notes=(*report.notes, f"{SCRIPT}: {_script_name()}"),
     )
     return Result(report=report, targets=targets)
+
+
+def sample_of(corpus: Corpus) -> list[Path]:
+    """Return tracks that are evenly spread over the corpus."""
+    step = max(1, len(corpus.tracks) // _SAMPLE)
+    return [corpus.folder / track.path for track in corpus.tracks[::step][:_SAMPLE]]
+
+
+def decoding_limit(decoders: Executor, procs: int, paths: Sequence[Path]) -> float:
+    """Return the tracks per second that `procs` processes would pack if they only decoded and resampled.
+
+    It is the number of cores in use over the CPU seconds that a track takes while all `decoders` are at work.
+    """
+    futures = [decoders.submit(_cpu_seconds, paths) for _ in range(procs)]
+    return min(procs, cores()) / statistics.fmean(future.result() for future in futures)
+
+
+def _cpu_seconds(paths: Sequence[Path]) -> float:
+    """Return the CPU seconds of this process for decoding and resampling one track."""
+    start = time.process_time()
+    for path in paths:
+        with contextlib.suppress(AudioError):
+            decode(path, PackConfig.sample_rate)
+    return (time.process_time() - start) / len(paths)
 
 
 def _script_name() -> str:

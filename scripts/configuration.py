@@ -37,7 +37,8 @@ SECTIONS = (
 )
 AFTER_PRESETS = """
 The `lr` of `simsiam` is that for 256 pairs per step, and in proportion for other numbers: the pairs of a
-step are those of `batch_size`, times `grad_accum_steps`, times the processes.
+step are those of `batch_size` (at most the tracks that a process gets), times `grad_accum_steps`, times the
+processes.
 """
 TAIL = """
 `probe` has `checkpoint`, `backend` and `seed` of fine-tuning, `evaluate` has `backend` and `seed`.

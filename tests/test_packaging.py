@@ -17,17 +17,18 @@ SMALL_DEMO = """
 from pathlib import Path
 
 import siamusic_fast as sf
-from siamusic_fast.analysis.demo import DemoConfig, demo
+from siamusic_fast.analysis.demo import demo
 from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
 print(sf.__file__)
 mel = sf.MelConfig(seconds=0.5)
-config = DemoConfig(
-    corpus=SyntheticCorpus(tracks_per_genre=3, seconds=6.0),
-    pretrain=sf.PretrainConfig(mel=mel, backbone="resnet18", epochs=1, batch_size=4),
-    finetune=sf.FinetuneConfig(epochs=1, batch_size=4),
+result = demo(
+    Path("demo"),
+    SyntheticCorpus(tracks_per_genre=3, seconds=6.0),
+    sf.PretrainConfig(mel=mel, backbone="resnet18", epochs=1, batch_size=4),
+    sf.FinetuneConfig(epochs=1, batch_size=4),
 )
-print(demo(Path("demo"), config).evaluated.scores.tracks)
+print(result.evaluated.scores.tracks)
 """
 
 
@@ -98,7 +99,7 @@ def test_the_wheel_installs_with_its_dependencies_and_runs_the_whole_demo(
     run(UV, "venv", "--quiet", "--python", sys.executable, environment, folder=tmp_path)
     install = ("pip", "install", "--quiet", "--python", environment, "--constraint", constraints, wheel)
     run(UV, *install, folder=tmp_path)
-    run(environment / "bin" / "siamusic-fast", "demo", "--gpus", "0", "--quiet", folder=tmp_path)
+    run(environment / "bin" / "siamusic-fast", "demo", "--device", "cpu", "--quiet", folder=tmp_path)
     assert list(tmp_path.glob("demo/runs/*/finetune/evaluate/results.json"))
 
 

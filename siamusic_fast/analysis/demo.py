@@ -1,6 +1,5 @@
 """The whole way on a small synthetic corpus: from MP3 files to a scored genre classifier."""
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from siamusic_fast.analysis import plots, preview
 from siamusic_fast.audio.fma import load_fma
-from siamusic_fast.config import BACKENDS, FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.evaluation.evaluate import EvaluateResult, evaluate
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.recipes import parse_recipe
@@ -23,23 +22,11 @@ from siamusic_fast.training.pretrain import PretrainResult, pretrain
 PREVIEW_TRACKS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """What is made and how it is trained on."""
-
-    corpus: SyntheticCorpus
-    pretrain: PretrainConfig
-    finetune: FinetuneConfig
-
-
-DEFAULT = DemoConfig(
-    corpus=SyntheticCorpus(),
-    pretrain=PretrainConfig(
-        mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32, knn_every=0
-    ),
-    finetune=FinetuneConfig(epochs=8, batch_size=32),
+PRETRAIN = PretrainConfig(
+    mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32, knn_every=0
 )
 """Shorter crops, a smaller backbone and fewer epochs than the paper's: minutes on two CPU cores."""
+FINETUNE = FinetuneConfig(epochs=8, batch_size=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,41 +43,37 @@ class DemoResult:
 
 def demo(
     root: Path,
-    config: DemoConfig = DEFAULT,
+    corpus: SyntheticCorpus,
+    pretrain_config: PretrainConfig = PRETRAIN,
+    finetune_config: FinetuneConfig = FINETUNE,
     *,
-    seed: int = 0,
-    backend: str = BACKENDS[0],
     procs: int = 1,
     world: World | None = None,
     progress: Progress = SILENT,
 ) -> DemoResult:
-    """Synthesize, pack, preview, pre-train, fine-tune, evaluate and draw, all inside the folder `root`.
+    """Synthesize, pack, pre-train, fine-tune, evaluate and draw, all inside the folder `root`.
 
     The corpus and its shards are made by `procs` processes, once, and serve again; each call trains anew,
-    with `seed`, into a run folder of its own. `backend` computes the views and the features. Raises
-    `DataError` if `root` holds something else.
+    into a run folder of its own.
     """
     started = time.perf_counter()
-    shard_set = shards(root / "data", config.corpus, procs, progress)
+    shard_set = shards(root / "data", corpus, procs, progress)
     run = root / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}"
-    pretrain_config = dataclasses.replace(config.pretrain, seed=seed, backend=backend)
     pretrained = pretrain(pretrain_config, shard_set, run, world=world, progress=progress)
-    finetune_config = dataclasses.replace(config.finetune, seed=seed, backend=backend)
     finetuned = finetune(finetune_config, run, shard_set, world=world, progress=progress)
-    evaluated = evaluate(run, shard_set, backend=backend, world=world, progress=progress)
-
-    with progress.task("Drawing", 4, "pictures") as task:
-        recipe, frontend = parse_recipe(config.pretrain.aug), estimate_frontend(shard_set)
-        crops = preview.PreviewConfig(seed=seed)
-        found = preview.examples(shard_set, frontend, recipe=recipe, count=PREVIEW_TRACKS, config=crops)
-        preview.draw(found, frontend.mel, f"Recipe {config.pretrain.aug}", run / "plots" / "preview.png")
-        task.advance()
-        plots.pretraining(run)
-        task.advance()
-        plots.finetuning(finetuned)
-        task.advance()
-        plots.evaluation(evaluated)
-        task.advance()
+    evaluated = evaluate(run, shard_set, backend=finetune_config.backend, world=world, progress=progress)
+    aug, frontend = pretrain_config.aug, estimate_frontend(shard_set)
+    found = preview.examples(
+        shard_set,
+        frontend,
+        recipe=parse_recipe(aug),
+        count=PREVIEW_TRACKS,
+        seed=pretrain_config.seed,
+    )
+    preview.draw(found, frontend.mel, f"Recipe {aug}", run / "plots" / "preview.png")
+    plots.pretraining(run)
+    plots.finetuning(finetuned)
+    plots.evaluation(evaluated)
     return DemoResult(
         shard_set=shard_set,
         run=run,

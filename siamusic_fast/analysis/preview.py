@@ -42,7 +42,7 @@ from siamusic_fast.pipelines.plan import Plan, View
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.recipes import Recipe, aug_name, to_recipe
 from siamusic_fast.pipelines.torch.engine import TorchEngine, final_waves, read_and_compute
-from siamusic_fast.pipelines.tracks import Tracks, open_tracks
+from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
 
@@ -85,45 +85,46 @@ class Example:
     """The two views of the track."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreviewConfig:
-    """Which tracks are shown, and how their crops are drawn."""
-
-    split: str = "training"
-    """Split whose first tracks are shown."""
-    crops: str = CROPS[0]
-    """Whether the two views show the same seconds of a track or independent ones: one of `CROPS`."""
-    max_distance: float | None = None
-    """Largest distance between the starts of independent crops, in seconds; None: anywhere in the track."""
-    seed: int = 0
-    """Seed of crops and augmentations."""
-
-    def __post_init__(self) -> None:
-        check_crops(self.crops, self.max_distance)
-
-
 def examples(
     shard_set: ShardSet,
     frontend: Frontend,
     *,
     recipe: Recipe,
     count: int,
-    config: PreviewConfig | None = None,
+    split: str = "training",
+    crops: str = CROPS[0],
+    max_distance: float | None = None,
+    seed: int = 0,
 ) -> list[Example]:
-    """Return the first `count` tracks of a split with two views each, computed by the torch engine.
+    """Return the first `count` tracks of `split` with two views each, computed by the torch engine.
 
+    `crops` and `max_distance` are those of `PretrainConfig`, and `seed` that of crops and augmentations.
     Raises `DataError` if there is no such split, `ConfigError` if the features do not fit the tracks or
     `count` is not between 1 and 16.
     """
     if not 1 <= count <= _BATCH:
         raise ConfigError(f"count = {count} must lie between 1 and {_BATCH} (on the command line --tracks).")
-    config = config or PreviewConfig()
-    tracks = open_tracks(shard_set, [config.split])
+    check_crops(crops, max_distance)
+    tracks = open_tracks(shard_set, [split])
     check_length(tracks, frontend.mel)
+
+    def computed(recipe: Recipe) -> list[list[ShownView]]:
+        plan = Plan(
+            tracks,
+            frontend,
+            recipe=recipe,
+            views=2,
+            independent=crops == "independent",
+            max_distance=max_distance,
+            batch_size=min(_BATCH, len(tracks)),
+            shuffle=False,
+            seed=seed,
+        )
+        return _computed(plan)
+
     # The crops are the same with and without augmentations.
-    original, _ = _computed(_plan(tracks, frontend, (), config))
-    views = _computed(_plan(tracks, frontend, to_recipe(recipe, frontend.mel), config))
-    listed = (track for track in read_tracks(shard_set.folder) if track.split == config.split)
+    (original, _), views = computed(()), computed(to_recipe(recipe, frontend.mel))
+    listed = (track for track in read_tracks(shard_set.folder) if track.split == split)
     return [
         Example(
             label=f"{track.key}\n{track.genre}",
@@ -135,19 +136,18 @@ def examples(
     ]
 
 
-def each_alone(
-    shard_set: ShardSet, frontend: Frontend, *, recipe: Recipe, config: PreviewConfig | None = None
-) -> list[Example]:
+def each_alone(shard_set: ShardSet, frontend: Frontend, *, recipe: Recipe, **shown: Any) -> list[Example]:
     """Return the first track of a split once for each step of `recipe`, alone and certain to happen.
 
-    Raises what `examples` does, and `ConfigError` if the recipe has no steps.
+    What is `shown` are keywords of `examples`. Raises what it does, and `ConfigError` if the recipe has no
+    steps.
     """
     if not recipe:
         raise ConfigError("recipe has no augmentation to show: name some (on the command line --aug).")
     rows = []
     for step in recipe:
         alone = (dataclasses.replace(step, p=1.0),)
-        (found,) = examples(shard_set, frontend, recipe=alone, count=1, config=config)
+        (found,) = examples(shard_set, frontend, recipe=alone, count=1, **shown)
         rows.append(dataclasses.replace(found, label=aug_name(step)))
     return rows
 
@@ -210,21 +210,6 @@ def _shortened(text: str) -> str:
         kept = int((kept - 1) * _LABEL_WIDTH / width)
         shown = f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}"
     return shown
-
-
-def _plan(tracks: Tracks, frontend: Frontend, recipe: Recipe, config: PreviewConfig) -> Plan:
-    """Return the plan whose first batch has the first of `tracks` in their order."""
-    return Plan(
-        tracks,
-        frontend,
-        recipe=recipe,
-        views=2,
-        independent=config.crops == "independent",
-        max_distance=config.max_distance,
-        batch_size=min(_BATCH, len(tracks)),
-        shuffle=False,
-        seed=config.seed,
-    )
 
 
 def _computed(plan: Plan) -> list[list[ShownView]]:

@@ -1,4 +1,4 @@
-"""Draws a report: a bar for each rate, and a line where the machine's limit lies."""
+"""Draws a report: a bar for each rate."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from siamusic_fast.bench.report import Report, number
 
-_OURS, _OTHERS, _LIMIT = "#3b6ea5", "#b0b4ba", "#c0392b"
+_OURS, _OTHERS = "#3b6ea5", "#b0b4ba"
 _MAX_BARS = 8
 
 
@@ -23,15 +23,13 @@ def draw(report: Report, path: Path) -> None:
         whisker = [[one.median - min(one.windows)], [max(one.windows) - one.median]]
         axis.barh(place, one.median, xerr=whisker, color=_OURS if one.ours else _OTHERS, height=0.7)
         axis.annotate(f" {number(one.median)}", (max(one.windows), place), va="center", fontsize="small")
-        if one.limit is not None:
-            axis.plot([one.limit, one.limit], [place - 0.45, place + 0.45], color=_LIMIT, linewidth=2)
     axis.set_yticks(range(len(bars)), [one.name for one in bars])
     axis.invert_yaxis()
     if 0 < 30 * min(one.median for one in bars) < max(one.median for one in bars):
         axis.set_xscale("log")
     axis.margins(x=0.12)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel(unit + (" (red: what the machine allows)" if any(one.limit for one in bars) else ""))
+    axis.set_xlabel(unit)
     figure.suptitle(f"{report.title}\n{hardware(report)}, {unit}", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, format="png")

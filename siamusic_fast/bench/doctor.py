@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from siamusic_fast.bench.machine_limits import read_disk
+from siamusic_fast.bench.disk import COLD, read_disk
 from siamusic_fast.bench.report import Ratio, named
 from siamusic_fast.bench.stages import (
     FEATURES,
@@ -87,25 +87,20 @@ def examine(
     } | ({TORCH: other[0].name} if other else {})
     rates = {stage: named(found, name).median for stage, name in names.items()}
     cpu_ms = named(found, ours.name).cpu_ms or 0.0
-    rates[CPU_THREADS] = pairs_by_cpu(cpu_ms, setup.loader_threads)
-    rates[DISK] = disk.bytes_per_second / setup.bytes_read
+    rates[CPU_THREADS] = 1000 * setup.loader_threads / cpu_ms if cpu_ms else float("inf")
+    rates[DISK] = 1e9 * disk.median / setup.bytes_read
     together = Ratio.of(named(found, WITH_DALI), named(found, RESIDENT))
     return Facts(
         rates=rates,
         fed=together.median,
         spread=together.spread,
         waiting=named(found, waiting_of(WITH_DALI)).median / 100,
-        cold=disk.cold,
+        cold=disk.setting == COLD,
         codec=setup.shard_set.codec,
         device=setup.device.type,
         loader_threads=setup.loader_threads,
         cores=cores,
     )
-
-
-def pairs_by_cpu(cpu_ms: float, threads: int) -> float:
-    """Return the pairs per second that `threads` make of `cpu_ms` each if all of them work all the time."""
-    return 1000 * threads / cpu_ms if cpu_ms else float("inf")
 
 
 def advise(facts: Facts) -> str:
@@ -123,60 +118,57 @@ def advise(facts: Facts) -> str:
         again = "run this again when nothing else runs here"
         return f"Not certain within the spread: {again}. {found}.{_warn_of_disk(facts)}"
     candidates = _remedies_on_gpu(facts) if facts.device == "cuda" else _remedies_on_cpu(facts)
-    remedy, rate = next((remedy, rate) for applies, remedy, rate in candidates if applies)
-    rate = rate and max(rate, facts.rates[TOGETHER])
-    promise = f" That would give at most {rate:,.0f} pairs/s." if rate else ""
-    return f"{found}. {remedy}{promise}{_warn_of_disk(facts)}"
+    remedy = next(remedy for applies, remedy in candidates if applies)
+    return f"{found}. {remedy}{_warn_of_disk(facts)}"
 
 
-Remedy = tuple[bool, str, float | None]
-"""Whether it applies, what to do, and the pairs per second that the other stages allow then, if known."""
+def _remedies_on_gpu(facts: Facts) -> Iterator[tuple[bool, str]]:
+    """Yield whether each remedy applies, in the order of the stages.
 
-
-def _remedies_on_gpu(facts: Facts) -> Iterator[Remedy]:
-    """Yield remedies in the order of the stages. Stages run at the same time: the slowest is the limit."""
-    rates, training = facts.rates, facts.rates[TRAINING]
-    slow = {stage: rate < _HEADROOM * rates[TOGETHER] for stage, rate in rates.items()}
-    rest, more = min(training, rates[HANDING_OVER]), facts.cores / facts.loader_threads
+    Stages run at the same time: the slowest is the limit.
+    """
+    slow = {stage: rate < _HEADROOM * facts.rates[TOGETHER] for stage, rate in facts.rates.items()}
+    idle_cores = facts.loader_threads < facts.cores
     if slow[READING]:
-        yield from _remedies_of_reading(facts, training)
-        yield more > 1, _all_threads(facts), min(training, rates[READING] * more)
-        yield True, "Reading is the bottleneck: give each GPU more CPU cores.", training
-    yield slow[PLANNING], "Planning, on one core, is the bottleneck: use fewer augmentations.", rest
+        yield from _remedies_of_reading(facts)
+        yield idle_cores, _all_threads(facts)
+        yield True, "Reading is the bottleneck: give each GPU more CPU cores."
+    yield slow[PLANNING], "Planning, on one core, is the bottleneck: use fewer augmentations."
     lanes = "The bus to the GPU is the bottleneck: see with nvidia-smi -q that it has all its lanes."
-    yield slow[HANDING_OVER], lanes, min(training, rates[READING])
-    yield slow[CPU_THREADS] and more > 1, _all_threads(facts), min(training, rates[CPU_THREADS] * more)
-    yield slow[CPU_THREADS], "The CPU threads are the bottleneck: run fewer processes on this machine.", rest
-    yield slow[FEATURES_ALONE], "The GPU is busy with features alone: use shorter crops, --seconds.", rest
-    yield True, "The GPU is busy with augmentations or training: use lighter augmentations.", rest
+    yield slow[HANDING_OVER], lanes
+    yield slow[CPU_THREADS] and idle_cores, _all_threads(facts)
+    yield slow[CPU_THREADS], "The CPU threads are the bottleneck: run fewer processes on this machine."
+    yield slow[FEATURES_ALONE], "The GPU is busy with features alone: use shorter crops, --seconds."
+    yield True, "The GPU is busy with augmentations or training: use lighter augmentations."
 
 
-def _remedies_on_cpu(facts: Facts) -> Iterator[Remedy]:
-    """Yield remedies in the order of the stages. All share the cores, so the times of a pair add up."""
-    rates, training, loader = facts.rates, facts.rates[TRAINING], facts.rates[LOADER]
-    more = facts.cores / facts.loader_threads
-    computing = _without(loader, rates[HANDING_OVER])
-    reading_is_slow = rates[HANDING_OVER] < computing
+def _remedies_on_cpu(facts: Facts) -> Iterator[tuple[bool, str]]:
+    """Yield whether each remedy applies, in the order of the stages.
+
+    All stages share the cores, so the times of a pair add up.
+    """
+    seconds = {stage: 1 / rate for stage, rate in facts.rates.items()}
+    reading = seconds[HANDING_OVER]
+    features = seconds[FEATURES_ALONE] - reading
+    augmenting = seconds[LOADER] - seconds[FEATURES_ALONE]
+    reading_is_slow = reading > seconds[LOADER] - reading
     if reading_is_slow:
-        yield from _remedies_of_reading(facts, _in_sequence(training, computing))
-    yield more > 1, _all_threads(facts), _in_sequence(training, loader * more)
-    yield reading_is_slow, "Reading takes the CPU from training: use more cores, or a GPU.", None
-    other = rates.get(TORCH, 0.0)
+        yield from _remedies_of_reading(facts)
+    yield facts.loader_threads < facts.cores, _all_threads(facts)
+    yield reading_is_slow, "Reading takes the CPU from training: use more cores, or a GPU."
+    other = facts.rates.get(TORCH, 0.0)
     engine = f"The torch engine computes {other:,.0f} pairs/s here: use --backend torch, or a GPU."
-    yield other > _FASTER * loader, engine, _in_sequence(training, other or loader)
-    augmentations = _without(loader, rates[FEATURES_ALONE])
-    are_slow = augmentations < _without(rates[FEATURES_ALONE], rates[HANDING_OVER])
+    yield other > _FASTER * facts.rates[LOADER], engine
     lighter = "Augmentations take more of the CPU than features: use lighter augmentations, or a GPU."
-    yield are_slow, lighter, _in_sequence(training, rates[FEATURES_ALONE])
-    yield True, "Features are computed on the CPU, which training needs as well: use a GPU.", None
+    yield augmenting > features, lighter
+    yield True, "Features are computed on the CPU, which training needs as well: use a GPU."
 
 
-def _remedies_of_reading(facts: Facts, rest: float) -> Iterator[Remedy]:
-    """Yield what makes reading faster; without it, `rest` pairs per second are possible."""
+def _remedies_of_reading(facts: Facts) -> Iterator[tuple[bool, str]]:
     read, disk = facts.rates[READING], facts.rates[DISK]
     at_limit = facts.cold and read / _FASTER <= disk < _HEADROOM * read
-    yield at_limit, "The disk is the bottleneck: put the shards on a faster one, or into memory.", rest
-    yield facts.codec != "wav", f"Decoding {facts.codec} is the bottleneck: pack with --codec wav.", rest
+    yield at_limit, "The disk is the bottleneck: put the shards on a faster one, or into memory."
+    yield facts.codec != "wav", f"Decoding {facts.codec} is the bottleneck: pack with --codec wav."
 
 
 def _all_threads(facts: Facts) -> str:
@@ -184,17 +176,6 @@ def _all_threads(facts: Facts) -> str:
         f"Only {facts.loader_threads} of {facts.cores} cores made batches here: leave --loader-threads out; "
         f"give a loader of your own loader_threads={facts.cores}."
     )
-
-
-def _without(rate: float, before: float) -> float:
-    """Return the rate of what is done after the stage `before`, when all of it has that `rate`."""
-    seconds = 1 / rate - 1 / before
-    return 1 / seconds if seconds > 0 else float("inf")
-
-
-def _in_sequence(*rates: float) -> float:
-    """Return the rate of doing one thing after the other."""
-    return 1 / sum(1 / rate for rate in rates)
 
 
 def _warn_of_disk(facts: Facts) -> str:

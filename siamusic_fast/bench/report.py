@@ -37,28 +37,19 @@ class Windows:
         return statistics.median(self.windows)
 
     @property
-    def spread(self) -> float:
-        """Largest distance of a window from the median as a share of it; doubled for less than five windows.
+    def distance(self) -> float:
+        """Largest distance of a window from the median; doubled for less than five windows.
 
         With this rule, if only chance tells two runs apart, the median of the second run lies outside the
         spread in one of ten cases with three or five windows, and in one of a hundred with nine.
         """
-        return self._distance / self.median if self.median else 0.0
-
-    @property
-    def low(self) -> float:
-        """The median less its spread."""
-        return self.median - self._distance
-
-    @property
-    def high(self) -> float:
-        """The median and its spread."""
-        return self.median + self._distance
-
-    @property
-    def _distance(self) -> float:
         largest = max(abs(value - self.median) for value in self.windows)
         return largest if len(self.windows) >= _ENOUGH_WINDOWS else 2 * largest
+
+    @property
+    def spread(self) -> float:
+        """The distance as a share of the median."""
+        return self.distance / self.median if self.median else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, every window included."""
@@ -119,14 +110,9 @@ class Report:
         """Return plain values."""
         return {
             "format": FORMAT,
-            "title": self.title,
-            "date": self.date,
-            "seconds": self.seconds,
-            "machine": self.machine,
-            "settings": self.settings,
+            **dataclasses.asdict(self),
             "measurements": [one.as_json() for one in self.measurements],
             "ratios": [one.as_json() for one in self.ratios],
-            "notes": list(self.notes),
         }
 
 

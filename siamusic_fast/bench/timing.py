@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from itertools import chain, pairwise
-from typing import Protocol, TypeVar
+from itertools import chain, pairwise, repeat
+from typing import TypeVar
 
 import torch
 
@@ -44,7 +44,7 @@ class Stream(Iterator[T]):
     """The batches of epoch after epoch."""
 
     def __init__(self, epoch: Iterable[T]) -> None:
-        self._epoch, self._batches = epoch, endless(epoch)
+        self._epoch, self._batches = epoch, chain.from_iterable(repeat(epoch))
 
     def __next__(self) -> T:
         return next(self._batches)
@@ -56,13 +56,6 @@ class Stream(Iterator[T]):
             skip(count)
         else:
             take(self._batches, count)
-
-
-class WaitTimer(Protocol):
-    """Measures which part of a window was spent waiting for data."""
-
-    def read(self) -> tuple[float, float]:
-        """Return the seconds since the last reading, and those of them that were spent waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +76,11 @@ class Workload:
     """Whether it is a part of this package, and not a baseline or a limit."""
     extends: str = ""
     """Name of the workload that does everything but the last stage of this one, if it is a stage."""
-    wait_timer: WaitTimer | None = None
-    """Timer of its waiting for data, which is reported as well."""
+    read_timer: Callable[[], tuple[float, float]] | None = None
+    """Returns the seconds since the last reading, and those of them in which it waited for data.
+
+    If it is given, the share of waiting is reported as well.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +133,7 @@ def measure_in_turns(
                     rate = timer.take_window()
                     _rest(clock)
                     task.advance(note=f"{timer.workload.name}: {number(rate)} {timer.workload.unit}")
-    return [timer.rates() for timer in timers] + [t.waiting() for t in timers if t.workload.wait_timer]
+    return [timer.rates() for timer in timers] + [t.waiting() for t in timers if t.workload.read_timer]
 
 
 class _Timer:
@@ -165,16 +161,16 @@ class _Timer:
     def take_window(self) -> float:
         """Measure a window and return its rate."""
         self._approach()
-        timer = self.workload.wait_timer
-        if timer:
-            timer.read()
+        read_timer = self.workload.read_timer
+        if read_timer:
+            read_timer()
         cpu = self._clock.cpu_seconds()
         seconds = self._time(self._count)
         items = self._count * self.workload.items
         self._cpu_ms.append(1000 * (self._clock.cpu_seconds() - cpu) / items)
         self._rates.append(items / seconds)
-        if timer:
-            whole, waited = timer.read()
+        if read_timer:
+            whole, waited = read_timer()
             self._waiting.append(100 * min(1.0, waited / whole))
         return self._rates[-1]
 
@@ -229,12 +225,6 @@ class _Timer:
 def waiting_of(name: str) -> str:
     """Return the name of the measurement of how long the workload `name` waits."""
     return f"{name}, waiting for data"
-
-
-def endless(batches: Iterable[T]) -> Iterator[T]:
-    """Yield the batches of epoch after epoch."""
-    while True:
-        yield from batches
 
 
 def take(batches: Iterator[object], count: int) -> None:

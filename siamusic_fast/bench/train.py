@@ -108,7 +108,7 @@ def fed_workload(name: str, loader: Workload, step: Step, device: torch.device) 
         max_ahead=loader.max_ahead,
         setting=loader.setting,
         ours=loader.ours,
-        wait_timer=fed.timer,
+        read_timer=fed.timer.read,
     )
 
 

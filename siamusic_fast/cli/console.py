@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
+from rich.table import Table
 from rich.text import Text
 
 from siamusic_fast.progress import SILENT, Progress, Task
@@ -51,6 +52,15 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     width = max(8, *(len(name) for name, _ in facts)) + 2
     for name, text in facts:
         output.print(f"{name:{width}}{_wrapped(output, text, width)}", markup=False)
+
+
+def table_of(first: str, *headings: str) -> Table:
+    """Return a table without lines: a column of names, and columns of figures on their right."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, overflow="ellipsis", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def command_line(*words: object) -> str:

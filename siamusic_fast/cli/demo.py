@@ -1,5 +1,6 @@
 """`siamusic-fast demo`: the whole way in minutes, on audio that it makes itself."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,15 @@ def demo(out: Path | None, backend: str, device: Any, seed: int, quiet: bool, as
     from siamusic_fast.analysis import demo as whole_way
     from siamusic_fast.processes.pool import cores
     from siamusic_fast.processes.world import World
+    from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
     folder = out or Path("demo")
     with stopping(lambda: (f"Stopped. The same command trains anew, with the audio in {folder}.",)):
         result = whole_way.demo(
             folder,
-            seed=seed,
-            backend=backend,
+            SyntheticCorpus(),
+            dataclasses.replace(whole_way.PRETRAIN, seed=seed, backend=backend),
+            dataclasses.replace(whole_way.FINETUNE, seed=seed, backend=backend),
             procs=cores(),
             world=World(device=device),
             progress=progress(quiet),

@@ -13,6 +13,7 @@ import rich_click as click
 from siamusic_fast.cli import config_file
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.config.fields import Between, Setting, settings_of
+from siamusic_fast.errors import DeviceError
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATA = "fma_medium"
@@ -27,6 +28,11 @@ class Choices(click.Choice[str]):
         return str(value)
 
 
+def together(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Return a decorator that adds several options to a command, the first at the top of its help."""
+    return lambda command: functools.reduce(lambda inner, add: add(inner), reversed(decorators), command)
+
+
 def settings(
     config: type, *names: str, filled: bool = False, defaults: Mapping[str, str] | None = None
 ) -> Callable[[F], F]:
@@ -35,15 +41,17 @@ def settings(
     An option that is not given is None, so that whoever reads it can tell, or the default if they are to be
     `filled`. `defaults` are words for defaults that the command finds in another way than `config` does.
     """
-    found = [setting for setting in settings_of(config) if not names or setting.name in names]
-
-    def decorate(command: F) -> F:
-        for setting in reversed(found):
-            words = (defaults or {}).get(setting.name, setting.default_words)
-            command = _option(setting, words, setting.default if filled else None)(command)
-        return command
-
-    return decorate
+    return together(
+        *(
+            _option(
+                setting,
+                (defaults or {}).get(setting.name, setting.default_words),
+                setting.default if filled else None,
+            )
+            for setting in settings_of(config)
+            if not names or setting.name in names
+        )
+    )
 
 
 def _option(setting: Setting, default_words: str, default: Any) -> Callable[[F], F]:
@@ -89,7 +97,10 @@ def _number(flag: str, words: str, low: int = 1) -> Callable[[F], F]:
 def _as_device(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
     from siamusic_fast.processes.launch import device_for
 
-    return device_for({None: None, "cpu": 0, "cuda": 1}[value])
+    try:
+        return device_for({None: None, "cpu": 0, "cuda": 1}[value])
+    except DeviceError:
+        raise DeviceError(f"--device {value} asks for a GPU and none is visible: use --device cpu.") from None
 
 
 def _data(default: str) -> Callable[[F], F]:
@@ -101,6 +112,7 @@ def _data(default: str) -> Callable[[F], F]:
 aug = settings(PretrainConfig, "aug", filled=True)
 data = _data(DATA)
 data_of_run = _data("the one that RUN was made from")
+made_data = _data("clips made for it")
 data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -114,6 +126,7 @@ gpus = _number(
 )
 procs = _number("--procs", "Number of processes on the CPU.  [default: 1]")
 packing_procs = _number("--procs", "Number of processes on the CPU.  [default: one per core]")
+loader_threads = _number("--loader-threads", "CPU threads that make batches.  [default: all cores]")
 device = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -152,14 +165,14 @@ def common(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds --config, the options that a command gets as `common`, and its `own`."""
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def told_together(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**values: Any) -> None:
             told = {field.name: values.pop(field.name) for field in dataclasses.fields(CommonOptions)}
             function(common=CommonOptions(**told), **values)
 
-        added = (data, data_dir, config_file.option, *own, gpus, procs, out(default_out))
-        added = (*added, force, quiet, as_json)
-        return functools.reduce(lambda decorated, add: add(decorated), reversed(added), command)
+        return command
 
-    return decorate
+    first = (data, data_dir, config_file.option)
+    last = (gpus, procs, out(default_out), force, quiet, as_json)
+    return together(*first, *own, *last, told_together)

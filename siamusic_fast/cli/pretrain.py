@@ -99,7 +99,7 @@ def pretrain(
     if all_splits:
         given["splits"] = tuple(shard_set.splits)
     world_size = processes_wanted(common.gpus, common.procs)
-    config = _configured(given, preset, world_size, shard_set.sample_rate, old_config)
+    config = _configured(given, preset, world_size, shard_set, old_config)
     parse_recipe(config.aug)
     started = f"{datetime.now():%Y%m%d-%H%M%S}"
     run = earlier or common.out or RUNS / f"{started}-{file_name(config.aug)}-{config.backbone}"
@@ -164,14 +164,19 @@ def training_progress(quiet: bool, epochs: int, **where: Any) -> Any:
 
 
 def _configured(
-    given: dict[str, Any], preset: str | None, processes: int, sample_rate: int, old: PretrainConfig | None
+    given: dict[str, Any],
+    preset: str | None,
+    processes: int,
+    shard_set: ShardSet,
+    old: PretrainConfig | None,
 ) -> PretrainConfig:
     """Return the settings `given`; the rest is that of the run `old`, or else of `preset`."""
     mel = {name: value for name, value in given.items() if name in _MEL}
     fields = {name: value for name, value in given.items() if name not in _MEL}
     if old is None:
-        fields["mel"] = MelConfig(**{"sample_rate": sample_rate, **mel})
-        return from_preset(preset or PRESETS[0], processes, **fields)
+        fields["mel"] = MelConfig(**{"sample_rate": shard_set.sample_rate, **mel})
+        tracks = shard_set.tracks(fields.get("splits", PretrainConfig.splits))
+        return from_preset(preset or PRESETS[0], processes, tracks, **fields)
     if preset is not None:
         total_batch = old.batch_size * old.grad_accum_steps * processes
         fields = {**preset_defaults(preset, total_batch), **fields}

@@ -61,13 +61,12 @@ def preview(
     mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
     path = out or Path(f"preview-{file_name(aug)}.png")
     recipe = parse_recipe(aug)
-    config = drawing.PreviewConfig(split=split, **settings)
     frontend = estimate_frontend(shard_set, mel, short_tracks=short_tracks)
     if each:
-        found = drawing.each_alone(shard_set, frontend, recipe=recipe, config=config)
+        found = drawing.each_alone(shard_set, frontend, recipe=recipe, split=split, **settings)
         title = f"{shard_set.source}, {found[0].track.key}: augmentations of {aug}"
     else:
-        found = drawing.examples(shard_set, frontend, recipe=recipe, count=tracks, config=config)
+        found = drawing.examples(shard_set, frontend, recipe=recipe, count=tracks, split=split, **settings)
         title = f"{shard_set.source}: recipe {aug}"
     drawing.draw(found, mel, title, path)
     output.print(str(path), markup=False)

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import rich_click as click
-from rich.table import Table
 
 from siamusic_fast.cli import options
-from siamusic_fast.cli.console import count, note, output, show_facts
+from siamusic_fast.cli.console import count, note, output, show_facts, table_of
 from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import FinetuneConfig
@@ -78,7 +77,7 @@ def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions)
 def render_scores(result: Any, run: Path) -> None:
     """Print the scores by class and overall, the folder of the results, and what to do next."""
     scores = result.scores
-    table = _table("class", "tracks", "recall", "precision", "F1")
+    table = table_of("class", "tracks", "recall", "precision", "F1")
     for one in scores.classes:
         table.add_row(one.name, str(one.tracks), f"{one.recall:.1%}", f"{one.precision:.1%}", f"{one.f1:.1%}")
     macro = (f"{scores.recall:.1%}", f"{scores.precision:.1%}", f"{scores.f1:.1%}")
@@ -99,7 +98,7 @@ def render_scores(result: Any, run: Path) -> None:
 def render_probes(result: Any) -> None:
     """Print the accuracies of the encoders, what pre-training added, and the folder of the results."""
     test = result.pretrained.linear
-    table = _table("accuracy (95% interval)", "kNN", "linear")
+    table = table_of("accuracy (95% interval)", "kNN", "linear")
     encoders = {
         f"pre-trained, {count(result.epoch, 'epoch')}": result.pretrained,
         "random": result.random,
@@ -115,14 +114,6 @@ def render_probes(result: Any) -> None:
         "results": str(result.folder),
     }
     show_facts(facts.items())
-
-
-def _table(first: str, *headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, overflow="ellipsis", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
 
 def _interval(scores: Any, name: str) -> str:

@@ -27,6 +27,7 @@ from siamusic_fast.cli.console import (
     show_error,
     show_facts,
     stopping,
+    table_of,
 )
 from siamusic_fast.config import MelConfig
 from siamusic_fast.shards import verify as verification
@@ -244,10 +245,8 @@ def _as_json(shard_set: ShardSet, summary: Summary) -> dict[str, Any]:
 
 
 def _split_table(shard_set: ShardSet, summary: Summary) -> Table:
-    table = Table("split", box=None, pad_edge=False)
     unit = "tracks" if shard_set.max_seconds is None else "segments"
-    for heading in (unit, "no class", "hours", "shards", "MB"):
-        table.add_column(heading, justify="right")
+    table = table_of("split", unit, "no class", "hours", "shards", "MB")
     for name, split in summary.splits.items():
         table.add_row(name, *_figures([split]))
     table.add_row("all", *_figures(list(summary.splits.values())))
@@ -266,9 +265,8 @@ def _figures(splits: list[SplitSummary]) -> tuple[str, ...]:
 
 def _class_table(shard_set: ShardSet, summary: Summary) -> Table:
     """One line per class, its bar relative to the largest."""
-    table = Table("class", "", box=None, pad_edge=False)
-    for heading in ("tracks", *summary.splits):
-        table.add_column(heading, justify="right")
+    table = table_of("class", "", "tracks", *summary.splits)
+    table.columns[1].justify = "left"
     counts = {name: [split.classes[name] for split in summary.splits.values()] for name in shard_set.classes}
     if summary.unlabelled:
         counts[""] = [split.unlabelled for split in summary.splits.values()]

@@ -276,10 +276,15 @@ def preset_defaults(preset: str, total_batch: int) -> dict[str, Any]:
     }
 
 
-def from_preset(preset: str, processes: int, **given: Any) -> PretrainConfig:
-    """Return the configuration of `preset` on so many processes; fields that are `given` come first."""
+def from_preset(preset: str, processes: int, tracks: int, **given: Any) -> PretrainConfig:
+    """Return the configuration of `preset` on so many processes; fields that are `given` come first.
+
+    A learning rate that follows the batch follows the batch that is trained on: at most the `tracks` that a
+    process gets.
+    """
     defaults = PretrainConfig()
     batch_size = given.get("batch_size", defaults.batch_size)
     _check_batch_size(batch_size)
+    batch_size = min(batch_size, max(1, tracks // processes))
     total_batch = batch_size * given.get("grad_accum_steps", defaults.grad_accum_steps) * processes
     return PretrainConfig(**{**preset_defaults(preset, total_batch), **given})

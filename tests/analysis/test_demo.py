@@ -1,20 +1,18 @@
 import pytest
 
-from siamusic_fast.analysis.demo import DemoConfig, DemoResult, demo, shards
+from siamusic_fast.analysis.demo import DemoResult, demo, shards
 from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.progress import SILENT
 from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
-TINY = DemoConfig(
-    corpus=SyntheticCorpus(tracks_per_genre=3, seconds=6.0),
-    pretrain=PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=1, batch_size=4),
-    finetune=FinetuneConfig(epochs=1, batch_size=4),
-)
+CORPUS = SyntheticCorpus(tracks_per_genre=3, seconds=6.0)
+PRETRAIN = PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=1, batch_size=4)
+FINETUNE = FinetuneConfig(epochs=1, batch_size=4)
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return demo(tmp_path_factory.mktemp("demo") / "here", TINY, procs=2)
+    return demo(tmp_path_factory.mktemp("demo") / "here", CORPUS, PRETRAIN, FINETUNE, procs=2)
 
 
 def test_the_demo_packs_what_is_sound_and_rejects_what_is_broken(result: DemoResult) -> None:
@@ -46,5 +44,5 @@ def test_the_demo_scores_every_test_track_and_leaves_all_its_files(result: DemoR
 def test_a_second_demo_uses_the_same_audio_and_shards(result: DemoResult) -> None:
     data = result.run.parents[1] / "data"
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    assert shards(data, TINY.corpus, 1, SILENT) == result.shard_set
+    assert shards(data, CORPUS, 1, SILENT) == result.shard_set
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before

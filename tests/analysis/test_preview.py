@@ -9,7 +9,7 @@ import soundfile
 from matplotlib import image
 from numpy.typing import NDArray
 
-from siamusic_fast.analysis.preview import PreviewConfig, draw, each_alone, examples, write_waves
+from siamusic_fast.analysis.preview import draw, each_alone, examples, write_waves
 from siamusic_fast.config import MelConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
@@ -34,7 +34,7 @@ def test_examples_are_the_first_tracks_of_the_split_with_views_of_their_own(shar
 
 
 def test_without_augmentation_the_views_are_the_original(shard_set: ShardSet) -> None:
-    for example in examples(shard_set, FRONTEND, recipe=(), count=2, config=PreviewConfig(split="test")):
+    for example in examples(shard_set, FRONTEND, recipe=(), count=2, split="test"):
         np.testing.assert_array_equal(example.views[0].decibels, example.original)
         np.testing.assert_array_equal(example.views[1].decibels, example.original)
 
@@ -98,7 +98,7 @@ def test_a_picture_has_one_to_sixteen_tracks(shard_set: ShardSet, count: int) ->
 
 def test_an_unknown_split_is_refused(shard_set: ShardSet) -> None:
     with pytest.raises(DataError, match="'exam'"):
-        examples(shard_set, FRONTEND, recipe=IMAGE, count=1, config=PreviewConfig(split="exam"))
+        examples(shard_set, FRONTEND, recipe=IMAGE, count=1, split="exam")
 
 
 def test_each_augmentation_alone_always_happens_to_the_same_crop(shard_set: ShardSet) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from siamusic_fast.bench import doctor
-from siamusic_fast.bench.doctor import Facts, advise, examine, pairs_by_cpu
+from siamusic_fast.bench.doctor import Facts, advise, examine
 from siamusic_fast.bench.stages import prepare
 from siamusic_fast.bench.timing import Timing
 from siamusic_fast.errors import ConfigError
@@ -48,48 +48,36 @@ def changed(facts: Facts, **changes: Any) -> Facts:
 CPU = changed(GPU, device="cpu", together=440, fed=0.44, torch_engine=1600.0)
 
 
-def at_most(pairs: float) -> str:
-    return f"at most {pairs:,.0f} pairs/s"
-
-
 @pytest.mark.parametrize(
     ("facts", "advice"),
     [
         (changed(GPU, codec="flac", read=850, disk=9000), "Decoding flac .* --codec wav"),
-        (changed(GPU, read=750, disk=750), f"The disk is .* {at_most(1000)}"),
-        (changed(GPU, read=850, loader_threads=2), f"Only 2 of 8 cores .* {at_most(1000)}"),
-        (changed(GPU, read=850, loader_threads=7), f"Only 7 of 8 cores .* {at_most(850 * 8 / 7)}"),
+        (changed(GPU, read=750, disk=750), "The disk is"),
+        (changed(GPU, read=850, loader_threads=2), "Only 2 of 8 cores .* loader_threads=8"),
+        (changed(GPU, read=850, loader_threads=7), "Only 7 of 8 cores"),
         (changed(GPU, read=850), "more CPU cores"),
-        (changed(GPU, read=870, training=2000, fed=0.35), f"more CPU .* {at_most(2000)}"),
-        (GPU, f"lighter augmentations.* {at_most(1000)}"),
-        (changed(GPU, features=860), f"features alone: .* --seconds.* {at_most(1000)}"),
-        (changed(GPU, plan=850), f"Planning, .* {at_most(1000)}"),
-        (changed(GPU, loader=5000), f"lighter augmentations.* {at_most(1000)}"),
-        (changed(GPU, handed_over=950, together=600), f"lighter augmentations.* {at_most(950)}"),
-        (changed(GPU, handed_over=870, read=900), f"The bus .* {at_most(900)}"),
+        (changed(GPU, read=870, training=2000, fed=0.35), "more CPU"),
+        (GPU, "lighter augmentations"),
+        (changed(GPU, features=860), "features alone: .* --seconds"),
+        (changed(GPU, plan=850), "Planning, .* fewer augmentations"),
+        (changed(GPU, loader=5000), "lighter augmentations"),
+        (changed(GPU, handed_over=950, together=600), "lighter augmentations"),
+        (changed(GPU, handed_over=870, read=900), "The bus"),
         # 700 pairs/s are 0.8 of what the CPU time allows, or a little less.
-        (changed(GPU, by_cpu=874, handed_over=990), f"fewer processes .* {at_most(990)}"),
+        (changed(GPU, by_cpu=874, handed_over=990), "fewer processes"),
         (changed(GPU, by_cpu=876), "lighter augmentations"),
-        (changed(GPU, by_cpu=800, loader_threads=7), f"Only 7 of 8 cores .* {at_most(800 * 8 / 7)}"),
+        (changed(GPU, by_cpu=800, loader_threads=7), "Only 7 of 8 cores"),
         (changed(GPU, loader_threads=7), "lighter augmentations"),
-        (CPU, f"--backend torch.* {at_most(1 / (1 / 1000 + 1 / 1600))}"),
+        (CPU, "--backend torch"),
         # Of the 1/800 s that a pair takes, 1/1000 is the features; or 1/4000, and the rest augmentations.
         (changed(CPU, features=1000, torch_engine=500.0), "needs as well: use a GPU"),
-        (
-            changed(CPU, torch_engine=500.0),
-            f"Augmentations .* lighter augmentations.* {at_most(1 / (1 / 1000 + 1 / 4000))}",
-        ),
-        (changed(CPU, loader_threads=4), f"Only 4 of 8 cores .* {at_most(1 / (1 / 1000 + 1 / 1600))}"),
+        (changed(CPU, torch_engine=500.0), "Augmentations .* lighter augmentations"),
+        (changed(CPU, loader_threads=4), "Only 4 of 8 cores"),
         # Of the 1/800 s that a pair takes, 1/1000 is reading; without it, 1/4000 is left.
-        (
-            changed(CPU, codec="ogg", read=1000, handed_over=1000),
-            f"Decoding ogg .* {at_most(1 / (1 / 1000 + 1 / 4000))}",
-        ),
+        (changed(CPU, codec="ogg", read=1000, handed_over=1000), "Decoding ogg .* --codec wav"),
     ],
 )
-def test_the_advice_is_of_the_lowest_ceiling_and_promises_what_the_others_allow(
-    facts: Facts, advice: str
-) -> None:
+def test_the_advice_is_of_the_lowest_ceiling(facts: Facts, advice: str) -> None:
     assert re.search(advice, advise(facts))
 
 
@@ -104,7 +92,7 @@ def test_the_advice_is_of_the_lowest_ceiling_and_promises_what_the_others_allow(
         ({"together": 500, "fed": 0.5, "waiting": 0.02}, "shares the GPU with the loader.* lighter"),
     ],
 )
-def test_whether_there_is_anything_to_told_by_what_both_do_together(
+def test_whether_there_is_anything_to_change_is_told_by_what_both_do_together(
     changes: dict[str, Any], says: str
 ) -> None:
     assert re.search(says, advise(changed(GPU, **changes)))
@@ -117,10 +105,6 @@ def test_a_disk_that_the_loader_outran_is_no_cause_but_is_warned_of() -> None:
     fed = changed(slow, fed=0.99, together=990)
     assert re.search("^Nothing to change.* which allows 300", advise(fed))
     assert "disk" not in advise(changed(slow, cold=False))
-
-
-def test_the_cpu_time_of_a_pair_is_shared_by_the_threads() -> None:
-    assert pairs_by_cpu(4.0, threads=2) == 500  # 2 threads, 4 ms a pair
 
 
 def test_what_training_refuses_is_refused(shard_set: ShardSet) -> None:

@@ -23,7 +23,7 @@ def test_the_median_and_spread_of_windows_are_those_worked_by_hand() -> None:
     found = rates("loader", 90.0, 130.0, 100.0, 100.0, 95.0)
     assert found.median == 100
     assert found.spread == pytest.approx(0.3)
-    assert (found.low, found.high) == (70, 130)
+    assert found.distance == 30
     assert rates("loader", 90.0, 130.0, 100.0).spread == pytest.approx(0.6)  # too few to have seen it all
 
 

@@ -151,13 +151,8 @@ def test_what_never_rests_is_waited_for_two_seconds_only() -> None:
 
 def test_the_share_of_waiting_is_that_of_the_timer() -> None:
     clock = FakeClock()
-
-    class Watch:
-        def read(self) -> tuple[float, float]:
-            return 2.0, 0.5
-
     waiter = workload("A", sleeper(clock, 0.5))
-    watched = Workload(name="A", items=10, open=waiter.open, wait_timer=Watch())
+    watched = Workload(name="A", items=10, open=waiter.open, read_timer=lambda: (2.0, 0.5))
     rates, waiting = measure_in_turns([watched], Timing(windows=2, seconds=1.0), CPU, clock=clock)
     assert rates.name == "A"
     assert (waiting.name, waiting.unit) == ("A, waiting for data", "% of the time")

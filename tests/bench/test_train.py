@@ -44,8 +44,8 @@ def test_waiting_is_the_share_of_time_until_a_batch_is_there() -> None:
     slow = fed_workload("fed", Workload(name="slow", items=1, open=opened), lambda views: None, CPU)
     with slow.open() as batches:
         assert len(list(itertools.islice(batches, 3))) == 3
-    assert slow.wait_timer is not None
-    seconds, waited = slow.wait_timer.read()
+    assert slow.read_timer is not None
+    seconds, waited = slow.read_timer()
     assert 0 < waited < seconds
 
 

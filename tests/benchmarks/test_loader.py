@@ -8,11 +8,13 @@ import torch
 
 from benchmarks import loader, peers
 from benchmarks.loader import held_on_gpu, measure, plan_of_batch, targets
+from benchmarks.machine_limits import COPYING_CROPS, copying_crops
 from benchmarks.paper_loader import paper_loader, write_arrays
 from benchmarks.peers import Peer, difference, papers_peer, sample_of
 from benchmarks.result import Target
 from siamusic_fast.bench.report import Measurement, named
 from siamusic_fast.bench.stages import HAND_OVER, READ, loader_workload, prepare
+from siamusic_fast.bench.timing import measure_in_turns
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.shards.manifest import ShardSet
@@ -30,6 +32,8 @@ def test_the_plan_and_the_papers_loader_are_measured_beside_what_users_measure(s
     assert names[-3:] == [
         *("DALI: plan of 256 pairs, image", "DALI: image, beside the paper's loader", "paper: image")
     ]
+    read, handed_over = (named(found.report.measurements, name) for name in (READ, HAND_OVER))
+    assert read.limit == handed_over.limit == named(found.report.measurements, COPYING_CROPS).median
     planned = named(found.report.measurements, names[-3])
     assert (planned.unit, planned.median > 0) == ("ms of one core", True)
     assert found.targets[planned.name].at_most
@@ -40,6 +44,14 @@ def test_the_plan_and_the_papers_loader_are_measured_beside_what_users_measure(s
         "DALI: image, beside the paper's loader / paper: image",
         "DALI: read / limit: copying crops",
     }
+
+
+def test_limits_are_of_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4 * 2**20))
+    (copied,) = measure_in_turns([copying_crops([path], 1000, count=50)], QUICK, CPU)
+    assert copied.unit == "crops/s"
+    assert copied.median > 50
 
 
 def test_augmentations_without_a_peer_are_measured_alone(shard_set: ShardSet) -> None:
@@ -105,7 +117,7 @@ def test_the_plan_of_a_batch_is_of_256_pairs_however_few_tracks_there_are(shard_
     with plan_of_batch(small(shard_set), "image").open() as batches:
         begun = next(iter(batches))
     assert isinstance(begun, list)
-    assert {len(array) for array in begun} == {256}
+    assert {len(array) for arrays in begun for array in arrays} == {256}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from benchmarks import shard
-from benchmarks.shard import measure, script_rate
+from benchmarks.shard import DECODING, decoding_limit, measure, script_rate
 from siamusic_fast.bench.corpus import make_corpus
 from siamusic_fast.bench.report import named
-from siamusic_fast.bench.shard import DECODING, PACKING, RUNNING
+from siamusic_fast.bench.shard import PACKING, RUNNING
 
 
 @pytest.mark.parametrize(("min_tracks", "target"), [(2, 0.85), (3, None)])
@@ -22,6 +23,9 @@ def test_peers_and_scale_are_measured_and_few_tracks_are_not_judged(
     beside = f"{PACKING}, beside the script"
     ratio = next(one for one in result.report.ratios if one.name == f"{beside} / plain script")
     assert ratio.median == named(found, beside).median / named(found, "plain script").median
+    ratios = {one.name: one.median for one in result.report.ratios}
+    assert ratios[f"{PACKING} / {DECODING}"] == named(found, PACKING).median / named(found, DECODING).median
+    assert named(found, PACKING).limit == named(found, RUNNING).limit == named(found, DECODING).median
     assert "numpy.save" in result.report.notes[0]
     asked = targets.get(f"{PACKING} / {DECODING}")
     assert (asked and asked.value, targets[f"{RUNNING} / {DECODING}"].value) == (target, 0.85)
@@ -45,3 +49,10 @@ def test_the_script_saves_each_track(tmp_path: Path) -> None:
     paths = [corpus.folder / track.path for track in corpus.tracks]
     assert script_rate(paths, tmp_path / "script") > 0
     assert sorted(path.name for path in (tmp_path / "script").iterdir()) == ["000000.npy", "000001.npy"]
+
+
+def test_more_processes_than_cores_raise_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "_cpu_seconds", lambda paths: 0.5)
+    monkeypatch.setattr(shard, "cores", lambda: 2)
+    with ThreadPoolExecutor(8) as decoders:
+        assert [decoding_limit(decoders, procs, []) for procs in (1, 2, 8)] == [2, 4, 4]

@@ -19,9 +19,11 @@ from siamusic_fast.shards.pack import PackConfig
 CONFIGS = {"pretrain": (PretrainConfig, MelConfig), "finetune": (FinetuneConfig,), "shard": (PackConfig,)}
 DIFFERS = {
     "aug": "pre-training augments pairs of views, fine-tuning labelled crops",
+    "backbone": "a benchmark trains a smaller one on a CPU",
     "batch_size": "pairs of views in pre-training, crops in fine-tuning",
     "data": "pre-training has no run whose shards it could take",
     "epochs": "defaults of the paper",
+    "gpus": "the doctor measures one of several that share the cores",
     "lr": "peak of a schedule in pre-training, the head's in fine-tuning",
     "out": "each command has a place of its own for results",
     "procs": "packing takes all cores, training a process",
@@ -32,10 +34,12 @@ DIFFERS = {
 
 
 def options() -> Iterator[tuple[str, click.Option]]:
-    for command in set(COMMANDS) - {"bench"}:
-        for parameter in load_command(command).params:
-            if isinstance(parameter, click.Option):
-                yield command, parameter
+    for name in COMMANDS:
+        command = load_command(name)
+        for one in command.commands.values() if isinstance(command, click.Group) else [command]:
+            for parameter in one.params:
+                if isinstance(parameter, click.Option):
+                    yield name, parameter
 
 
 def test_an_option_has_one_type_one_text_and_one_default_in_all_commands() -> None:
@@ -66,7 +70,7 @@ def test_every_setting_says_what_it_is_and_what_none_means(config: type) -> None
         assert (setting.default is None) <= bool(setting.if_none), setting.name
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "evaluate", "probe", "preview", "demo"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "evaluate", "probe", "preview", "demo", "bench"])
 def test_help_of_a_command_answers_without_loading_torch(command: str) -> None:
     code = (
         "import sys; from click.testing import CliRunner; from siamusic_fast.cli import main; "

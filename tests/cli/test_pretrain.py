@@ -18,7 +18,7 @@ from rich.console import Console
 from siamusic_fast.analysis import plots
 from siamusic_fast.cli import main
 from siamusic_fast.cli.pretrain import training_progress
-from siamusic_fast.config import FinetuneConfig, PretrainConfig, dump
+from siamusic_fast.config import FinetuneConfig, PretrainConfig, dump, from_preset
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models import networks as models
@@ -72,13 +72,23 @@ def yaml(tmp_path: Path, **values: object) -> Path:
 
 
 def test_the_recipe_of_chen_and_he_follows_the_batch(calls: Calls, shard_set: ShardSet) -> None:
-    result = call(shard_set, "--preset", "simsiam", "--batch-size", 128, "--grad-accum-steps", 4)
+    result = call(shard_set, "--preset", "simsiam", "--batch-size", 16, "--grad-accum-steps", 32)
     assert result.exit_code == 0, result.output
     config = calls.config
     # Section 3: SGD with momentum 0.9 and weight decay 1e-4, lr = 0.05 x 512 / 256, cosine decay.
     assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 1e-4)
     assert config.lr == pytest.approx(0.1)
     assert (config.schedule, config.fixed_predictor_lr) == ("cosine", True)
+
+
+def test_the_rate_of_chen_and_he_follows_a_batch_that_shrinks_to_the_tracks(
+    calls: Calls, shard_set: ShardSet
+) -> None:
+    assert shard_set.tracks(["training"]) == 24
+    call(shard_set, "--preset", "simsiam", "--batch-size", 128)
+    assert calls.config.lr == pytest.approx(0.05 * 24 / 256)
+    of_two_processes = from_preset("simsiam", 2, 24, batch_size=128, grad_accum_steps=3)
+    assert of_two_processes.lr == pytest.approx(0.05 * 2 * 12 * 3 / 256)
 
 
 def test_the_recipe_of_the_paper_is_the_default(calls: Calls, shard_set: ShardSet) -> None:
@@ -263,7 +273,7 @@ def test_a_recipe_that_is_typed_beats_the_settings_of_an_earlier_run(
     assert result.exit_code == 0, result.output
     config = calls.config
     assert (config.optimizer, config.schedule, config.weight_decay) == ("sgd", "cosine", 1e-4)
-    assert config.lr == pytest.approx(0.05 * 64 / 256)
+    assert config.lr == pytest.approx(0.05 * 24 / 256)
     assert (config.momentum, config.epochs) == (0.5, 7)
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import soundfile
 
-from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.synthetic import corpus as synthetic
 from siamusic_fast.synthetic.composition import Meter, Note, Part, compose, render_part, render_song
 from siamusic_fast.synthetic.corpus import GENRES, SyntheticCorpus, synthesize
@@ -117,15 +116,6 @@ def test_the_cut_file_ends_in_the_middle_of_a_frame(corpus: Path) -> None:
     assert list(frame_ends(whole))[-1] == len(whole)
 
 
-def test_a_folder_that_holds_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(DataError, match="remove it or name another folder"):
-        synthesize(tmp_path, SMALL)
-    with pytest.raises(DataError, match=r"mine\.txt"):
-        synthesize(tmp_path / "mine.txt", SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
 class Interruption:
     @contextmanager
     def task(self, description: str, total: int, unit: str = "") -> Iterator["Interruption"]:
@@ -139,15 +129,6 @@ def test_an_interrupted_synthesis_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         synthesize(tmp_path / "fma", SMALL, procs=1, progress=Interruption())
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"tracks_per_genre": 2}, "from 3"), ({"seconds": 1.5}, "above 1.5"), ({"seed": -1}, "negative")],
-)
-def test_a_corpus_that_cannot_be_made_is_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        SyntheticCorpus(**settings)
 
 
 def test_pitches_are_in_equal_temperament() -> None:
