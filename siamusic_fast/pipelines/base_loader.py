@@ -91,8 +91,7 @@ class Loader(ABC, Generic[T]):
         self.device = self._device = _numbered_device(self.device)
         self.plan = self._planned()
         self.frontend, self.batch_size = self.plan.frontend, self.plan.batch_size
-        check_labels = self.plan.tracks.labels is not None
-        self._reader = Reader(self.plan.tracks, self.frontend, check_labels=check_labels)
+        self._reader = Reader(self.plan.tracks, self.frontend)
         self._engine: Engine | None = None
         self._stream: Iterator[T] | None = None
         self._epoch = self._given = 0

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from siamusic_fast.pipelines.plan import Batch, Place, Plan, Spans, TrackPlan
+from siamusic_fast.pipelines.plan import Batch, Place, Plan, TrackPlan
 from siamusic_fast.pipelines.random_numbers import Array, blocks
 from siamusic_fast.pipelines.reader import Reader
 
@@ -33,15 +33,14 @@ class Buffers:
         """Return room for the spans of `batch`, int16 [rows, longest], once nothing reads it any more."""
         if self.busy is not None:
             self.busy.synchronize()
-        return tuple(self._room(number, spans) for number, spans in enumerate(batch.spans))
-
-    def _room(self, number: int, spans: Spans) -> Array:
-        rows, longest = len(spans.tracks), int(spans.samples.max())
-        if number == len(self._memory):
-            size = rows * self._samples
-            self._memory.append(torch.empty(size, dtype=torch.int16, pin_memory=self._pinned))
-        room: Array = self._memory[number][: rows * longest].view(rows, longest).numpy()
-        return room
+        rooms: list[Array] = []
+        for number, spans in enumerate(batch.spans):
+            rows, longest = len(spans.tracks), int(spans.samples.max())
+            if number == len(self._memory):
+                size = rows * self._samples
+                self._memory.append(torch.empty(size, dtype=torch.int16, pin_memory=self._pinned))
+            rooms.append(self._memory[number][: rows * longest].view(rows, longest).numpy())
+        return tuple(rooms)
 
 
 class Ready(NamedTuple):

@@ -32,14 +32,13 @@ _Crop = tuple[int, Array]
 class Reader:
     """Reads spans of tracks; any number of threads may call it at once.
 
-    A track shorter than a crop is repeated or followed by silence, as `frontend` says. With `check_labels`,
-    the label beside the audio of every track that is read is compared with that in tracks.csv.
+    A track shorter than a crop is repeated or followed by silence, as `frontend` says. If `tracks` have
+    labels, the label beside the audio of every track that is read is compared with that in tracks.csv.
     """
 
-    def __init__(self, tracks: Tracks, frontend: Frontend, *, check_labels: bool = False) -> None:
+    def __init__(self, tracks: Tracks, frontend: Frontend) -> None:
         self._tracks = tracks
         self._repeats = frontend.short_tracks == "repeat"
-        self._check_labels = check_labels
         self._tar = lru_cache(_MAX_OPEN)(partial(_Tar, tracks))
 
     def read(self, spans: Spans, rows: slice, out: Array) -> None:
@@ -56,8 +55,8 @@ class Reader:
             strict=True,
         )
         for track, group in groupby(wanted, key=lambda row: row[0]):
-            if self._check_labels:
-                self._check_label(track)
+            if self._tracks.labels is not None:
+                self._check_label(track, int(self._tracks.labels[track]))
             crops = [(start, row[:samples]) for _, start, samples, row in group]
             if self._tracks.shard_set.codec == "wav":
                 for start, crop in crops:
@@ -108,9 +107,8 @@ class Reader:
         except soundfile.LibsndfileError as error:
             raise self._tracks.damaged(track, error.error_string.rstrip(".")) from error
 
-    def _check_label(self, track: int) -> None:
-        assert self._tracks.labels is not None
-        found, expected = bytearray(CLS_SIZE), b"%05d" % int(self._tracks.labels[track])
+    def _check_label(self, track: int, label: int) -> None:
+        found, expected = bytearray(CLS_SIZE), b"%05d" % label
         self._read_bytes(track, int(self._tracks.cls_offset[track]), memoryview(found))
         if found != expected:
             raise self._tracks.damaged(track, f"its label is {bytes(found)!r}, tracks.csv says {expected!r}")
