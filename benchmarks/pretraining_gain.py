@@ -14,15 +14,16 @@ from typing import Any
 from siamusic_fast.analysis import demo
 from siamusic_fast.bench.report import describe_machine
 from siamusic_fast.cli.console import output, progress
-from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.config import MelConfig, PretrainConfig, dump
 from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult, probe
+from siamusic_fast.models import checkpoint
+from siamusic_fast.models.run_files import Checkpoints
 from siamusic_fast.processes.pool import cores
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.synthetic.corpus import SyntheticCorpus
 from siamusic_fast.training.pretrain import pretrain
-from siamusic_fast.training.run_folder import is_finished
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
@@ -93,12 +94,23 @@ def measure(
     for seed in config.seeds:
         run = root / "gain" / f"seed-{seed}"
         settings = dataclasses.replace(config.pretrain, seed=seed)
-        if not is_finished(run, settings, shard_set):
+        if not _is_finished(run, settings, shard_set):
             pretrain(settings, shard_set, run, force=True, world=world, progress=progress)
         probed.append(
             probe(run, shard_set, seed=seed, backend=settings.backend, world=world, progress=progress)
         )
     return Gain(config=config, shard_set=shard_set, probed=tuple(probed))
+
+
+def _is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
+    """Whether `run` has done all epochs of `config` on these very shards."""
+    checkpoints = Checkpoints(run)
+    if not checkpoints.exist():
+        return False
+    saved = checkpoint.load(checkpoints.newest_whole(), "pretraining")
+    shards = [shard.sha256 for shard in shard_set.shards(config.splits)]
+    found = saved["epoch"], saved["config"], saved["shards"]
+    return found == (config.epochs, dump(config), shards)
 
 
 def table(gain: Gain) -> str:

@@ -17,7 +17,7 @@ from siamusic_fast.evaluation.evaluate import evaluate as evaluate
 from siamusic_fast.evaluation.probe import ProbeResult as ProbeResult
 from siamusic_fast.evaluation.probe import probe as probe
 from siamusic_fast.frontend import Frontend as Frontend
-from siamusic_fast.models.pretrained import Encoder as Encoder
+from siamusic_fast.models.networks import Encoder as Encoder
 from siamusic_fast.models.pretrained import load_encoder as load_encoder
 from siamusic_fast.pipelines.augmentation import ImageAugmentation as ImageAugmentation
 from siamusic_fast.pipelines.augmentation import WaveAugmentation as WaveAugmentation

@@ -10,7 +10,7 @@ import pytest
 import siamusic_fast as sf
 
 if TYPE_CHECKING:
-    from siamusic_fast.models.pretrained import Encoder
+    from siamusic_fast.models.networks import Encoder
 
 
 def test_the_package_lists_its_public_names() -> None:

@@ -194,13 +194,14 @@ def _without_what_a_typed_preset_sets(given: dict[str, Any]) -> dict[str, Any]:
 
 def _run_to_resume(resume: str | None, out: Path | None) -> Path | None:
     """Return the run that --resume means; None to start one."""
-    from siamusic_fast.training import run_folder as runs
+    from siamusic_fast.models.run_files import Checkpoints
+    from siamusic_fast.training.run_folder import newest_unfinished
 
     if resume != "auto":
         return Path(resume) if resume else None
     if out is None:
-        return runs.newest_unfinished(RUNS)
-    return out if runs.has_checkpoint(out) else None
+        return newest_unfinished(RUNS)
+    return out if Checkpoints(out).exist() else None
 
 
 def _refuse_settings(given: dict[str, Any], **others: object) -> None:
@@ -212,9 +213,9 @@ def _refuse_settings(given: dict[str, Any], **others: object) -> None:
 
 
 def _how_to_go_on(run: Path, common: CommonOptions) -> tuple[str, ...]:
-    from siamusic_fast.training import run_folder as runs
+    from siamusic_fast.models.run_files import Checkpoints
 
-    if not runs.has_checkpoint(run):
+    if not Checkpoints(run).exist():
         return (f"Stopped before the first checkpoint: {run} cannot be resumed.",)
     where = {"--gpus": common.gpus, "--procs": common.procs}
     words = [word for item in where.items() if item[1] is not None for word in item]

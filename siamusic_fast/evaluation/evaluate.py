@@ -1,19 +1,14 @@
 """Evaluation: scores of a classifier on the test tracks, each track once."""
 
-import csv
 import dataclasses
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.scores import Scores, scores
-from siamusic_fast.files import atomic_write
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import Classifier, place
@@ -22,9 +17,9 @@ from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.tables import write_table
 
 CLASSIFIER = "classifier.pt"
-CLASSIFIER_PARTS = ("backbone", "head", "features", "classes", "frontend", "pretrained_on", "model", "epoch")
 PREDICTIONS = "predictions.csv"
 RESULTS = "results.json"
 
@@ -70,7 +65,7 @@ def evaluate(
     world = world or World()
     path = find_classifier(Path(run))
     shard_set = shards_of_run(path.parent, data)
-    saved = checkpoint.load(path, "classifier", CLASSIFIER_PARTS)
+    saved = checkpoint.load(path, "classifier")
     classes = tuple(saved["classes"])
     if shard_set.classes != classes:
         raise DataError(
@@ -96,7 +91,13 @@ def evaluate(
         scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
     )
     if world.leads:
-        _write_predictions(folder / PREDICTIONS, names, classes, probabilities, labels)
+        certainties, predictions = probabilities.max(dim=1)
+        columns = labels.tolist(), predictions.tolist(), certainties.tolist()
+        rows = (
+            (name, classes[label], classes[prediction], f"{certainty:.4f}")
+            for name, label, prediction, certainty in zip(names, *columns, strict=True)
+        )
+        write_table(folder / PREDICTIONS, ("key", "truth", "prediction", "probability"), rows)
         save_json(folder / RESULTS, as_json(result))
     return result
 
@@ -137,7 +138,7 @@ def results_folder(out: Path | str | None, default: Path, world: World, *, force
 
 
 def load_classifier(saved: dict[str, Any]) -> Classifier:
-    """Return the network of the checkpoint `saved`, which has the `CLASSIFIER_PARTS`."""
+    """Return the network of the checkpoint `saved`."""
     classifier = Classifier(
         saved["backbone"], len(saved["classes"]), head=saved["head"], features=saved["features"]
     )
@@ -160,18 +161,3 @@ def check_enough_classes(shard_set: ShardSet, what: str) -> None:
     if len(shard_set.classes) < 2:
         found = ", ".join(shard_set.classes) or "none"
         raise DataError(f"{shard_set.folder} has too few classes ({found}): {what} needs at least 2.")
-
-
-def _write_predictions(
-    path: Path, names: list[str], classes: tuple[str, ...], probabilities: Tensor, labels: Tensor
-) -> None:
-    """Write one row per track, in the order of the shards."""
-    highest = probabilities.max(dim=1)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("key", "truth", "prediction", "probability"))
-    columns = (labels.tolist(), highest.indices.tolist(), highest.values.tolist())
-    for name, label, prediction, probability in zip(names, *columns, strict=True):
-        writer.writerow((name, classes[label], classes[prediction], f"{probability:.4f}"))
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))

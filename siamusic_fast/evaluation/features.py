@@ -113,15 +113,11 @@ class FeatureExtractor:
             outputs = [network(part).float() for part in passes]
         return torch.cat(outputs).view(samples, crops, -1).mean(dim=1)
 
-    def close(self) -> None:
-        """Free what the extractor holds; it cannot be used afterwards."""
-        self._loader.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._loader.close()
 
 
 def extract_features(

@@ -141,7 +141,7 @@ def random_encoder(backbone: str, seed: int, device: torch.device) -> nn.Module:
     """Return the encoder that pre-training with `seed` starts from; no global random generator is changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, _ = networks.encoder(backbone)
+        model = networks.encoder(backbone)
     return networks.place(model, device)
 
 

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,18 +51,28 @@ def save(
         hashed.close()
 
 
-def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
-    """Return what `save` wrote, with all tensors on the CPU. It must hold everything that `expected` names.
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Return what `save` wrote, with all tensors on the CPU.
 
     The SHA-256 of the whole file is checked before anything is unpickled, and nothing but tensors and plain
     values is unpickled: a file cannot run code. Raises DataError if there is no such file, if a single bit of
-    it has changed, if it is incomplete, or if it is something else.
+    it has changed, or if it is something else.
     """
     try:
         with path.open("rb") as file:
-            _check_format(path, _format_number(file))
+            version = _format_number(file)
+            if version is None:
+                raise DataError(
+                    f"{path} is damaged or no checkpoint: its content does not have the SHA-256 at its end; "
+                    f"use the file of another run."
+                )
+            if version != FORMAT_VERSION:
+                raise DataError(
+                    f"{path} has format {version}, this siamusic-fast reads {FORMAT_VERSION}: "
+                    f"use the version that wrote it."
+                )
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist: this is no {kind} run, or it was stopped too early."
@@ -72,12 +82,10 @@ def load(path: Path, kind: str, expected: Sequence[str]) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"{path} is whole and cannot be loaded ({reason}): use another file.") from error
-    found = content.get("format") if isinstance(content, dict) else None
+    found = content.pop("format")
     if found != f"siamusic-fast {kind}":
         raise DataError(f"{path} is no {kind} checkpoint of siamusic-fast (format {found!r}).")
-    if missing := [name for name in expected if name not in content]:
-        raise DataError(f"{path} is incomplete, it has no {', '.join(missing)}: use the file of another run.")
-    return {name: value for name, value in content.items() if name != "format"}
+    return content
 
 
 def is_whole(path: Path) -> bool:
@@ -101,16 +109,13 @@ def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str
 
     For `previous` and `remedy` see `save`.
     """
-    temporary = path.with_name(temporary_name(name))
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(path)
-    except OSError:  # not every file system has hard links
-        with path.open("rb") as source, _replaced(path.with_name(name), previous, remedy) as file:
+    target = path.with_name(name)
+    if linked := _hard_link(path, name):
+        _keep(target, previous)
+        linked.replace(target)
+    else:
+        with path.open("rb") as source, _replaced(target, previous, remedy) as file:
             shutil.copyfileobj(source, file, _BLOCK)
-        return
-    _keep(path.with_name(name), previous)
-    temporary.replace(path.with_name(name))
 
 
 class _HashedFile:
@@ -158,20 +163,6 @@ def _format_number(file: BinaryIO) -> int | None:
     return int(line[1]) if line[2] == sha256.hexdigest().encode() else None
 
 
-def _check_format(path: Path, version: int | None) -> None:
-    """Raise DataError if `version`, the format number of the checkpoint `path`, is missing or another."""
-    if version is None:
-        raise DataError(
-            f"{path} is damaged or no checkpoint: its content does not have the SHA-256 at its end; use the "
-            f"file of another run."
-        )
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format {version}, this siamusic-fast reads {FORMAT_VERSION}: "
-            f"use the version that wrote it."
-        )
-
-
 @contextmanager
 def _replaced(path: Path, previous: str | None, remedy: str) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` once it is on disk; see `save`."""
@@ -191,16 +182,20 @@ def _replaced(path: Path, previous: str | None, remedy: str) -> Iterator[BinaryI
 
 def _keep(path: Path, name: str | None) -> None:
     """Give the file `path`, if there is one, a second `name`; without hard links, that one alone."""
-    if name is None:
+    if name is None or not path.exists():
         return
+    linked = _hard_link(path, name)
+    (linked or path).replace(path.with_name(name))
+    if linked:
+        linked.unlink(missing_ok=True)  # a name is not replaced by another one of the same file
+
+
+def _hard_link(path: Path, name: str) -> Path | None:
+    """Link the temporary name of `name` to `path` and return it, or None where hard links do not exist."""
     temporary = path.with_name(temporary_name(name))
     temporary.unlink(missing_ok=True)
     try:
         temporary.hardlink_to(path)
-    except FileNotFoundError:
-        return
-    except OSError:  # not every file system has hard links
-        path.replace(path.with_name(name))
-        return
-    temporary.replace(path.with_name(name))
-    temporary.unlink(missing_ok=True)  # a name is not replaced by another one of the same file
+    except OSError:
+        return None
+    return temporary

@@ -1,14 +1,16 @@
 """The networks: an encoder of mel spectrograms, SimSiam around it, a genre classifier on top of it."""
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
+from torchvision.models import ResNet, SwinTransformer
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from siamusic_fast.config import BACKBONES
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.frontend import Frontend
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,25 +22,94 @@ HIDDEN_DIM = 512
 """Width of the hidden layer of a classifier's head, if it has one."""
 
 
-def encoder(backbone: str) -> tuple[nn.Module, int]:
-    """Return torchvision's network with one input channel and no classifier, and the width of its features.
+class Encoder(nn.Module):
+    """A pre-trained encoder of mel spectrograms; `load_encoder` returns one.
 
-    Maps [B, 1, n_mels, frames], of any size, to [B, width]: 512 for resnet18 and resnet34, 2,048 for the
-    deeper ones, 768 for swin_t. Weights are random. The state dict has torchvision's names.
+        encoder = siamusic_fast.load_encoder("runs/first")
+        loader = siamusic_fast.TrackLoader("fma_small", frontend=encoder.frontend)
+        for mels, labels in loader:  # [tracks, crops, 1, n_mels, frames]
+            with torch.no_grad():
+                features = encoder(mels.flatten(0, 1))  # [tracks * crops, encoder.dim]
+
+    `encoder(mels)` maps float32 [B, 1, n_mels, frames] to [B, dim]. The spectrograms must be those of
+    `encoder.frontend`, with any number of frames: normalized log-mels, as the loaders compute them.
+
+    It is torchvision's ResNet or Swin Transformer of the same name with one input channel, and with an
+    identity in place of the last layer (`fc`, or `head` of swin_t). So its state dict has the names that
+    torchvision's has, its layers are attributes such as `encoder.layer4`, and a classifier is made by
+    `encoder.fc = nn.Linear(encoder.dim, 10)`. It is in evaluation mode; `encoder.train()` ends that.
+    """
+
+    backbone: str
+    """Name of the network, such as resnet50."""
+    dim: int
+    """Number of features of a spectrogram."""
+    frontend: Frontend
+    """Settings and statistics of the mel spectrograms that the encoder was trained on."""
+    epoch: int
+    """Epochs of pre-training behind these weights."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, mels: Tensor) -> Tensor: ...
+
+
+def encoder(backbone: str) -> Encoder:
+    """Return an encoder that maps [B, 1, n_mels, frames], of any size, to [B, dim]; its weights are random.
+
+    `dim` is 512 for resnet18 and resnet34, 2,048 for the deeper ones, 768 for swin_t.
     """
     if backbone not in BACKBONES:
         raise ConfigError(f"backbone = {backbone!r} is unknown: choose one of {', '.join(BACKBONES)}.")
-    return _swin() if backbone == "swin_t" else _resnet(backbone)
+    return _SwinEncoder() if backbone == "swin_t" else _ResNetEncoder(backbone)
 
 
-def _resnet(backbone: str) -> tuple[nn.Module, int]:
-    """Return a ResNet whose residual branches each start at zero, as in Chen & He's code."""
-    resnet = torchvision.models.get_model(backbone, weights=None, zero_init_residual=True)
-    dim: int = resnet.fc.in_features
-    resnet.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
-    resnet.fc = nn.Identity()
-    return resnet, dim
+class _ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]
+    """A ResNet whose residual branches each start at zero, as in Chen & He's code."""
+
+    fc: Any
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__(*_RESNETS[backbone], zero_init_residual=True)
+        self.backbone, self.dim = backbone, self.fc.in_features
+        self.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.fc = nn.Identity()
+
+
+_RESNETS = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
+"""Kind of block and number of blocks in each stage (He et al. 2016, table 1)."""
+
+
+class _SwinEncoder(Encoder, SwinTransformer):  # type: ignore[misc]
+    """The Swin-T of Liu et al. 2021 with windows that fit the paper's features.
+
+    48 x 431 mels become 12 x 108 patches of 4 x 4. Windows of 6 x 9 tile these without a remainder, and the
+    6 x 54 patches of the second stage too. With the original's 7 x 7, a sixth would be padding.
+    """
+
+    features: Any
+    head: Any
+
+    def __init__(self) -> None:
+        width = 96
+        super().__init__(
+            patch_size=[4, 4],
+            embed_dim=width,
+            depths=[2, 2, 6, 2],
+            num_heads=[3, 6, 12, 24],
+            window_size=[6, 9],
+            stochastic_depth_prob=0.2,
+        )
+        self.backbone, self.dim = "swin_t", self.head.in_features
+        self.features[0][0] = _Patches(1, width, kernel_size=(4, 4), stride=(4, 4))
+        self.head = nn.Identity()
 
 
 class _Patches(nn.Conv2d):
@@ -47,27 +118,6 @@ class _Patches(nn.Conv2d):
     def forward(self, image: Tensor) -> Tensor:
         (patch_rows, patch_columns), (rows, columns) = self.kernel_size, image.shape[-2:]
         return super().forward(F.pad(image, (0, -columns % patch_columns, 0, -rows % patch_rows)))
-
-
-def _swin() -> tuple[nn.Module, int]:
-    """Return the Swin-T of Liu et al. 2021 with windows that fit the paper's features.
-
-    48 x 431 mels become 12 x 108 patches of 4 x 4. Windows of 6 x 9 tile these without a remainder, and the
-    6 x 54 patches of the second stage too. With the original's 7 x 7, a sixth would be padding.
-    """
-    width = 96
-    swin = torchvision.models.SwinTransformer(
-        patch_size=[4, 4],
-        embed_dim=width,
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
-        window_size=[6, 9],
-        stochastic_depth_prob=0.2,
-    )
-    swin.features[0][0] = _Patches(1, width, kernel_size=(4, 4), stride=(4, 4))
-    dim: int = swin.head.in_features
-    swin.head = nn.Identity()
-    return swin, dim
 
 
 STAGES = 5
@@ -113,8 +163,8 @@ class SimSiam(nn.Module):
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
-        self.encoder, dim = encoder(backbone)
-        self.projector = projector(dim)
+        self.encoder = encoder(backbone)
+        self.projector = projector(self.encoder.dim)
         self.predictor = predictor()
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -137,7 +187,8 @@ class Classifier(nn.Module):
         self, backbone: str, classes: int, *, head: str = "linear", features: str = "encoder"
     ) -> None:
         super().__init__()
-        self.encoder, dim = encoder(backbone)
+        self.encoder = encoder(backbone)
+        dim = self.encoder.dim
         self.projector = projector(dim) if features == "projector" else nn.Identity()
         width = PROJECTION_DIM if features == "projector" else dim
         self.head = nn.Linear(width, classes) if head == "linear" else _mlp(width, classes)

@@ -3,60 +3,18 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import CHECKPOINTS
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
+from siamusic_fast.models.networks import Encoder
 from siamusic_fast.models.run_files import BEST, Checkpoints
-
-_PARTS = ("config", "frontend", "encoder", "projector", "epoch")
-
-
-class Encoder(nn.Module):
-    """A pre-trained encoder of mel spectrograms; `load_encoder` returns one.
-
-        encoder = siamusic_fast.load_encoder("runs/first")
-        loader = siamusic_fast.TrackLoader("fma_small", frontend=encoder.frontend)
-        for mels, labels in loader:  # [tracks, crops, 1, n_mels, frames]
-            with torch.no_grad():
-                features = encoder(mels.flatten(0, 1))  # [tracks * crops, encoder.dim]
-
-    `encoder(mels)` maps float32 [B, 1, n_mels, frames] to [B, dim]. The spectrograms must be those of
-    `encoder.frontend`, with any number of frames: normalized log-mels, as the loaders compute them.
-
-    It is torchvision's ResNet or Swin Transformer of the same name with one input channel, and with an
-    identity in place of the last layer (`fc`, or `head` of swin_t). So its state dict has the names that
-    torchvision's has, its layers are attributes such as `encoder.layer4`, and a classifier is made by
-    `encoder.fc = nn.Linear(encoder.dim, 10)`. It is in evaluation mode; `encoder.train()` ends that.
-    """
-
-    backbone: str
-    """Name of the network, such as resnet50."""
-    dim: int
-    """Number of features of a spectrogram."""
-    frontend: Frontend
-    """Settings and statistics of the mel spectrograms that the encoder was trained on."""
-    epoch: int
-    """Epochs of pre-training behind these weights."""
-
-    if TYPE_CHECKING:
-
-        def __call__(self, mels: Tensor) -> Tensor: ...
-
-
-class _ResNetEncoder(Encoder, torchvision.models.ResNet):  # type: ignore[misc]
-    pass
-
-
-class _SwinEncoder(Encoder, torchvision.models.SwinTransformer):  # type: ignore[misc]
-    pass
 
 
 def load_encoder(run: Path | str, checkpoint: str = "last", device: torch.device | str = "cpu") -> Encoder:
@@ -96,12 +54,8 @@ class Pretrained:
     def build_encoder(self, device: torch.device) -> Encoder:
         """Return the encoder with its weights, on `device` and in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
-            encoder, dim = networks.encoder(self.backbone)
-        # As in torch's fully_shard: the object gets a class that is also torchvision's, and keeps its layers.
-        encoder.__class__ = _SwinEncoder if self.backbone == "swin_t" else _ResNetEncoder
-        assert isinstance(encoder, Encoder)
-        encoder.backbone, encoder.dim, encoder.frontend = self.backbone, dim, self.frontend
-        encoder.epoch = self.epoch
+            encoder = networks.encoder(self.backbone)
+        encoder.frontend, encoder.epoch = self.frontend, self.epoch
         encoder.load_state_dict(self.encoder)
         return networks.place(encoder, device).eval()
 
@@ -122,7 +76,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
             f"command line --checkpoint last)."
         )
     try:
-        saved = checkpoint.load(path, "pretraining", _PARTS)
+        saved = checkpoint.load(path, "pretraining")
     except DataError as error:
         if which != "last" or not checkpoints.only_previous_is_whole():
             raise

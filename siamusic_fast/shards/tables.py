@@ -88,13 +88,13 @@ def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
         (index, *(_FORMATS[column][0](getattr(track, field)) for column, field in _FIELDS.items()))
         for index, track in enumerate(tracks)
     )
-    _write(folder / TRACKS, TRACK_COLUMNS, rows)
+    write_table(folder / TRACKS, TRACK_COLUMNS, rows)
 
 
 def write_rejects(folder: Path, rejects: Iterable[Reject]) -> None:
     """Write rejected.csv in the order of the paths."""
     rows = ((r.path, r.reason, r.detail) for r in sorted(rejects, key=lambda reject: reject.path))
-    _write(folder / REJECTED, _REJECT_COLUMNS, rows)
+    write_table(folder / REJECTED, _REJECT_COLUMNS, rows)
 
 
 def read_tracks(folder: Path) -> Iterator[PackedTrack]:
@@ -147,7 +147,8 @@ def _whole_rows(reader: Iterator[list[str]], cells: int) -> Iterator[list[str]]:
         yield row
 
 
-def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a CSV file with a first line of `columns`."""
     with atomic_write(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, lineterminator="\n")

@@ -20,10 +20,14 @@ def compiled(model: nn.Module, example: Tensor, world: World) -> nn.Module:
     reason = ""
     if world.world_size > 1:
         # Without a compiler, fail before the processes wait for one another in synchronized batch norms.
-        reason = _error_of(lambda: _compile_one_layer(example.device), world)
+        reason = _error_of(lambda: torch.compile(nn.GELU())(torch.zeros(2, device=example.device)), world)
     if not reason:
         faster: nn.Module = torch.compile(model)  # type: ignore[assignment]
-        reason = _error_of(lambda: _compile_here(model, faster, example), world)
+        # A process in which this fails sends no gradients: the others must not wait for them.
+        with gradients_kept_apart(model, True):
+            reason = _error_of(
+                lambda: rehearse(model, lambda: example_loss(faster, example), example.device), world
+            )
         if not reason:
             return faster
     if world.leads:
@@ -31,7 +35,7 @@ def compiled(model: nn.Module, example: Tensor, world: World) -> nn.Module:
     return model
 
 
-def _error_of(attempt: Callable[[], None], world: World) -> str:
+def _error_of(attempt: Callable[[], object], world: World) -> str:
     """Return the error of `attempt` in the first process of `world` in which it fails, or an empty text."""
     reason = ""
     try:
@@ -41,16 +45,6 @@ def _error_of(attempt: Callable[[], None], world: World) -> str:
     except Exception as error:  # compilers fail in many ways
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return next(filter(None, world.gather(reason)), "")
-
-
-def _compile_one_layer(device: torch.device) -> None:
-    torch.compile(nn.GELU())(torch.zeros(2, device=device))
-
-
-def _compile_here(model: nn.Module, faster: nn.Module, example: Tensor) -> None:
-    # A process in which this fails sends no gradients: the others must not wait for them.
-    with gradients_kept_apart(model, True):
-        rehearse(model, lambda: example_loss(faster, example), example.device)
 
 
 def example_loss(network: nn.Module, example: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Fine-tuning: a pre-trained encoder and labelled shards in, a classifier out, top to bottom."""
 
-import functools
 import itertools
 import time
 from dataclasses import asdict, dataclass
@@ -106,15 +105,6 @@ def finetune(
             folder=folder, model=classifier, optimizer=optimizer, loader=training, figures=FinetuneFigures()
         )
         state.begin(saved, lock, force=force)
-        fixed = {
-            "backbone": pretrained.backbone,
-            "head": config.head,
-            "features": config.features,
-            "classes": list(shard_set.classes),
-            "frontend": pretrained.frontend.dump(),
-            "pretrained_on": [] if config.from_scratch else list(pretrained.splits),
-            "config": settings.dump(config),
-        }
         started, note = time.perf_counter(), ""
         per_step = training.batch_size * world.world_size
         per_epoch = len(training) * per_step + validation.samples
@@ -176,15 +166,7 @@ def finetune(
                 if config.protocol == "paper" or (accuracy, -validation_loss) > (kept.accuracy, -kept.loss):
                     state.figures = FinetuneFigures(kept_epoch=epoch, accuracy=accuracy, loss=validation_loss)
                     # The classifier comes first: what a checkpoint says about it is then always true.
-                    values = {
-                        **fixed,
-                        "model": classifier.state_dict(),
-                        "epoch": epoch,
-                        "validation_accuracy": accuracy,
-                        "validation_loss": validation_loss,
-                    }
-                    path = folder.path / CLASSIFIER
-                    world.once(functools.partial(checkpoint.save, path, "classifier", values))
+                    world.once(lambda: _save_classifier(state, config, pretrained))
                 state.epoch = epoch
                 state.losses.clear()
                 state.save()
@@ -236,6 +218,26 @@ def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) ->
     for part in classifier.body:
         part.requires_grad_(not config.freeze)
     return classifier
+
+
+def _save_classifier(
+    state: TrainState[FinetuneFigures], config: FinetuneConfig, pretrained: Pretrained
+) -> None:
+    """Write the classifier, and what `evaluate` needs to know of it."""
+    values = {
+        "backbone": pretrained.backbone,
+        "head": config.head,
+        "features": config.features,
+        "classes": list(state.folder.shard_set.classes),
+        "frontend": pretrained.frontend.dump(),
+        "pretrained_on": [] if config.from_scratch else list(pretrained.splits),
+        "config": settings.dump(config),
+        "model": state.model.state_dict(),
+        "epoch": state.figures.kept_epoch,
+        "validation_accuracy": state.figures.accuracy,
+        "validation_loss": state.figures.loss,
+    }
+    checkpoint.save(state.folder.path / CLASSIFIER, "classifier", values)
 
 
 def learning_rates(classifier: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:

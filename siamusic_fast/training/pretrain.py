@@ -1,6 +1,5 @@
 """Pre-training: shards in, an encoder out. `pretrain` is the whole recipe, top to bottom."""
 
-import functools
 import itertools
 import math
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.evaluation.knn import knn_accuracy, knn_possible
@@ -27,7 +26,7 @@ from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.training.batch_size import fit_batch_size
 from siamusic_fast.training.compiling import compiled, example_loss, rehearse
-from siamusic_fast.training.run_folder import RunFolder, has_checkpoint, was_begun_by
+from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog, collapse_measure, peak_memory
 from siamusic_fast.training.schedules import StepPlan
 from siamusic_fast.training.train_state import PretrainFigures, TrainState
@@ -40,6 +39,7 @@ end of the projector scales up what is left, and a batch of B with one odd sampl
 healthy value, a quarter at 64."""
 TASK = "Pre-training"
 """Name of the task that `pretrain` shows; the figures of its log go to `Progress` as `values`."""
+_NOTE = "loss {loss:.3f}, collapse {collapse:.4f}, {pairs_per_second:.0f} pairs/s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ def pretrain(
     folder = RunFolder(out, config, shard_set, world)
     with FolderLock() as lock:
         # ---- Where to go on from
-        if world.restarts and world.once(lambda: was_begun_by(world, out)):
-            resume, force = world.once(lambda: has_checkpoint(out)), True
+        if world.once(folder.was_begun_by_this_job):
+            resume, force = world.once(folder.checkpoints.exist), True
         saved = folder.reopen(lock) if resume else None
 
         # ---- Data
@@ -114,8 +114,9 @@ def pretrain(
         state.begin(saved, lock, force=force)
         plan = StepPlan(config, len(loader), state.extended_at)
         has_knn = config.knn_every > 0 and knn_possible(shard_set)
-        first_step, pairs, waited, note = state.step, 0, 0.0, ""
-        started = saved_at = time.perf_counter()
+        first_step, pairs, note = state.step, 0, ""
+        pairs_per_batch = config.batch_size * world.world_size
+        started = time.perf_counter()
         with (
             loader,
             StopSignals() as signals,
@@ -137,7 +138,7 @@ def pretrain(
                         # ---- Backward
                         (loss / plan.batches_in_step(batch)).backward()  # type: ignore[no-untyped-call]
                     state.losses.append(loss.detach())
-                    pairs += config.batch_size * world.world_size
+                    pairs += pairs_per_batch
                     if not step_ends:
                         continue
 
@@ -152,41 +153,25 @@ def pretrain(
                     # ---- Log: only here the host waits for the device
                     values: dict[str, float] | None = None
                     if plan.is_logged(state.step):
-                        *losses, collapse = state.mean_losses(collapse_measure(z1))
-                        mean_loss = sum(losses) / len(losses)
-                        state.figures = replace(state.figures, loss=mean_loss, collapse=collapse)
-                        state.losses.clear()
-                        seconds, waiting = state.stopwatch.read()
-                        waited += waiting
-                        speed = len(losses) * config.batch_size * world.world_size / seconds
-                        note = f"loss {mean_loss:.3f}, collapse {collapse:.4f}, {speed:.0f} pairs/s"
-                        values = {
-                            "epoch": epoch,
-                            "lr": lr,
-                            "loss": mean_loss,
-                            "collapse": collapse,
-                            "pairs_per_second": speed,
-                            "waiting": waiting / seconds,
-                            "peak_memory": peak_memory(world.device),
-                        }
+                        values = {"epoch": epoch, "lr": lr, **_measure(state, z1, pairs_per_batch)}
                         log.write(state.step, **values)
                         values |= {"step": state.step, "steps": plan.steps}
+                        note = _NOTE.format(**values)
                     task.advance(note=note, values=values)
 
                     # ---- Save
-                    minutes = (time.perf_counter() - saved_at) / 60
+                    minutes = (time.perf_counter() - state.saved_at) / 60
                     late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
                     stop, save = world.max(signals.received, late)
                     if stop or save:
                         state.save()
-                        saved_at = time.perf_counter()
                     if stop:
                         raise Stopped(stop)
 
                 # ---- Score
                 best = False
                 if knn_due:
-                    with signals.at_once():
+                    with signals.at_once(), state.stopwatch.paused():
                         knn = _knn(state, simsiam, config)
                     best_knn = state.figures.best_knn
                     best = best_knn is None or knn > best_knn
@@ -196,7 +181,6 @@ def pretrain(
                     task.advance(0, values=values)
                 state.epoch = epoch
                 state.save(best=best)
-                saved_at = time.perf_counter()
 
     seconds = time.perf_counter() - started
     return PretrainResult(
@@ -205,7 +189,7 @@ def pretrain(
         steps=state.step,
         **asdict(state.figures),
         pairs_per_second=pairs / seconds,
-        waiting=min(waited / seconds, 1.0),
+        waiting=min(state.stopwatch.total_waited / seconds, 1.0),
         seconds=seconds,
         peak_memory=peak_memory(world.device),
     )
@@ -219,10 +203,11 @@ def _loader(
     progress: Progress,
 ) -> TwoViewLoader:
     """Return the loader of a run, with the frontend of its checkpoint or else one that is estimated."""
-    estimate = functools.partial(
-        estimate_frontend, shard_set, config.mel, progress, short_tracks=config.short_tracks
-    )
-    values = saved["frontend"] if saved else world.once(lambda: estimate().dump())
+
+    def estimate() -> dict[str, Any]:
+        return estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks).dump()
+
+    values = saved["frontend"] if saved else world.once(estimate)
     return TwoViewLoader(
         shard_set,
         aug=config.aug,
@@ -263,16 +248,30 @@ def _compiled_and_rehearsed(ddp: nn.Module, config: PretrainConfig, world: World
     return model
 
 
+def _measure(state: TrainState[PretrainFigures], z1: Tensor, pairs_per_batch: int) -> dict[str, float]:
+    """Return the figures since the last line of the log, and begin anew. Waits for the device."""
+    *losses, collapse = state.mean_losses(collapse_measure(z1))
+    state.losses.clear()
+    state.figures = replace(state.figures, loss=sum(losses) / len(losses), collapse=collapse)
+    pairs = state.stopwatch.batches * pairs_per_batch
+    seconds, waited = state.stopwatch.read()
+    return {
+        "loss": state.figures.loss,
+        "collapse": collapse,
+        "pairs_per_second": pairs / seconds,
+        "waiting": waited / seconds,
+        "peak_memory": peak_memory(state.folder.world.device),
+    }
+
+
 def _knn(state: TrainState[PretrainFigures], simsiam: SimSiam, config: PretrainConfig) -> float:
-    """Return the kNN accuracy of the encoder; its time does not count as training."""
-    world = state.folder.world
-    world.share_buffers(simsiam)
-    with state.stopwatch.paused():
-        return knn_accuracy(
-            simsiam.encoder,
-            state.folder.shard_set,
-            state.loader.frontend,
-            backend=config.backend,
-            batch_size=config.batch_size,
-            world=world,
-        )
+    """Return the kNN accuracy of the encoder with the buffers of the leading process."""
+    state.folder.world.share_buffers(simsiam)
+    return knn_accuracy(
+        simsiam.encoder,
+        state.folder.shard_set,
+        state.loader.frontend,
+        backend=config.backend,
+        batch_size=config.batch_size,
+        world=state.folder.world,
+    )

@@ -1,7 +1,6 @@
 """The folder of a run: how a run is started and resumed in it, and which runs can go on."""
 
 import contextlib
-import dataclasses
 import json
 import shlex
 import warnings
@@ -31,14 +30,6 @@ _WORLD_ID = ".job"
 """File with the id of the job that trains the run."""
 _MAY_CHANGE = ("checkpoint_minutes", "knn_every")
 """Settings that do not affect the weights: a resumed run may have others."""
-_STATE_PARTS = (
-    *("config", "frontend", "data", "shards", "extended_at"),
-    *("optimizer", "epoch", "step", "figures", "ranks"),
-)
-CHECKPOINT_PARTS = (*_STATE_PARTS, "encoder", "projector", "predictor")
-"""What a checkpoint of pre-training holds."""
-FINETUNE_CHECKPOINT_PARTS = (*_STATE_PARTS, "encoder", "projector", "head")
-"""What a checkpoint of fine-tuning holds."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +76,11 @@ class RunFolder:
         options = f"--gpus 0{procs}" if on_cpu else f"--gpus {self.world.world_size}"
         return f"`siamusic-fast pretrain --resume {shlex.quote(str(self.path))} {options}`"
 
+    def was_begun_by_this_job(self) -> bool:
+        """Whether this job began the run itself, before it was started again."""
+        file = self.path / _WORLD_ID
+        return self.world.restarts > 0 and file.is_file() and file.read_text() == self.world.id
+
     def start(self, lock: FolderLock, *, force: bool) -> None:
         """Make the folder of a new run, lock it, and write its settings."""
         own = OF_CLASSIFIERS if self.pretrained else OF_RUNS
@@ -110,8 +106,7 @@ class RunFolder:
         world.once(lambda: lock.take(self.path) if self.path.is_dir() else None)
         goes_back = world.once(checkpoints.only_previous_is_whole)
         path = checkpoints.previous if goes_back else checkpoints.last
-        parts = FINETUNE_CHECKPOINT_PARTS if self.pretrained else CHECKPOINT_PARTS
-        saved = checkpoint.load(path, checkpoints.kind, parts)
+        saved = checkpoint.load(path, checkpoints.kind)
         self._check_resumable(saved)
         if goes_back:
             if world.leads:
@@ -122,19 +117,17 @@ class RunFolder:
                 )
             world.wait_for_all()  # until each process has read the file under its old name
             world.once(checkpoints.restore_previous)
-        return self._extended(saved) if self.config.epochs > saved["config"]["epochs"] else saved
-
-    def _extended(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """Return the checkpoint `saved` of a run that gets more epochs; warn if its cosine starts anew."""
         before, epochs = saved["config"]["epochs"], self.config.epochs
-        has_cosine = isinstance(self.config, PretrainConfig) and self.config.schedule == "cosine"
-        if self.world.leads and has_cosine:
-            warnings.warn(
-                f"{self.path} is extended from {before} to {epochs} epochs: after epoch {before} the "
-                f"learning rate starts a new cosine at lr = {self.config.lr:g}",
-                stacklevel=4,
-            )
-        return {**saved, "extended_at": [*saved["extended_at"], before]}
+        if epochs > before:
+            saved["extended_at"].append(before)
+            has_cosine = isinstance(self.config, PretrainConfig) and self.config.schedule == "cosine"
+            if world.leads and has_cosine:
+                warnings.warn(
+                    f"{self.path} is extended from {before} to {epochs} epochs: after epoch {before} the "
+                    f"learning rate starts a new cosine at lr = {self.config.lr:g}",
+                    stacklevel=3,
+                )
+        return saved
 
     def _check_resumable(self, saved: dict[str, Any]) -> None:
         """Raise ConfigError or DataError if this job cannot go on exactly from the checkpoint `saved`."""
@@ -176,54 +169,25 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return differing
 
 
-def was_begun_by(world: World, run: Path) -> bool:
-    """Whether the job of `world` itself began `run` before the job was started again."""
-    return (run / _WORLD_ID).is_file() and (run / _WORLD_ID).read_text() == world.id
-
-
-def has_checkpoint(run: Path) -> bool:
-    """Whether there is a checkpoint of pre-training in `run`, the last one or the one before."""
-    return Checkpoints(run).exist()
-
-
 def load_run(run: Path) -> tuple[PretrainConfig, str]:
     """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
-    saved = _load(run)
+    saved = checkpoint.load(Checkpoints(run).newest_whole(), "pretraining")
     return settings.load_pretrain(saved["config"]), saved["data"]
-
-
-def _load(run: Path) -> dict[str, Any]:
-    return checkpoint.load(Checkpoints(run).newest_whole(), "pretraining", CHECKPOINT_PARTS)
 
 
 def is_abandoned(run: Path) -> bool:
     """Whether `run` is a pre-training run that ended before its first checkpoint: it holds no results."""
+    try:
+        is_of_pretraining = "backbone" in json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
     results = (BEST, "finetune", "evaluate", "probe")
     return (
-        _is_of_pretraining(run)
-        and not has_checkpoint(run)
+        is_of_pretraining
+        and not Checkpoints(run).exist()
         and not any((run / name).exists() for name in results)
         and not is_locked(run)
     )
-
-
-def _is_of_pretraining(run: Path) -> bool:
-    """Whether the settings in `run` are those of pre-training, not of a classifier."""
-    try:
-        values = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    names = {field.name for field in dataclasses.fields(PretrainConfig)}
-    return isinstance(values, dict) and names <= values.keys()
-
-
-def is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool:
-    """Whether `run` has done all epochs of `config` on these very shards."""
-    if not has_checkpoint(run):
-        return False
-    saved, folder = _load(run), RunFolder(run, config, shard_set, World())
-    found = saved["epoch"], saved["config"], saved["shards"]
-    return found == (config.epochs, folder.values, folder.shards)
 
 
 def newest_unfinished(runs: Path) -> Path | None:
@@ -236,7 +200,7 @@ def newest_unfinished(runs: Path) -> Path | None:
         if is_locked(run):
             continue
         with contextlib.suppress(DataError):  # of another version, or damaged
-            saved = _load(run)
+            saved = checkpoint.load(Checkpoints(run).newest_whole(), "pretraining")
             if saved["epoch"] < saved["config"]["epochs"]:
                 return run
     return None

@@ -2,10 +2,9 @@
 
 import contextlib
 import json
-import math
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -13,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-
-from siamusic_fast.errors import DataError
 
 LOG_FILE = "metrics.jsonl"
 
@@ -30,15 +27,6 @@ def collapse_measure(z: Tensor) -> Tensor:
     return F.normalize(z.float(), dim=1).std(dim=0).mean()
 
 
-def check_finite(losses: Sequence[float], last_step: int, remedy: str) -> None:
-    """Raise DataError if one of `losses`, those of the steps up to `last_step`, is infinite or NaN."""
-    for step, loss in enumerate(losses, start=last_step - len(losses) + 1):
-        if not math.isfinite(loss):
-            raise DataError(
-                f"the loss became {loss} at step {step}, mostly a sign of too high a learning rate: {remedy}."
-            )
-
-
 def peak_memory(device: torch.device) -> int:
     """Return the maximum of bytes in use so far: GPU memory of torch, or on the CPU that of this process."""
     if device.type == "cuda":
@@ -51,14 +39,13 @@ class Stopwatch:
 
     On a GPU the loop only queues work, and the GPU waits until a batch is there. Two events are therefore
     queued around each batch, and the GPU measures the time between them.
-
-    `seconds` and `waited` are what the stopwatch of an earlier process had measured since its last reading.
     """
 
-    def __init__(self, device: torch.device, seconds: float = 0.0, waited: float = 0.0) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.total_waited = 0.0
+        """Seconds spent waiting up to the last reading."""
         self._device = device
-        self._started = time.perf_counter() - seconds
-        self._waited = waited
+        self._started = time.perf_counter()
         self._waits: list[tuple[Any, Any]] = []
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
@@ -88,21 +75,23 @@ class Stopwatch:
         yield
         self._started += time.perf_counter() - paused
 
-    def elapsed(self) -> tuple[float, float]:
+    @property
+    def batches(self) -> int:
+        """Number of batches since the last reading."""
+        return len(self._waits)
+
+    def read(self) -> tuple[float, float]:
         """Return the seconds since the last reading, and how many of them were spent waiting.
 
         The device must have finished all work that was queued.
         """
+        waited = 0.0
         for asked, given in self._waits:
-            self._waited += given - asked if isinstance(asked, float) else asked.elapsed_time(given) / 1000
+            waited += given - asked if isinstance(asked, float) else asked.elapsed_time(given) / 1000
         self._waits.clear()
-        return time.perf_counter() - self._started, self._waited
-
-    def read(self) -> tuple[float, float]:
-        """Return what `elapsed` returns, and start again from 0."""
-        seconds, waited = self.elapsed()
+        self.total_waited += waited
+        seconds = time.perf_counter() - self._started
         self._started += seconds
-        self._waited = 0.0
         return seconds, waited
 
 

@@ -13,14 +13,9 @@ Schedule = Callable[[int, int, int], float]
 """Maps the step, counted from 0, the number of steps and that of warm-up steps to a factor of the rate."""
 
 
-def warmup(step: int, warmup_steps: int) -> float:
+def constant(step: int, steps: int, warmup_steps: int = 0) -> float:
     """Rise linearly in the first w = `warmup_steps` steps: 1/w, 2/w, ..., 1. Then stay at 1."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-
-
-def constant(step: int, steps: int, warmup_steps: int = 0) -> float:
-    """Warm up, then stay at 1."""
-    return warmup(step, warmup_steps)
 
 
 def cosine(step: int, steps: int, warmup_steps: int = 0) -> float:
@@ -29,7 +24,7 @@ def cosine(step: int, steps: int, warmup_steps: int = 0) -> float:
     As in Chen & He 2021, section 4. The step after the last one would have 0.
     """
     if step < warmup_steps:
-        return warmup(step, warmup_steps)
+        return constant(step, steps, warmup_steps)
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return (1 + math.cos(math.pi * done)) / 2
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +18,7 @@ from siamusic_fast.models import checkpoint
 from siamusic_fast.models.run_files import BEST
 from siamusic_fast.pipelines.base_loader import Loader
 from siamusic_fast.training.run_folder import RunFolder
-from siamusic_fast.training.run_log import Stopwatch, check_finite
+from siamusic_fast.training.run_log import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class TrainState(Generic[F]):
     """Losses of the batches since the last line of the log."""
     saved_step: int | None = None
     """Step of the last checkpoint."""
+    saved_at: float = field(default_factory=time.perf_counter)
+    """Time of the last checkpoint, or of the start."""
     extended_at: tuple[int, ...] = ()
     """Epochs at which the run was to end before it was extended."""
     stopwatch: Stopwatch = field(init=False)
@@ -90,7 +93,6 @@ class TrainState(Generic[F]):
         self.optimizer.load_state_dict(saved["optimizer"])
         self.loader.load_state_dict(own["loader"])
         self.losses = list(own["losses"].to(device))
-        self.stopwatch = Stopwatch(device, *own["stopwatch"])
         self.figures = type(self.figures)(**saved["figures"])
         self.epoch, self.step, self.saved_step = saved["epoch"], saved["step"], saved["step"]
         self.extended_at = tuple(saved["extended_at"])
@@ -107,7 +109,6 @@ class TrainState(Generic[F]):
         own = {
             "loader": self.loader.state_dict(),
             "losses": torch.stack(self.losses).cpu() if self.losses else torch.empty(0),
-            "stopwatch": self.stopwatch.elapsed(),
             "random": random_states,
         }
         return {
@@ -141,7 +142,7 @@ class TrainState(Generic[F]):
                 )
             # The other processes wait for the leading one: if one of them ended now, it would end that too.
             world.once(functools.partial(self._write, self.state_dict(), best))
-            self.saved_step = self.step
+            self.saved_step, self.saved_at = self.step, time.perf_counter()
 
     def _write(self, content: dict[str, Any], best: bool) -> None:
         path, kind = self.folder.checkpoints.last, self.folder.checkpoints.kind
@@ -171,7 +172,11 @@ class TrainState(Generic[F]):
         batches = config.grad_accum_steps if isinstance(config, PretrainConfig) else 1
         first_step = self.step - -(-len(self.losses) // batches) + 1
         for place, loss in enumerate(means[: len(self.losses)]):
-            check_finite([loss], first_step + place // batches, remedy=self._remedy())
+            if not math.isfinite(loss):
+                raise DataError(
+                    f"the loss became {loss} at step {first_step + place // batches}, mostly a sign of too "
+                    f"high a learning rate: {self._remedy()}."
+                )
         return means
 
     def _remedy(self) -> str:

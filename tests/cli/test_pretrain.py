@@ -26,8 +26,7 @@ from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import pretrain as training
 from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, TASK, PretrainResult
-from siamusic_fast.training.run_folder import CHECKPOINT_PARTS
-from tests.training.networks import tiny_encoder
+from tests.training.networks import TinyEncoder
 
 SMALL = {"backbone": "resnet18", "batch-size": 2, "epochs": 2, "mel": {"seconds": 0.5}}
 
@@ -156,7 +155,7 @@ def test_auto_goes_on_with_what_was_stopped_and_starts_otherwise(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "encoder", tiny_encoder)
+    monkeypatch.setattr(models, "encoder", TinyEncoder)
     path = yaml(tmp_path, **{**SMALL, "knn-every": 0, "resume": "auto", "json": True})
     real = training.pretrain
 
@@ -188,7 +187,7 @@ def test_auto_goes_on_with_what_was_stopped_and_starts_otherwise(
 def test_a_run_whose_last_checkpoint_is_lost_is_still_a_run_to_go_on_with(
     calls: Calls, shard_set: ShardSet, tmp_path: Path, newest_is_there: bool
 ) -> None:
-    content = {**dict.fromkeys(CHECKPOINT_PARTS), "epoch": 1, "data": str(shard_set.folder)}
+    content = {"epoch": 1, "data": str(shard_set.folder)}
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)
     old = PretrainConfig(lr=0.125)

@@ -29,7 +29,7 @@ def test_an_encoder_with_torchvisions_weights_computes_what_torchvision_computes
     tmp_path: Path,
 ) -> None:
     weights = resnet18()
-    ours, _ = encoder("resnet18")
+    ours = encoder("resnet18")
     load_init(ours, saved(weights, tmp_path / "weights.pth"), "resnet18")
     theirs = torchvision.models.resnet18(weights=None)
     theirs.load_state_dict(weights)
@@ -47,7 +47,7 @@ def test_weights_that_do_not_fit_are_one_error_with_their_names(tmp_path: Path) 
     del weights["bn1.weight"]
     weights["module.bn1.weight"] = torch.zeros(64)
     weights["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
-    ours, _ = encoder("resnet18")
+    ours = encoder("resnet18")
     with pytest.raises(ConfigError) as error:
         load_init(ours, saved(weights, tmp_path / "weights.pth"), "resnet18")
     for words in (
@@ -58,7 +58,7 @@ def test_weights_that_do_not_fit_are_one_error_with_their_names(tmp_path: Path) 
     ):
         assert words in str(error.value), words
     assert "\n" not in str(error.value)
-    other, _ = encoder("resnet50")
+    other = encoder("resnet50")
     with pytest.raises(ConfigError, match=r"does not fit the backbone resnet50 .*layer1\.0\.conv3\.weight"):
         load_init(other, saved(resnet18(), tmp_path / "weights.pth"), "resnet50")
 
@@ -72,7 +72,7 @@ class Malicious:
 
 
 def test_a_file_that_holds_no_weights_is_named_and_runs_no_code(tmp_path: Path) -> None:
-    ours, _ = encoder("resnet18")
+    ours = encoder("resnet18")
     (tmp_path / "text").write_text("no weights")
     run = save_run(tmp_path / "run")
     for init, words in (

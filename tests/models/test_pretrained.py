@@ -7,7 +7,8 @@ import torchvision
 from torch import nn
 
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.models.pretrained import Encoder, load_encoder, load_pretrained
+from siamusic_fast.models.networks import Encoder
+from siamusic_fast.models.pretrained import load_encoder, load_pretrained
 from tests.runs import FRONTEND, MEL, save_run
 
 MELS = torch.randn(3, 1, MEL.n_mels, MEL.frames, generator=torch.Generator().manual_seed(0))

@@ -2,8 +2,13 @@
 
 from torch import nn
 
+from siamusic_fast.models.networks import Encoder
 
-def tiny_encoder(backbone: str) -> tuple[nn.Module, int]:
-    """Return a small convolution with dropout, which draws random numbers, and the width of its features."""
-    layers = (nn.Conv2d(1, 4, 5, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten()), 16
+
+class TinyEncoder(Encoder, nn.Sequential):
+    """A small convolution with dropout, which draws random numbers."""
+
+    def __init__(self, backbone: str) -> None:
+        layers = (nn.Conv2d(1, 4, 5, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2))
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.dim = 16

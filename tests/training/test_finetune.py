@@ -34,7 +34,7 @@ from siamusic_fast.training.finetune import FinetuneResult, finetune, learning_r
 from siamusic_fast.training.pretrain import pretrain
 from siamusic_fast.training.run_log import read_log
 from tests.runs import MEL, save_run
-from tests.training.networks import tiny_encoder
+from tests.training.networks import TinyEncoder
 
 
 def config(**options: Any) -> FinetuneConfig:
@@ -42,7 +42,7 @@ def config(**options: Any) -> FinetuneConfig:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    model: dict[str, Tensor] = checkpoint.load(folder / "classifier.pt", "classifier", ())["model"]
+    model: dict[str, Tensor] = checkpoint.load(folder / "classifier.pt", "classifier")["model"]
     return model
 
 
@@ -51,7 +51,7 @@ def test_what_is_frozen_keeps_weights_and_statistics(
 ) -> None:
     frozen = config(freeze=True, features="projector", head="mlp")
     finetune(frozen, pretrained, shard_set, tmp_path / "out")
-    before = checkpoint.load(pretrained / "checkpoint.pt", "pretraining", ())
+    before = checkpoint.load(pretrained / "checkpoint.pt", "pretraining")
     after = weights(tmp_path / "out")
     for part in ("encoder", "projector"):
         for name, value in before[part].items():
@@ -76,7 +76,7 @@ def test_the_encoder_is_the_last_or_the_best_of_the_run(shard_set: ShardSet, tmp
         finetune(config(checkpoint="best"), run, shard_set)
     save_run(run, seed=1, file="best.pt")
     finetune(config(checkpoint="best", freeze=True), run, shard_set)
-    best = checkpoint.load(run / "best.pt", "pretraining", ())["encoder"]
+    best = checkpoint.load(run / "best.pt", "pretraining")["encoder"]
     assert torch.equal(weights(run / "finetune")["encoder.conv1.weight"], best["conv1.weight"])
 
 
@@ -104,7 +104,7 @@ def test_a_protocol_says_which_epoch_is_kept(
     assert result.kept_epoch == kept
     assert result.loss == pytest.approx(-math.log(certainty))
     assert result.accuracy == (certainty > 0.5)
-    assert checkpoint.load(tmp_path / "out" / "classifier.pt", "classifier", ())["epoch"] == kept
+    assert checkpoint.load(tmp_path / "out" / "classifier.pt", "classifier")["epoch"] == kept
 
 
 def test_validation_counts_tracks_and_not_their_segments(
@@ -141,7 +141,7 @@ def test_everything_after_pretraining_has_its_frontend(
     finetune(config(freeze=True), run, shard_set)
     evaluate(run, shard_set)
     probe(run, shard_set)
-    frontend = Frontend.load(checkpoint.load(run / "checkpoint.pt", "pretraining", ())["frontend"])
+    frontend = Frontend.load(checkpoint.load(run / "checkpoint.pt", "pretraining")["frontend"])
     assert engines == [("dali", frontend)] * (3 + 2 + 1 + 3)
     assert (frontend.mel, frontend.short_tracks) == (MEL, "pad")
     kept = json.loads((shard_set.folder / FRONTENDS).read_text())
@@ -165,7 +165,7 @@ def test_a_classifier_says_what_its_encoder_had_heard(shard_set: ShardSet, tmp_p
     for from_scratch, heard in ((False, ["training", "test"]), (True, [])):
         out = tmp_path / str(from_scratch)
         finetune(config(freeze=True, from_scratch=from_scratch), run, shard_set, out)
-        assert checkpoint.load(out / "classifier.pt", "classifier", ())["pretrained_on"] == heard
+        assert checkpoint.load(out / "classifier.pt", "classifier")["pretrained_on"] == heard
     assert probe(run, shard_set).pretrained_on == ("training", "test")
 
 
@@ -287,7 +287,7 @@ def test_processes_share_training_validation_and_test(
 
 def validation_loss(folder: Path, shard_set: ShardSet) -> float:
     """Return the cross-entropy of the classifier in `folder`, read from its file, by one process."""
-    saved = checkpoint.load(folder / "classifier.pt", "classifier", ())
+    saved = checkpoint.load(folder / "classifier.pt", "classifier")
     model = load_classifier(saved).eval()
     frontend = Frontend.load(saved["frontend"])
     _, probabilities, labels = extract_features(
@@ -345,7 +345,7 @@ def tiny_run(
 ) -> Iterator[Callable[..., FinetuneResult]]:
     """A function that fine-tunes a run of an encoder of a few weights in three epochs."""
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "encoder", tiny_encoder)
+        patch.setattr(networks, "encoder", TinyEncoder)
         patch.setattr(module, "stage", lambda _: 4)
         run = save_run(tmp_path / "pretrained")
         tiny = config(epochs=3, batch_size=6, aug="mask", lr=0.01)
@@ -383,7 +383,7 @@ def tiny_finetune(
     """Fine-tune an encoder of a few weights in three epochs; be told to stop after some steps, if any."""
     tiny = config(epochs=3, batch_size=2, aug="mask", lr=0.01)
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stopped):
-        patch.setattr(networks, "encoder", tiny_encoder)
+        patch.setattr(networks, "encoder", TinyEncoder)
         patch.setattr(module, "stage", lambda _: 4)
         finetune(tiny, run, shard_set, out, world=world, progress=Stopping(stopped_after), **options)
     world.gather(None)
@@ -394,12 +394,12 @@ def test_three_processes_of_a_fine_tuning_that_was_stopped_end_with_the_same_bit
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "encoder", tiny_encoder)
+        patch.setattr(networks, "encoder", TinyEncoder)
         run = save_run(tmp_path / "pretrained")
     tune = functools.partial(tiny_finetune, run, shard_set)
     launch(functools.partial(tune, tmp_path / "whole"), gpus=0, procs=3)
     launch(functools.partial(tune, tmp_path / "stopped", stopped_after=2), gpus=0, procs=3)
-    assert checkpoint.load(tmp_path / "stopped" / "finetune-checkpoint.pt", "finetuning", ())["step"] == 2
+    assert checkpoint.load(tmp_path / "stopped" / "finetune-checkpoint.pt", "finetuning")["step"] == 2
     launch(functools.partial(tune, tmp_path / "stopped", resume=True), gpus=0, procs=3)
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []

@@ -3,14 +3,13 @@ import math
 import pytest
 
 from siamusic_fast.config import PretrainConfig
-from siamusic_fast.training.schedules import StepPlan, constant, cosine, warmup
+from siamusic_fast.training.schedules import StepPlan, constant, cosine
 
 HALF_ROOT = math.sqrt(0.5)
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (1, 0.5), (2, 0.75), (3, 1.0), (4, 1.0), (99, 1.0)])
 def test_a_warm_up_of_four_steps_rises_by_quarters(step: int, factor: float) -> None:
-    assert warmup(step, 4) == factor
     assert constant(step, 100, 4) == factor
 
 
