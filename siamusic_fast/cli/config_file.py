@@ -11,6 +11,8 @@ from siamusic_fast.errors import ConfigError
 
 _SECTIONS = ("mel",)
 """Options that config.json keeps together."""
+FILE = "siamusic_fast.cli.config_file"
+"""Key of the path of the file in `meta` of the context."""
 _FOR_INFORMATION = ("processes", "run")
 """Names in config.json that no option sets."""
 
@@ -23,6 +25,7 @@ def read_into_defaults(context: click.Context, parameter: click.Parameter, path:
     """
     if path is None:
         return
+    context.meta[FILE] = path
     options = {
         option.opts[0].removeprefix("--").replace("-", "_"): option.name
         for option in context.command.params

@@ -8,7 +8,7 @@ import rich_click as click
 
 from siamusic_fast.cli import options
 from siamusic_fast.cli.console import count, duration, show_facts
-from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result
+from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result, this_command
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import FinetuneConfig
 
@@ -41,7 +41,7 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
         common.out,
         common=common,
         resume=resume,
-        if_stopped=lambda: ("Stopped. Go on with:", f"{next_command('finetune', run)} --resume"),
+        if_stopped=lambda: ("Stopped. Go on with:", this_command("--resume")),
     )
     plots.finetuning(result)
     values = {**dataclasses.asdict(result), "folder": str(result.folder)}

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from click import get_current_context
+from click import Argument, get_current_context
 from click.core import ParameterSource
 
+from siamusic_fast.cli.config_file import FILE
 from siamusic_fast.cli.console import command_line, output, progress, stopping
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.shards.manifest import ShardSet, find_shards
@@ -60,6 +61,26 @@ def show_result(
         output.print(str(folder), markup=False)
     else:
         render()
+
+
+def this_command(*more: str) -> str:
+    """Return this command as it was typed, with the words `more` at its end and without --force."""
+    context = get_current_context()
+    words: list[object] = ["siamusic-fast", context.info_name]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name == "force":
+            continue
+        value = context.meta[FILE] if name == "config" else context.params[name]
+        option = parameter.opts[0]
+        if isinstance(parameter, Argument):
+            words.append(value)
+        elif isinstance(value, bool):
+            words.append(option if value else parameter.secondary_opts[0])
+        else:
+            words += [option, value]
+    words += [word for word in more if word not in words]
+    return command_line(*words)
 
 
 def next_command(command: str, run: object) -> str:

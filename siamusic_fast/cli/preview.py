@@ -64,10 +64,10 @@ def preview(
     frontend = estimate_frontend(shard_set, mel, short_tracks=short_tracks)
     if each:
         found = drawing.each_alone(shard_set, frontend, recipe=recipe, split=split, **settings)
-        title = f"{shard_set.source}, {found[0].track.key}: augmentations of {aug}"
+        title = f"{shard_set.source}, {found[0].track.key}: each of --aug {aug}"
     else:
         found = drawing.examples(shard_set, frontend, recipe=recipe, count=tracks, split=split, **settings)
-        title = f"{shard_set.source}: recipe {aug}"
+        title = f"{shard_set.source}: --aug {aug}"
     drawing.draw(found, mel, title, path)
     output.print(str(path), markup=False)
     if play:

@@ -134,6 +134,11 @@ class RunFolder:
         before, epochs = saved["config"].get("epochs"), self.config.epochs
         may_change = (*_MAY_CHANGE, "epochs") if before and epochs > before else _MAY_CHANGE
         differing = [name for name in _differing(saved["config"], self.values) if name not in may_change]
+        if differing == ["epochs"]:
+            raise ConfigError(
+                f"epochs = {epochs} is less than the {before} of {self.path}: it can only become more "
+                f"(on the command line --epochs)."
+            )
         if differing:
             raise ConfigError(
                 f"{self.path} was started with another {', '.join(differing)}: "

@@ -90,6 +90,21 @@ def test_the_exit_code_says_what_stopped_the_training(
     assert (result.exit_code, result.stderr.split()[0]) == (code, "Stopped.")
 
 
+def test_a_stopped_fine_tuning_names_the_command_that_goes_on_with_it(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "finetune", be_stopped)
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 3\n")
+    typed = f"{run} --data {shard_set.folder} --config {file} --freeze --lr 0.01 --gpus 0 --out {tmp_path}/ft"
+    said = call("finetune", *typed.split(), "--force").stderr
+    assert set(said.split()) >= {*typed.split(), "--resume"}
+    assert "--force" not in said
+
+
 @pytest.mark.parametrize("command", ["finetune", "evaluate", "probe"])
 def test_a_mistake_of_ours_in_a_worker_is_one_red_line_and_its_traceback(
     run: Path, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, command: str
