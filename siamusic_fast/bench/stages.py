@@ -1,6 +1,7 @@
 """The stages of the DALI loader: each does what the one before it does, and one thing more."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -104,10 +105,17 @@ def prepare(
     loader_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Setup:
-    """Return what all loaders share; raise `ConfigError` if it does not fit the shards."""
+    """Return what all loaders share; raise `ConfigError` if it does not fit the shards.
+
+    Warns if there are fewer tracks than `batch_size`: then a batch has all of them.
+    """
+    if (tracks := shard_set.tracks(["training"])) < batch_size:
+        warnings.warn(
+            f"batch_size = {batch_size} is more than the {tracks} tracks: a batch has {tracks}", stacklevel=2
+        )
     shared: dict[str, Any] = {
         "frontend": estimate_frontend(shard_set, mel, progress),
-        "batch_size": batch_size,
+        "batch_size": min(batch_size, tracks),
         "loader_threads": loader_threads or cores(),
     }
     with TwoViewLoader(shard_set, aug="none", device=device, **shared) as loader:

@@ -25,7 +25,7 @@ from siamusic_fast.shards.manifest import find_shards
 @click.option(
     "--play", is_flag=True, help="Write both views as WAV files too, into a folder beside the picture."
 )
-@options.out("preview-AUG.png")
+@options.out("preview-AUG.png, or preview-AUG-each.png")
 @options.force
 def preview(
     data: str | None,
@@ -59,7 +59,7 @@ def preview(
         raise DataError(f"{out} exists: choose another file with --out, or replace it with --force.")
     shard_set = find_shards(data or options.DATA, data_dir)
     mel = MelConfig(sample_rate=shard_set.sample_rate, seconds=seconds)
-    path = out or Path(f"preview-{file_name(aug)}.png")
+    path = out or Path(f"preview-{file_name(aug)}{'-each' if each else ''}.png")
     recipe = parse_recipe(aug)
     frontend = estimate_frontend(shard_set, mel, short_tracks=short_tracks)
     if each:

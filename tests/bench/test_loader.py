@@ -34,6 +34,12 @@ def small(shard_set: ShardSet, batch_size: int = 8, loader_threads: int | None =
     return prepare(shard_set, batch_size=batch_size, device=CPU, mel=MEL, loader_threads=loader_threads)
 
 
+def test_a_batch_larger_than_the_set_is_all_of_it_and_a_warning_says_so(shard_set: ShardSet) -> None:
+    with pytest.warns(UserWarning, match="batch_size = 64 is more than the 24 tracks: a batch has 24"):
+        setup = small(shard_set, batch_size=64)
+    assert setup.batch_size == setup.plan.batch_size == 24
+
+
 def test_every_stage_and_both_engines_are_measured(shard_set: ShardSet) -> None:
     found = measure(small(shard_set, batch_size=4), ["image"], QUICK)
     assert [one.name for one in found.measurements] == [

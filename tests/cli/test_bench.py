@@ -53,12 +53,6 @@ def test_bench_refuses_a_gpu_where_there_is_none(
     assert "use --device cpu" in line
 
 
-def test_bench_refuses_a_batch_larger_than_the_split(shard_set: ShardSet) -> None:
-    line = error_line(run("bench", "loader", "--data", shard_set.folder, "--device", "cpu", "--quiet"))
-    assert "batch_size = 64 does not fit the 24 tracks" in line
-    assert "--batch-size 24" in line
-
-
 class Measured(list[tuple[Any, ...]]):
     """Stands for the `measure` of a benchmark and keeps what it was asked for."""
 

@@ -103,7 +103,6 @@ MISTAKES = {
         ("pretrain", "--gpus", "1"),
         "none is visible: use 0 for the CPU (on the command line --gpus 0)",
     ),
-    "a batch too large": (("pretrain", "--gpus", "0", "--batch-size", "999"), "999 does not fit the "),
     "no such run to resume": (("pretrain", "--resume", "nowhere"), "nowhere/checkpoint.pt does not exist"),
     "no such run to fine-tune": (
         ("finetune", "nowhere", "--gpus", "0"),
