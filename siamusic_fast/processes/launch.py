@@ -23,7 +23,12 @@ from torch.distributed.rendezvous import rendezvous
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
 from siamusic_fast.processes import loopback
 from siamusic_fast.processes.environment import launched_environment, on_one_machine
-from siamusic_fast.processes.failures import WorkerError, error_from_words, os_error_message
+from siamusic_fast.processes.failures import (
+    WorkerError,
+    error_from_words,
+    error_to_words,
+    os_error_message,
+)
 from siamusic_fast.processes.pool import end_with_parent, share_of_cores
 from siamusic_fast.processes.rendezvous import torchrun_store
 from siamusic_fast.processes.signals import STOPPING, Stopped
@@ -160,7 +165,8 @@ def _run_started(function: WorldFunction[T], on_gpu: bool, folder: Path) -> T:
         return _join(function, on_gpu, folder)
     except SiamusicError as error:
         loopback.prevent_restart(folder, error)
-        raise
+        # The launcher reports the name of the class only, and knows those of `errors` alone.
+        raise error_from_words(*error_to_words(error)) from error
     except OSError as error:
         raise DataError(os_error_message(error)) from error
     except KeyboardInterrupt as stop:
