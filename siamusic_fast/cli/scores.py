@@ -109,7 +109,7 @@ def render_probes(result: Any) -> None:
         table.add_row(name, *cells)
     output.print(table)
     facts = {
-        "gain": f"Pre-training added {100 * result.gain:+.1f} points to a random encoder's linear probe.",
+        "gain": f"Pre-training changed a random encoder's linear probe by {100 * result.gain:+.1f} points.",
         "data": f"{count(test.tracks, 'test track')} of {result.data}; chance {test.chance:.1%}",
         "results": str(result.folder),
     }

@@ -26,7 +26,7 @@ MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
 PROTOCOLS = ("clean", "paper")
 HEADS = ("linear", "mlp")
-FEATURES = ("encoder", "projector")
+HEAD_INPUTS = ("encoder", "projector")
 CHECKPOINTS = ("last", "best")
 
 
@@ -192,7 +192,7 @@ class FinetuneConfig(CommonConfig):
     """Whether to start from random weights instead of the run's: the supervised baseline."""
     freeze: bool = False
     """Whether the encoder stays as it is, batch norm statistics included, and the head alone is trained."""
-    features: Annotated[str, OneOf(FEATURES)] = "encoder"
+    features: Annotated[str, OneOf(HEAD_INPUTS)] = "encoder"
     """What the head gets: the output of the encoder, or of the projector behind it."""
     head: Annotated[str, OneOf(HEADS)] = "linear"
     """Classifier on top: one linear layer, or an MLP with one hidden layer."""

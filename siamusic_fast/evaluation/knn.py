@@ -13,7 +13,7 @@ from siamusic_fast.shards.manifest import ShardSet
 NEIGHBORS = 20
 TEMPERATURE = 0.07
 """Temperature of Wu et al. 2018, section 3.4, who take 200 neighbors of 1.3 million pictures."""
-CROPS = 2
+CROPS_PER_TRACK = 2
 """Crops of each track for a kNN accuracy during pre-training."""
 _QUERIES_PER_PASS = 1024
 
@@ -71,7 +71,7 @@ def knn_accuracy(
                 shard_set,
                 split,
                 frontend,
-                crops=CROPS,
+                crops=CROPS_PER_TRACK,
                 backend=backend,
                 batch_size=batch_size,
                 world=world,

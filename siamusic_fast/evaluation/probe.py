@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.evaluation.evaluate import RESULTS, check_enough_classes, results_folder
 from siamusic_fast.evaluation.features import extract_features
@@ -20,8 +21,6 @@ from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
-
-SPLITS = ("training", "validation", "test")
 
 Labelled = tuple[Tensor, Tensor]
 """Features [tracks, d] and labels [tracks]."""

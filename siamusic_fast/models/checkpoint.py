@@ -16,7 +16,7 @@ import torch
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, temporary_name
 
-FORMAT_VERSION = 3
+CHECKPOINT_FORMAT = 3
 """The only format that this version writes and reads."""
 _LAST_LINE = re.compile(rb"\nsiamusic-fast checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})\n\Z")
 _AFTER_SHA = 64 + 1
@@ -66,9 +66,9 @@ def load(path: Path, kind: str) -> dict[str, Any]:
                     f"{path} is damaged or no checkpoint: its content does not have the SHA-256 at its end; "
                     f"use the file of another run."
                 )
-            if version != FORMAT_VERSION:
+            if version != CHECKPOINT_FORMAT:
                 raise DataError(
-                    f"{path} has format {version}, this siamusic-fast reads {FORMAT_VERSION}: "
+                    f"{path} has format {version}, this siamusic-fast reads {CHECKPOINT_FORMAT}: "
                     f"use the version that wrote it."
                 )
             file.seek(0)
@@ -142,7 +142,7 @@ class _HashedFile:
         pass
 
     def close(self) -> None:
-        self.write(b"\nsiamusic-fast checkpoint, format %d, sha256 " % FORMAT_VERSION)
+        self.write(b"\nsiamusic-fast checkpoint, format %d, sha256 " % CHECKPOINT_FORMAT)
         if self._error is not None:
             raise self._error
         self._file.write(self._sha256.hexdigest().encode() + b"\n")

@@ -118,9 +118,10 @@ def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
     names = sorted(file.name for file in _contents(path)) if path.is_dir() else [path.name]
     foreign = [name for name in names if not own.fullmatch(name)]
     if names and not (force and path.is_dir()):
+        resume, option = ("", "") if own is OF_RESULTS else ("go on with it by resume=True, ", " --resume,")
         raise DataError(
-            f"{path} already exists and is not empty: use another out, or replace an earlier run with "
-            f"force=True (on the command line --out or --force)."
+            f"{path} already exists and is not empty: use another out, {resume}or replace it by force=True "
+            f"(on the command line --out,{option} or --force)."
         )
     if foreign:
         kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]

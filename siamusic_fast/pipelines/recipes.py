@@ -130,10 +130,10 @@ def _kind(name: str) -> type[Augmentation]:
     if name in AUGMENTATIONS:
         return AUGMENTATIONS[name]
     if name in RECIPES:
-        raise ConfigError(f"{name!r} is a recipe: give it alone, or list augmentations.")
+        raise ConfigError(f"{name!r} is a list of its own: give it alone, or list augmentations.")
     near = difflib.get_close_matches(name, [*AUGMENTATIONS, *RECIPES], n=1)
     hint = f"did you mean {near[0]}? There are" if near else "there are"
     raise ConfigError(
-        f"recipe or augmentation {name!r} is unknown: {hint} the recipes {', '.join(RECIPES)} "
+        f"aug = {name!r} is unknown: {hint} {', '.join(RECIPES)} "
         f"and the augmentations {', '.join(AUGMENTATIONS)} (on the command line --aug)."
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from siamusic_fast.files import open_regular
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
 from siamusic_fast.shards.manifest import Shard, ShardSet, naming_damage
-from siamusic_fast.shards.tar import BLOCK, Member, read_header, whole_blocks
+from siamusic_fast.shards.tar import TAR_BLOCK, Member, read_header, whole_blocks
 
 CLS_SIZE = 5
 """Bytes of a label."""
@@ -96,7 +96,7 @@ def _offsets_and_sizes(
     sizes = np.array([*map(int, words[4::4])], dtype=np.int64)
     if sizes.min() < 0 or sizes.max() > shard.bytes or (sizes[1::3] != CLS_SIZE).any():
         raise ValueError("it gives a file a size that it cannot have")
-    ends = np.cumsum(BLOCK + whole_blocks(sizes))
+    ends = np.cumsum(TAR_BLOCK + whole_blocks(sizes))
     if (offsets != ends - whole_blocks(sizes)).any() or ends[-1] > shard.bytes:
         raise ValueError(f"its files do not follow each other within the {shard.bytes} bytes of {shard.file}")
     return offsets.reshape(-1, 3), sizes.reshape(-1, 3)
@@ -113,13 +113,13 @@ def _check_tar(
         for row in {0, shard.tracks - 1}:
             for column in (0, 1):
                 expected = Member(names[3 * row + column], int(offsets[row, column]), int(sizes[row, column]))
-                head = os.pread(file.fileno(), BLOCK + WAV_HEADER, expected.offset - BLOCK)
+                head = os.pread(file.fileno(), TAR_BLOCK + WAV_HEADER, expected.offset - TAR_BLOCK)
                 _check_member(head, expected, shard_set.sample_rate)
 
 
 def _check_member(head: bytes, expected: Member, sample_rate: int) -> None:
     """Raise `ValueError` unless `head`, a tar header and what follows it, is that of the file `expected`."""
-    found = read_header(head[:BLOCK], expected.offset - BLOCK)
+    found = read_header(head[:TAR_BLOCK], expected.offset - TAR_BLOCK)
     if found != expected:
         raise ValueError(
             f"it has {found.name} of {found.size} bytes at byte {expected.offset}, "
@@ -127,7 +127,7 @@ def _check_member(head: bytes, expected: Member, sample_rate: int) -> None:
         )
     if expected.name.endswith(".wav"):
         samples = (expected.size - WAV_HEADER) // 2
-        if expected.size < WAV_HEADER or head[BLOCK:] != wav_header(samples, sample_rate):
+        if expected.size < WAV_HEADER or head[TAR_BLOCK:] != wav_header(samples, sample_rate):
             raise ValueError(f"{expected.name} is not 16-bit mono audio at {sample_rate} Hz")
 
 

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, open_regular
 
-FORMAT_VERSION = 3
+MANIFEST_FORMAT = 3
 MANIFEST = "manifest.json"
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
@@ -134,7 +134,7 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
     try:
         values = _read_values(folder)
         version = values.pop("format_version")
-        if version == FORMAT_VERSION:
+        if version == MANIFEST_FORMAT:
             values.pop(_SEAL, None)
             shard_set = ShardSet(folder=folder, **_parsed_fields(ShardSet, values, ""))
             _check_values(shard_set)
@@ -147,10 +147,10 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
             f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): pack the audio again, "
             f"`siamusic-fast shard --force` does."
         ) from None
-    if version != FORMAT_VERSION:
+    if version != MANIFEST_FORMAT:
         raise DataError(
             f"{folder / MANIFEST} has format version {version}, this version of siamusic-fast reads "
-            f"{FORMAT_VERSION}: update siamusic-fast, or pack the audio again."
+            f"{MANIFEST_FORMAT}: update siamusic-fast, or pack the audio again."
         )
     for shards in shard_set.splits.values():
         for shard in shards:
@@ -162,7 +162,7 @@ def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
 
 def write_manifest(shard_set: ShardSet) -> None:
     """Write the manifest of `shard_set` into its folder, atomically, with the checksums of its tables."""
-    values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(shard_set)}
+    values = {"format_version": MANIFEST_FORMAT, **dataclasses.asdict(shard_set)}
     del values["folder"]
     values["tables"] = {name: file_sha256(shard_set.path(name)) for name in (TRACKS, REJECTED)}
     values[_SEAL] = _seal(values)

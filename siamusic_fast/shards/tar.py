@@ -10,7 +10,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = tarfile.BLOCKSIZE
+TAR_BLOCK = tarfile.BLOCKSIZE
 """Bytes in a tar block. A header takes one block, and contents are padded to whole blocks."""
 _CHUNK = 1 << 20
 """Bytes that are read and hashed at a time."""
@@ -44,12 +44,12 @@ def read_header(block: bytes, place: int) -> Member:
         raise TarError(f"no tar header at byte {place}, or a damaged one") from None
     if not header.isreg():
         raise TarError(f"{header.name} at byte {place} is no regular file")
-    return Member(header.name, place + BLOCK, header.size)
+    return Member(header.name, place + TAR_BLOCK, header.size)
 
 
 def whole_blocks(size: Size) -> Size:
     """Return `size` rounded up to whole blocks: the bytes that contents of `size` bytes take in a tar."""
-    return -(-size // BLOCK) * BLOCK
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
 class TarWriter:
@@ -74,8 +74,8 @@ class TarWriter:
 
     def finish(self) -> str:
         """Write the end of the tar and return the SHA-256 of the whole tar."""
-        end = self.size + 2 * BLOCK
-        self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        end = self.size + 2 * TAR_BLOCK
+        self._write(bytes(2 * TAR_BLOCK + -end % tarfile.RECORDSIZE))
         return self._sha256.hexdigest()
 
     def _write(self, content: bytes | memoryview) -> None:
@@ -97,8 +97,8 @@ class TarReader:
     def next_member(self) -> Member | None:
         """Return the member that begins here, or None at the end. Raises `TarError` if neither is there."""
         place = self._position
-        block = self.read(BLOCK)
-        if len(block) < BLOCK:
+        block = self.read(TAR_BLOCK)
+        if len(block) < TAR_BLOCK:
             raise TarError(f"ends at byte {self._position} without the end of a tar")
         return read_header(block, place) if block.strip(b"\0") else None
 

@@ -69,7 +69,7 @@ def test_the_probe_prints_both_encoders_and_the_gain(run: Path, shard_set: Shard
     result = call("probe", run, *data)
     assert result.exit_code == 0, result.output
     assert "pre-trained, 3 epochs" in result.stdout
-    assert "Pre-training added" in result.stdout
+    assert "Pre-training changed" in result.stdout
     assert result.stdout.splitlines()[-1] == f"results   {run / 'probe'}"
     values = json.loads((run / "probe" / "results.json").read_text())
     assert values["pretrained"] == values["initial"]

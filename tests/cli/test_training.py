@@ -96,7 +96,7 @@ MISTAKES = {
     "an unknown backbone": (("pretrain", "--backbone", "vgg"), "'vgg' is unknown: choose one of resnet18"),
     "an unknown recipe": (
         ("pretrain", "--aug", "loud"),
-        "'loud' is unknown: there are the recipes image, audio, both, none",
+        "'loud' is unknown: there are image, audio, both, none",
     ),
     "an unknown backend": (("pretrain", "--backend", "jax"), "'jax' is unknown: choose one of dali, torch"),
     "a GPU that is not there": (
@@ -134,7 +134,7 @@ def test_nothing_that_is_there_is_overwritten(run: Path, shard_set: ShardSet) ->
         result = call(*command, "--data", shard_set.folder, *SMALL)
         assert result.exit_code == 1
         assert "already exists and is not empty: use another out" in result.output
-        assert "(on the command line --out or --force)" in result.output
+        assert "(on the command line --out, --resume, or --force)" in result.output
 
 
 def test_settings_beside_resume_are_refused_by_name(run: Path) -> None:

@@ -281,7 +281,7 @@ def test_a_file_of_another_program_or_kind_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", 99)
+        patch.setattr(checkpoint, "CHECKPOINT_FORMAT", 99)
         checkpoint.save(path, "pretraining", {})
     with pytest.raises(DataError, match=r"checkpoint\.pt has format 99, this siamusic-fast reads 3: use the"):
         checkpoint.load(path, "pretraining")
