@@ -206,7 +206,10 @@ def _run_to_resume(resume: str | None, out: Path | None) -> Path | None:
 
 def _refuse_settings(given: dict[str, Any], **others: object) -> None:
     """Raise UsageError if a setting but --epochs is given beside --resume RUN, which has settings already."""
-    names = [*(given.keys() - {"epochs"}), *(name for name, value in others.items() if value)]
+    names = [
+        *(name for name in given if name != "epochs"),
+        *(name for name, value in others.items() if value),
+    ]
     if names:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         raise click.UsageError(f"--resume goes on with the settings of the run: leave out {words}.")
