@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": "Train a genre classifier on a pre-trained encoder.",
     "evaluate": "Score a classifier on the test tracks.",
     "probe": "Measure what pre-training added to an encoder.",
+    "report": "Write a page about runs, with sound.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }

@@ -17,13 +17,15 @@ CONFIG = "config.json"
 """The settings of a run or of a classifier, the shards that it was made from, and its number of processes."""
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
+REPORT = "report.html"
+"""The page about a run."""
 
 _OF_BOTH = (
     r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|plots|evaluate|\.lock|\.[\w-]+\.\w+\.tmp"
 )
 _OF_FINETUNING = r"finetune-checkpoint(-previous|-damaged)?\.pt"
 OF_RUNS = re.compile(
-    rf"{_OF_BOTH}|{_OF_FINETUNING}|checkpoint(-previous|-damaged)?\.pt|best\.pt|finetune|probe|\.job"
+    rf"{_OF_BOTH}|{_OF_FINETUNING}|checkpoint(-previous|-damaged)?\.pt|best\.pt|finetune|probe|report\.html|\.job"
 )
 """Names of what may be in the folder of a pre-training run, or of a classifier."""
 OF_CLASSIFIERS = re.compile(rf"{_OF_BOTH}|{_OF_FINETUNING}")
