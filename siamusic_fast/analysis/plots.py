@@ -125,7 +125,7 @@ def curve(lines: Sequence[Mapping[str, float]], name: str) -> NDArray[np.float64
 
 
 def validation_chance(data: Path) -> float:
-    """Return the share of the most frequent class among the labelled validation tracks of the shards `data`."""
+    """Return the share of the most frequent class among the validation tracks of the shards in `data`."""
     genres = {
         track.track_id: track.genre
         for track in read_tracks(data)

@@ -153,7 +153,7 @@ def each_alone(shard_set: ShardSet, frontend: Frontend, *, recipe: Recipe, **sho
 
 
 def write_waves(found: list[Example], mel: MelConfig, folder: Path) -> list[Path]:
-    """Write both views of each example to `folder` as 16-bit WAV files, as `audible` has them; return their paths."""
+    """Write both views of each example to `folder` as 16-bit WAV files of what is `audible`; return paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for place, example in enumerate(found):
@@ -293,10 +293,11 @@ def _at_tempo(wave: Tensor, tempo: float, mel: MelConfig) -> Tensor:
     if tempo == 1.0:
         return wave
     window = torch.hann_window(mel.window)
-    spectrum = torch.stft(wave, mel.n_fft, mel.hop_length, mel.window, window=window, return_complex=True)
-    advance = torch.linspace(0, torch.pi * mel.hop_length, mel.n_fft // 2 + 1)[:, None]
-    stretched = torchaudio.functional.phase_vocoder(spectrum, tempo, advance)[:, : mel.frames]
-    return torch.istft(stretched, mel.n_fft, mel.hop_length, mel.window, window=window)
+    hop = min(mel.hop_length, mel.window // 2)  # windows that do not overlap cannot be put together again
+    spectrum = torch.stft(wave, mel.n_fft, hop, mel.window, window=window, return_complex=True)
+    advance = torch.linspace(0, torch.pi * hop, mel.n_fft // 2 + 1)[:, None]
+    stretched = torchaudio.functional.phase_vocoder(spectrum, tempo, advance)[:, : mel.samples // hop + 1]
+    return torch.istft(stretched, mel.n_fft, hop, mel.window, window=window)
 
 
 def _label_hertz(axis: Axes, mel: MelConfig) -> None:

@@ -61,5 +61,8 @@ def report(
     else:
         for words in result.notes:
             note(words)
-        facts = {"page": f"{result.path}, {result.size / 1e6:.1f} MB", "open": f"{result.path.resolve().as_uri()}"}
+        facts = {
+            "page": f"{result.path}, {result.size / 1e6:.1f} MB",
+            "open": f"{result.path.resolve().as_uri()}",
+        }
         show_facts(facts.items())

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import BoxZoomTool, HoverTool, NumeralTickFormatter, ResetTool, Span, TapTool
+from bokeh.models import (
+    BoxZoomTool,
+    ColumnDataSource,
+    DataRange1d,
+    HoverTool,
+    NumeralTickFormatter,
+    ResetTool,
+    TapTool,
+)
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -44,7 +52,9 @@ class Panel:
     """Whether the values are shares, shown in percent."""
     of_finetuning: bool = False
     """Whether the fine-tuning logs it rather than the pre-training."""
-    number: str = "0.000"
+    from_zero: bool = True
+    """Whether the vertical axis begins at 0."""
+    number: str = "0.[000]"
     """How Bokeh writes a value."""
 
     def words(self, value: float) -> str:
@@ -53,12 +63,17 @@ class Panel:
 
 
 PANELS = (
-    Panel(name="loss", title="Loss", about="Negative cosine similarity of the views; −1 is the lowest."),
+    Panel(
+        name="loss",
+        title="Loss",
+        about="Negative cosine similarity of the views; -1 is the lowest.",
+        from_zero=False,
+    ),
     Panel(
         name="collapse",
         title="Collapse measure",
         about=f"Spread of the projections: {HEALTHY_COLLAPSE:.4f} is healthy, 0 means collapsed.",
-        number="0.0000",
+        number="0.[0000]",
     ),
     Panel(
         name="knn",
@@ -66,7 +81,7 @@ PANELS = (
         about="Accuracy of nearest neighbors on the validation tracks.",
         is_share=True,
     ),
-    Panel(name="lr", title="Learning rate", about="Learning rate of the optimizer.", number="0.0[00000]"),
+    Panel(name="lr", title="Learning rate", about="Learning rate of the optimizer.", number="0.[000000]"),
     Panel(
         name="validation_accuracy",
         title="Fine-tuning: accuracy",
@@ -84,7 +99,7 @@ PANELS = (
         name="pairs_per_second",
         title="Throughput",
         about="Pairs of views per second, of all processes.",
-        number="0,0.0",
+        number="0,0.[0]",
     ),
     Panel(
         name="waiting",
@@ -101,7 +116,7 @@ class Chart:
 
     title: str
     about: str
-    item: dict[str, Any]
+    item: Mapping[str, Any]
     """What BokehJS embeds."""
     sentences: list[str]
     """What each curve does."""
@@ -144,10 +159,14 @@ def _chart(
     panel: Panel, curves: Mapping[str, NDArray[np.float64]], reference: tuple[float, str] | None
 ) -> Chart:
     plot = _figure(height=230)
+    plot.toolbar_location = None
+    if panel.from_zero:
+        plot.y_range = DataRange1d(start=0)
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[0]%" if panel.is_share else panel.number)
     plot.xaxis.axis_label = "epoch"
+    plot.xaxis.axis_label_text_font_style = "normal"
     for color, (name, points) in zip(itertools.cycle(COLORS), curves.items(), strict=False):
-        source = {"epoch": points[:, 0], "value": points[:, 1], "run": [name] * len(points)}
+        source = ColumnDataSource({"epoch": points[:, 0], "value": points[:, 1], "run": [name] * len(points)})
         line = plot.line("epoch", "value", source=source, color=color, line_width=2)
         plot.scatter("epoch", "value", source=source, color=color, size=5 if len(points) <= 50 else 1)
         number = "0.0%" if panel.is_share else panel.number
@@ -157,13 +176,16 @@ def _chart(
     about = panel.about
     if reference:
         height, words = reference
-        plot.add_layout(Span(location=height, dimension="width", line_dash="dashed", line_color="gray"))
+        plot.hspan(y=[height], line_dash="dashed", line_color="gray")
         about += f" The dashed line is {words}: {panel.words(height)}."
     return Chart(
         title=panel.title,
         about=about,
         item=json_item(plot),
-        sentences=[_sentence(panel, name if len(curves) > 1 else "", points) for name, points in curves.items()],
+        sentences=[
+            f"{name}: {_sentence(panel, points)}" if len(curves) > 1 else _sentence(panel, points)
+            for name, points in curves.items()
+        ],
         legend=list(zip(itertools.cycle(COLORS), curves, strict=False)) if len(curves) > 1 else [],
         columns=["run", "epoch", panel.title] if len(curves) > 1 else ["epoch", panel.title],
         rows=[
@@ -174,14 +196,15 @@ def _chart(
     )
 
 
-def _sentence(panel: Panel, name: str, points: NDArray[np.float64]) -> str:
+def _sentence(panel: Panel, points: NDArray[np.float64]) -> str:
     (_, first), (_, last) = points[0], points[-1]
+    if (points[:, 1] == first).all():
+        return f"{panel.words(first)} throughout."
     low, high = points[np.argmin(points[:, 1])], points[np.argmax(points[:, 1])]
-    words = (
-        f"{panel.words(first)} at first, {panel.words(last)} at the end; lowest {panel.words(low[1])} in epoch "
-        f"{low[0]:.4g}, highest {panel.words(high[1])} in epoch {high[0]:.4g}."
+    return (
+        f"{panel.words(first)} at first, {panel.words(last)} at the end; lowest {panel.words(low[1])} "
+        f"in epoch {low[0]:.4g}, highest {panel.words(high[1])} in epoch {high[0]:.4g}."
     )
-    return f"{name}: {words}" if name else words
 
 
 def _thinned(points: NDArray[np.float64]) -> list[list[float]]:
@@ -191,7 +214,7 @@ def _thinned(points: NDArray[np.float64]) -> list[list[float]]:
     return found
 
 
-def map_chart(found: TrackMap, classes: Sequence[str]) -> dict[str, Any]:
+def map_chart(found: TrackMap, classes: Sequence[str]) -> Mapping[str, Any]:
     """Return a chart of the tracks as points, for BokehJS to embed; hovering names a track."""
     look = {name: (color, marker) for name, color, marker, _ in map_legend(classes)}
     plot = _figure(height=460)
@@ -204,7 +227,8 @@ def map_chart(found: TrackMap, classes: Sequence[str]) -> dict[str, Any]:
         color="color",
         size=11,
         fill_alpha=0.75,
-        nonselection_alpha=0.35,
+        nonselection_alpha=0.75,
+        selection_fill_alpha=1.0,
         source={
             "x": [track.x for track in found.tracks],
             "y": [track.y for track in found.tracks],
@@ -215,11 +239,15 @@ def map_chart(found: TrackMap, classes: Sequence[str]) -> dict[str, Any]:
         },
         name=MAP_POINTS,
     )
-    plot.add_tools(HoverTool(renderers=[points], tooltips=[("track", "@name"), ("class", "@genre")]))
-    plot.add_tools(TapTool(renderers=[points]), BoxZoomTool(match_aspect=True), ResetTool())
+    tooltips = [("track", "@name"), ("class", "@genre")]
+    plot.add_tools(
+        HoverTool(renderers=[points], tooltips=tooltips, visible=False),
+        TapTool(renderers=[points], visible=False),
+        BoxZoomTool(match_aspect=True),
+        ResetTool(),
+    )
     plot.toolbar.active_drag = None
-    item: dict[str, Any] = json_item(plot)
-    return item
+    return json_item(plot)
 
 
 def map_legend(classes: Sequence[str]) -> list[tuple[str, str, str, str]]:

@@ -2,6 +2,7 @@ const views = []
 for (const item of document.querySelectorAll("script.item"))
   views.push(await Bokeh.embed.embed_item(JSON.parse(item.textContent), item.previousElementSibling))
 const plots = views.map(view => [...view][0].model)
+const map = plots.flatMap(plot => plot.renderers).find(renderer => renderer.name === "tracks")
 
 // ---- Bokeh draws on a canvas, which no style sheet reaches: its lines and letters follow the page's colors here.
 const dark = matchMedia("(prefers-color-scheme: dark)")
@@ -10,6 +11,7 @@ function paint() {
   const [text, line] = ["--muted", "--line"].map(name => style.getPropertyValue(name).trim())
   const of_axes = {axis_label_text_color: text, major_label_text_color: text, axis_line_color: line,
                    major_tick_line_color: line, minor_tick_line_color: null}
+  map?.selection_glyph.setv({line_color: text, line_width: 3})
   for (const plot of plots) {
     for (const axis of [...plot.below, ...plot.left]) axis.setv(of_axes)
     for (const grid of plot.center) if ("grid_line_color" in grid.properties) grid.setv({grid_line_color: line})
@@ -19,11 +21,10 @@ paint()
 dark.addEventListener("change", paint)
 
 // ---- The map: its points, the list of tracks and the nearest tracks choose a track together.
-const data = document.getElementById("tracks")
-if (data) {
-  const tracks = JSON.parse(data.textContent)
+if (map) {
+  const tracks = JSON.parse(document.getElementById("tracks").textContent)
   const [list, about, player, neighbors] = ["track", "about", "player", "neighbors"].map(id => document.getElementById(id))
-  const points = plots.flatMap(plot => plot.renderers).find(renderer => renderer.name === "tracks").data_source.selected
+  const points = map.data_source.selected
 
   function choose(number, play) {
     const track = tracks[number]

@@ -101,8 +101,8 @@ def report(
         path = Path(out or REPORT)
         if path.exists() and not (force and path.is_file()):
             raise DataError(
-                f"{path} exists: choose another file with out, or replace it by force=True (on the command line "
-                f"--out or --force)."
+                f"{path} exists: choose another file with out, or replace it by force=True (on the command "
+                f"line --out or --force)."
             )
     notes = [
         f"{what} are not there: {shlex.join(command)} measures them."
@@ -144,9 +144,7 @@ def _heard(
     if pretrained is None or shard_set is None:
         return {"problems": problems}
     gallery = tried(lambda: _gallery(run, pretrained, shard_set))
-    found = tried(
-        lambda: track_map(pretrained, shard_set, backend=backend, world=world, progress=progress)
-    )
+    found = tried(lambda: track_map(pretrained, shard_set, backend=backend, world=world, progress=progress))
     values: dict[str, Any] = {"problems": problems, "gallery": gallery or [], "map": found}
     if found:
         present = {track.genre for track in found.tracks}
@@ -200,10 +198,10 @@ def _rendered(values: dict[str, Any]) -> bytes:
     )
     environment.policies["json.dumps_kwargs"] = {}  # no sorted keys: Bokeh defines a model before it names it
     environment.filters |= {"percent": "{:.1%}".format, "track_values": _track_values}
-    defaults = {"problems": [], "classes": [], "legend": [], "map_item": None}
+    defaults: dict[str, Any] = {"problems": [], "classes": [], "legend": [], "map_item": None}
     text = environment.get_template("page.html").render(
         defaults | values,
-        bokeh=Resources(mode="inline", components=["bokeh"]).js_raw,
+        bokeh=Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw,
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         differing=_differing(values["runs"]),

@@ -16,6 +16,8 @@ from siamusic_fast.evaluation.scores import ClassScores, Scores
 from siamusic_fast.models.run_files import CONFIG
 from siamusic_fast.training.run_log import LOG_FILE, read_log
 
+_SCORES = ("accuracy", "recall", "precision", "f1")
+
 Lines = Sequence[Mapping[str, float]]
 """Lines of a metrics.jsonl, in the order of their steps."""
 
@@ -49,7 +51,8 @@ class Run:
     @property
     def missing(self) -> list[tuple[str, tuple[str, ...]]]:
         """What has not been measured, and the words of the command that measures it."""
-        run, missing = str(self.folder), []
+        run = str(self.folder)
+        missing: list[tuple[str, tuple[str, ...]]] = []
         if self.classifier is None:
             command = "evaluate" if self.finetuned else "finetune"
             missing.append(("The scores of a classifier", ("siamusic-fast", command, run)))
@@ -67,8 +70,11 @@ class Run:
                 help=setting.help,
                 is_default=getattr(config, setting.name) == setting.default,
             )
-            for config in (self.config, self.config.mel)
-            for setting in settings_of(type(config))
+            for config, described in (
+                (self.config, settings_of(PretrainConfig)),
+                (self.config.mel, settings_of(MelConfig)),
+            )
+            for setting in described
         ]
         shown.append(ShownSetting(name="data", value=self.data, help="Shards that the run was made from."))
         words = "Number of processes that trained together."
@@ -151,7 +157,9 @@ def _read_classifier(run: Path) -> Scores | None:
     for folder in (run / "finetune", run):
         path = folder / "evaluate" / RESULTS
         if path.is_file():
-            return _scores(path, _read_json(path, f"`siamusic-fast evaluate {run}` writes it anew"), "evaluate", run)
+            return _scores(
+                path, _read_json(path, f"`siamusic-fast evaluate {run}` writes it anew"), "evaluate", run
+            )
     return None
 
 
@@ -184,7 +192,9 @@ def _scores(path: Path, values: Any, command: str, run: Path) -> Scores:
     try:
         found = {field.name: values[field.name] for field in dataclasses.fields(Scores)}
         found["classes"] = tuple(ClassScores(**one) for one in found["classes"])
-        found["intervals"] = {name: (float(low), float(high)) for name, (low, high) in found["intervals"].items()}
+        found["intervals"] = {
+            name: (float(low), float(high)) for name, (low, high) in found["intervals"].items()
+        }
         found["confusion"] = tuple(tuple(map(int, row)) for row in found["confusion"])
         if {len(found["classes"])} != {len(found["confusion"]), *map(len, found["confusion"])}:
             raise ValueError("its confusion matrix does not fit its classes")
@@ -195,9 +205,6 @@ def _scores(path: Path, values: Any, command: str, run: Path) -> Scores:
         raise DataError(
             f"{path} is damaged ({error!r}): `siamusic-fast {command} {run}` writes it anew."
         ) from error
-
-
-_SCORES = ("accuracy", "recall", "precision", "f1")
 
 
 def _words(value: Any) -> str:

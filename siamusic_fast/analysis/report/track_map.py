@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
@@ -42,7 +41,7 @@ class MappedTrack:
     x: float
     y: float
     neighbors: tuple[tuple[int, float], ...]
-    """The tracks that are most alike, as their numbers in the map and the cosine similarity of the features."""
+    """The most similar tracks: the number of each in the map, and the cosine of the features."""
     clip: str
     """Its sound, as a data URI."""
 
@@ -76,7 +75,9 @@ def track_map(
         encoder, shard_set, _SPLIT, pretrained.frontend, backend=backend, world=world, progress=progress
     )
     if not features.isfinite().all():
-        raise DataError(f"the encoder in {pretrained.path} computes features that are not finite: train anew.")
+        raise DataError(
+            f"the encoder in {pretrained.path} computes features that are not finite: train anew."
+        )
     chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), MAX_TRACKS)).round().astype(int))
     directions = F.normalize(features[chosen], dim=1)
     places, method = _in_two_dimensions(directions.numpy())
@@ -104,9 +105,10 @@ def track_map(
 
 
 def _in_two_dimensions(features: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
-    """Return a place for each of `features` [n, d], [n, 2], the same each time, and the name of the method."""
+    """Return places [n, 2] for `features` [n, d], the same each time, and the name of the method."""
     if len(features) < _MIN_TSNE:
-        flat = PCA(min(2, len(features)), svd_solver="full").fit_transform(features)
+        left, lengths, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+        flat = (left * lengths)[:, :2]
         return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))), "PCA"
     # The first two principal components of equal features cannot be scaled to what t-SNE begins with.
     init = "pca" if features.std(axis=0).max() > 1e-6 else "random"
