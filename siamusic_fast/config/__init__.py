@@ -231,6 +231,24 @@ class FinetuneConfig(CommonConfig):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Where crops are cut from a track that a trained network is to hear."""
+
+    crops: Annotated[int | None, Section("Crops"), Positive()] = None
+    """Number of crops of each track, evenly spaced. None: as many as cover it, up to 128."""
+    hop_seconds: Annotated[float | None, Positive()] = None
+    """Seconds between the starts of two crops, in place of a number of crops. None: evenly spaced ones."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.crops is not None and self.hop_seconds is not None:
+            raise ConfigError(
+                f"crops = {self.crops} and hop_seconds = {self.hop_seconds:g} exclude each other: give one "
+                f"of them."
+            )
+
+
 def dump(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain values, ready for JSON and for a checkpoint."""
     return dataclasses.asdict(config)

@@ -15,6 +15,8 @@ from siamusic_fast.models import checkpoint
 
 CONFIG = "config.json"
 """The settings of a run or of a classifier, the shards that it was made from, and its number of processes."""
+CLASSIFIER = "classifier.pt"
+"""The classifier that fine-tuning keeps."""
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
 

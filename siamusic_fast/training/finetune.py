@@ -12,13 +12,14 @@ from torch import nn
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig, MelConfig
-from siamusic_fast.evaluation.evaluate import CLASSIFIER, check_enough_classes
+from siamusic_fast.evaluation.evaluate import check_enough_classes
 from siamusic_fast.evaluation.features import FeatureExtractor
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.models.pretrained import Pretrained, load_pretrained
+from siamusic_fast.models.run_files import CLASSIFIER
 from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.pipelines.loaders import LabelledLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
