@@ -39,7 +39,7 @@ class Heard:
     starts: list[float]
     """Second at which each crop starts."""
     outputs: Tensor
-    """float32 [crops, d] if asked for by crop; else [1, d]: the mean of each piece, averaged over the pieces."""
+    """float32 [crops, d] if asked for by crop; else [1, d], averaged over each piece and then over pieces."""
 
 
 class Extractor:
@@ -117,7 +117,7 @@ class Extractor:
                 found.append(self._pass(rate, some))
         if not found:
             return []
-        return list(torch.cat(found).cpu().split([len(of_it) for of_it in starts]))
+        return list(torch.split(torch.cat(found).cpu(), [len(of_it) for of_it in starts]))
 
     def _pass(self, rate: int, rows: list[tuple[Piece, int]]) -> Tensor:
         pcm = np.empty((len(rows), self._frontend.crop_samples(rate)), np.int16)
@@ -131,7 +131,7 @@ class Extractor:
     def _mels(self, rate: int, pcm: Tensor) -> Tensor:
         log_mel = self._log_mel(rate)
         # On a CPU one by one, each of which stays in the cache.
-        parts = pcm.split(1 if self._device.type == "cpu" else len(pcm))
+        parts = torch.split(pcm, 1 if self._device.type == "cpu" else len(pcm))
         return torch.cat([log_mel.plain(part.float()) for part in parts]).unsqueeze(1)
 
     def _heard(self, item: Item, found: list[tuple[Piece, np.ndarray, Tensor]]) -> Heard:

@@ -39,10 +39,10 @@ class Piece:
     def starts(self, frontend: Frontend, config: CropConfig) -> Array:
         """Return the first samples of its crops, int64, as evaluation places them unless told otherwise."""
         crop = frontend.crop_samples(self.rate)
-        spare = lengthened(np.array([self.samples]), frontend, self.rate) - crop
+        spare: Array = lengthened(np.array([self.samples]), frontend, self.rate) - crop
         if config.hop_seconds is not None:
             hop = config.hop_seconds * self.rate
-            return np.floor(np.arange(int(spare[0] / hop) + 1) * hop + 0.5).astype(np.int64)
+            return nearest(np.arange(int(spare[0] / hop) + 1), np.array(hop))
         crops = config.crops or min(-(-self.samples // crop), MAX_CROPS)
         return nearest(even_positions(crops), spare)
 

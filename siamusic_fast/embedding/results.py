@@ -131,7 +131,7 @@ class Listening:
                 f"mels of shape {tuple(mels.shape)} do not fit: [B, {expected[0]}, {expected[1]}, frames] "
                 f"are expected."
             )
-        passes = mels.split(CROPS_PER_PASS[self.device.type])
+        passes = torch.split(mels, CROPS_PER_PASS[self.device.type])
         outputs = torch.cat([self.network(part.to(self.device)).float().cpu() for part in passes])
         rows = len(mels)
         unknown = {name: [""] * rows for name in ("paths", "labels", "splits")}

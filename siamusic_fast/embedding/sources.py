@@ -153,14 +153,20 @@ class WaveSource(Source):
         self.samples = len(pieces)
 
     def items(self, wanted: Collection[int]) -> Iterator[tuple[int, list[Item]]]:
-        items = [
-            Item(key=str(number), path="", open=lambda frontend, make=make: [make(frontend)])
-            for number, make in enumerate(self._pieces)
-        ]
-        yield 0, items
+        yield (
+            0,
+            [
+                Item(key=str(number), path="", open=partial(_alone, make))
+                for number, make in enumerate(self._pieces)
+            ],
+        )
 
     def digest(self) -> str:
         raise NotImplementedError
+
+
+def _alone(make: Callable[[Frontend], Piece], frontend: Frontend) -> list[Piece]:
+    return [make(frontend)]
 
 
 class Sources(Source):
