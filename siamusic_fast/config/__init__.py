@@ -28,6 +28,7 @@ PROTOCOLS = ("clean", "paper")
 HEADS = ("linear", "mlp")
 HEAD_INPUTS = ("encoder", "projector")
 CHECKPOINTS = ("last", "best")
+VECTOR_TYPES = ("float32", "float16")
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -247,6 +248,18 @@ class CropConfig:
                 f"crops = {self.crops} and hop_seconds = {self.hop_seconds:g} exclude each other: give one "
                 f"of them."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(CropConfig):
+    """What is written of each track that an encoder hears."""
+
+    per_crop: bool = False
+    """Whether each crop has a row of its own, with its start, and not each track."""
+    dtype: Annotated[str, Section("File"), OneOf(VECTOR_TYPES)] = VECTOR_TYPES[0]
+    """Type of the numbers; float16 takes half of the space."""
+    checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
+    """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
 
 
 def dump(config: Any) -> dict[str, Any]:

@@ -126,13 +126,8 @@ class Extractor:
             starts = np.array([start for _, start in group])
             piece.read(starts, pcm[first : first + len(starts)])
             first += len(starts)
-        return self._network(self._mels(rate, torch.from_numpy(pcm).to(self._device))).float()
-
-    def _mels(self, rate: int, pcm: Tensor) -> Tensor:
-        log_mel = self._log_mel(rate)
-        # On a CPU one by one, each of which stays in the cache.
-        parts = torch.split(pcm, 1 if self._device.type == "cpu" else len(pcm))
-        return torch.cat([log_mel.plain(part.float()) for part in parts]).unsqueeze(1)
+        crops = torch.from_numpy(pcm).to(self._device)
+        return self._network(spectrograms(self._log_mel(rate), crops)).float()
 
     def _heard(self, item: Item, found: list[tuple[Piece, np.ndarray, Tensor]]) -> Heard:
         if self._per_crop:
@@ -145,3 +140,12 @@ class Extractor:
             starts=[piece.offset + start / piece.rate for piece, starts, _ in found for start in starts],
             outputs=outputs,
         )
+
+
+def spectrograms(log_mel: LogMel, crops: Tensor) -> Tensor:
+    """Return the normalized log-mels, [n, 1, n_mels, frames], of `crops`, int16 [n, samples].
+
+    On a CPU they are computed one by one, each of which stays in the cache.
+    """
+    parts = torch.split(crops, 1 if crops.device.type == "cpu" else len(crops))
+    return torch.cat([log_mel.plain(part.float()) for part in parts]).unsqueeze(1)

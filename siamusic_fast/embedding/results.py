@@ -83,6 +83,10 @@ class Listening:
     config: CropConfig
     per_crop: bool = False
 
+    def extractor(self) -> Extractor:
+        """Return what computes the outputs."""
+        return Extractor(self.network, self.frontend, self.device, self.config, per_crop=self.per_crop)
+
     def hear(
         self, given: Audible, sample_rate: int | None, splits: Sequence[str] | None, progress: Progress
     ) -> tuple[dict[str, Any], Tensor]:
@@ -98,11 +102,10 @@ class Listening:
 
     def hear_sources(self, source: Sources, progress: Progress) -> tuple[dict[str, Any], Tensor]:
         """Return what `hear` does, of open sources. Raises `DataError` if no file can be used."""
-        extractor = Extractor(self.network, self.frontend, self.device, self.config, per_crop=self.per_crop)
         found: list[Heard] = []
         rejects: list[Reject] = []
         with progress.task("Listening", source.samples, "tracks") as task:
-            for one in extractor.extract(source.all_items(), source.samples):
+            for one in self.extractor().extract(source.all_items(), source.samples):
                 if isinstance(one, Reject):
                     rejects.append(one)
                 else:

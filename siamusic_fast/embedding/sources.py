@@ -5,7 +5,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.shards.manifest import MANIFEST, TRACKS, DamageError, ShardSet, read_manifest
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
 
-FILES_PER_PART = 1_000
+FILES_PER_PART = 256
 """Files that are read, written and resumed together."""
 
 Given = str | Path | ShardSet
@@ -44,7 +44,7 @@ class Item:
 
 
 class Source(ABC):
-    """Tracks in parts of up to about a thousand, which are made as they are asked for."""
+    """Tracks in parts of some hundred, which are made as they are asked for."""
 
     parts: int
     """Number of parts."""
@@ -69,6 +69,7 @@ class ShardSource(Source):
         self.parts = len(self._shards)
         self.samples = sum(shard.tracks for shard in self._shards)
         self._tracks = open_tracks(shard_set, splits)
+        self._reader = lru_cache(partial(Reader, self._tracks))
         self._first = [0, *itertools.accumulate(shard.tracks for shard in self._shards)]
 
     def items(self, wanted: Collection[int]) -> Iterator[tuple[int, list[Item]]]:
@@ -101,7 +102,7 @@ class ShardSource(Source):
         )
 
     def _open(self, places: Sequence[tuple[int, float]], frontend: Frontend) -> list[Piece]:
-        reader, rate = Reader(self._tracks, frontend), self.shard_set.sample_rate
+        reader, rate = self._reader(frontend), self.shard_set.sample_rate
         return [
             shard_piece(reader, number, int(self._tracks.samples[number]), rate, offset)
             for number, offset in places
