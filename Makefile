@@ -10,7 +10,7 @@ demo: install  ## Run the whole way on a small synthetic corpus (about four minu
 	$(BIN)/siamusic-fast demo
 
 test: install  ## Run the tests.
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: install  ## Check format, lint and types.
 	scripts/check

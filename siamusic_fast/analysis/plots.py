@@ -12,16 +12,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.evaluation.evaluate import EvaluateResult
 from siamusic_fast.models.run_files import CONFIG
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
-from siamusic_fast.training.run_log import read_log
+from siamusic_fast.training.run_log import healthy_collapse, read_log
 
 
 def pretraining(run: Path) -> None:
-    """Draw loss, collapse measure and, if it was measured, kNN accuracy of `run` into its folder plots."""
+    """Draw loss, collapse measure, effective ranks and any kNN accuracy of `run` into its folder plots."""
     lines, config = read_log(run), _config(run)
     title = f"{run.name}: pre-training of {config['backbone']} with augmentations {config['aug']}"
     loss = Panel(label="loss", curves={"loss": "training"})
@@ -29,13 +29,22 @@ def pretraining(run: Path) -> None:
     collapse = Panel(
         label="collapse measure",
         curves={"collapse": "measured"},
-        reference=(HEALTHY_COLLAPSE, "healthy: 1/√d"),
+        reference=(
+            healthy_collapse(config["projection_dim"] or PROJECTION_DIMS[config["method"]]),
+            "healthy: 1/√d",
+        ),
         from_zero=True,
     )
+    rank = Panel(
+        label="effective rank",
+        curves={"encoder_rank": "encoder", "projector_rank": "projector"},
+        from_zero=True,
+    )
+    _save(curves(lines, [rank], title), run / "plots" / "rank.png")
     _save(curves(lines, [collapse], title), run / "plots" / "collapse.png")
     measured = [line for line in lines if "knn" in line]
     if measured:
-        best = max(measured, key=lambda line: line["knn"])["epoch"]
+        best = max(measured, key=lambda line: (line["epoch"] > 0, line["knn"]))["epoch"]
         knn = _accuracy_panel("kNN accuracy", "knn", config)
         _save(curves(lines, [knn], title, kept=(best, "best.pt")), run / "plots" / "knn.png")
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "inspect": "Show what a shard set holds.",
     "verify": "Check every byte of a shard set.",
     "preview": "Draw what the augmentations do.",
-    "pretrain": "Pre-train an encoder with SimSiam.",
+    "pretrain": "Pre-train an encoder without labels.",
     "finetune": "Train a genre classifier on a pre-trained encoder.",
     "evaluate": "Score a classifier on the test tracks.",
     "probe": "Measure what pre-training added to an encoder.",

@@ -71,7 +71,7 @@ def pretrain(
     resume: str | None,
     **settings: Any,
 ) -> None:
-    """Pre-train an encoder with SimSiam.
+    """Pre-train an encoder without labels.
 
     The folder of the run gets config.json, checkpoint.pt and the one before it, best.pt where there are
     labels to judge it by, metrics.jsonl with TensorBoard's event file, and plots. Ctrl-C saves and stops.
@@ -113,7 +113,7 @@ def pretrain(
         common=common,
         resume=earlier is not None,
         force=common.force or (resume == "auto" and runs.is_abandoned(run)),
-        progress=training_progress(common.quiet, config.epochs),
+        progress=training_progress(common.quiet, config),
         if_stopped=lambda: _how_to_go_on(run, common),
         max_restarts=max_restarts,
     )
@@ -124,16 +124,17 @@ def pretrain(
 
 def render(result: Any, shard_set: ShardSet) -> None:
     """Print what a run came to, its folder, and what to do with it."""
-    from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
-
     run, best = str(result.run), result.best_knn
     labelled = len(shard_set.classes) > 1
     trained = f"{count(result.epochs, 'epoch')}, {count(result.steps, 'step')}"
     facts = {
         "trained": f"{trained} in {duration(result.seconds)}",
         "loss": f"{result.loss:.3f}",
-        "collapse": f"{result.collapse:.4f} (healthy {HEALTHY_COLLAPSE:.4f}, collapsed 0)",
-        "kNN": "not measured" if best is None else f"accuracy {result.knn:.1%}, best {best:.1%}",
+        "collapse": f"{result.collapse:.4f} (healthy {result.healthy_collapse:.4f}, collapsed 0)",
+        "rank": f"{result.encoder_rank:.1f} of the encoder, {result.projector_rank:.1f} of the projector",
+        "kNN": "not measured"
+        if best is None
+        else f"accuracy {result.knn:.1%}, best {best:.1%}, before the first step {result.initial_knn:.1%}",
         "speed": f"{result.pairs_per_second:.1f} pairs/s, {result.waiting:.0%} of the time waiting for data",
         "memory": f"{result.peak_memory / 2**30:.2f} GiB at the peak",
         "run": run,
@@ -144,20 +145,26 @@ def render(result: Any, shard_set: ShardSet) -> None:
     show_facts(facts.items())
 
 
-def training_progress(quiet: bool, epochs: int, **where: Any) -> Any:
-    """Return what shows a run of `epochs` by its figures."""
-    from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, NEAR_COLLAPSE, TASK
+def training_progress(quiet: bool, config: PretrainConfig, **where: Any) -> Any:
+    """Return what shows a run of `config` by its figures."""
+    from siamusic_fast.training.pretrain import TASK
+    from siamusic_fast.training.run_log import LOW_RANK, healthy_collapse
+
+    healthy = healthy_collapse(config.width)
 
     def figures(values: Mapping[str, float]) -> list[list[str]]:
         knn = ["kNN {knn:.1%}"] if "knn" in values else []
         speed = ["{pairs_per_second:,.1f} pairs/s", "{waiting:.0%} waiting for data"]
         rows = [
-            [f"epoch {{epoch:.0f}}/{epochs}", "step {step:,.0f}/{steps:,.0f}"],
-            ["loss {loss:.4f}", f"collapse {{collapse:.4f}} (healthy {HEALTHY_COLLAPSE:.4f})", "lr {lr:.3g}"],
+            [f"epoch {{epoch:.0f}}/{config.epochs}", "step {step:,.0f}/{steps:,.0f}"],
+            ["loss {loss:.4f}", f"collapse {{collapse:.4f}} (healthy {healthy:.4f})", "lr {lr:.3g}"],
+            ["rank {encoder_rank:.1f} of the encoder", "{projector_rank:.1f} of the projector"],
             [*speed, f"peak {values['peak_memory'] / 2**30:.2f} GiB", *knn],
         ]
-        if values["collapse"] < NEAR_COLLAPSE:
+        if values["collapse"] < healthy / 2:
             rows.append(["collapsing: all outputs are alike; try a lower learning rate or larger batches"])
+        elif values["encoder_rank"] < min(LOW_RANK, values["highest_rank"] / 4):
+            rows.append(["low rank: few dimensions are used; try a tenth of --lr, or --method vicreg"])
         return [[words.format(**values) for words in row] for row in rows]
 
     return progress(quiet, {TASK: figures}, **where)

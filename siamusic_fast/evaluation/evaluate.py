@@ -140,7 +140,11 @@ def results_folder(out: Path | str | None, default: Path, world: World, *, force
 def load_classifier(saved: dict[str, Any]) -> Classifier:
     """Return the network of the checkpoint `saved`."""
     classifier = Classifier(
-        saved["backbone"], len(saved["classes"]), head=saved["head"], features=saved["features"]
+        saved["backbone"],
+        len(saved["classes"]),
+        head=saved["head"],
+        features=saved["features"],
+        **saved["projection"],
     )
     classifier.load_state_dict(saved["model"])
     return classifier

@@ -51,6 +51,12 @@ class Pretrained:
     pretraining: dict[str, Any]
     """Configuration of the run as plain values."""
 
+    @property
+    def projection(self) -> dict[str, Any]:
+        """What `Classifier` needs to know to build the projector."""
+        config = settings.load_pretrain(self.pretraining)
+        return {"method": config.method, "width": config.width}
+
     def build_encoder(self, device: torch.device) -> Encoder:
         """Return the encoder with its weights, on `device` and in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced

@@ -210,7 +210,9 @@ def _loaders(
 
 def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) -> Classifier:
     """Return a classifier whose encoder, and projector if it has one, are pre-trained as `config` says."""
-    classifier = Classifier(pretrained.backbone, classes, head=config.head, features=config.features)
+    classifier = Classifier(
+        pretrained.backbone, classes, head=config.head, features=config.features, **pretrained.projection
+    )
     if not config.from_scratch:
         classifier.encoder.load_state_dict(pretrained.encoder)
         if config.features == "projector":
@@ -228,6 +230,7 @@ def _save_classifier(
         "backbone": pretrained.backbone,
         "head": config.head,
         "features": config.features,
+        "projection": pretrained.projection,
         "classes": list(state.folder.shard_set.classes),
         "frontend": pretrained.frontend.dump(),
         "pretrained_on": [] if config.from_scratch else list(pretrained.splits),

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 LOG_FILE = "metrics.jsonl"
+LOW_RANK = 8.0
+"""Effective rank of the encoder's outputs for a batch below which users are warned; that of a small batch may
+be as low as a quarter of what is possible."""
 
 T = TypeVar("T")
 
@@ -25,6 +28,32 @@ def collapse_measure(z: Tensor) -> Tensor:
     Chen & He 2021, section 4.1: 1/sqrt(d) if the outputs spread over the sphere, and 0 if all are equal.
     """
     return F.normalize(z.float(), dim=1).std(dim=0).mean()
+
+
+def healthy_collapse(width: int) -> float:
+    """Return the collapse measure of outputs [B, `width`] that spread over the whole sphere.
+
+    Users are warned below half of it. A total collapse does not come near 0 behind a batch norm, which scales
+    up what is left: a batch of B with one odd sample still has 2 / sqrt(B) of the healthy value.
+    """
+    return width**-0.5
+
+
+@torch.no_grad()
+def effective_rank(rows: Tensor) -> Tensor:
+    """Return how many dimensions `rows` [n, d] use: from 1 to the smaller of n - 1 and d.
+
+    It is 0 if all rows are equal, and NaN if one is not finite.
+
+    RankMe of Garrido et al. 2023, equation 2: the exponential of the entropy of the singular values, here of
+    the rows less their mean. Outputs of a ReLU share a large mean, which would hide the other dimensions.
+    """
+    centered = rows.float() - rows.float().mean(dim=0)
+    if not centered.isfinite().all():
+        return centered.new_tensor(torch.nan)
+    values = torch.linalg.svdvals(centered)
+    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.special.entr(shares).sum().exp() * values.any()
 
 
 def peak_memory(device: torch.device) -> int:
