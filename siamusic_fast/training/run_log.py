@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import resource
 import time
 from collections.abc import Iterable, Iterator
@@ -36,7 +37,7 @@ def healthy_collapse(width: int) -> float:
     Users are warned below half of it. A total collapse does not come near 0 behind a batch norm, which scales
     up what is left: a batch of B with one odd sample still has 2 / sqrt(B) of the healthy value.
     """
-    return width**-0.5
+    return 1 / math.sqrt(width)
 
 
 @torch.no_grad()
@@ -53,7 +54,8 @@ def effective_rank(rows: Tensor) -> Tensor:
         return centered.new_tensor(torch.nan)
     values = torch.linalg.svdvals(centered)
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.special.entr(shares).sum().exp() * values.any()
+    rank: Tensor = torch.special.entr(shares).sum().exp() * values.any()
+    return rank
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ def test_curves_are_over_whole_epochs_and_training_shares_its_scale_with_validat
 
 
 def test_a_pretraining_run_is_drawn_with_the_best_epoch_marked(shard_set: ShardSet, tmp_path: Path) -> None:
-    config = {"backbone": "resnet18", "aug": "image", "data": str(shard_set.folder), "method": "simclr"}
-    config["projection_dim"] = 64
+    config: dict[str, Any] = {"backbone": "resnet18", "aug": "image", "data": str(shard_set.folder)}
+    config |= {"method": "simclr", "projection_dim": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log(3)))
     pretraining(tmp_path)
