@@ -16,6 +16,7 @@ def save_classifier(folder: Path, **values: object) -> Path:
     """Write a classifier that has learnt nothing, with `values`."""
     saved = {
         **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
+        "projection": {},
         "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
         "model": Classifier("resnet18", 3).state_dict(),
