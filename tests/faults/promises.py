@@ -387,6 +387,75 @@ PROMISES = (
     ),
 )
 
+_STREAMING = "https://docs.mosaicml.com/projects/streaming/en/latest"
+_DALI = "https://docs.nvidia.com/deeplearning/dali/user-guide/docs"
+_WEBDATASET = "https://webdataset.github.io/webdataset"
+
+PEERS = {
+    "packing": {
+        "mosaicml-streaming": (
+            "shards can be written with hashes; we found no promise about a writer that is killed.",
+            f"{_STREAMING}/preparing_datasets/basic_dataset_conversion.html",
+        ),
+        "webdataset": (
+            "ShardWriter writes tars; we found no promise about a writer that is killed.",
+            f"{_WEBDATASET}/api/webdataset/writer.html",
+        ),
+        "NVIDIA DALI": (
+            "reads tars and makes their indices with wds2idx; it writes no audio.",
+            f"{_DALI}/examples/general/data_loading/dataloading_webdataset.html",
+        ),
+    },
+    "reading": {
+        "mosaicml-streaming": (
+            "`validate_hash` names a hash that downloaded shards are compared with, by default none; "
+            "`download_retry` repeats a download.",
+            f"{_STREAMING}/api_reference/generated/streaming.StreamingDataset.html",
+        ),
+        "webdataset": (
+            "a handler decides what follows an error: it is raised, or with or without a warning the "
+            "sample is left out or the stream ends. We found nothing about checksums.",
+            f"{_WEBDATASET}/api/webdataset/handlers.html",
+        ),
+        "NVIDIA DALI": (
+            "samples without a component are empty, left out or an error (`missing_component_behavior`). "
+            "We found nothing about checksums.",
+            f"{_DALI}/examples/general/data_loading/dataloading_webdataset.html",
+        ),
+    },
+    "training": {
+        "mosaicml-streaming": (
+            "goes on in the middle of an epoch, deterministically, from a state that the training loop saves "
+            "and restores.",
+            f"{_STREAMING}/distributed_training/fast_resumption.html",
+        ),
+        "webdataset": (
+            "we found no promise about going on in the middle of an epoch.",
+            f"{_WEBDATASET}/",
+        ),
+        "NVIDIA DALI": (
+            "a pipeline that is restored from its checkpoint gives the same outputs "
+            "(`enable_checkpointing`); the training loop saves and restores it.",
+            f"{_DALI}/advanced_topics_checkpointing.html",
+        ),
+    },
+    "processes": {
+        "mosaicml-streaming": (
+            "shared memory that a killed job has left is cleaned up by a call, `clean_stale_shared_memory`.",
+            f"{_STREAMING}/api_reference/streaming.base.util.html",
+        ),
+        "webdataset": (
+            "we found no promise; worker processes are those of torch's DataLoader.",
+            f"{_WEBDATASET}/",
+        ),
+        "NVIDIA DALI": (
+            "we found no promise; a pipeline runs in threads of the process that made it.",
+            f"{_DALI}/index.html",
+        ),
+    },
+}
+"""What the documentation of other loaders promises, by topic: words and the page."""
+
 
 def promise_of(node: str) -> Promise:
     """Return the promise that the test with the id `node` is behind."""
