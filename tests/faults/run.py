@@ -65,7 +65,8 @@ class Recorder:
             return
         if report.skipped:
             return
-        tried, survived = dict(report.user_properties).get(PROPERTY, (0, 0))
+        properties: dict[str, Any] = dict(report.user_properties)
+        tried, survived = properties.get(PROPERTY, (0, 0))
         if report.failed and tried == survived:
             tried += 1
         row.tried += tried or 1

@@ -47,7 +47,9 @@ def damaged(valid: bytes) -> st.SearchStrategy[bytes]:
 def changed_values(valid: Any) -> st.SearchStrategy[bytes]:
     """Return JSON in which one value of `valid`, at any depth, is another."""
     places = list(_places(valid))
-    values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just([])
+    values: st.SearchStrategy[object] = (
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just([])
+    )
 
     def changed(place: tuple[Any, ...], value: object) -> bytes:
         copy = inside = json.loads(json.dumps(valid))
@@ -72,7 +74,7 @@ def fuzz(tries: Tries, texts: st.SearchStrategy[bytes], read: Read) -> None:
         deadline=None,
         database=None,
         derandomize=True,
-        suppress_health_check=HealthCheck,
+        suppress_health_check=list(HealthCheck),
     )
     @given(texts)
     def each(text: bytes) -> None:

@@ -16,6 +16,7 @@ from siamusic_fast.models.run_files import Checkpoints
 from siamusic_fast.shards.manifest import ShardSet
 from tests.faults.processes import end, finish, kill, moment, send, start, succeed, train, wait_for
 from tests.faults.tries import Tries
+from tests.processes.test_loopback import until
 from tests.training.test_pretrain import TINY, assert_same_weights
 
 pytestmark = pytest.mark.faults
@@ -47,7 +48,7 @@ class Runs:
 
     def assert_goes_on(self, run: Path) -> None:
         """Resume `run`, if it has steps left, and compare its weights with those of the whole one."""
-        assert not is_locked(run)
+        until(lambda: not is_locked(run), 10)  # threads of a killed process end after it, and hold the lock
         left = Checkpoints(run)
         if left.only_previous_is_whole() or _step(left.last) < _step(self.whole / "checkpoint.pt"):
             succeed(self.start(run, resume=True), self.log)
