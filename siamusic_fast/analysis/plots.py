@@ -1,6 +1,5 @@
 """Pictures of a run: its curves over the epochs, and which genres a classifier takes for which."""
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.evaluation.evaluate import EvaluateResult
-from siamusic_fast.models.run_files import CONFIG
+from siamusic_fast.models.run_files import read_config
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
 from siamusic_fast.training.run_log import healthy_collapse, read_log
@@ -137,7 +136,7 @@ def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_config(folder)
     return config
 
 

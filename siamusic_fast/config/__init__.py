@@ -10,6 +10,8 @@ from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
+CODECS = ("wav", "flac", "ogg")
+"""Ways to store the audio of a shard set, which are also the endings of the audio files in a shard."""
 BACKENDS = ("dali", "torch")
 """Engines that compute spectrograms and augmentations, the default first."""
 CROPS = ("same", "independent")
@@ -106,6 +108,9 @@ class CommonConfig:
     """Engine that computes spectrograms and augmentations; torch needs no DALI."""
     seed: Annotated[int, Between(0, MAX_SEED)] = 0
     """Seed of everything that is random."""
+    keep_going: bool = False
+    """Whether training goes on if a checkpoint cannot be written, such as on a full disk. The last checkpoint
+    stays whole, and the one at the end of training has to be written in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.files import atomic_write, temporary_name
+from siamusic_fast.files import WEIGHTS_LIMIT, atomic_write, open_regular, temporary_name
 
 CHECKPOINT_FORMAT = 3
 """The only format that this version writes and reads."""
@@ -59,7 +60,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     it has changed, or if it is something else.
     """
     try:
-        with path.open("rb") as file:
+        with open_checkpoint(path) as file:
             version = _format_number(file)
             if version is None:
                 raise DataError(
@@ -94,7 +95,7 @@ def is_whole(path: Path) -> bool:
     Raises DataError if the file exists and cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_checkpoint(path) as file:
             return _format_number(file) is not None
     except FileNotFoundError:
         return False
@@ -102,6 +103,11 @@ def is_whole(path: Path) -> bool:
         raise DataError(
             f"{path} cannot be read ({error.strerror}): see to the disk, then try the same again."
         ) from error
+
+
+def open_checkpoint(path: Path) -> BinaryIO:
+    """Open a file of weights for reading. Raises `OSError` as `open_regular` does."""
+    return io.BufferedReader(open_regular(path, WEIGHTS_LIMIT), _BLOCK)
 
 
 def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str = "") -> None:
@@ -114,7 +120,7 @@ def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str
         _keep(target, previous)
         linked.replace(target)
     else:
-        with path.open("rb") as source, _replaced(target, previous, remedy) as file:
+        with open_checkpoint(path) as source, _replaced(target, previous, remedy) as file:
             shutil.copyfileobj(source, file, _BLOCK)
 
 

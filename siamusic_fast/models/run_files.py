@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.files import SETTINGS_LIMIT, atomic_write, read_regular
 from siamusic_fast.folder_lock import LOCK, FolderLock, in_use, is_locked
 from siamusic_fast.models import checkpoint
 
@@ -79,6 +79,14 @@ class Checkpoints:
         with contextlib.suppress(FileNotFoundError):
             self.last.replace(self._path("-damaged"))
         self.previous.replace(self.last)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Return what config.json in the folder `run` says. Raises `OSError` or `ValueError` if it says nothing."""
+    values = json.loads(read_regular(run / CONFIG, SETTINGS_LIMIT))
+    if not isinstance(values, dict):
+        raise ValueError("no JSON object")
+    return values
 
 
 def save_json(path: Path, values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -29,9 +30,10 @@ from siamusic_fast.processes.failures import (
     error_to_words,
     os_error_message,
 )
+from siamusic_fast.processes.parent import children_end_with_this_process
 from siamusic_fast.processes.pool import end_with_parent, share_of_cores
 from siamusic_fast.processes.rendezvous import torchrun_store
-from siamusic_fast.processes.signals import STOPPING, Stopped
+from siamusic_fast.processes.signals import STOPPING, Stopped, StopSignals
 from siamusic_fast.processes.world import World
 
 T = TypeVar("T")
@@ -126,7 +128,13 @@ def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restart
         log = logging.getLogger(name)
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    with loopback.private_folder() as folder, _signal_handlers_kept():
+    with (
+        _signal_handlers_kept(),
+        StopSignals() as signals,
+        signals.at_once(),
+        loopback.private_folder() as folder,
+        children_end_with_this_process(),
+    ):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -161,6 +169,7 @@ def _signal_handlers_kept() -> Iterator[None]:
 def _run_started(function: WorldFunction[T], on_gpu: bool, folder: Path) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
     end_with_parent(_SAVE_WITHIN)
+    tempfile.tempdir = str(folder)  # what libraries leave there, such as DALI, goes with the folder
     try:
         return _join(function, on_gpu, folder)
     except SiamusicError as error:

@@ -111,7 +111,12 @@ def finetune(
         left = config.epochs * per_epoch - state.step * per_step - state.epoch * validation.samples
         with (
             StopSignals() as signals,
-            RunLog(folder.path, active=world.leads, resume_at=state.step if saved else None) as log,
+            RunLog(
+                folder.path,
+                active=world.leads,
+                resume_at=state.step if saved else None,
+                keep_going=config.keep_going,
+            ) as log,
             (progress if world.leads else SILENT).task("Fine-tuning", left, "tracks") as task,
         ):
             for epoch in range(state.epoch + 1, config.epochs + 1):
@@ -137,7 +142,7 @@ def finetune(
                     # ---- Save, if the run is to stop
                     (stop,) = world.max(signals.received)
                     if stop:
-                        state.save()
+                        state.save(last=True)
                         raise Stopped(stop)
 
                 # ---- Score
@@ -162,14 +167,15 @@ def finetune(
                 note = f"epoch {epoch}: loss {validation_loss:.3f}, accuracy {accuracy:.1%} on validation"
 
                 # ---- Save
-                kept = state.figures
+                kept, last = state.figures, epoch == config.epochs
                 if config.protocol == "paper" or (accuracy, -validation_loss) > (kept.accuracy, -kept.loss):
                     state.figures = FinetuneFigures(kept_epoch=epoch, accuracy=accuracy, loss=validation_loss)
                     # The classifier comes first: what a checkpoint says about it is then always true.
-                    world.once(lambda: _save_classifier(state, config, pretrained))
+                    if not state.written(lambda: _save_classifier(state, config, pretrained), last=last):
+                        state.figures = kept
                 state.epoch = epoch
                 state.losses.clear()
-                state.save()
+                state.save(last=last)
 
     return FinetuneResult(
         folder=folder.path,

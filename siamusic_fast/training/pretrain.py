@@ -82,7 +82,8 @@ def pretrain(
     `out` is replaced.
 
     Raises DataError if `out` is not empty (or, with `resume`, holds no run that can go on), if another job is
-    training in it, if the loss becomes infinite or NaN, or if the disk is full; ConfigError if the
+    training in it, if the loss becomes infinite or NaN, or, without
+    `keep_going`, if the disk is full; ConfigError if the
     configuration does not fit the shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been
     written.
     """
@@ -121,7 +122,12 @@ def pretrain(
         with (
             loader,
             StopSignals() as signals,
-            RunLog(out, active=world.leads, resume_at=first_step if saved else None) as log,
+            RunLog(
+                out,
+                active=world.leads,
+                resume_at=first_step if saved else None,
+                keep_going=config.keep_going,
+            ) as log,
             (progress if world.leads else SILENT).task(TASK, plan.steps - first_step, "steps") as task,
         ):
             if has_knn and not saved:
@@ -171,23 +177,23 @@ def pretrain(
                     late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
                     stop, save = world.max(signals.received, late)
                     if stop or save:
-                        state.save()
+                        state.save(last=bool(stop))
                     if stop:
                         raise Stopped(stop)
 
                 # ---- Score
-                best = False
+                best, best_before = False, state.figures.best_knn
                 if knn_due:
                     with signals.at_once(), state.stopwatch.paused():
                         knn = _knn(state, network, config)
-                    best_knn = state.figures.best_knn
-                    best = best_knn is None or knn > best_knn
-                    state.figures = replace(state.figures, knn=knn, best_knn=knn if best else best_knn)
+                    best = best_before is None or knn > best_before
+                    state.figures = replace(state.figures, knn=knn, best_knn=knn if best else best_before)
                     log.write(state.step, epoch=epoch, knn=knn)
                     values = {"epoch": epoch, "knn": knn, "step": state.step, "steps": plan.steps}
                     task.advance(0, values=values)
                 state.epoch = epoch
-                state.save(best=best)
+                if not state.save(best=best, last=epoch == config.epochs):
+                    state.figures = replace(state.figures, best_knn=best_before)
 
     seconds = time.perf_counter() - started
     return PretrainResult(

@@ -5,6 +5,7 @@ import json
 import math
 import resource
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from siamusic_fast.files import LIST_LIMIT, read_regular
 
 LOG_FILE = "metrics.jsonl"
 LOW_RANK = 8.0
@@ -131,15 +134,27 @@ class RunLog:
 
     With `active=False`, as on all ranks but the first, it writes nothing. `resume_at` is the step from which
     a run is resumed: TensorBoard then drops later ones, and `read_log` takes the last value of each step.
+    With `keep_going`, a disk that is full leaves gaps in the log, with a warning, and is no error.
     """
 
-    def __init__(self, folder: Path, *, active: bool = True, resume_at: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool = True,
+        resume_at: int | None = None,
+        keep_going: bool = False,
+    ) -> None:
+        self._keep_going = keep_going
         self._board: SummaryWriter | None = None
         if active:
             purge = None if resume_at is None else resume_at + 1
             self._board = SummaryWriter(folder, purge_step=purge)
             self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
-            if (folder / LOG_FILE).read_bytes()[-1:] not in (b"", b"\n"):  # a crash has cut the last line off
+            if read_regular(folder / LOG_FILE, LIST_LIMIT)[-1:] not in (
+                b"",
+                b"\n",
+            ):  # a crash has cut the last line off
                 self._lines.write("\n")
 
     def __enter__(self) -> Self:
@@ -147,16 +162,30 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         if self._board is not None:
-            self._board.close()
-            self._lines.close()
+            with self._going_on():
+                self._board.close()
+            with self._going_on():
+                self._lines.close()
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Return a context in which an error of the disk is a warning, if the run is to keep going."""
+        try:
+            yield
+        except OSError as error:
+            if not self._keep_going:
+                raise
+            warnings.warn(f"the log of the run has a gap: {error.strerror or error}", stacklevel=3)
 
     def write(self, step: int, **values: float) -> None:
         """Log `values` of `step`."""
         if self._board is None:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._going_on():
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        with self._going_on():
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -165,7 +194,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     If a value was logged twice, the last one counts. A line that a crash cut off is left out.
     """
     by_step: dict[int, dict[str, Any]] = {}
-    for text in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines():
+    for text in read_regular(folder / LOG_FILE, LIST_LIMIT).decode().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             line = json.loads(text)
             by_step.setdefault(line["step"], {}).update(line)
