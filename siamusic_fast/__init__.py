@@ -39,7 +39,7 @@ __all__ = sorted(_MODULES)
 try:
     getpass.getuser()
 except (KeyError, OSError):
-    # In a container, a user may have a number only. torch wants the name of a folder, and does not start without.
+    # In a container, a user may have a number only; torch needs a name for a folder before it starts.
     os.environ["USER"] = str(os.getuid())
 
 

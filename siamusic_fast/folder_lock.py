@@ -26,7 +26,7 @@ class FolderLock:
     def take(self, folder: Path) -> None:
         """Lock the existing `folder`. Raises `DataError` if another job has locked it."""
         self.close()
-        file = open(folder / LOCK, "ab", opener=without_waiting)
+        file = open(folder / LOCK, "ab", opener=without_waiting)  # noqa: SIM115
         deadline = time.monotonic() + _TIMEOUT
         while not _try_to_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:

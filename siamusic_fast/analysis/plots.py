@@ -21,7 +21,7 @@ from siamusic_fast.training.run_log import healthy_collapse, read_log
 
 def pretraining(run: Path) -> None:
     """Draw loss, collapse measure, effective ranks and any kNN accuracy of `run` into its folder plots."""
-    lines, config = read_log(run), _config(run)
+    lines, config = read_log(run), read_config(run)
     title = f"{run.name}: pre-training of {config['backbone']} with augmentations {config['aug']}"
     loss = Panel(label="loss", curves={"loss": "training"})
     _save(curves(lines, [loss], title), run / "plots" / "loss.png")
@@ -50,7 +50,7 @@ def pretraining(run: Path) -> None:
 
 def finetuning(result: FinetuneResult) -> None:
     """Draw losses and validation accuracy of the fine-tuning run `result` into its folder plots."""
-    config = _config(result.folder)
+    config = read_config(result.folder)
     loss = Panel(
         label="cross-entropy", curves={"loss": "training", "validation_loss": "validation"}, from_zero=True
     )
@@ -133,11 +133,6 @@ def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
     return Panel(
         label=label, curves={name: "validation"}, reference=(chance, f"chance: {chance:.1%}"), from_zero=True
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config = read_config(folder)
-    return config
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -82,7 +82,7 @@ class Checkpoints:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """Return what config.json in the folder `run` says. Raises `OSError` or `ValueError` if it says nothing."""
+    """Return what config.json in the folder `run` says. Raises `OSError` or `ValueError` if it cannot."""
     values = json.loads(read_regular(run / CONFIG, SETTINGS_LIMIT))
     if not isinstance(values, dict):
         raise ValueError("no JSON object")

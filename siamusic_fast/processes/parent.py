@@ -1,4 +1,4 @@
-"""Ending a process with the one that started it, from its first moment on; imports nothing that takes long."""
+"""Ending a process with the one that started it, from its first moment on; imports no torch."""
 
 import ctypes
 import multiprocessing

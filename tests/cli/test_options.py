@@ -1,5 +1,6 @@
 """Options are the settings of the config dataclasses, and a name means the same in every command."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -132,3 +133,14 @@ def test_settings_of_other_commands_come_from_a_file_too(command: str, tmp_path:
     result = CliRunner().invoke(main, [command, "run", "--config", str(tmp_path / "settings.yaml")])
     assert result.exit_code == 1
     assert "did you mean seed?" in result.stderr
+
+
+def test_a_pipe_or_a_huge_file_of_settings_is_refused_at_once(tmp_path: Path) -> None:
+    pipe, huge = tmp_path / "pipe.yaml", tmp_path / "huge.yaml"
+    os.mkfifo(pipe)
+    huge.touch()
+    os.truncate(huge, 2**40)
+    for file, words in ((pipe, "it is no regular file"), (huge, "such a file has at most 1,048,576")):
+        result = call("pretrain", "--config", file)
+        assert result.exit_code == 1
+        assert words in result.stderr

@@ -219,9 +219,9 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_t
 
 
 @contextmanager
-def disk_that_fills_up(saves: int) -> Iterator[None]:
-    """Be a disk that has room for so many checkpoints and not for the next."""
-    left = iter([*[True] * saves, False])
+def disk_that_fills_up(saves: int, then: int = 0) -> Iterator[None]:
+    """Be a disk that has room for so many checkpoints, not for the next, and `then` for some again."""
+    left = iter([*[True] * saves, False, *[True] * then])
 
     @contextmanager
     def full(path: Path) -> Iterator[Any]:
@@ -261,6 +261,26 @@ def test_a_disk_that_fills_up_ends_a_run_in_all_processes_and_it_goes_on_later(
     assert list(saved.values()) == [1, 2]
     assert not list(run.glob(".*.tmp"))
     launch(functools.partial(tiny_run, often, shard_set, run, resume=True), gpus=0, procs=processes)
+
+
+def test_with_keep_going_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    often = dataclasses.replace(TINY, checkpoint_minutes=1e-9, knn_every=0, epochs=1, grad_accum_steps=1)
+    run = tmp_path / "run"
+    with (
+        disk_that_fills_up(saves=2, then=12),
+        pytest.warns(UserWarning, match=r"^step 3: training goes on, although .*, the disk is full"),
+    ):
+        tiny_run(dataclasses.replace(often, keep_going=True), shard_set, run, world=World())
+    tiny_run(often, shard_set, tmp_path / "whole", world=World())
+    assert_same_weights(tmp_path / "whole", run)
+
+
+def test_the_last_checkpoint_of_a_run_is_never_done_without(shard_set: ShardSet, tmp_path: Path) -> None:
+    keep_going = dataclasses.replace(TINY, knn_every=0, epochs=1, keep_going=True)
+    with disk_that_fills_up(saves=0), pytest.raises(DataError, match="the disk is full"):
+        tiny_run(keep_going, shard_set, tmp_path / "run", world=World())
 
 
 TWO_LAST = ("checkpoint-previous.pt", "checkpoint.pt")

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
@@ -9,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
+from torch.utils.tensorboard import SummaryWriter
 
 from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.training.run_log import (
@@ -21,6 +24,25 @@ from siamusic_fast.training.run_log import (
 )
 
 WIDTH = PROJECTION_DIMS["simsiam"]
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_is_to_keep_going_has_a_gap_where_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLog(tmp_path, keep_going=True) as log:
+        log.write(1, loss=1.0)
+        with monkeypatch.context() as full:
+            full.setattr(SummaryWriter, "add_scalar", no_space)
+            with pytest.warns(UserWarning, match="log of the run has a gap: No space left on device"):
+                log.write(2, loss=2.0)
+    with RunLog(tmp_path) as log, monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
+        full.setattr(SummaryWriter, "add_scalar", no_space)
+        log.write(3, loss=3.0)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
 
 
 def test_collapse_of_outputs_all_the_same_is_zero() -> None:
