@@ -86,7 +86,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         raise DataError(f"{path} is whole and cannot be loaded ({reason}): use another file.") from error
     found = content.pop("format")
     if found != f"siamusic-fast {kind}":
-        raise DataError(f"{path} is no {kind} checkpoint of siamusic-fast (format {found!r}).")
+        raise DataError(f"{path} holds {found!r}, not siamusic-fast {kind}: give the folder of such a run.")
     return content
 
 

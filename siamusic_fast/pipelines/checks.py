@@ -29,8 +29,8 @@ def check_crops(crops: str, max_distance: float | None) -> None:
     check_value("max_distance", max_distance, Between(0))
     if crops != "independent":
         raise ConfigError(
-            f"max_distance = {max_distance:g} s is for crops = 'independent' only (on the command line "
-            f"--crops independent)."
+            f"max_distance = {max_distance:g} s is for independent crops: use crops='independent' (on the "
+            f"command line --crops independent), or leave it out."
         )
 
 
