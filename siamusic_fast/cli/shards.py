@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from siamusic_fast.cli.console import (
     table_of,
 )
 from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.checks import fitting_seconds
 from siamusic_fast.shards import verify as verification
 from siamusic_fast.shards.manifest import REJECTED, ShardSet, find_folder, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -224,9 +224,9 @@ def _next(packed: ShardSet) -> str:
     if splits != ["training"]:
         words += ["--splits", ",".join(splits)]
     mel = MelConfig()
-    longest = max(shard.longest for shard in packed.shards(splits)) / packed.sample_rate
-    if longest < mel.seconds:
-        words += ["--seconds", f"{math.floor(10 * longest) / 10:g}"]
+    longest = max(shard.longest for shard in packed.shards(splits))
+    if longest < mel.seconds * packed.sample_rate:
+        words += ["--seconds", f"{fitting_seconds(longest, packed.sample_rate):g}"]
     if packed.sample_rate < 2 * mel.f_max:
         words += ["--f-max", f"{packed.sample_rate / 2:g}"]
     return command_line(*words)

@@ -55,7 +55,10 @@ def _of_file(path: Path) -> Mapping[str, Tensor]:
         with open_checkpoint(path) as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise DataError(f"init = {str(path)!r} is neither the folder of a run nor a file.") from None
+        raise DataError(
+            f"init = {str(path)!r} is neither the folder of a run nor a file: name one (on the command line "
+            f"--init)."
+        ) from None
     except OSError as error:
         raise DataError(f"init = {str(path)!r} cannot be read: {error.strerror}.") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:

@@ -14,6 +14,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.models.networks import Encoder
+from siamusic_fast.models.run_checks import check_run
 from siamusic_fast.models.run_files import BEST, Checkpoints
 
 
@@ -74,6 +75,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     """
     if which not in CHECKPOINTS:
         raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(CHECKPOINTS)}.")
+    check_run(run)
     checkpoints = Checkpoints(run)
     path = run / BEST if which == "best" else checkpoints.last
     if which == "best" and not path.is_file() and checkpoints.last.is_file():

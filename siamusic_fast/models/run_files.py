@@ -104,13 +104,13 @@ def new_folder(
     Raises DataError if the folder is in use by a job, is not empty without `force`, or holds a name that
     `own` does not match. Only what matches `own` is ever removed.
     """
-    _check_free(path, own, force)
+    check_free(path, own, force)
     path.mkdir(parents=True, exist_ok=True)
     if lock is not None:
         lock.take(path)
     elif is_locked(path):
         raise in_use(path)
-    _check_free(path, own, force)  # now that no other job changes it
+    check_free(path, own, force)  # now that no other job changes it
     for file in _contents(path) if force else ():
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
@@ -119,22 +119,22 @@ def new_folder(
     return path
 
 
-def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
+def check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
     """Raise DataError unless the folder `path` is new, empty, or may be emptied because of `force`."""
     if not path.exists():
         return
     names = sorted(file.name for file in _contents(path)) if path.is_dir() else [path.name]
     foreign = [name for name in names if not own.fullmatch(name)]
+    if foreign:
+        kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
+        raise DataError(
+            f"{path} holds {foreign[0]!r}, which no {kind}: use another out (on the command line --out)."
+        )
     if names and not (force and path.is_dir()):
         resume, option = ("", "") if own is OF_RESULTS else ("go on with it by resume=True, ", " --resume,")
         raise DataError(
             f"{path} already exists and is not empty: use another out, {resume}or replace it by force=True "
             f"(on the command line --out,{option} or --force)."
-        )
-    if foreign:
-        kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
-        raise DataError(
-            f"{path} holds {foreign[0]!r}, which no {kind}: use another out (on the command line --out)."
         )
 
 

@@ -126,9 +126,11 @@ def find_folder(data: str | Path, data_dir: Path = Path("data")) -> Path:
     for folder in (Path(data), data_dir / "shards" / data):
         if (folder / MANIFEST).exists():
             return folder
+    from siamusic_fast.shards.no_shards import remedy  # only here: it looks for audio
+
     raise DataError(
         f"no shards {str(data)!r}: neither {Path(data)} nor {data_dir / 'shards' / data} has a {MANIFEST}; "
-        f"`siamusic-fast shard {Path(data).name or data}` makes them."
+        f"{remedy(data, data_dir)}."
     )
 
 

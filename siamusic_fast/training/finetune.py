@@ -12,20 +12,21 @@ from torch import nn
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig, MelConfig
-from siamusic_fast.evaluation.evaluate import CLASSIFIER, check_enough_classes
 from siamusic_fast.evaluation.features import FeatureExtractor
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.models.pretrained import Pretrained, load_pretrained
-from siamusic_fast.models.run_shards import shards_of_run
+from siamusic_fast.models.run_checks import CLASSIFIER
+from siamusic_fast.models.run_files import OF_CLASSIFIERS, check_free
 from siamusic_fast.pipelines.loaders import LabelledLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.batch_size import fit_batch_size
+from siamusic_fast.training.checks import check_finetuning
 from siamusic_fast.training.compiling import rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog
@@ -80,8 +81,9 @@ def finetune(
     after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
     world = world or World()
-    shard_set = shards_of_run(run, data)
-    check_enough_classes(shard_set, "a classifier")
+    shard_set = check_finetuning(config, run, data, world.world_size)
+    if not resume:
+        world.once(lambda: check_free(out or run / "finetune", OF_CLASSIFIERS, force))
     pretrained = load_pretrained(run, config.checkpoint)
 
     # ---- Data

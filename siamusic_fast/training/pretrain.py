@@ -17,6 +17,7 @@ from siamusic_fast.models.init_weights import load_init
 from siamusic_fast.models.methods import Method, Output, method_of
 from siamusic_fast.models.networks import place
 from siamusic_fast.models.precision import autocast
+from siamusic_fast.models.run_files import OF_RUNS, check_free
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
@@ -24,6 +25,7 @@ from siamusic_fast.processes.world import World, gradients_kept_apart
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.training.batch_size import fit_batch_size
+from siamusic_fast.training.checks import check_pretraining
 from siamusic_fast.training.compiling import compiled, example_loss, rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import (
@@ -89,12 +91,15 @@ def pretrain(
     """
     world = world or World()
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
+    check_pretraining(config, shard_set, world.world_size)
     config = fit_batch_size(config, shard_set.tracks(config.splits) // world.world_size, world)
     folder = RunFolder(out, config, shard_set, world)
     with FolderLock() as lock:
         # ---- Where to go on from
         if world.once(folder.was_begun_by_this_job):
             resume, force = world.once(folder.checkpoints.exist), True
+        if not resume:
+            world.once(lambda: check_free(out, OF_RUNS, force))
         saved = folder.reopen(lock) if resume else None
 
         # ---- Data
