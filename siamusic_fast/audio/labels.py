@@ -21,6 +21,8 @@ BY_FOLDER = "folders"
 
 _LABEL_COLUMNS = ("path", "label", "split", "group")
 _TAGS = "tags"
+_ALIASES = {"mp3_path": "path"}
+_NO_TAG = "clip_id"
 
 
 class ListedFile(NamedTuple):
@@ -71,6 +73,7 @@ def read_labels(path: Path, store: Store | None = None, tags: bool = False) -> l
 
     With `tags`, there is a column tags, with `|` or `;` between the tags of a track, or every other column is
     a tag that a track has if its cell is 1 and not if it is 0 or empty; a column label may be missing then.
+    The names that MagnaTagATune gives the columns are known: mp3_path is path, and clip_id is no tag.
 
     Paths are relative to the folder of audio; an empty label is an unknown one; other columns are ignored. A
     path that is not in `store` is taken as another spelling of one that is, see `_spellings`. Raises
@@ -121,7 +124,7 @@ def _listed_files(path: Path, store: Store | None, tags: bool) -> list[ListedFil
 def _first_row(path: Path, tags: bool, wanted: Iterable[bool]) -> int:
     """Return the number of the first row that is `wanted`; blank rows are not asked for."""
     with _open_table(path, tags) as (_, rows):
-        return next(number for (number, _), is_it in zip(rows, wanted, strict=False) if is_it)
+        return next((number for (number, _), is_it in zip(rows, wanted, strict=False) if is_it), 0)
 
 
 def _row_parser(header: _Header, store: Store | None) -> Callable[[list[str]], ListedFile]:
@@ -259,11 +262,16 @@ def _open_text(path: Path) -> Iterator[TextIO]:
 
 def _names(lines: Sequence[str], delimiter: str) -> list[str]:
     """Return the names of the columns, if `delimiter` is between the cells."""
-    return [name.strip().lower() for name in next(csv.reader(lines, delimiter=delimiter), [])]
+    return _lower(next(csv.reader(lines, delimiter=delimiter), []))
+
+
+def _lower(cells: Iterable[str]) -> list[str]:
+    names = [cell.strip().lower() for cell in cells]
+    return [_ALIASES.get(name, name) for name in names]
 
 
 def _header(path: Path, cells: list[str], tags: bool) -> _Header:
-    names = [name.strip().lower() for name in cells]
+    names = _lower(cells)
     missing = [name for name in (("path",) if tags else ("path", "label")) if name not in names]
     if missing:
         raise DataError(
@@ -278,7 +286,9 @@ def _header(path: Path, cells: list[str], tags: bool) -> _Header:
     if not tags or _TAGS in names:
         return _Header(len(names), places, names.index(_TAGS) if tags else None, [])
     tag_columns = sorted(
-        (nfc(cell.strip()), place) for place, cell in enumerate(cells) if place not in places
+        (nfc(cell.strip()), place)
+        for place, cell in enumerate(cells)
+        if place not in places and names[place] != _NO_TAG
     )
     _check_tag_columns(path, [name for name, _ in tag_columns])
     return _Header(len(names), places, None, [(place, name) for name, place in tag_columns])

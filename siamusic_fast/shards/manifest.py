@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import atomic_write, open_regular
 
-MANIFEST_FORMAT = 3
+MANIFEST_FORMAT = 4
 MANIFEST = "manifest.json"
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
@@ -66,6 +66,8 @@ class ShardSet:
     """Sample rate of the audio in Hz."""
     classes: tuple[str, ...]
     """Names of the classes. The label of a track is the place of its class in here, or -1."""
+    tags: tuple[str, ...]
+    """Names of the tags in alphabetical order; a track has any number of them."""
     seed: int
     """Seed of the shuffle."""
     min_seconds: float
