@@ -16,8 +16,8 @@ setting. A setting `name_of_it` is the option `--name-of-it` of the command, the
 a file, and the argument `name_of_it=value` of the dataclass. A setting that is `on` or `off` has the
 options `--name` and `--no-name`.
 
-`pretrain`, `finetune`, `evaluate`, `probe` and `embed` read options from a YAML file with `--config FILE`. The
-command line comes first, then the file, then `--preset`, then the defaults. Other options, such as `data`,
+`pretrain`, `finetune`, `evaluate`, `probe` and `embed` read options from a YAML file with `--config FILE`.
+The command line comes first, then the file, then `--preset`, then the defaults. Other options, such as `data`,
 `out` and `gpus`, may stand in the file too. The `config.json` of a run is such a file: `siamusic-fast
 pretrain --config runs/first/config.json` trains the same again.
 

@@ -52,7 +52,7 @@ def note(message: str, command: str = "") -> None:
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print names and what is to be said of them as two columns."""
     facts = list(facts)
-    width = max(8, *(len(name) for name, _ in facts)) + 2
+    width = max([8, *(len(name) for name, _ in facts)]) + 2
     for name, text in facts:
         output.print(f"{name:{width}}{_wrapped(output, text, width)}", markup=False)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
+from siamusic_fast.evaluation.checks import check_evaluation
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.scores import Scores, scores
-from siamusic_fast.models.pretrained import find_classifier, read_classifier
+from siamusic_fast.models.pretrained import read_classifier
 from siamusic_fast.models.run_files import OF_RESULTS, new_folder, save_json
-from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -59,8 +59,7 @@ def evaluate(
     `out` is not empty.
     """
     world = world or World()
-    path = find_classifier(Path(run))
-    shard_set = shards_of_run(path.parent, data)
+    path, shard_set = check_evaluation(Path(run), data, out, backend=backend, force=force)
     model, saved = read_classifier(path, world.device)
     classes = model.classes
     if shard_set.classes != classes:
@@ -130,10 +129,3 @@ def results_folder(out: Path | str | None, default: Path, world: World, *, force
 
     world.once(make)
     return default if out is None else Path(out)
-
-
-def check_enough_classes(shard_set: ShardSet, what: str) -> None:
-    """Raise DataError if `shard_set` has fewer than the two classes that `what` needs."""
-    if len(shard_set.classes) < 2:
-        found = ", ".join(shard_set.classes) or "none"
-        raise DataError(f"{shard_set.folder} has too few classes ({found}): {what} needs at least 2.")

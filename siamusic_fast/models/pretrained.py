@@ -14,7 +14,8 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.models.networks import Classifier, Encoder
-from siamusic_fast.models.run_files import BEST, CLASSIFIER, Checkpoints
+from siamusic_fast.models.run_checks import check_run, find_classifier
+from siamusic_fast.models.run_files import BEST, Checkpoints
 
 
 def load_encoder(run: Path | str, checkpoint: str = "last", device: torch.device | str = "cpu") -> Encoder:
@@ -45,23 +46,17 @@ def read_classifier(path: Path, device: torch.device) -> tuple[Classifier, dict[
     saved = checkpoint.load(path, "classifier")
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
         classifier = Classifier(
-            saved["backbone"], len(saved["classes"]), head=saved["head"], features=saved["features"]
+            saved["backbone"],
+            len(saved["classes"]),
+            head=saved["head"],
+            features=saved["features"],
+            **saved["projection"],
         )
     classifier.classes = tuple(saved["classes"])
     classifier.frontend = classifier.encoder.frontend = Frontend.load(saved["frontend"])
     classifier.epoch = classifier.encoder.epoch = saved["epoch"]
     classifier.load_state_dict(saved["model"])
     return networks.place(classifier, device).eval(), saved
-
-
-def find_classifier(run: Path) -> Path:
-    """Return the classifier in `run` or in its folder finetune. Raises DataError if there is none."""
-    for path in (run / CLASSIFIER, run / "finetune" / CLASSIFIER):
-        if path.is_file():
-            return path
-    if not run.is_dir():
-        raise DataError(f"no run {str(run)!r}: give the folder that pretrain or finetune made.")
-    raise DataError(f"{run} has no classifier: `siamusic-fast finetune {run}` trains one.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +80,12 @@ class Pretrained:
     pretraining: dict[str, Any]
     """Configuration of the run as plain values."""
 
+    @property
+    def projection(self) -> dict[str, Any]:
+        """What `Classifier` needs to know to build the projector."""
+        config = settings.load_pretrain(self.pretraining)
+        return {"method": config.method, "width": config.width}
+
     def build_encoder(self, device: torch.device) -> Encoder:
         """Return the encoder with its weights, on `device` and in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
@@ -102,6 +103,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     """
     if which not in CHECKPOINTS:
         raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(CHECKPOINTS)}.")
+    check_run(run)
     checkpoints = Checkpoints(run)
     path = run / BEST if which == "best" else checkpoints.last
     if which == "best" and not path.is_file() and checkpoints.last.is_file():
