@@ -156,6 +156,7 @@ def repeated_shards(
             codec="wav",
             sample_rate=_RATE,
             classes=("Folk",),
+            tags=(),
             seed=0,
             min_seconds=0.0,
             splits={"training": tuple(shards)},

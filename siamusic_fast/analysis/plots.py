@@ -1,6 +1,5 @@
 """Pictures of a run: its curves over the epochs, and which genres a classifier takes for which."""
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,37 +12,50 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.evaluation.evaluate import EvaluateResult
-from siamusic_fast.models.run_files import CONFIG
+from siamusic_fast.inference.predict import Prediction
+from siamusic_fast.models.run_files import read_config
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
-from siamusic_fast.training.run_log import read_log
+from siamusic_fast.training.run_log import healthy_collapse, read_log
+
+_MAX_GENRES = 5
+"""Genres that are drawn along a track."""
 
 
 def pretraining(run: Path) -> None:
-    """Draw loss, collapse measure and, if it was measured, kNN accuracy of `run` into its folder plots."""
-    lines, config = read_log(run), _config(run)
+    """Draw loss, collapse measure, effective ranks and any kNN accuracy of `run` into its folder plots."""
+    lines, config = read_log(run), read_config(run)
     title = f"{run.name}: pre-training of {config['backbone']} with augmentations {config['aug']}"
     loss = Panel(label="loss", curves={"loss": "training"})
     _save(curves(lines, [loss], title), run / "plots" / "loss.png")
     collapse = Panel(
         label="collapse measure",
         curves={"collapse": "measured"},
-        reference=(HEALTHY_COLLAPSE, "healthy: 1/√d"),
+        reference=(
+            healthy_collapse(config["projection_dim"] or PROJECTION_DIMS[config["method"]]),
+            "healthy: 1/√d",
+        ),
         from_zero=True,
     )
+    rank = Panel(
+        label="effective rank",
+        curves={"encoder_rank": "encoder", "projector_rank": "projector"},
+        from_zero=True,
+    )
+    _save(curves(lines, [rank], title), run / "plots" / "rank.png")
     _save(curves(lines, [collapse], title), run / "plots" / "collapse.png")
     measured = [line for line in lines if "knn" in line]
     if measured:
-        best = max(measured, key=lambda line: line["knn"])["epoch"]
+        best = max(measured, key=lambda line: (line["epoch"] > 0, line["knn"]))["epoch"]
         knn = _accuracy_panel("kNN accuracy", "knn", config)
         _save(curves(lines, [knn], title, kept=(best, "best.pt")), run / "plots" / "knn.png")
 
 
 def finetuning(result: FinetuneResult) -> None:
     """Draw losses and validation accuracy of the fine-tuning run `result` into its folder plots."""
-    config = _config(result.folder)
+    config = read_config(result.folder)
     loss = Panel(
         label="cross-entropy", curves={"loss": "training", "validation_loss": "validation"}, from_zero=True
     )
@@ -61,6 +73,25 @@ def evaluation(result: EvaluateResult) -> None:
     title = f"{result.data}, test tracks: accuracy {scores.accuracy:.1%}, chance {scores.chance:.1%}"
     figure = confusion_matrix(scores.confusion, [one.name for one in scores.classes], title)
     _save(figure, result.folder / "confusion.png")
+
+
+def genres_over_time(found: Prediction, path: Path) -> None:
+    """Draw the probabilities of the five most probable genres along a track into the file `path`."""
+    along = dict(zip(found.classes, found.over_time.T.numpy(), strict=True))
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axis = figure.subplots()
+    marker = "o" if len(found.starts) <= 50 else None
+    for name, _ in found.top(_MAX_GENRES):
+        axis.plot(found.starts, along[name], marker=marker, markersize=3, label=name)
+    axis.set_xlim(0, max(found.seconds, 1e-3))
+    axis.set_ylim(0, 1)
+    axis.set_xlabel("start of the crop in seconds")
+    axis.set_ylabel("probability")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    title = f"{Path(found.path).name or found.key}: genres over time"
+    figure.suptitle(textwrap.fill(title, 80).replace("$", r"\$"), fontsize="medium")
+    _save(figure, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +171,6 @@ def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
     return Panel(
         label=label, curves={name: "validation"}, reference=(chance, f"chance: {chance:.1%}"), from_zero=True
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return config
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from siamusic_fast.audio.corpus import SPLITS, Corpus, Track
 from siamusic_fast.audio.store import Store, find_root, open_store
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import LIST_LIMIT, open_regular
 
 SUBSETS = {
     "fma_small": ("small",),
@@ -64,7 +65,7 @@ def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path |
     for number, split, row_subset, genre in _read_metadata(_metadata_file(store.root, data_dir, metadata)):
         path = f"{number // 1000:03d}/{number:06d}.mp3"
         if row_subset in subset if subset else store.size(path) is not None:
-            tracks.append(Track(key=f"{number:06d}", path=path, split=split, genre=genre))
+            tracks.append(Track(id=f"{number:06d}", path=path, split=split, genre=genre))
     if not tracks:
         raise DataError(
             f"{store.root} holds no track of the metadata: FMA names its files like 000/000002.mp3."
@@ -117,7 +118,7 @@ def _metadata_in(folder: Path) -> list[Path]:
 
 def _open_metadata(path: Path) -> BinaryIO:
     if path.suffix.lower() != ".zip":
-        return path.open("rb")
+        return io.BufferedReader(open_regular(path, LIST_LIMIT))
     store = open_store(path)
     for name in (_TABLE, f"{METADATA}/{_TABLE}"):
         if store.size(name) is not None:

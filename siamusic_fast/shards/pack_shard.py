@@ -28,6 +28,8 @@ class ShardToPack:
 
     audio: Path
     """Folder or zip of the corpus."""
+    in_tables: bool = False
+    """Whether the tracks are rows of Parquet or Arrow files."""
     folder: Path
     """Folder of the shard set."""
     plan: ShardPlan
@@ -77,7 +79,7 @@ def _fit_segments(
     job: ShardToPack, tracks: list[PackedTrack], rejects: list[Reject], count: Count
 ) -> Iterator[Segment]:
     """Yield the segments that are fit, and add every track to `tracks` or `rejects`."""
-    store = open_store(job.audio)
+    store = open_store(job.audio, job.in_tables)
     for track, size in zip(job.plan.tracks, job.sizes, strict=True):
         counts = Counter({"files": 1})
         try:

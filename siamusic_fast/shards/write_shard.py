@@ -73,6 +73,7 @@ def table_row(segment: Segment, stem: str, sample_rate: int, **decoding: Any) ->
         offset=segment.offset or 0.0,
         split=segment.track.split,
         genre=segment.track.genre,
+        tags=segment.track.tags,
         seconds=len(segment.pcm) / sample_rate,
         samples=len(segment.pcm),
         shard=f"{stem}.tar",
@@ -89,6 +90,7 @@ def _add_segment(tar: TarWriter, segment: Segment, encoding: Encoding) -> list[M
         "samples": len(segment.pcm),
         "source": segment.track.path,
         "split": segment.track.split,
+        "tags": segment.track.tags,
         "track_id": segment.track.key,
     }
     if segment.offset is not None:

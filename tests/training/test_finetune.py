@@ -16,19 +16,21 @@ from torch import Tensor
 
 from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.evaluation.evaluate import evaluate, load_classifier
+from siamusic_fast.evaluation.evaluate import evaluate
 from siamusic_fast.evaluation.features import TrackFeatures, extract_features
 from siamusic_fast.evaluation.probe import probe
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.models.networks import Classifier, place
+from siamusic_fast.models.pretrained import load_classifier
 from siamusic_fast.pipelines import base_loader
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine
 from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.processes.world import World
-from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
+from siamusic_fast.shards.frontends import read_frontends
+from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import finetune as module
 from siamusic_fast.training.finetune import FinetuneResult, finetune, learning_rates
 from siamusic_fast.training.pretrain import pretrain
@@ -144,7 +146,7 @@ def test_everything_after_pretraining_has_its_frontend(
     frontend = Frontend.load(checkpoint.load(run / "checkpoint.pt", "pretraining")["frontend"])
     assert engines == [("dali", frontend)] * (3 + 2 + 1 + 3)
     assert (frontend.mel, frontend.short_tracks) == (MEL, "pad")
-    kept = json.loads((shard_set.folder / FRONTENDS).read_text())
+    kept = read_frontends(shard_set.folder)
     assert "pad" in [entry["key"]["short_tracks"] for entry in kept]
 
 
@@ -287,11 +289,9 @@ def test_processes_share_training_validation_and_test(
 
 def validation_loss(folder: Path, shard_set: ShardSet) -> float:
     """Return the cross-entropy of the classifier in `folder`, read from its file, by one process."""
-    saved = checkpoint.load(folder / "classifier.pt", "classifier")
-    model = load_classifier(saved).eval()
-    frontend = Frontend.load(saved["frontend"])
+    model = load_classifier(folder)
     _, probabilities, labels = extract_features(
-        lambda mels: model(mels).softmax(dim=1), shard_set, "validation", frontend
+        lambda mels: model(mels).softmax(dim=1), shard_set, "validation", model.frontend
     )
     return -float(probabilities.gather(1, labels[:, None]).log().mean())
 

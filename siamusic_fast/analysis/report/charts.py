@@ -25,7 +25,7 @@ from siamusic_fast.analysis.plots import curve, validation_chance
 from siamusic_fast.analysis.report.runs import Lines, Run
 from siamusic_fast.analysis.report.track_map import TrackMap
 from siamusic_fast.errors import DataError
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
+from siamusic_fast.training.run_log import healthy_collapse
 
 COLORS = ("#0e8a80", "#d9702b", "#7a6fd0", "#c4478d", "#5b9a2f", "#b8870b", "#3b86d1", "#a5694f")
 """Colors that can be told from each other, and from a white and from a black page."""
@@ -66,14 +66,20 @@ PANELS = (
     Panel(
         name="loss",
         title="Loss",
-        about="Negative cosine similarity of the views; -1 is the lowest.",
+        about="What pre-training makes small: that of SimSiam is -1 at best.",
         from_zero=False,
     ),
     Panel(
         name="collapse",
         title="Collapse measure",
-        about=f"Spread of the projections: {HEALTHY_COLLAPSE:.4f} is healthy, 0 means collapsed.",
+        about="Spread of the projections; 0 means that all are equal.",
         number="0.[0000]",
+    ),
+    Panel(
+        name="encoder_rank",
+        title="Effective rank",
+        about="Number of dimensions that the features of a batch use.",
+        number="0.[0]",
     ),
     Panel(
         name="knn",
@@ -146,7 +152,8 @@ def _points(run: Run, panel: Panel) -> NDArray[np.float64]:
 def _reference(panel: Panel, runs: Sequence[Run]) -> tuple[float, str] | None:
     """Return the height of a dashed line and what it means, if there is one that holds for all `runs`."""
     if panel.name == "collapse":
-        return HEALTHY_COLLAPSE, "healthy"
+        heights = {healthy_collapse(run.config.width): "healthy" for run in runs}
+        return heights.popitem() if len(heights) == 1 else None
     if panel.name in ("knn", "validation_accuracy"):
         with contextlib.suppress(DataError):
             chances = {validation_chance(Path(run.data)) for run in runs}

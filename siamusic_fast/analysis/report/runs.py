@@ -13,6 +13,7 @@ from siamusic_fast.config.fields import settings_of
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.evaluate import RESULTS
 from siamusic_fast.evaluation.scores import ClassScores, Scores
+from siamusic_fast.files import LIST_LIMIT, read_regular
 from siamusic_fast.models.run_files import CONFIG
 from siamusic_fast.training.run_log import LOG_FILE, read_log
 
@@ -179,7 +180,7 @@ def _read_probes(run: Path) -> dict[str, Scores]:
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path, LIST_LIMIT))
         if not isinstance(values, dict):
             raise ValueError("it is no object")
     except (OSError, ValueError) as error:

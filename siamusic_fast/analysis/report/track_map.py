@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
@@ -14,6 +13,7 @@ from siamusic_fast.analysis.report.sound import clips, opus
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.features import extract_features
+from siamusic_fast.inference.similar import nearest
 from siamusic_fast.models.pretrained import Pretrained
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
@@ -116,11 +116,10 @@ def _in_two_dimensions(features: NDArray[np.float32]) -> tuple[NDArray[Any], str
     return tsne.fit_transform(features), "t-SNE"
 
 
-def _neighbors(directions: Tensor) -> list[tuple[tuple[int, float], ...]]:
-    """Return for each of `directions` [n, d] of length 1 the nearest others and the cosines."""
-    cosines = (directions @ directions.T).fill_diagonal_(-torch.inf)
-    nearest = cosines.topk(min(NEIGHBORS, len(directions) - 1), dim=1)
+def _neighbors(features: Tensor) -> list[tuple[tuple[int, float], ...]]:
+    """Return for each of `features` [n, d] the rows of the nearest others, and the cosines."""
+    cosines, rows = nearest(features, features, NEIGHBORS + 1)
     return [
-        tuple(zip(numbers, values, strict=True))
-        for numbers, values in zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+        tuple((row, cosine) for row, cosine in zip(near, alike, strict=True) if row != place)[:NEIGHBORS]
+        for place, (near, alike) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True))
     ]
