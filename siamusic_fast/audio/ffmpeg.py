@@ -18,7 +18,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 
-from siamusic_fast.audio.mending import lacks_index, mended_beginning
+from siamusic_fast.audio.mending import RIFX, lacks_index, mended_beginning
 from siamusic_fast.audio.ogg import links, missing_at_end
 from siamusic_fast.audio.stated_length import promised_seconds
 
@@ -102,21 +102,29 @@ class AudioFile:
         """Read the headers. Raises `NotAudioError`, or `OSError` if the file itself cannot be read."""
         self.bytes_read = file.seek(0, os.SEEK_END)
         """Size of the file."""
-        edges = [*links(file), self.bytes_read]
         self._missing_at_end = missing_at_end(file)
-        self._ranges = [_FileRange(file, start, end) for start, end in itertools.pairwise(edges)]
         self.counts = PacketCounts()
+        if _begins_with(file, RIFX):
+            self._open_mended(file, NotAudioError("a WAV with big-endian numbers of a rare kind"))
+            return
+        edges = [*links(file), self.bytes_read]
+        self._ranges = [_FileRange(file, start, end) for start, end in itertools.pairwise(edges)]
         try:
             self._streams = [_Stream(self._ranges[0], self.counts)]
-        except NotAudioError:
+        except NotAudioError as error:
             if lacks_index(file):
                 words = "it ends before its index (moov), or its writer did not finish"
                 raise CutOffError(words) from None
-            if not (mended := mended_beginning(file)):
-                raise
-            beginning, start = mended
-            self._ranges = [_FileRange(file, start, self.bytes_read, beginning)]
-            self._streams = [_Stream(self._ranges[0], self.counts)]
+            self._open_mended(file, error)
+
+    def _open_mended(self, file: BinaryIO, error: NotAudioError) -> None:
+        """Open `file` with another beginning, or raise `error` if there is none."""
+        mended = mended_beginning(file)
+        if not mended:
+            raise error
+        beginning, start = mended
+        self._ranges = [_FileRange(file, start, self.bytes_read, beginning)]
+        self._streams = [_Stream(self._ranges[0], self.counts)]
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -147,6 +155,11 @@ class AudioFile:
                 yield from self._streams[-1].blocks()
         if self._missing_at_end:
             self.counts.lose(self._missing_at_end)
+
+
+def _begins_with(file: BinaryIO, magic: bytes) -> bool:
+    file.seek(0)
+    return file.read(len(magic)) == magic
 
 
 class _Stream:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.audio.store import Store, leads_outside
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import LIST_LIMIT, read_regular
 
 BY_FOLDER = "folders"
 """Word that stands in the place of a label file if the sub-folder of each file is its class."""
@@ -135,7 +136,7 @@ def _header(text: str, delimiter: str) -> list[str]:
 def _read_text(path: Path) -> str:
     """Return the text of a CSV file: UTF-8, or UTF-16 with a byte order mark, as Excel writes it."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path, LIST_LIMIT)
         if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
             return content.decode("utf-16")
         return content.decode("utf-8-sig", "surrogateescape")

@@ -2,10 +2,16 @@
 
 import os
 import re
+import struct
 from typing import BinaryIO
 
 _SEARCHED_BYTES = 1 << 20
 """What is meant is looked for in so many bytes from the start of a file."""
+
+RIFX = b"RIFX"
+"""First bytes of a WAV file with big-endian numbers. FFmpeg opens some, and decodes them to noise."""
+_AU_ENCODINGS = {(1, 16): 3, (1, 24): 4, (1, 32): 5, (3, 32): 6, (3, 64): 7}
+"""Format and bits of a WAV file -> number of the encoding in an AU file."""
 
 _UNKNOWN_SIZE = b"\xff\xff\xff\xff"
 _FORM_SIZE = b"\x7f\xff\xff\xff"
@@ -18,7 +24,7 @@ _STREAMINFO = b"\0\0\0\x22"
 
 
 def mended_beginning(file: BinaryIO) -> tuple[bytes, int] | None:
-    """Return what `file` should begin with, and where it goes on behind that, or None.
+    """Return what `file` should begin with, and where it goes on behind that, or None if nothing is plain.
 
     Junk is passed over, and so is the head of an ID3 tag of an impossible size. Mended are WAV files whose
     chunks are not where their sizes say, or whose first bytes are damaged; AIFF and AU files whose sizes were
@@ -26,6 +32,8 @@ def mended_beginning(file: BinaryIO) -> tuple[bytes, int] | None:
     """
     file.seek(0)
     content = file.read(_SEARCHED_BYTES)
+    if content[:4] == RIFX:
+        return _as_au(content)
     if content[4:8] == _STREAMINFO:
         return b"fLaC", 4
     if content[:4] == b".snd":
@@ -46,6 +54,21 @@ def _mended_wav(content: bytes) -> tuple[bytes, int] | None:
     if layout < 0 or data < 0:
         return None
     return b"RIFF" + _UNKNOWN_SIZE + b"WAVE" + content[layout:end] + content[data : data + 8], data + 8
+
+
+def _as_au(content: bytes) -> tuple[bytes, int] | None:
+    """Return the header of an AU file, whose numbers are big-endian, for a WAV file that has them."""
+    layout = content.find(b"fmt ")
+    data = content.find(b"data", layout)
+    if layout < 0 or data < layout + 24:
+        return None
+    kind, channels, rate, _, _, bits = struct.unpack_from(">HHIIHH", content, layout + 8)
+    encoding = _AU_ENCODINGS.get((kind, bits))
+    if encoding is None:
+        return None
+    size = content[data + 4 : data + 8]
+    head = b".snd" + struct.pack(">I", 24) + size + struct.pack(">III", encoding, rate, channels)
+    return head, data + 8
 
 
 def lacks_index(file: BinaryIO) -> bool:

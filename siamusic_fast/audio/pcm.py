@@ -127,7 +127,7 @@ def to_int16(audio: Samples) -> tuple[Int16, npt.NDArray[np.int64]]:
 
 def _scaled(audio: Samples) -> tuple[Samples, float, float]:
     """Return `audio` in the scale of 16 bits, a copy, its largest value and its smallest one."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         scaled = audio * np.float32(_SCALE)
     return scaled, float(scaled.max(initial=0)), float(scaled.min(initial=0))
 

@@ -171,11 +171,21 @@ def test_formats_that_ffmpeg_does_not_decode_are_no_audio(tmp_path: Path, kind: 
         judged(tmp_path, file.getvalue())
 
 
-def test_a_wav_with_big_endian_numbers_is_no_audio(tmp_path: Path) -> None:
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_a_wav_with_big_endian_numbers_is_read_as_such(tmp_path: Path, subtype: str) -> None:
     file = io.BytesIO()
-    soundfile.write(file, music(2, RATE).T, RATE, format="WAV", endian="BIG")
+    soundfile.write(file, music(2, RATE).T, RATE, format="WAV", subtype=subtype, endian="BIG")
     assert file.getvalue()[:4] == b"RIFX"
-    with pytest.raises(AudioError, match="not-audio"):
+    found = judged(tmp_path, file.getvalue())
+    expected = judged(tmp_path, wav(music(2, RATE), subtype))
+    assert found.seconds == found.seconds_promised == 2
+    np.testing.assert_array_equal(found.pcm.samples, expected.pcm.samples)
+
+
+def test_a_wav_with_big_endian_numbers_of_a_rare_kind_is_no_audio(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, music(2, RATE).T, RATE, format="WAV", subtype="ULAW", endian="BIG")
+    with pytest.raises(AudioError, match=r"not-audio.*big-endian"):
         judged(tmp_path, file.getvalue())
 
 
