@@ -13,10 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.evaluation.evaluate import EvaluateResult
+from siamusic_fast.inference.predict import Prediction
 from siamusic_fast.models.run_files import read_config
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
 from siamusic_fast.training.run_log import healthy_collapse, read_log
+
+_MAX_GENRES = 5
+"""Genres that are drawn along a track."""
 
 
 def pretraining(run: Path) -> None:
@@ -68,6 +72,25 @@ def evaluation(result: EvaluateResult) -> None:
     title = f"{result.data}, test tracks: accuracy {scores.accuracy:.1%}, chance {scores.chance:.1%}"
     figure = confusion_matrix(scores.confusion, [one.name for one in scores.classes], title)
     _save(figure, result.folder / "confusion.png")
+
+
+def genres_over_time(found: Prediction, path: Path) -> None:
+    """Draw the probabilities of the five most probable genres along a track into the file `path`."""
+    along = dict(zip(found.classes, found.over_time.T.numpy(), strict=True))
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axis = figure.subplots()
+    marker = "o" if len(found.starts) <= 50 else None
+    for name, _ in found.top(_MAX_GENRES):
+        axis.plot(found.starts, along[name], marker=marker, markersize=3, label=name)
+    axis.set_xlim(0, max(found.seconds, 1e-3))
+    axis.set_ylim(0, 1)
+    axis.set_xlabel("start of the crop in seconds")
+    axis.set_ylabel("probability")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    title = f"{Path(found.path).name or found.key}: genres over time"
+    figure.suptitle(textwrap.fill(title, 80).replace("$", r"\$"), fontsize="medium")
+    _save(figure, path)
 
 
 @dataclass(frozen=True, kw_only=True)

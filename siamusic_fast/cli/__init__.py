@@ -28,6 +28,9 @@ COMMANDS = {
     "finetune": "Train a genre classifier on a pre-trained encoder.",
     "evaluate": "Score a classifier on the test tracks.",
     "probe": "Measure what pre-training added to an encoder.",
+    "embed": "Write the features of tracks into a file.",
+    "predict": "Say which genres tracks have.",
+    "similar": "Find the tracks that sound most like one.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }

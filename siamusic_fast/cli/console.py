@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -18,6 +19,8 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
+from siamusic_fast.audio.rejects import Reject
+from siamusic_fast.audio.store import local_name
 from siamusic_fast.progress import SILENT, Progress, Task
 
 console = Console(stderr=True, highlight=False)
@@ -52,6 +55,18 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     width = max([8, *(len(name) for name, _ in facts)]) + 2
     for name, text in facts:
         output.print(f"{name:{width}}{_wrapped(output, text, width)}", markup=False)
+
+
+def note_reject(reject: Reject) -> None:
+    """Say in one line that a file cannot be used."""
+    note(f"left out: {local_name(reject.path)}: {reject.reason}: {reject.detail}")
+
+
+def link(words: str, path: str) -> Text:
+    """Return words that a terminal links to the file `path`, if it is there."""
+    target = Path(local_name(path))
+    style = f"link {target.resolve().as_uri()}" if path and target.is_file() else ""
+    return Text(local_name(words), style=style)
 
 
 def table_of(first: str, *headings: str) -> Table:

@@ -74,7 +74,7 @@ def this_command(*more: str) -> str:
         value = context.meta[FILE] if name == "config" else context.params[name]
         option = parameter.opts[0]
         if isinstance(parameter, Argument):
-            words.append(value)
+            words += value if isinstance(value, tuple) else (value,)
         elif isinstance(value, bool):
             words.append(option if value else parameter.secondary_opts[0])
         else:

@@ -113,6 +113,9 @@ aug = settings(PretrainConfig, "aug", filled=True)
 data = _data(DATA)
 data_of_run = _data("the one that RUN was made from")
 made_data = _data("clips made for it")
+splits = click.option(
+    "--splits", help="Splits of the shard sets to read, such as test.  [default: all]", panel="Data"
+)
 data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),

@@ -35,6 +35,7 @@ PROTOCOLS = ("clean", "paper")
 HEADS = ("linear", "mlp")
 HEAD_INPUTS = ("encoder", "projector")
 CHECKPOINTS = ("last", "best")
+VECTOR_TYPES = ("float32", "float16")
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -251,6 +252,36 @@ class FinetuneConfig(CommonConfig):
             raise ConfigError(
                 "A frozen encoder does not learn: leave out encoder_lr and layer_decay, or freeze."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Where crops are cut from a track that a trained network is to hear."""
+
+    crops: Annotated[int | None, Section("Crops"), Positive()] = None
+    """Number of crops of each track, evenly spaced. None: as many as cover it, up to 128."""
+    hop_seconds: Annotated[float | None, Positive()] = None
+    """Seconds between the starts of two crops, in place of a number of crops. None: evenly spaced ones."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.crops is not None and self.hop_seconds is not None:
+            raise ConfigError(
+                f"crops = {self.crops} and hop_seconds = {self.hop_seconds:g} exclude each other: give one "
+                f"of them."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(CropConfig):
+    """What is written of each track that an encoder hears."""
+
+    per_crop: bool = False
+    """Whether each crop has a row of its own, with its start, and not each track."""
+    dtype: Annotated[str, Section("File"), OneOf(VECTOR_TYPES)] = VECTOR_TYPES[0]
+    """Type of the numbers; float16 takes half of the space."""
+    checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
+    """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
 
 
 def dump(config: Any) -> dict[str, Any]:

@@ -3,16 +3,13 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.checks import check_evaluation
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.scores import Scores, scores
-from siamusic_fast.frontend import Frontend
-from siamusic_fast.models import checkpoint
-from siamusic_fast.models.networks import Classifier, place
+from siamusic_fast.models.pretrained import read_classifier
 from siamusic_fast.models.run_files import OF_RESULTS, new_folder, save_json
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
@@ -63,8 +60,8 @@ def evaluate(
     """
     world = world or World()
     path, shard_set = check_evaluation(Path(run), data, out, backend=backend, force=force)
-    saved = checkpoint.load(path, "classifier")
-    classes = tuple(saved["classes"])
+    model, saved = read_classifier(path, world.device)
+    classes = model.classes
     if shard_set.classes != classes:
         raise DataError(
             f"the classifier has the classes {', '.join(classes)} and {shard_set.folder} has "
@@ -72,12 +69,11 @@ def evaluate(
             f"--data)."
         )
     folder = results_folder(out, path.parent / "evaluate", world, force=force)
-    model = place(load_classifier(saved), world.device).eval()
     names, probabilities, labels = extract_features(
         lambda mels: model(mels).softmax(dim=1),
         shard_set,
         "test",
-        Frontend.load(saved["frontend"]),
+        model.frontend,
         backend=backend,
         world=world,
         progress=progress,
@@ -133,16 +129,3 @@ def results_folder(out: Path | str | None, default: Path, world: World, *, force
 
     world.once(make)
     return default if out is None else Path(out)
-
-
-def load_classifier(saved: dict[str, Any]) -> Classifier:
-    """Return the network of the checkpoint `saved`."""
-    classifier = Classifier(
-        saved["backbone"],
-        len(saved["classes"]),
-        head=saved["head"],
-        features=saved["features"],
-        **saved["projection"],
-    )
-    classifier.load_state_dict(saved["model"])
-    return classifier

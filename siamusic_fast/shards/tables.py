@@ -13,7 +13,7 @@ from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.files import TABLE_LIMIT, atomic_write, open_regular
 from siamusic_fast.shards.manifest import REJECTED, TRACKS, naming_damage
 
-_REJECT_COLUMNS = ("path", "reason", "detail")
+REJECT_COLUMNS = ("path", "reason", "detail")
 _MEAN = "mean"
 """Text of the column `channel` for the mean of all channels."""
 
@@ -103,7 +103,7 @@ def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
 def write_rejects(folder: Path, rejects: Iterable[Reject]) -> None:
     """Write rejected.csv in the order of the paths."""
     rows = ((r.path, r.reason, r.detail) for r in sorted(rejects, key=lambda reject: reject.path))
-    write_table(folder / REJECTED, _REJECT_COLUMNS, rows)
+    write_table(folder / REJECTED, REJECT_COLUMNS, rows)
 
 
 def read_tracks(folder: Path) -> Iterator[PackedTrack]:
@@ -118,7 +118,7 @@ def read_tracks(folder: Path) -> Iterator[PackedTrack]:
 
 def read_rejects(folder: Path) -> Iterator[Reject]:
     """Yield the rows of rejected.csv in `folder`. Raises `DamageError` as `read_tracks` does."""
-    with open_table(folder / REJECTED, _REJECT_COLUMNS) as rows:
+    with open_table(folder / REJECTED, REJECT_COLUMNS) as rows:
         for row in rows:
             yield Reject(*row)
 
