@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -8,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -371,6 +373,36 @@ def test_a_worker_that_dies_tells_what_it_was_at() -> None:
             deadly_at_its_second_step, [0, 1], procs=2, counters=1, on_counts=lambda counts: None
         )
     assert (caught.value.job, caught.value.step) == (1, 1)
+
+
+def _kill_reader(of: Path) -> None:
+    """Kill the child of this process that has the file open, as soon as there is one."""
+    while True:
+        for child in multiprocessing.active_children():
+            with suppress(OSError):
+                for descriptor in Path(f"/proc/{child.pid}/fd").iterdir():
+                    if descriptor.readlink() == of:
+                        child.kill()
+                        return
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the reader of a file through /proc")
+def test_a_worker_that_is_killed_in_a_real_run_names_its_file_and_the_next_run_passes_over_it(
+    tmp_path: Path,
+) -> None:
+    music = tmp_path / "music"
+    music.mkdir()
+    soundfile.write(music / "deadly.flac", np.zeros(8000 * 3600, np.int16), 8000)
+    soundfile.write(music / "good.wav", np.full(8000, 0.1), 8000)
+    killer = threading.Thread(target=_kill_reader, args=(music / "deadly.flac",), daemon=True)
+    killer.start()
+    words = r"died \(killed, perhaps for lack of memory\) while it decoded deadly\.flac"
+    with pytest.raises(DataError, match=words):
+        pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
+    packed = pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
+    assert packed.rejected == {"error": 1}
+    assert [reject.path for reject in read_rejects(tmp_path / "out")] == ["deadly.flac"]
 
 
 def test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run(
