@@ -46,7 +46,7 @@ def test_the_demo_ends_with_a_page_that_has_every_test_track(result: DemoResult)
     assert result.reported.path == result.run / "report.html"
     assert result.reported.tracks == result.shard_set.tracks(["test"])
     (note,) = result.reported.notes
-    assert f"siamusic-fast probe {result.run} measures them." in note
+    assert f"run `siamusic-fast probe {result.run}`." in note
 
 
 def test_a_second_demo_uses_the_same_audio_and_shards(result: DemoResult) -> None:

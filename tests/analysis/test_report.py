@@ -188,7 +188,7 @@ def test_what_is_missing_is_said_with_a_command_that_makes_it(shard_set: ShardSe
     run = save_logged_run(tmp_path / "it's new", shard_set.folder)
     result = report([run], backend="torch")
     assert result.path == run / "report.html"
-    commands = [re.findall(r"siamusic-fast .*(?= measures)", note)[0] for note in result.notes]
+    commands = [re.findall(r"run `(.*)`\.$", note)[0] for note in result.notes]
     assert [shlex.split(command)[1:] for command in commands] == [["finetune", str(run)], ["probe", str(run)]]
     assert "Nothing has been scored yet." in elements(result.path).text
     new_folder(run, force=True)  # a page does not keep a run from being replaced

@@ -105,7 +105,7 @@ def report(
                 f"line --out or --force)."
             )
     notes = [
-        f"{what} are not there: {shlex.join(command)} measures them."
+        f"{what} are not there yet: run `{shlex.join(command)}`."
         for run in found
         for what, command in run.missing
     ]
