@@ -141,6 +141,6 @@ def test_a_pipe_or_a_huge_file_of_settings_is_refused_at_once(tmp_path: Path) ->
     huge.touch()
     os.truncate(huge, 2**40)
     for file, words in ((pipe, "it is no regular file"), (huge, "such a file has at most 1,048,576")):
-        result = call("pretrain", "--config", file)
+        result = CliRunner().invoke(main, ["pretrain", "--config", str(file)])
         assert result.exit_code == 1
         assert words in result.stderr
