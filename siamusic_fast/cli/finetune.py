@@ -32,10 +32,12 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
     """
     from siamusic_fast.analysis import plots
     from siamusic_fast.training import finetune as training
+    from siamusic_fast.training.run_log import keep_in_trackers
 
+    config = FinetuneConfig(**options.given(settings))
     result = launch(
         training.finetune,
-        FinetuneConfig(**options.given(settings)),
+        config,
         run,
         shards_of(common),
         common.out,
@@ -44,6 +46,7 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
         if_stopped=lambda: ("Stopped. Go on with:", this_command("--resume")),
     )
     plots.finetuning(result)
+    keep_in_trackers(result.folder, config.logger)
     values = {**dataclasses.asdict(result), "folder": str(result.folder)}
     show_result(values, lambda: render(result, run, common), result.folder, common)
 

@@ -87,6 +87,7 @@ def pretrain(
     from siamusic_fast.processes.launch import processes_wanted
     from siamusic_fast.training import pretrain as training
     from siamusic_fast.training import run_folder as runs
+    from siamusic_fast.training.run_log import keep_in_trackers
 
     given = _without_what_a_typed_preset_sets(options.given(settings))
     if resume not in (None, "auto"):
@@ -118,6 +119,7 @@ def pretrain(
         max_restarts=max_restarts,
     )
     plots.pretraining(result.run)
+    keep_in_trackers(result.run, config.logger)
     values = {**dataclasses.asdict(result), "run": str(result.run)}
     show_result(values, lambda: render(result, shard_set), result.run, common)
 

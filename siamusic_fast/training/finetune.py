@@ -30,6 +30,7 @@ from siamusic_fast.training.batch_size import fit_batch_size
 from siamusic_fast.training.compiling import rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog
+from siamusic_fast.training.trackers import check_loggers
 from siamusic_fast.training.train_state import FinetuneFigures, TrainState
 
 
@@ -80,6 +81,7 @@ def finetune(
     or the loss becomes infinite or NaN; ConfigError if the configuration does not fit the shards; Stopped
     after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
+    check_loggers(config.logger)
     world = world or World()
     shard_set = shards_of_run(run, data)
     check_enough_classes(shard_set, "a classifier")
@@ -112,7 +114,9 @@ def finetune(
         left = config.epochs * per_epoch - state.step * per_step - state.epoch * validation.samples
         with (
             StopSignals() as signals,
-            RunLog(folder.path, active=world.leads, resume_at=state.step if saved else None) as log,
+            RunLog(
+                folder.path, config.logger, active=world.leads, resume_at=state.step if saved else None
+            ) as log,
             (progress if world.leads else SILENT).task("Fine-tuning", left, "tracks") as task,
         ):
             for epoch in range(state.epoch + 1, config.epochs + 1):

@@ -29,6 +29,7 @@ from siamusic_fast.training.compiling import compiled, example_loss, rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog, collapse_measure, peak_memory
 from siamusic_fast.training.schedules import StepPlan
+from siamusic_fast.training.trackers import check_loggers
 from siamusic_fast.training.train_state import PretrainFigures, TrainState
 
 HEALTHY_COLLAPSE = 1 / math.sqrt(PROJECTION_DIM)
@@ -85,6 +86,7 @@ def pretrain(
     configuration does not fit the shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been
     written.
     """
+    check_loggers(config.logger)
     world = world or World()
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
     config = fit_batch_size(config, shard_set.tracks(config.splits) // world.world_size, world)
@@ -120,7 +122,7 @@ def pretrain(
         with (
             loader,
             StopSignals() as signals,
-            RunLog(out, active=world.leads, resume_at=first_step if saved else None) as log,
+            RunLog(out, config.logger, active=world.leads, resume_at=first_step if saved else None) as log,
             (progress if world.leads else SILENT).task(TASK, plan.steps - first_step, "steps") as task,
         ):
             for epoch in range(state.epoch + 1, config.epochs + 1):
