@@ -19,6 +19,8 @@ from siamusic_fast.evaluation.evaluate import evaluate as evaluate
 from siamusic_fast.evaluation.probe import ProbeResult as ProbeResult
 from siamusic_fast.evaluation.probe import probe as probe
 from siamusic_fast.frontend import Frontend as Frontend
+from siamusic_fast.inference.export import ExportResult as ExportResult
+from siamusic_fast.inference.export import export as export
 from siamusic_fast.models.networks import Classifier as Classifier
 from siamusic_fast.models.networks import Encoder as Encoder
 from siamusic_fast.models.pretrained import load_classifier as load_classifier

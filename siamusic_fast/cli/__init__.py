@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": "Train a genre classifier on a pre-trained encoder.",
     "evaluate": "Score a classifier on the test tracks.",
     "probe": "Measure what pre-training added to an encoder.",
+    "export": "Write a network to a file for other programs.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }
