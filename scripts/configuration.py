@@ -17,8 +17,8 @@ a file, and the argument `name_of_it=value` of the dataclass. A setting that is 
 options `--name` and `--no-name`.
 
 `pretrain`, `finetune`, `evaluate`, `probe` and `embed` read options from a YAML file with `--config FILE`.
-The command line comes first, then the file, then `--preset`, then the defaults. Other options, such as `data`,
-`out` and `gpus`, may stand in the file too. The `config.json` of a run is such a file: `siamusic-fast
+The command line comes first, then the file, then `--preset`, then the defaults. Other options, such as
+`data`, `out` and `gpus`, may stand in the file too. The `config.json` of a run is such a file: `siamusic-fast
 pretrain --config runs/first/config.json` trains the same again.
 
     # mine.yaml
@@ -68,7 +68,8 @@ def _row(setting: Setting) -> str:
 
 def _values(setting: Setting) -> str:
     if setting.choices:
-        return ", ".join(f"`{choice}`" for choice in setting.choices)
+        several = ", or several of them" if setting.kind is tuple else ""
+        return ", ".join(f"`{choice}`" for choice in setting.choices) + several
     words = {str: "text", int: "whole number", float: "number", bool: "`on`, `off`", tuple: "words"}
     if isinstance(setting.rule, Between):
         limit = setting.rule.max

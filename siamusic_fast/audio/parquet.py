@@ -191,7 +191,7 @@ class _Table:
                 f"the column {AUDIO!r} of {self.path} is {kind}: it must hold the bytes of audio files, or "
                 f"structs with a field bytes."
             )
-        return is_struct
+        return bool(is_struct)
 
     def batches(self, columns: Sequence[str], group: int) -> Iterator["pyarrow.RecordBatch"]:
         """Yield the rows of a group with `columns` alone."""

@@ -31,6 +31,7 @@ COMMANDS = {
     "embed": "Write the features of tracks into a file.",
     "predict": "Say which genres tracks have.",
     "similar": "Find the tracks that sound most like one.",
+    "export": "Write a network to a file for other programs.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }

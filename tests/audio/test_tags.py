@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_what_is_wrong_with_tags_is_named(tmp_path: Path, lines: list[str], word
 
 
 @pytest.mark.parametrize("given", [{}, {"labels": "folders"}])
-def test_tags_need_a_file(music: Path, given: dict[str, str]) -> None:
+def test_tags_need_a_file(music: Path, given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"name it with --labels FILE\.csv"):
         open_corpus(music, tags=True, **given)
     with pytest.raises(ConfigError, match=r"top_tags = 3 is for audio with tags"):
