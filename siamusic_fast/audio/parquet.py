@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 AUDIO = "audio"
 """Column of the audio: bytes of a file, or a struct with a field `bytes` of them."""
 TABLE_ENDINGS = (".parquet", ".arrow")
+_AUDIO_ROWS = 4
+"""Rows whose audio becomes one array of Arrow. Larger ones take more memory while they grow."""
+_LABEL_ROWS = 1 << 14
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "training"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -123,6 +126,7 @@ class TableStore(Store):
             return None
         group = table.group_of(row)
         if self._group[:2] != (name, group):
+            self._group = ("", 0, [])  # two of them would take twice the memory
             self._group = (name, group, list(table.audio(group)))
         return self._group[2][row - table.starts[group]]
 
@@ -174,7 +178,7 @@ class _Table:
         """Yield the audio of the rows of a group as buffers; that of a row without audio is empty."""
         is_struct = self.audio_is_struct()
         in_parquet = f"{AUDIO}.bytes" if is_struct and self._parquet else AUDIO
-        for batch in self.batches([in_parquet], group):
+        for batch in self.batches([in_parquet], group, _AUDIO_ROWS):
             column = batch.column(0)
             if is_struct:
                 column = column.flatten()[column.type.get_field_index("bytes")]
@@ -193,11 +197,11 @@ class _Table:
             )
         return is_struct
 
-    def batches(self, columns: Sequence[str], group: int) -> Iterator["pyarrow.RecordBatch"]:
-        """Yield the rows of a group with `columns` alone."""
+    def batches(self, columns: Sequence[str], group: int, rows: int) -> Iterator["pyarrow.RecordBatch"]:
+        """Yield the rows of a group with `columns` alone, those of Parquet by `rows`."""
         with _naming(self.path):
             if self._parquet:
-                yield from self._parquet.iter_batches(row_groups=[group], columns=list(columns))
+                yield from self._parquet.iter_batches(rows, row_groups=[group], columns=list(columns))
             else:
                 with _arrow_reader(self.path) as reader:
                     batch = next(itertools.islice(_record_batches(reader), group, None))
@@ -241,7 +245,7 @@ def _rows(path: Path, label_column: str | None, split_column: str | None) -> Ite
     table.audio_is_struct()
     columns = [column for column in (label_column, split_column) if column]
     names = [_class_names(table, column) for column in columns]
-    batches = (batch for group in range(table.groups) for batch in table.batches(columns, group))
+    batches = (batch for group in range(table.groups) for batch in table.batches(columns, group, _LABEL_ROWS))
     for number, row in enumerate(itertools.chain.from_iterable(map(_values, batches))):
         try:
             found = [_name(value, known) for value, known in zip(row, names, strict=True)]
