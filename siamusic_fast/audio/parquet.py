@@ -188,7 +188,7 @@ class _Table:
         """Return whether the column of audio is of structs. Raises `DataError` unless it holds bytes."""
         types = _pyarrow().types
         kind = self.column(AUDIO).type
-        is_struct = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        is_struct = bool(types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
         content = kind.field("bytes").type if is_struct else kind
         if not (types.is_binary(content) or types.is_large_binary(content)):
             raise DataError(
