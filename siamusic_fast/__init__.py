@@ -18,7 +18,9 @@ neither torch nor DALI: the module that defines a name is imported when the name
 """
 
 import ast
+import getpass
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,12 @@ _MODULES = {
 """The module that defines each public name, as `__init__.pyi` lists them."""
 
 __all__ = sorted(_MODULES)
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    # In a container, a user may have a number only; torch needs a name for a folder before it starts.
+    os.environ["USER"] = str(os.getuid())
 
 
 def __getattr__(name: str) -> Any:

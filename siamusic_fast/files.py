@@ -1,5 +1,6 @@
-"""Writing files atomically, and opening regular files."""
+"""Writing files atomically, and opening regular files of a sane size."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -7,6 +8,17 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
+
+SETTINGS_LIMIT = 2**20
+"""Most bytes in a file of settings or of a few values, such as config.json or a file for --config: 1 MiB."""
+MANIFEST_LIMIT = 2**28
+"""Most bytes in manifest.json: 256 MiB, for half a million shards."""
+LIST_LIMIT = 2**30
+"""Most bytes in a file that is read as a whole, such as an index or a file of labels: 1 GiB."""
+TABLE_LIMIT = 2**34
+"""Most bytes in a table that is read row by row, such as tracks.csv: 16 GiB."""
+WEIGHTS_LIMIT = 2**36
+"""Most bytes in a checkpoint or another file of weights: 64 GiB."""
 
 
 @contextmanager
@@ -28,16 +40,32 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def open_regular(path: Path) -> FileIO:
-    """Open the regular file `path` for reading, unbuffered.
+def open_regular(path: Path, limit: int | None = None) -> FileIO:
+    """Open the regular file `path` of at most `limit` bytes for reading, unbuffered.
 
     Raises `OSError` for anything else, such as a named pipe, which would block the reader.
     """
-    file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file = FileIO(path, opener=without_waiting)
+    found, problem = os.fstat(file.fileno()), None
+    if not stat.S_ISREG(found.st_mode):
+        problem = errno.EINVAL, "it is no regular file"
+    elif limit is not None and found.st_size > limit:
+        problem = errno.EFBIG, f"it has {found.st_size:,} bytes, such a file has at most {limit:,}"
+    if problem:
         file.close()
-        raise OSError(f"{path.name} is no regular file")
+        raise OSError(*problem, str(path))
     return file
+
+
+def without_waiting(name: str, flags: int) -> int:
+    """Open a file for `open` as its `opener`: a named pipe does not make it wait."""
+    return os.open(name, flags | os.O_NONBLOCK, 0o666)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the content of `path`; raises `OSError` as `open_regular` does."""
+    with open_regular(path, limit) as file:
+        return file.readall()
 
 
 def temporary_name(name: str) -> str:

@@ -3,10 +3,12 @@
 import fcntl
 import os
 import time
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import open_regular, without_waiting
 
 LOCK = ".lock"
 """Name of the lock file in the folder; it is not deleted when the lock is released."""
@@ -24,7 +26,7 @@ class FolderLock:
     def take(self, folder: Path) -> None:
         """Lock the existing `folder`. Raises `DataError` if another job has locked it."""
         self.close()
-        file = (folder / LOCK).open("ab")
+        file = open(folder / LOCK, "ab", opener=without_waiting)  # noqa: SIM115
         deadline = time.monotonic() + _TIMEOUT
         while not _try_to_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
@@ -51,7 +53,7 @@ class FolderLock:
 def is_locked(folder: Path) -> bool:
     """Whether a job of this or another process has locked `folder`."""
     try:
-        with (folder / LOCK).open("rb") as file:
+        with open_regular(folder / LOCK) as file:
             return not _try_to_lock(file, fcntl.LOCK_SH)
     except OSError:
         return False
@@ -65,7 +67,7 @@ def in_use(folder: Path) -> DataError:
     )
 
 
-def _try_to_lock(file: BinaryIO, kind: int) -> bool:
+def _try_to_lock(file: BinaryIO | FileIO, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,5 @@
 """Pictures of a run: its curves over the epochs, and which genres a classifier takes for which."""
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,37 +11,46 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.evaluation.evaluate import EvaluateResult
-from siamusic_fast.models.run_files import CONFIG
+from siamusic_fast.models.run_files import read_config
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
-from siamusic_fast.training.run_log import read_log
+from siamusic_fast.training.run_log import healthy_collapse, read_log
 
 
 def pretraining(run: Path) -> None:
-    """Draw loss, collapse measure and, if it was measured, kNN accuracy of `run` into its folder plots."""
-    lines, config = read_log(run), _config(run)
+    """Draw loss, collapse measure, effective ranks and any kNN accuracy of `run` into its folder plots."""
+    lines, config = read_log(run), read_config(run)
     title = f"{run.name}: pre-training of {config['backbone']} with augmentations {config['aug']}"
     loss = Panel(label="loss", curves={"loss": "training"})
     _save(curves(lines, [loss], title), run / "plots" / "loss.png")
     collapse = Panel(
         label="collapse measure",
         curves={"collapse": "measured"},
-        reference=(HEALTHY_COLLAPSE, "healthy: 1/√d"),
+        reference=(
+            healthy_collapse(config["projection_dim"] or PROJECTION_DIMS[config["method"]]),
+            "healthy: 1/√d",
+        ),
         from_zero=True,
     )
+    rank = Panel(
+        label="effective rank",
+        curves={"encoder_rank": "encoder", "projector_rank": "projector"},
+        from_zero=True,
+    )
+    _save(curves(lines, [rank], title), run / "plots" / "rank.png")
     _save(curves(lines, [collapse], title), run / "plots" / "collapse.png")
     measured = [line for line in lines if "knn" in line]
     if measured:
-        best = max(measured, key=lambda line: line["knn"])["epoch"]
+        best = max(measured, key=lambda line: (line["epoch"] > 0, line["knn"]))["epoch"]
         knn = _accuracy_panel("kNN accuracy", "knn", config)
         _save(curves(lines, [knn], title, kept=(best, "best.pt")), run / "plots" / "knn.png")
 
 
 def finetuning(result: FinetuneResult) -> None:
     """Draw losses and validation accuracy of the fine-tuning run `result` into its folder plots."""
-    config = _config(result.folder)
+    config = read_config(result.folder)
     loss = Panel(
         label="cross-entropy", curves={"loss": "training", "validation_loss": "validation"}, from_zero=True
     )
@@ -125,11 +133,6 @@ def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
     return Panel(
         label=label, curves={name: "validation"}, reference=(chance, f"chance: {chance:.1%}"), from_zero=True
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return config
 
 
 def _save(figure: Figure, path: Path) -> None:

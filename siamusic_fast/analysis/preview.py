@@ -23,8 +23,7 @@ from torch import Tensor
 from siamusic_fast.config import CROPS, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.estimate import check_length
-from siamusic_fast.pipelines.loaders import check_crops
+from siamusic_fast.pipelines.checks import check_crops, check_length
 from siamusic_fast.pipelines.ops import (
     PITCH_GRID,
     AddNoise,

@@ -40,10 +40,15 @@ much as a clip that was made so short. `truncated` says that another copy may he
 REMEDIES = {
     "missing": "look for them, or take their rows out of the labels",
     "outside": "copy what they lead to into the folder, or give the folder above as SOURCE",
+    "empty": "get them again, or delete them",
+    "duplicate": "nothing: their music is packed once",
+    "not-audio": "get them again, or delete them: no player knows them either",
     "truncated": "get them again: another copy may be whole",
     "too-short": "--min-seconds takes shorter ones too",
     "too-long": "--max-hours takes longer ones too",
     "damaged": "get them again, or take them as they are with --max-damage 1",
+    "silent": "delete them: there is nothing to hear",
+    "non-finite": "export them again as 16-bit or 24-bit integers",
     "error": "rejected.csv has the words of the failure: please report them",
 }
 """What a user may do about files that were left out, by the code of the reason."""

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from siamusic_fast.audio.corpus import SPLITS, Corpus, Track
 from siamusic_fast.audio.store import Store, find_root, open_store
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import LIST_LIMIT, open_regular
 
 SUBSETS = {
     "fma_small": ("small",),
@@ -117,7 +118,7 @@ def _metadata_in(folder: Path) -> list[Path]:
 
 def _open_metadata(path: Path) -> BinaryIO:
     if path.suffix.lower() != ".zip":
-        return path.open("rb")
+        return io.BufferedReader(open_regular(path, LIST_LIMIT))
     store = open_store(path)
     for name in (_TABLE, f"{METADATA}/{_TABLE}"):
         if store.size(name) is not None:

@@ -6,7 +6,7 @@ import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, TextIO
 
@@ -15,6 +15,7 @@ import numpy as np
 from siamusic_fast.audio.corpus import SPLITS, TAG_SEPARATOR
 from siamusic_fast.audio.store import Store, leads_outside
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import TABLE_LIMIT, open_regular
 
 BY_FOLDER = "folders"
 """Word that stands in the place of a label file if the sub-folder of each file is its class."""
@@ -246,7 +247,7 @@ def _open_table(path: Path, tags: bool) -> Iterator[tuple[_Header, Iterator[tupl
 def _open_text(path: Path) -> Iterator[TextIO]:
     """Open a CSV file: UTF-8, or UTF-16 with a byte order mark, as Excel writes it."""
     try:
-        with path.open("rb") as file:
+        with BufferedReader(open_regular(path, TABLE_LIMIT)) as file:
             is_utf_16 = file.peek(2).startswith((BOM_UTF16_LE, BOM_UTF16_BE))
             encoding, errors = ("utf-16", "strict") if is_utf_16 else ("utf-8-sig", "surrogateescape")
             with TextIOWrapper(file, encoding, errors, newline="") as text:

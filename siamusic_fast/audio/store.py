@@ -129,7 +129,7 @@ def open_store(root: Path, in_tables: bool = False) -> Store:
         status = root.stat()
         return _cached_zip_store(root, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
-        raise DataError(f"no folder and no zip {root}.") from None
+        raise DataError(f"no folder and no zip {root}: give the path of the audio.") from None
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(
             f"{root} cannot be read as a zip ({error}): get it again, or unpack it and give the folder."

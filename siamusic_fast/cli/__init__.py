@@ -13,6 +13,7 @@ from siamusic_fast import __version__
 from siamusic_fast.cli.console import note, show_error
 from siamusic_fast.errors import SiamusicError
 from siamusic_fast.processes.failures import WorkerError, is_repeated, os_error_message
+from siamusic_fast.processes.signals import StopSignals
 
 # On the CPU, torch's threads share the cores with DALI's. By default a thread that waits for others spins,
 # and takes from those that it waits for. Read when torch is first imported; a user's own setting counts.
@@ -23,7 +24,7 @@ COMMANDS = {
     "inspect": "Show what a shard set holds.",
     "verify": "Check every byte of a shard set.",
     "preview": "Draw what the augmentations do.",
-    "pretrain": "Pre-train an encoder with SimSiam.",
+    "pretrain": "Pre-train an encoder without labels.",
     "finetune": "Train a genre classifier on a pre-trained encoder.",
     "evaluate": "Score a classifier on the test tracks.",
     "probe": "Measure what pre-training added to an encoder.",
@@ -65,7 +66,8 @@ class LazyGroup(click.RichGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
+            # SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is temporary.
+            with warnings.catch_warnings(), StopSignals() as signals, signals.at_once():
                 warnings.showwarning = lambda message, *_, **__: note(f"note: {message}")
                 return super().invoke(ctx)
         except click.UsageError as error:

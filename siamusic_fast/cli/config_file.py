@@ -8,6 +8,7 @@ from typing import Any
 import rich_click as click
 
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.files import SETTINGS_LIMIT, read_regular
 
 _SECTIONS = ("mel",)
 """Options that config.json keeps together."""
@@ -47,8 +48,10 @@ def _mapping(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_regular(path, SETTINGS_LIMIT).decode())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; give a file of settings.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {error}.") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings: write one `name: value` per line, such as epochs: 100.")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from siamusic_fast.cli.console import (
     table_of,
 )
 from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.checks import fitting_seconds
 from siamusic_fast.shards import verify as verification
 from siamusic_fast.shards.manifest import REJECTED, ShardSet, find_folder, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -41,6 +41,10 @@ _BAR = 24
 """Characters of the longest bar."""
 _MAX_GROUPS = 10
 """Groups of equal tracks that are listed; --json has all."""
+_CHECKED = (
+    "compared: shards, indices and tables with their SHA-256 in manifest.json, manifest.json and "
+    "frontends.json with their own, and every track with its headers, label, index and row of tracks.csv"
+)
 _MAX_TAGS = 5
 """Tags that `shard` names; `inspect` shows all."""
 _MAX_FILES = 3
@@ -228,8 +232,10 @@ def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
 def verify(shards: str, data_dir: Path, procs: int | None, quiet: bool, as_json: bool) -> None:
     """Check SHARDS, a folder or a name found under DATA_DIR/shards, against its manifest.
 
-    Of every shard: size, SHA-256, number of tracks, headers, labels, index, and its rows of tracks.csv. All
-    that is wrong is named; the exit code is 1 if anything is.
+    Every file of the set is compared with its SHA-256, so that a single changed bit is found: shards,
+    indices and tables with that in manifest.json, manifest.json and frontends.json with their own. Of every
+    shard also size, number of tracks, headers, labels, index, and its rows of tracks.csv. All that is wrong
+    is named; the exit code is 1 if anything is. Files that are no part of the set are named too.
 
     \b
     siamusic-fast verify fma_medium
@@ -241,9 +247,12 @@ def verify(shards: str, data_dir: Path, procs: int | None, quiet: bool, as_json:
     else:
         for problem in found.problems:
             output.print(f"{problem.file}: {problem.what}", markup=False)
+        for name in found.unknown:
+            output.print(f"{name!r} is no part of the shard set: nothing reads or checks it", markup=False)
         if not found.problems:
             sizes = f"{count(found.shards, 'shard')}, {count(found.tracks, 'track')}"
             output.print(f"as they should be: {sizes}, {found.bytes / 1e6:,.1f} MB")
+            output.print(_CHECKED)
     if found.problems:
         problems = count(len(found.problems), "problem")
         show_error(f"{problems}: copy the shard set again, or pack it again with --force.")
@@ -267,9 +276,9 @@ def _next(packed: ShardSet) -> str:
     if splits != ["training"]:
         words += ["--splits", ",".join(splits)]
     mel = MelConfig()
-    longest = max(shard.longest for shard in packed.shards(splits)) / packed.sample_rate
-    if longest < mel.seconds:
-        words += ["--seconds", f"{math.floor(10 * longest) / 10:g}"]
+    longest = max(shard.longest for shard in packed.shards(splits))
+    if longest < mel.seconds * packed.sample_rate:
+        words += ["--seconds", f"{fitting_seconds(longest, packed.sample_rate):g}"]
     if packed.sample_rate < 2 * mel.f_max:
         words += ["--f-max", f"{packed.sample_rate / 2:g}"]
     return command_line(*words)

@@ -10,6 +10,8 @@ from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
+CODECS = ("wav", "flac", "ogg")
+"""Ways to store the audio of a shard set, which are also the endings of the audio files in a shard."""
 BACKENDS = ("dali", "torch")
 """Engines that compute spectrograms and augmentations, the default first."""
 CROPS = ("same", "independent")
@@ -18,6 +20,11 @@ SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine")
+PROJECTION_DIMS = {"simsiam": 2048, "simclr": 128, "vicreg": 8192, "byol": 256}
+"""Methods that pre-train an encoder, the default first, and the width of the projector's output in each: d of
+Chen & He 2021, section 4.3; Chen et al. 2020, section 2.1; Bardes, Ponce, LeCun 2022, section 4.2; Grill et
+al. 2020, section 3.2."""
+METHODS = tuple(PROJECTION_DIMS)
 PRESETS = ("paper", "simsiam")
 """Ways to pre-train, see `preset_defaults`."""
 SYNC_BATCHNORM_BELOW = 64
@@ -101,11 +108,14 @@ class CommonConfig:
     """Engine that computes spectrograms and augmentations; torch needs no DALI."""
     seed: Annotated[int, Between(0, MAX_SEED)] = 0
     """Seed of everything that is random."""
+    keep_going: bool = False
+    """Whether training goes on if a checkpoint cannot be written, such as on a full disk. The last checkpoint
+    stays whole, and the one at the end of training has to be written in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(CommonConfig):
-    """One SimSiam pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
+    """One pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
 
     mel: MelConfig = MelConfig()
     splits: Annotated[tuple[str, ...], Section("Views")] = ("training",)
@@ -125,6 +135,13 @@ class PretrainConfig(CommonConfig):
     reads. None: all shards."""
     backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
     """Network that encodes a spectrogram."""
+    method: Annotated[str, OneOf(METHODS)] = METHODS[0]
+    """What the encoder learns by: simsiam (Chen & He 2021), as in the paper; simclr (Chen et al. 2020);
+    vicreg (Bardes, Ponce, LeCun 2022); byol (Grill et al. 2020)."""
+    projection_dim: Annotated[int | None, Positive()] = None
+    """Width of the projector's output. None: that of the method's paper, 2,048, 128, 8,192 and 256."""
+    temperature: Annotated[float, Positive()] = 0.1
+    """Temperature of simclr's similarities (Chen et al. 2020, table 5); other methods have none."""
     init: str | None = None
     """Weights to start from: the folder of a run, or a file with a torchvision state dict. None: random
     weights."""
@@ -157,6 +174,11 @@ class PretrainConfig(CommonConfig):
     """Number of epochs between two measurements of the kNN accuracy on validation tracks; 0: none."""
     checkpoint_minutes: Annotated[float, Positive()] = 15.0
     """Longest time between two checkpoints, in minutes; there is one at the end of each epoch too."""
+
+    @property
+    def width(self) -> int:
+        """Width of the projector's output."""
+        return self.projection_dim or PROJECTION_DIMS[self.method]
 
     @property
     def synchronizes_batchnorm(self) -> bool:

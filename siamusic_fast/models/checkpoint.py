@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -11,10 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from siamusic_fast.errors import DataError
-from siamusic_fast.files import atomic_write, temporary_name
+from siamusic_fast.files import WEIGHTS_LIMIT, atomic_write, open_regular, temporary_name
 
 CHECKPOINT_FORMAT = 3
 """The only format that this version writes and reads."""
@@ -45,6 +44,8 @@ def save(
     Raises DataError, which ends in `remedy`, if the disk is full or the file cannot be written. The file that
     `path` was before is then left whole.
     """
+    import torch
+
     with _replaced(path, previous, remedy) as file:
         hashed = _HashedFile(file)
         torch.save({"format": f"siamusic-fast {kind}", **values}, hashed)  # type: ignore[arg-type]
@@ -59,7 +60,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     it has changed, or if it is something else.
     """
     try:
-        with path.open("rb") as file:
+        with open_checkpoint(path) as file:
             version = _format_number(file)
             if version is None:
                 raise DataError(
@@ -72,6 +73,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
                     f"use the version that wrote it."
                 )
             file.seek(0)
+            import torch  # only now: a file that is missing or damaged is told at once
+
             content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(
@@ -84,7 +87,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         raise DataError(f"{path} is whole and cannot be loaded ({reason}): use another file.") from error
     found = content.pop("format")
     if found != f"siamusic-fast {kind}":
-        raise DataError(f"{path} is no {kind} checkpoint of siamusic-fast (format {found!r}).")
+        raise DataError(f"{path} holds {found!r}, not siamusic-fast {kind}: give the folder of such a run.")
     return content
 
 
@@ -94,7 +97,7 @@ def is_whole(path: Path) -> bool:
     Raises DataError if the file exists and cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_checkpoint(path) as file:
             return _format_number(file) is not None
     except FileNotFoundError:
         return False
@@ -102,6 +105,11 @@ def is_whole(path: Path) -> bool:
         raise DataError(
             f"{path} cannot be read ({error.strerror}): see to the disk, then try the same again."
         ) from error
+
+
+def open_checkpoint(path: Path) -> BinaryIO:
+    """Open a file of weights for reading. Raises `OSError` as `open_regular` does."""
+    return io.BufferedReader(open_regular(path, WEIGHTS_LIMIT), _BLOCK)
 
 
 def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str = "") -> None:
@@ -114,7 +122,7 @@ def duplicate(path: Path, name: str, *, previous: str | None = None, remedy: str
         _keep(target, previous)
         linked.replace(target)
     else:
-        with path.open("rb") as source, _replaced(target, previous, remedy) as file:
+        with open_checkpoint(path) as source, _replaced(target, previous, remedy) as file:
             shutil.copyfileobj(source, file, _BLOCK)
 
 

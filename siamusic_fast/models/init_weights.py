@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.models.checkpoint import open_checkpoint
 from siamusic_fast.models.pretrained import load_pretrained
 
 _FIRST_LAYERS = ("conv1.weight", "features.0.0.weight")
@@ -51,9 +52,13 @@ def _of_run(run: Path, backbone: str) -> Mapping[str, Tensor]:
 def _of_file(path: Path) -> Mapping[str, Tensor]:
     """Return the weights in a file with a state dict; nothing but tensors and plain values is unpickled."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_checkpoint(path) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise DataError(f"init = {str(path)!r} is neither the folder of a run nor a file.") from None
+        raise DataError(
+            f"init = {str(path)!r} is neither the folder of a run nor a file: name one (on the command line "
+            f"--init)."
+        ) from None
     except OSError as error:
         raise DataError(f"init = {str(path)!r} cannot be read: {error.strerror}.") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:

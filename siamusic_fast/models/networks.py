@@ -1,4 +1,4 @@
-"""The networks: an encoder of mel spectrograms, SimSiam around it, a genre classifier on top of it."""
+"""The networks: an encoder of mel spectrograms, and a genre classifier on top of it."""
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -8,16 +8,13 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, SwinTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from siamusic_fast.config import BACKBONES
+from siamusic_fast.config import BACKBONES, METHODS, PROJECTION_DIMS
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.models.heads import projector
 
 M = TypeVar("M", bound=nn.Module)
 
-PROJECTION_DIM = 2048
-"""Width of SimSiam's output, d in Chen & He 2021, section 4.3."""
-BOTTLENECK_DIM = 512
-"""Width of the predictor's hidden layer: a quarter of the output, as in Chen & He 2021."""
 HIDDEN_DIM = 512
 """Width of the hidden layer of a classifier's head, if it has one."""
 
@@ -134,64 +131,31 @@ def stage(name: str) -> int:
     return {"conv1": 0, "bn1": 0, "norm": STAGES - 1}[top]
 
 
-def projector(dim: int, projection_dim: int = PROJECTION_DIM) -> nn.Sequential:
-    """Return layers `dim` -> `dim` -> `dim` -> `projection_dim`. The last batch norm has no weights."""
-    return nn.Sequential(
-        nn.Linear(dim, dim, bias=False),
-        nn.BatchNorm1d(dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(dim, dim, bias=False),
-        nn.BatchNorm1d(dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(dim, projection_dim, bias=False),
-        nn.BatchNorm1d(projection_dim, affine=False),
-    )
-
-
-def predictor(projection_dim: int = PROJECTION_DIM, bottleneck_dim: int = BOTTLENECK_DIM) -> nn.Sequential:
-    """Return two layers: `projection_dim` -> `bottleneck_dim`, a bottleneck -> `projection_dim`."""
-    return nn.Sequential(
-        nn.Linear(projection_dim, bottleneck_dim, bias=False),
-        nn.BatchNorm1d(bottleneck_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(bottleneck_dim, projection_dim),
-    )
-
-
-class SimSiam(nn.Module):
-    """The siamese network of Chen & He 2021, as Kim, Hong, Lee 2022 use it on mel spectrograms."""
-
-    def __init__(self, backbone: str) -> None:
-        super().__init__()
-        self.encoder = encoder(backbone)
-        self.projector = projector(self.encoder.dim)
-        self.predictor = predictor()
-
-    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return p1, p2, z1, z2, each [B, PROJECTION_DIM], of two views [B, 1, n_mels, frames].
-
-        Each view goes through the network by itself, so that batch norm has statistics for each of them.
-        """
-        z1 = self.projector(self.encoder(view1))
-        z2 = self.projector(self.encoder(view2))
-        return self.predictor(z1), self.predictor(z2), z1, z2
-
-
 class Classifier(nn.Module):
     """An encoder with a head on its features: one linear layer, or an `mlp` with one hidden layer.
 
-    With `features="projector"`, SimSiam's projector is between them.
+    With `features="projector"`, the projector of the pre-training `method`, with outputs of `width`, is
+    between them.
     """
 
     def __init__(
-        self, backbone: str, classes: int, *, head: str = "linear", features: str = "encoder"
+        self,
+        backbone: str,
+        classes: int,
+        *,
+        head: str = "linear",
+        features: str = "encoder",
+        method: str = METHODS[0],
+        width: int = PROJECTION_DIMS[METHODS[0]],
     ) -> None:
         super().__init__()
         self.encoder = encoder(backbone)
+        self.projector: nn.Module = nn.Identity()
         dim = self.encoder.dim
-        self.projector = projector(dim) if features == "projector" else nn.Identity()
-        width = PROJECTION_DIM if features == "projector" else dim
-        self.head = nn.Linear(width, classes) if head == "linear" else _mlp(width, classes)
+        if features == "projector":
+            self.projector = projector(method, dim, width)
+            dim = width
+        self.head = nn.Linear(dim, classes) if head == "linear" else _mlp(dim, classes)
 
     @property
     def body(self) -> tuple[nn.Module, nn.Module]:

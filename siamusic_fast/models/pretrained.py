@@ -14,6 +14,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.models.networks import Encoder
+from siamusic_fast.models.run_checks import check_run
 from siamusic_fast.models.run_files import BEST, Checkpoints
 
 
@@ -51,6 +52,12 @@ class Pretrained:
     pretraining: dict[str, Any]
     """Configuration of the run as plain values."""
 
+    @property
+    def projection(self) -> dict[str, Any]:
+        """What `Classifier` needs to know to build the projector."""
+        config = settings.load_pretrain(self.pretraining)
+        return {"method": config.method, "width": config.width}
+
     def build_encoder(self, device: torch.device) -> Encoder:
         """Return the encoder with its weights, on `device` and in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
@@ -68,6 +75,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     """
     if which not in CHECKPOINTS:
         raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(CHECKPOINTS)}.")
+    check_run(run)
     checkpoints = Checkpoints(run)
     path = run / BEST if which == "best" else checkpoints.last
     if which == "best" and not path.is_file() and checkpoints.last.is_file():

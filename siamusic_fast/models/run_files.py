@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.files import SETTINGS_LIMIT, atomic_write, read_regular
 from siamusic_fast.folder_lock import LOCK, FolderLock, in_use, is_locked
 from siamusic_fast.models import checkpoint
 
@@ -81,6 +81,14 @@ class Checkpoints:
         self.previous.replace(self.last)
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """Return what config.json in the folder `run` says. Raises `OSError` or `ValueError` if it cannot."""
+    values = json.loads(read_regular(run / CONFIG, SETTINGS_LIMIT))
+    if not isinstance(values, dict):
+        raise ValueError("no JSON object")
+    return values
+
+
 def save_json(path: Path, values: dict[str, Any]) -> None:
     """Write `values` for people to read."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -96,13 +104,13 @@ def new_folder(
     Raises DataError if the folder is in use by a job, is not empty without `force`, or holds a name that
     `own` does not match. Only what matches `own` is ever removed.
     """
-    _check_free(path, own, force)
+    check_free(path, own, force)
     path.mkdir(parents=True, exist_ok=True)
     if lock is not None:
         lock.take(path)
     elif is_locked(path):
         raise in_use(path)
-    _check_free(path, own, force)  # now that no other job changes it
+    check_free(path, own, force)  # now that no other job changes it
     for file in _contents(path) if force else ():
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
@@ -111,22 +119,22 @@ def new_folder(
     return path
 
 
-def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
+def check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
     """Raise DataError unless the folder `path` is new, empty, or may be emptied because of `force`."""
     if not path.exists():
         return
     names = sorted(file.name for file in _contents(path)) if path.is_dir() else [path.name]
     foreign = [name for name in names if not own.fullmatch(name)]
+    if foreign:
+        kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
+        raise DataError(
+            f"{path} holds {foreign[0]!r}, which no {kind}: use another out (on the command line --out)."
+        )
     if names and not (force and path.is_dir()):
         resume, option = ("", "") if own is OF_RESULTS else ("go on with it by resume=True, ", " --resume,")
         raise DataError(
             f"{path} already exists and is not empty: use another out, {resume}or replace it by force=True "
             f"(on the command line --out,{option} or --force)."
-        )
-    if foreign:
-        kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
-        raise DataError(
-            f"{path} holds {foreign[0]!r}, which no {kind}: use another out (on the command line --out)."
         )
 
 

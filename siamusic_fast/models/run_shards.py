@@ -1,10 +1,9 @@
 """The shards that a run was made from."""
 
-import json
 from pathlib import Path
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.models.run_files import CONFIG
+from siamusic_fast.models.run_files import CONFIG, read_config
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 _REMEDY = "name labelled shards with data (on the command line --data)"
@@ -17,11 +16,9 @@ def shards_of_run(run: Path, data: ShardSet | Path | str | None = None) -> Shard
     """
     if data is not None:
         return data if isinstance(data, ShardSet) else find_shards(data)
-    if not run.is_dir():
-        raise DataError(f"no run {str(run)!r}: give the folder that pretrain or finetune made.")
     try:
-        recorded = str(json.loads((run / CONFIG).read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, KeyError, TypeError):
+        recorded = str(read_config(run)["data"])
+    except (OSError, ValueError, KeyError):
         raise DataError(f"{run / CONFIG} does not say what {run} was made from: {_REMEDY}.") from None
     try:
         shard_set = find_shards(recorded)

@@ -3,23 +3,24 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
 from siamusic_fast.config import SHORT_TRACKS, MelConfig
-from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.errors import DataError
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.checks import check_length
 from siamusic_fast.pipelines.plan import TrackPlan
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.torch.engine import TorchEngine, read_and_compute
-from siamusic_fast.pipelines.tracks import Tracks, open_tracks
+from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
+from siamusic_fast.shards.frontends import read_frontends, write_frontends
+from siamusic_fast.shards.manifest import DamageError, ShardSet
 
 _MAX_TOTAL_CROPS = 2048
 """Crops from which mean and standard deviation are computed."""
@@ -40,7 +41,8 @@ def estimate_frontend(
 
     Mean and standard deviation are those of whole tracks: up to 512, spread over the training split, or over
     all splits if there is no training split. They depend on the shards and the arguments alone. They are kept
-    in the folder of the shard set and read from there the next time. Raises `ConfigError` if `mel` does not
+    in the folder of the shard set and read from there the next time; a warning says so if they are damaged
+    and measured again. Raises `ConfigError` if `mel` does not
     fit the shards, `DataError` if the shards hold nothing but one constant sound.
     """
     mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
@@ -51,22 +53,9 @@ def estimate_frontend(
             return Frontend(mel=mel, mean=entry["mean"], std=entry["std"], short_tracks=short_tracks)
     found = _measured(shard_set, Frontend(mel=mel, mean=0.0, std=1.0, short_tracks=short_tracks), progress)
     entry = {"key": key, "mean": found.mean, "std": found.std}
-    # A shard set that cannot be written to serves as well.
-    with contextlib.suppress(OSError), atomic_write(shard_set.path(FRONTENDS)) as file:
-        file.write(json.dumps([*kept, entry], indent=2).encode())
+    with contextlib.suppress(OSError):  # a shard set that cannot be written to serves as well
+        write_frontends(shard_set.folder, [*kept, entry])
     return found
-
-
-def check_length(tracks: Tracks, mel: MelConfig) -> None:
-    """Raise `ConfigError` if a crop of `mel` is longer than every one of `tracks`."""
-    seconds = int(tracks.samples.max()) / tracks.shard_set.sample_rate
-    if seconds < mel.samples / mel.sample_rate:
-        fitting = math.floor(10 * seconds) / 10
-        raise ConfigError(
-            f"seconds = {mel.seconds:g} makes crops that are longer than the longest track in "
-            f"{tracks.shard_set.folder}, {seconds:.1f} s: use {fitting:g} or less (on the command line "
-            f"--seconds {fitting:g})."
-        )
 
 
 def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Frontend:
@@ -96,19 +85,16 @@ def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Fronten
 
 
 def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:
-    """Return the kept entries of these very shards; none if the file is missing or damaged."""
+    """Return the kept entries of these very shards; none, with a warning, if they are damaged."""
     try:
-        entries = json.loads(shard_set.path(FRONTENDS).read_bytes())
-        return [
-            entry
-            for entry in entries
-            if entry["key"]["shards"] == _digest(shard_set)
-            and type(entry["mean"]) is type(entry["std"]) is float
-            and math.isfinite(entry["mean"])
-            and 0 < entry["std"] < math.inf
-        ]
-    except (OSError, ValueError, TypeError, KeyError):
+        entries = read_frontends(shard_set.folder)
+    except DamageError as error:
+        warnings.warn(
+            f"{error.path} cannot be used ({error.reason}): mean and standard deviation are measured again",
+            stacklevel=3,
+        )
         return []
+    return [entry for entry in entries if entry["key"].get("shards") == _digest(shard_set)]
 
 
 def _digest(shard_set: ShardSet) -> str:

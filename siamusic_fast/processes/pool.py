@@ -15,6 +15,7 @@ from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 from siamusic_fast.errors import DataError, SiamusicError
+from siamusic_fast.processes.parent import children_end_with_this_process
 
 Job = TypeVar("Job")
 Counts = tuple[int, ...]
@@ -73,7 +74,7 @@ def run_in_processes(
     """
     workers: list[_Worker[Job]] = []
     try:
-        with _ctrl_c_held_back():
+        with _ctrl_c_held_back(), children_end_with_this_process():
             workers.extend(_Worker(function) for _ in range(min(max(1, procs), len(jobs))))
         _run(workers, jobs, procs, [0] * counters, on_counts)
     finally:

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from siamusic_fast.config import CODECS
 from siamusic_fast.config.fields import Between, OneOf, check_settings
 from siamusic_fast.errors import ConfigError
-
-CODECS = ("wav", "flac", "ogg")
-"""Names of the codecs, which are also the endings of the audio files in a shard."""
 
 WAV_HEADER = 44
 """Bytes before the first sample of a WAV file."""

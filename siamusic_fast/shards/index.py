@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from siamusic_fast.files import open_regular
+from siamusic_fast.files import LIST_LIMIT, open_regular, read_regular
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
 from siamusic_fast.shards.manifest import Shard, ShardSet, naming_damage
 from siamusic_fast.shards.tar import TAR_BLOCK, Member, read_header, whole_blocks
@@ -68,8 +68,7 @@ def sample_name(shard_set: ShardSet, shard: Shard, row: int) -> str:
 
 def _read_words(shard_set: ShardSet, shard: Shard) -> list[bytes]:
     """Return the words of the index after checking its SHA-256 and the number of its entries."""
-    with open_regular(shard_set.path(shard.index)) as file:
-        content = file.read()
+    content = read_regular(shard_set.path(shard.index), LIST_LIMIT)
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != shard.index_sha256:
         raise ValueError(f"it has SHA-256 {sha256}, the manifest says {shard.index_sha256}")

@@ -3,18 +3,22 @@
 import csv
 import dataclasses
 import hashlib
-import json
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from siamusic_fast.errors import DataError
-from siamusic_fast.files import atomic_write, open_regular
+from siamusic_fast.audio.corpus import SPLITS
+from siamusic_fast.config import CODECS, MAX_SEED
+from siamusic_fast.config.fields import Between, OneOf, Positive, check_value
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, open_regular
+from siamusic_fast.shards.sealed import read_sealed, write_sealed
 
 MANIFEST_FORMAT = 4
 MANIFEST = "manifest.json"
@@ -23,10 +27,13 @@ REJECTED = "rejected.csv"
 FRONTENDS = "frontends.json"
 """File in which pipelines keep the frontends that they estimated from the shards."""
 
-_SEAL = "sha256"
-"""Field of the manifest with the checksum of all its other fields, see `checksums`."""
-
 _SHA256 = re.compile("[0-9a-f]{64}")
+_MAX_BYTES = 2**50
+"""More bytes than a file can have, and more samples than one can hold."""
+_MAX_CLASSES = 99_999
+"""As many as there are labels of five characters."""
+_BYTES_PER_TRACK = 6 * 512
+"""Bytes that a track takes at least in a tar: a header and a block of content for each of its three files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +44,9 @@ class Shard:
     """Bare name of the tar in the folder of the shard set, such as training-000000.tar."""
     index: str
     """Bare name of the wds2idx v1.2 index of `file`."""
-    tracks: int
+    tracks: Annotated[int, Between(1, _MAX_BYTES)]
     """Number of tracks, or of segments of tracks."""
-    bytes: int
+    bytes: Annotated[int, Between(1, _MAX_BYTES)]
     """Size of the tar in bytes."""
     sha256: str
     """SHA-256 of the tar, in hexadecimal digits."""
@@ -47,9 +54,9 @@ class Shard:
     """SHA-256 of the index, in hexadecimal digits."""
     labelled: bool
     """Whether its tracks have classes. Tracks without have shards of their own, which no classifier reads."""
-    shortest: int
+    shortest: Annotated[int, Between(1, _MAX_BYTES)]
     """Samples of audio in its shortest track."""
-    longest: int
+    longest: Annotated[int, Between(1, _MAX_BYTES)]
     """Samples of audio in its longest track."""
 
 
@@ -60,25 +67,25 @@ class ShardSet:
     folder: Path
     source: str
     """Name of the corpus, such as fma_small."""
-    codec: str
-    """How the audio is stored, one of `codec.CODECS`; wav is 16-bit mono with a header of 44 bytes."""
-    sample_rate: int
+    codec: Annotated[str, OneOf(CODECS)]
+    """How the audio is stored, one of `CODECS`; wav is 16-bit mono with a header of 44 bytes."""
+    sample_rate: Annotated[int, Between(1, 1_000_000)]
     """Sample rate of the audio in Hz."""
     classes: tuple[str, ...]
     """Names of the classes. The label of a track is the place of its class in here, or -1."""
     tags: tuple[str, ...]
     """Names of the tags in alphabetical order; a track has any number of them."""
-    seed: int
+    seed: Annotated[int, Between(0, MAX_SEED)]
     """Seed of the shuffle."""
-    min_seconds: float
+    min_seconds: Annotated[float, Between(0)]
     """Length in seconds below which tracks were left out."""
     splits: dict[str, tuple[Shard, ...]]
     """Shards of each split that has any, in the order training, validation, test."""
-    rejected: dict[str, int]
+    rejected: dict[str, Annotated[int, Between(0, _MAX_BYTES)]]
     """Number of files that were left out, by reason code."""
-    max_seconds: float | None = None
+    max_seconds: Annotated[float | None, Positive()] = None
     """Length of the segments that longer tracks were cut into, in seconds; None if tracks are whole."""
-    quality: float | None = None
+    quality: Annotated[float | None, Between(0, 10)] = None
     """Quality of Vorbis, 0 to 10; None for other codecs."""
     tables: dict[str, str] = field(default_factory=dict)
     """SHA-256 of tracks.csv and rejected.csv by name, which `write_manifest` fills in."""
@@ -119,47 +126,66 @@ def find_shards(data: str | Path, data_dir: Path = Path("data")) -> ShardSet:
 def find_folder(data: str | Path, data_dir: Path = Path("data")) -> Path:
     """Return the folder of the shard set `data`. Raises `DataError` as `find_shards` does."""
     for folder in (Path(data), data_dir / "shards" / data):
-        if (folder / MANIFEST).is_file():
+        if (folder / MANIFEST).exists():
             return folder
+    from siamusic_fast.shards.no_shards import remedy  # only here: it looks for audio
+
     raise DataError(
         f"no shards {str(data)!r}: neither {Path(data)} nor {data_dir / 'shards' / data} has a {MANIFEST}; "
-        f"`siamusic-fast shard {Path(data).name or data}` makes them."
+        f"{remedy(data, data_dir)}."
     )
 
 
-def read_manifest(folder: Path, check_files: bool = True) -> ShardSet:
+def read_manifest(folder: Path) -> ShardSet:
     """Return the shard set in `folder`, after checking that every file is there and has its size.
 
-    `check_files=False` reads the manifest alone. Raises `DataError` if there is no manifest, if it has
-    another version, or if files do not match it. `verify` checks the manifest's own checksum.
+    Raises `DataError` if there is no manifest, if it has another version, if it is not what was written, or
+    if files do not match it.
     """
+    shard_set, change = parse_manifest(folder)
+    if change:
+        raise _damaged(folder, change)
+    for table in (TRACKS, REJECTED):
+        _check_file(folder / table)
+    for shards in shard_set.splits.values():
+        for shard in shards:
+            _check_file(folder / shard.file, shard.bytes)
+            _check_file(folder / shard.index)
+    return shard_set
+
+
+def parse_manifest(folder: Path, *, every_byte: bool = False) -> tuple[ShardSet, str]:
+    """Return the shard set that the manifest in `folder` describes, and what has changed in the manifest.
+
+    No other file is looked at. For the change and `every_byte` see `read_sealed`. Raises `DataError` if there
+    is no manifest, if it has another version, or if it describes what cannot be.
+    """
+    path = folder / MANIFEST
     try:
-        values = _read_values(folder)
+        values, change = read_sealed(path, MANIFEST_LIMIT, every_byte=every_byte)
         version = values.pop("format_version")
         if version == MANIFEST_FORMAT:
-            values.pop(_SEAL, None)
             shard_set = ShardSet(folder=folder, **_parsed_fields(ShardSet, values, ""))
             _check_values(shard_set)
     except FileNotFoundError:
         raise DataError(
             f"{folder} is no shard set: it has no {MANIFEST}; `siamusic-fast shard` makes one."
         ) from None
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise DataError(
-            f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): pack the audio again, "
-            f"`siamusic-fast shard --force` does."
-        ) from None
+    except (ValueError, TypeError, KeyError, OSError, ConfigError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
     if version != MANIFEST_FORMAT:
         raise DataError(
-            f"{folder / MANIFEST} has format version {version}, this version of siamusic-fast reads "
-            f"{MANIFEST_FORMAT}: update siamusic-fast, or pack the audio again."
+            f"{path} has format version {version}, this version of siamusic-fast reads {MANIFEST_FORMAT}: "
+            f"update siamusic-fast, or pack the audio again."
         )
-    for shards in shard_set.splits.values():
-        for shard in shards:
-            _check_names(folder, shard)
-            if check_files:
-                _check_sizes(folder, shard)
-    return shard_set
+    return shard_set, change
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(
+        f"{folder / MANIFEST} is damaged ({reason}): pack the audio again, "
+        f"`siamusic-fast shard --force` does."
+    )
 
 
 def write_manifest(shard_set: ShardSet) -> None:
@@ -167,28 +193,14 @@ def write_manifest(shard_set: ShardSet) -> None:
     values = {"format_version": MANIFEST_FORMAT, **dataclasses.asdict(shard_set)}
     del values["folder"]
     values["tables"] = {name: file_sha256(shard_set.path(name)) for name in (TRACKS, REJECTED)}
-    values[_SEAL] = _seal(values)
-    text = json.dumps(values, indent=2)
-    with atomic_write(shard_set.folder / MANIFEST) as file:
-        file.write(f"{text}\n".encode())
-
-
-def checksums(folder: Path) -> tuple[str | None, str]:
-    """Return the SHA-256 that the manifest in `folder` states of itself, and the one that it has.
-
-    It is the SHA-256 of all its other fields, in their order, as JSON without line breaks or spaces. Raises
-    `OSError` or `ValueError` if the manifest cannot be read.
-    """
-    values = _read_values(folder)
-    stated = values.pop(_SEAL, None)
-    return stated, _seal(values)
+    write_sealed(shard_set.folder / MANIFEST, values)
 
 
 def check_tracks(shard_set: ShardSet) -> None:
     """Raise `DataError` unless tracks.csv has the SHA-256 that the manifest states."""
     path, stated = shard_set.path(TRACKS), shard_set.tables.get(TRACKS)
     with naming_damage(path):
-        sha256 = file_sha256(path)
+        sha256 = file_sha256(path, TABLE_LIMIT)
         if sha256 != stated:
             raise ValueError(f"it has SHA-256 {sha256}, the manifest says {stated}")
 
@@ -219,32 +231,31 @@ def naming_damage(path: Path) -> Iterator[None]:
         raise DamageError(path, error) from None
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a regular file in hexadecimal digits."""
-    with open_regular(path) as file:
+def file_sha256(path: Path, limit: int | None = None) -> str:
+    """Return the SHA-256 of a regular file of at most `limit` bytes in hexadecimal digits."""
+    with open_regular(path, limit) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
-
-
-def _read_values(folder: Path) -> dict[str, Any]:
-    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError("no JSON object")
-    return values
 
 
 def _parsed_fields(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the fields of the dataclass `kind` from JSON; all have to be there, except the folder."""
-    kinds = {field: kind for field, kind in get_type_hints(kind).items() if field != "folder"}
+    kinds = {
+        field: kind for field, kind in get_type_hints(kind, include_extras=True).items() if field != "folder"
+    }
     return values | {field: _parsed(kind, values[field], f"{name}{field}") for field, kind in kinds.items()}
 
 
 def _parsed(kind: Any, value: Any, name: str) -> Any:
-    """Return `value` from JSON as the type `kind`. Raises `TypeError` with `name` if it has another type."""
+    """Return `value` from JSON as the type `kind`.
+
+    Raises `TypeError` with `name` if it has another type, `ConfigError` if it breaks the rule of its field.
+    """
     outer, inner = get_origin(kind), get_args(kind)
+    if outer is Annotated:
+        found = _parsed(inner[0], value, name)
+        if found is not None:
+            check_value(name, found, inner[1])
+        return found
     if outer is tuple and type(value) is list:
         return tuple(_parsed(inner[0], item, f"{name}[{place}]") for place, item in enumerate(value))
     if outer is dict and type(value) is dict:
@@ -258,30 +269,51 @@ def _parsed(kind: Any, value: Any, name: str) -> Any:
 
 
 def _check_values(shard_set: ShardSet) -> None:
-    """Raise `ValueError` for a checksum that is none, and for a file that the manifest names twice."""
+    """Raise `ValueError` for values that no packer writes, or that do not go together."""
     shards = [shard for shards in shard_set.splits.values() for shard in shards]
     hashes = {f"the SHA-256 of {name}": shard_set.tables[name] for name in (TRACKS, REJECTED)}
     hashes |= {f"{s.file}: {key}": getattr(s, key) for s in shards for key in ("sha256", "index_sha256")}
     for name, value in hashes.items():
         if not _SHA256.fullmatch(value):
             raise ValueError(f"{name} is {value!r}, not 64 hexadecimal digits")
+    _check_splits_and_classes(shard_set)
     for name, count in Counter(name for s in shards for name in (s.file, s.index)).items():
         if count > 1:
             raise ValueError(f"it names {name!r} {count} times")
+    for shard in shards:
+        _check_shard(shard)
 
 
-def _check_names(folder: Path, shard: Shard) -> None:
+def _check_splits_and_classes(shard_set: ShardSet) -> None:
+    if len(shard_set.classes) > _MAX_CLASSES:
+        raise ValueError(f"it has {len(shard_set.classes)} classes, and there are at most {_MAX_CLASSES}")
+    for kind, names in (("class", shard_set.classes), ("tag", shard_set.tags)):
+        for name, count in Counter(names).items():
+            if count > 1 or not name:
+                raise ValueError(f"it has the {kind} {name!r} {count} times")
+    for split, shards in shard_set.splits.items():
+        if split not in SPLITS or not shards:
+            raise ValueError(f"it has the split {split!r} of {len(shards)} shards")
+
+
+def _check_shard(shard: Shard) -> None:
     for name in (shard.file, shard.index):
-        if name in ("", ".", "..") or {"/", "\0"} & set(name):
-            raise DataError(
-                f"{folder / MANIFEST} names {name!r}, which is not a plain file name in its folder: "
-                f"do not use this shard set."
-            )
+        if name in ("", ".", "..", MANIFEST, TRACKS, REJECTED) or {"/", "\0"} & set(name):
+            raise ValueError(f"it names {name!r}, which is not a plain file name of a shard")
+    if shard.tracks > shard.bytes / _BYTES_PER_TRACK:
+        raise ValueError(f"{shard.file} cannot hold {shard.tracks} tracks in {shard.bytes} bytes")
+    if shard.shortest > shard.longest:
+        raise ValueError(
+            f"{shard.file}: its shortest track has {shard.shortest} samples, its longest {shard.longest}"
+        )
 
 
-def _check_sizes(folder: Path, shard: Shard) -> None:
-    for file, stated in ((folder / shard.file, shard.bytes), (folder / shard.index, None)):
-        with naming_damage(file):
-            size = file.stat().st_size
-            if stated not in (None, size):
-                raise ValueError(f"it has {size} bytes, the manifest says {stated}")
+def _check_file(path: Path, size: int | None = None) -> None:
+    """Raise `DamageError` unless `path` is a regular file itself, and has `size`."""
+    with naming_damage(path):
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a link, which may lead anywhere" if stat.S_ISLNK(found.st_mode) else "no regular file"
+            raise ValueError(f"it is {kind}")
+        if size not in (None, found.st_size):
+            raise ValueError(f"it has {found.st_size} bytes, the manifest says {size}")

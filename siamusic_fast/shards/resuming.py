@@ -11,6 +11,7 @@ until that has ended well, it has a folder .packing with
 import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -29,7 +30,14 @@ from siamusic_fast.audio.corpus import SPLITS, Corpus
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.scan import ScanResult
 from siamusic_fast.errors import DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.files import (
+    LIST_LIMIT,
+    MANIFEST_LIMIT,
+    SETTINGS_LIMIT,
+    atomic_write,
+    open_regular,
+    read_regular,
+)
 from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, REJECTED, TRACKS, Shard, file_sha256
 from siamusic_fast.shards.tables import PackedTrack, is_table
 
@@ -151,7 +159,7 @@ def unfinished(folder: Path) -> Unfinished | None:
     """Return how far the packing of `folder` has come, or None if it has ended or never begun."""
     state = folder / UNFINISHED
     try:
-        with (state / _LOCK).open("rb") as lock:
+        with io.BufferedReader(open_regular(state / _LOCK, SETTINGS_LIMIT)) as lock:
             values = _read(lock, state)
     except (OSError, DataError):
         return None
@@ -169,7 +177,7 @@ def write_result(folder: Path, stem: str, result: ShardResult) -> None:
 
 def read_result(folder: Path, stem: str) -> ShardResult:
     """Return what `write_result` wrote."""
-    values = json.loads((folder / UNFINISHED / f"{stem}.json").read_bytes())
+    values = json.loads(read_regular(folder / UNFINISHED / f"{stem}.json", LIST_LIMIT))
     return ShardResult(
         shard=Shard(**values["shard"]) if values["shard"] else None,
         tracks=tuple(PackedTrack(**track | {"tags": tuple(track["tags"])}) for track in values["tracks"]),
@@ -205,7 +213,7 @@ def add_crashed_file(folder: Path, path: str) -> None:
 def crashed_files(folder: Path) -> frozenset[str]:
     """Return the paths that `add_crashed_file` noted."""
     file = folder / UNFINISHED / _CRASHED
-    return frozenset(json.loads(file.read_bytes())) if file.exists() else frozenset()
+    return frozenset(json.loads(read_regular(file, LIST_LIMIT))) if file.exists() else frozenset()
 
 
 @contextmanager
@@ -233,7 +241,7 @@ def _check(folder: Path, before: dict[str, Any] | None, fingerprint: dict[str, A
         )
     manifest = folder / MANIFEST
     if is_table(folder / TRACKS) or (
-        manifest.is_file() and b'"format_version"' in manifest.read_bytes()[:200]
+        manifest.is_file() and b'"format_version"' in read_regular(manifest, MANIFEST_LIMIT)[:200]
     ):
         if not force:
             raise DataError(
@@ -268,8 +276,8 @@ def _setting(value: object) -> str:
 def _refuse_foreign(state: Path) -> None:
     """Raise `DataError` if there are files in `state` but no lock: then no packer made that folder."""
     names = sorted(file.name for file in state.iterdir())
-    if names and _LOCK not in names:
-        raise _foreign(state, f"it holds {names[0]} but no {_LOCK}")
+    if names and not (state / _LOCK).is_file():
+        raise _foreign(state, f"it holds {names[0]} but no file {_LOCK}")
 
 
 def _foreign(state: Path, why: str) -> DataError:

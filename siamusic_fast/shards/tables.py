@@ -10,7 +10,7 @@ from typing import Any
 
 from siamusic_fast.audio.corpus import TAG_SEPARATOR
 from siamusic_fast.audio.rejects import Reject
-from siamusic_fast.files import atomic_write, open_regular
+from siamusic_fast.files import TABLE_LIMIT, atomic_write, open_regular
 from siamusic_fast.shards.manifest import REJECTED, TRACKS, naming_damage
 
 _REJECT_COLUMNS = ("path", "reason", "detail")
@@ -128,7 +128,7 @@ def is_table(path: Path) -> bool:
     header = f"{','.join(TRACK_COLUMNS)}\n".encode()
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(header)) == header
 
 
@@ -140,7 +140,7 @@ def open_table(path: Path, columns: Sequence[str]) -> Iterator[Iterator[list[str
     """
     with (
         naming_damage(path),
-        io.BufferedReader(open_regular(path)) as file,
+        io.BufferedReader(open_regular(path, TABLE_LIMIT)) as file,
         io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="") as text,
     ):
         reader = csv.reader(text)

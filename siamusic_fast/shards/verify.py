@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import tempfile
 from collections import Counter
@@ -17,21 +18,22 @@ from typing import Any
 import soundfile
 
 from siamusic_fast.audio.corpus import SPLITS
-from siamusic_fast.files import open_regular
+from siamusic_fast.files import LIST_LIMIT, TABLE_LIMIT, open_regular, read_regular
 from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
+from siamusic_fast.shards.frontends import read_frontends
 from siamusic_fast.shards.index import index_lines
 from siamusic_fast.shards.manifest import (
+    FRONTENDS,
     MANIFEST,
     REJECTED,
     TRACKS,
     DamageError,
     Shard,
     ShardSet,
-    checksums,
     file_sha256,
-    read_manifest,
+    parse_manifest,
 )
 from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
 from siamusic_fast.shards.tar import Member, TarError, TarReader
@@ -58,6 +60,8 @@ class Verification:
     tracks: int
     bytes: int
     problems: tuple[Problem, ...]
+    unknown: tuple[str, ...]
+    """Names in the folder that are no part of the shard set: nothing reads them, and nothing checks them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +83,17 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
 
     Every tar is read once: its size and SHA-256, its headers, the WAV header, label and description of every
     track, its index, and its rows of tracks.csv. If the SHA-256 of a tar is wrong, the audio of its tracks is
-    compared with tracks.csv one by one. The SHA-256 of the manifest and of both tables are compared too, and
-    shards that the manifest does not name are problems. Raises `DataError` if the manifest cannot be read.
+    compared with tracks.csv one by one. Both tables are compared with their SHA-256 in the manifest, and the
+    manifest and frontends.json with the one that each states of itself. Links, and shards that the manifest
+    does not name, are problems. Raises `DataError` if the manifest cannot be read.
     """
-    shard_set = read_manifest(folder, check_files=False)
+    shard_set, change = parse_manifest(folder, every_byte=True)
+    names = sorted(file.name for file in folder.iterdir())
+    unknown = [name for name in names if name not in _known(shard_set)]
     size = sum(shard.bytes for shards in shard_set.splits.values() for shard in shards)
-    problems = [*_set_problems(shard_set), *_reject_problems(shard_set)]
+    problems = [Problem(MANIFEST, change)] if change else []
+    problems += [*_set_problems(shard_set), *_reject_problems(shard_set), *_frontend_problems(folder)]
+    problems += [Problem(name, "is not in the manifest") for name in unknown if _SHARD_FILE.fullmatch(name)]
     with tempfile.TemporaryDirectory() as scratch:
         rows: Path | None = Path(scratch)
         try:
@@ -115,7 +124,13 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
         for job in jobs:
             problems += itertools.starmap(Problem, json.loads(job.report.read_text()))
     tracks = sum(job.shard.tracks for job in jobs)
-    return Verification(shards=len(jobs), tracks=tracks, bytes=size, problems=tuple(problems))
+    return Verification(
+        shards=len(jobs),
+        tracks=tracks,
+        bytes=size,
+        problems=tuple(problems),
+        unknown=tuple(name for name in unknown if not _SHARD_FILE.fullmatch(name)),
+    )
 
 
 def verify_shard(job: ShardToVerify, count: Count) -> None:
@@ -147,11 +162,11 @@ def _shard_problems(job: ShardToVerify, on_read: Callable[[int], None]) -> Itera
     tracks: list[_StoredTrack] = []
     stopped = ""
     try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            yield Problem(shard.file, f"has {size} bytes, the manifest says {shard.bytes}")
-            return
-        with path.open("rb", buffering=_MB) as file:
+        with open_regular(path) as raw, io.BufferedReader(raw, _MB) as file:
+            size = os.fstat(raw.fileno()).st_size
+            if size != shard.bytes:
+                yield Problem(shard.file, f"has {size} bytes, the manifest says {shard.bytes}")
+                return
             tar = TarReader(file, on_read)
             try:
                 while track := _read_track(tar, job.shard_set):
@@ -264,8 +279,7 @@ def _count_problems(shard: Shard, tracks: list[_StoredTrack]) -> Iterator[Proble
 def _index_problems(job: ShardToVerify, tracks: list[_StoredTrack]) -> Iterator[Problem]:
     index, stated = job.shard.index, job.shard.index_sha256
     try:
-        with open_regular(job.shard_set.path(index)) as file:
-            content = file.read()
+        content = read_regular(job.shard_set.path(index), LIST_LIMIT)
     except OSError as error:
         yield Problem(index, f"cannot be read: {error.strerror or error}")
         return
@@ -295,7 +309,7 @@ def _table_problems(shard: Shard, keys: list[str], listed: list[str]) -> Iterato
 def _audio_problems(path: Path, track: _StoredTrack, row: PackedTrack) -> Iterator[str]:
     """Compare the samples themselves with the checksum in tracks.csv."""
     audio = track.members[0]
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(audio.offset + WAV_HEADER)
         sha256 = hashlib.sha256(file.read(audio.size - WAV_HEADER)).hexdigest()
     if sha256 != row.sha256:
@@ -323,23 +337,34 @@ def _read_rows(job: ShardToVerify) -> dict[str, PackedTrack] | None:
     return {row["key"]: PackedTrack(**row | {"tags": tuple(row["tags"])}) for row in rows}
 
 
+def _known(shard_set: ShardSet) -> set[str]:
+    """Return the names of all files of the shard set."""
+    shards = itertools.chain.from_iterable(shard_set.splits.values())
+    of_shards = (name for shard in shards for name in (shard.file, shard.index))
+    return {MANIFEST, TRACKS, REJECTED, FRONTENDS, *of_shards}
+
+
 def _set_problems(shard_set: ShardSet) -> Iterator[Problem]:
-    """Compare manifest and tables with the checksums in the manifest, and the folder with its names."""
-    stated, found = checksums(shard_set.folder)
-    if stated != found:
-        yield Problem(MANIFEST, f"was changed: its own SHA-256 is {found}, it says {stated}")
+    """Compare both tables with their checksums in the manifest, and find links among the files of the set."""
     for table in (TRACKS, REJECTED):
         try:
-            sha256 = file_sha256(shard_set.path(table))
+            sha256 = file_sha256(shard_set.path(table), TABLE_LIMIT)
         except OSError:  # reading the table will report it
             continue
         if sha256 != shard_set.tables[table]:
             yield Problem(table, f"has SHA-256 {sha256}, the manifest says {shard_set.tables[table]}")
-    shards = itertools.chain.from_iterable(shard_set.splits.values())
-    known = {name for shard in shards for name in (shard.file, shard.index)}
-    for name in sorted(file.name for file in shard_set.folder.iterdir()):
-        if _SHARD_FILE.fullmatch(name) and name not in known:
-            yield Problem(name, "is not in the manifest")
+    for name in sorted(_known(shard_set)):
+        if shard_set.path(name).is_symlink():
+            yield Problem(name, "is a link, which may lead anywhere: put the file itself in its place")
+
+
+def _frontend_problems(folder: Path) -> Iterator[Problem]:
+    """Check frontends.json, which loaders write and read, if it is there."""
+    try:
+        read_frontends(folder, every_byte=True)
+    except DamageError as error:
+        remedy = "remove it, and it is made again when it is needed"
+        yield Problem(FRONTENDS, f"cannot be used: {error.reason}; {remedy}")
 
 
 def _reject_problems(shard_set: ShardSet) -> Iterator[Problem]:

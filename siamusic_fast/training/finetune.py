@@ -12,20 +12,21 @@ from torch import nn
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig, MelConfig
-from siamusic_fast.evaluation.evaluate import CLASSIFIER, check_enough_classes
 from siamusic_fast.evaluation.features import FeatureExtractor
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.models.pretrained import Pretrained, load_pretrained
-from siamusic_fast.models.run_shards import shards_of_run
+from siamusic_fast.models.run_checks import CLASSIFIER
+from siamusic_fast.models.run_files import OF_CLASSIFIERS, check_free
 from siamusic_fast.pipelines.loaders import LabelledLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.batch_size import fit_batch_size
+from siamusic_fast.training.checks import check_finetuning
 from siamusic_fast.training.compiling import rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog
@@ -80,8 +81,9 @@ def finetune(
     after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
     world = world or World()
-    shard_set = shards_of_run(run, data)
-    check_enough_classes(shard_set, "a classifier")
+    shard_set = check_finetuning(config, run, data, world.world_size)
+    if not resume:
+        world.once(lambda: check_free(out or run / "finetune", OF_CLASSIFIERS, force))
     pretrained = load_pretrained(run, config.checkpoint)
 
     # ---- Data
@@ -111,7 +113,12 @@ def finetune(
         left = config.epochs * per_epoch - state.step * per_step - state.epoch * validation.samples
         with (
             StopSignals() as signals,
-            RunLog(folder.path, active=world.leads, resume_at=state.step if saved else None) as log,
+            RunLog(
+                folder.path,
+                active=world.leads,
+                resume_at=state.step if saved else None,
+                keep_going=config.keep_going,
+            ) as log,
             (progress if world.leads else SILENT).task("Fine-tuning", left, "tracks") as task,
         ):
             for epoch in range(state.epoch + 1, config.epochs + 1):
@@ -137,7 +144,7 @@ def finetune(
                     # ---- Save, if the run is to stop
                     (stop,) = world.max(signals.received)
                     if stop:
-                        state.save()
+                        state.save(last=True)
                         raise Stopped(stop)
 
                 # ---- Score
@@ -162,14 +169,15 @@ def finetune(
                 note = f"epoch {epoch}: loss {validation_loss:.3f}, accuracy {accuracy:.1%} on validation"
 
                 # ---- Save
-                kept = state.figures
+                kept, last = state.figures, epoch == config.epochs
                 if config.protocol == "paper" or (accuracy, -validation_loss) > (kept.accuracy, -kept.loss):
                     state.figures = FinetuneFigures(kept_epoch=epoch, accuracy=accuracy, loss=validation_loss)
                     # The classifier comes first: what a checkpoint says about it is then always true.
-                    world.once(lambda: _save_classifier(state, config, pretrained))
+                    if not state.written(lambda: _save_classifier(state, config, pretrained), last=last):
+                        state.figures = kept
                 state.epoch = epoch
                 state.losses.clear()
-                state.save()
+                state.save(last=last)
 
     return FinetuneResult(
         folder=folder.path,
@@ -210,7 +218,9 @@ def _loaders(
 
 def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) -> Classifier:
     """Return a classifier whose encoder, and projector if it has one, are pre-trained as `config` says."""
-    classifier = Classifier(pretrained.backbone, classes, head=config.head, features=config.features)
+    classifier = Classifier(
+        pretrained.backbone, classes, head=config.head, features=config.features, **pretrained.projection
+    )
     if not config.from_scratch:
         classifier.encoder.load_state_dict(pretrained.encoder)
         if config.features == "projector":
@@ -228,6 +238,7 @@ def _save_classifier(
         "backbone": pretrained.backbone,
         "head": config.head,
         "features": config.features,
+        "projection": pretrained.projection,
         "classes": list(state.folder.shard_set.classes),
         "frontend": pretrained.frontend.dump(),
         "pretrained_on": [] if config.from_scratch else list(pretrained.splits),

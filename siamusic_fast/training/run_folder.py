@@ -1,7 +1,6 @@
 """The folder of a run: how a run is started and resumed in it, and which runs can go on."""
 
 import contextlib
-import json
 import shlex
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.files import SETTINGS_LIMIT, read_regular
 from siamusic_fast.folder_lock import FolderLock, is_locked
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.pretrained import Pretrained
@@ -21,6 +21,7 @@ from siamusic_fast.models.run_files import (
     OF_RUNS,
     Checkpoints,
     new_folder,
+    read_config,
     save_json,
 )
 from siamusic_fast.processes.world import World
@@ -28,7 +29,7 @@ from siamusic_fast.shards.manifest import ShardSet
 
 _WORLD_ID = ".job"
 """File with the id of the job that trains the run."""
-_MAY_CHANGE = ("checkpoint_minutes", "knn_every")
+_MAY_CHANGE = ("checkpoint_minutes", "knn_every", "keep_going")
 """Settings that do not affect the weights: a resumed run may have others."""
 
 
@@ -79,7 +80,9 @@ class RunFolder:
     def was_begun_by_this_job(self) -> bool:
         """Whether this job began the run itself, before it was started again."""
         file = self.path / _WORLD_ID
-        return self.world.restarts > 0 and file.is_file() and file.read_text() == self.world.id
+        return self.world.restarts > 0 and (
+            file.is_file() and read_regular(file, SETTINGS_LIMIT) == self.world.id.encode()
+        )
 
     def start(self, lock: FolderLock, *, force: bool) -> None:
         """Make the folder of a new run, lock it, and write its settings."""
@@ -183,8 +186,8 @@ def load_run(run: Path) -> tuple[PretrainConfig, str]:
 def is_abandoned(run: Path) -> bool:
     """Whether `run` is a pre-training run that ended before its first checkpoint: it holds no results."""
     try:
-        is_of_pretraining = "backbone" in json.loads((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        is_of_pretraining = "backbone" in read_config(run)
+    except (OSError, ValueError):
         return False
     results = (BEST, "finetune", "evaluate", "probe")
     return (

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import math
 import resource
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -13,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from siamusic_fast.files import LIST_LIMIT, read_regular
+
 LOG_FILE = "metrics.jsonl"
+LOW_RANK = 8.0
+"""Effective rank of the encoder's outputs for a batch below which users are warned; that of a small batch may
+be as low as a quarter of what is possible."""
 
 T = TypeVar("T")
 
@@ -25,6 +32,33 @@ def collapse_measure(z: Tensor) -> Tensor:
     Chen & He 2021, section 4.1: 1/sqrt(d) if the outputs spread over the sphere, and 0 if all are equal.
     """
     return F.normalize(z.float(), dim=1).std(dim=0).mean()
+
+
+def healthy_collapse(width: int) -> float:
+    """Return the collapse measure of outputs [B, `width`] that spread over the whole sphere.
+
+    Users are warned below half of it. A total collapse does not come near 0 behind a batch norm, which scales
+    up what is left: a batch of B with one odd sample still has 2 / sqrt(B) of the healthy value.
+    """
+    return 1 / math.sqrt(width)
+
+
+@torch.no_grad()
+def effective_rank(rows: Tensor) -> Tensor:
+    """Return how many dimensions `rows` [n, d] use: from 1 to the smaller of n - 1 and d.
+
+    It is 0 if all rows are equal, and NaN if one is not finite.
+
+    RankMe of Garrido et al. 2023, equation 2: the exponential of the entropy of the singular values, here of
+    the rows less their mean. Outputs of a ReLU share a large mean, which would hide the other dimensions.
+    """
+    centered = rows.float() - rows.float().mean(dim=0)
+    if not centered.isfinite().all():
+        return centered.new_tensor(torch.nan)
+    values = torch.linalg.svdvals(centered)
+    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    rank: Tensor = torch.special.entr(shares).sum().exp() * values.any()
+    return rank
 
 
 def peak_memory(device: torch.device) -> int:
@@ -100,15 +134,27 @@ class RunLog:
 
     With `active=False`, as on all ranks but the first, it writes nothing. `resume_at` is the step from which
     a run is resumed: TensorBoard then drops later ones, and `read_log` takes the last value of each step.
+    With `keep_going`, a disk that is full leaves gaps in the log, with a warning, and is no error.
     """
 
-    def __init__(self, folder: Path, *, active: bool = True, resume_at: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool = True,
+        resume_at: int | None = None,
+        keep_going: bool = False,
+    ) -> None:
+        self._keep_going = keep_going
         self._board: SummaryWriter | None = None
         if active:
             purge = None if resume_at is None else resume_at + 1
             self._board = SummaryWriter(folder, purge_step=purge)
             self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
-            if (folder / LOG_FILE).read_bytes()[-1:] not in (b"", b"\n"):  # a crash has cut the last line off
+            if read_regular(folder / LOG_FILE, LIST_LIMIT)[-1:] not in (
+                b"",
+                b"\n",
+            ):  # a crash has cut the last line off
                 self._lines.write("\n")
 
     def __enter__(self) -> Self:
@@ -116,16 +162,30 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         if self._board is not None:
-            self._board.close()
-            self._lines.close()
+            with self._going_on():
+                self._board.close()
+            with self._going_on():
+                self._lines.close()
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Return a context in which an error of the disk is a warning, if the run is to keep going."""
+        try:
+            yield
+        except OSError as error:
+            if not self._keep_going:
+                raise
+            warnings.warn(f"the log of the run has a gap: {error.strerror or error}", stacklevel=3)
 
     def write(self, step: int, **values: float) -> None:
         """Log `values` of `step`."""
         if self._board is None:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._going_on():
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        with self._going_on():
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -134,7 +194,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     If a value was logged twice, the last one counts. A line that a crash cut off is left out.
     """
     by_step: dict[int, dict[str, Any]] = {}
-    for text in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines():
+    for text in read_regular(folder / LOG_FILE, LIST_LIMIT).decode().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             line = json.loads(text)
             by_step.setdefault(line["step"], {}).update(line)

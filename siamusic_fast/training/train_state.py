@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import math
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +30,13 @@ class PretrainFigures:
     loss: float = math.nan
     """Mean loss of the last steps; the minimum is -1."""
     collapse: float = math.nan
-    """`collapse_measure` of the last batch: healthy near `HEALTHY_COLLAPSE`, collapsed near 0."""
+    """`collapse_measure` of the last batch: healthy near 1/sqrt(d), collapsed near 0."""
+    projector_rank: float = math.nan
+    """`effective_rank` of the projector's outputs for the last batch."""
+    encoder_rank: float = math.nan
+    """`effective_rank` of the encoder's outputs for the last batch."""
+    initial_knn: float | None = None
+    """kNN accuracy on the validation tracks before the first step."""
     knn: float | None = None
     """Last kNN accuracy on the validation tracks, 0 to 1; None without labels."""
     best_knn: float | None = None
@@ -125,11 +133,11 @@ class TrainState(Generic[F]):
             "ranks": self.folder.world.gather(own),
         }
 
-    def save(self, *, best: bool = False) -> None:
+    def save(self, *, best: bool = False, last: bool = False) -> bool:
         """Write the checkpoint; if the network is the `best` so far, as best.pt too. Called in every process.
 
-        The time does not count as training. Raises DataError in all processes, and saves nothing, if a loss
-        or a weight is not finite.
+        The time does not count as training. Returns whether the checkpoint was written, see `written`. Raises
+        DataError in all processes, and saves nothing, if a loss or a weight is not finite.
         """
         world = self.folder.world
         with self.stopwatch.paused():
@@ -141,8 +149,28 @@ class TrainState(Generic[F]):
                     f"learning rate: {self._remedy()}."
                 )
             # The other processes wait for the leading one: if one of them ended now, it would end that too.
-            world.once(functools.partial(self._write, self.state_dict(), best))
-            self.saved_step, self.saved_at = self.step, time.perf_counter()
+            written = self.written(functools.partial(self._write, self.state_dict(), best), last=last)
+            self.saved_at = time.perf_counter()
+            if written:
+                self.saved_step = self.step
+            return written
+
+    def written(self, write: Callable[[], None], *, last: bool) -> bool:
+        """Call `write` in the leading process and return whether it wrote its file. Called in every process.
+
+        Raises its DataError in all processes, or, if the run is to keep going, warns of it and returns False.
+        What is the `last` to be written, because the run ends or is stopped, is never done without.
+        """
+        world = self.folder.world
+        try:
+            world.once(write)
+        except DataError as error:
+            if last or not self.folder.config.keep_going:
+                raise
+            if world.leads:
+                warnings.warn(f"step {self.step}: training goes on, although {error}", stacklevel=3)
+            return False
+        return True
 
     def _write(self, content: dict[str, Any], best: bool) -> None:
         path, kind = self.folder.checkpoints.last, self.folder.checkpoints.kind

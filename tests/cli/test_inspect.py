@@ -97,7 +97,7 @@ def test_shards_that_are_not_there_are_one_line_with_the_remedy(command: str, tm
     result = run(command, "fma_small", "--data-dir", tmp_path)
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "`siamusic-fast shard fma_small` makes them" in result.stderr
+    assert f"`siamusic-fast shard fma_small --data-dir {tmp_path} --download` fetches" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

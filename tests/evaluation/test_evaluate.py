@@ -4,18 +4,20 @@ from pathlib import Path
 import pytest
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.evaluation.evaluate import evaluate, find_classifier, overlap_warning
+from siamusic_fast.evaluation.evaluate import evaluate, overlap_warning
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import Classifier
+from siamusic_fast.models.run_checks import find_classifier
 from siamusic_fast.models.run_files import save_json
 from siamusic_fast.shards.manifest import ShardSet
-from tests.runs import FRONTEND
+from tests.runs import FRONTEND, save_run
 
 
 def save_classifier(folder: Path, **values: object) -> Path:
     """Write a classifier that has learnt nothing, with `values`."""
     saved = {
         **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
+        "projection": {},
         "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
         "model": Classifier("resnet18", 3).state_dict(),
@@ -38,7 +40,7 @@ def test_results_say_what_the_encoder_was_pretrained_on(
 
 def test_a_run_without_a_classifier_is_told_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no classifier: `siamusic-fast finetune"):
-        find_classifier(tmp_path)
+        find_classifier(save_run(tmp_path))
 
 
 def test_scores_are_those_on_the_shards_that_the_classifier_was_trained_on_unless_told_otherwise(

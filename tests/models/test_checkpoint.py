@@ -320,9 +320,13 @@ def test_loading_runs_no_code_that_a_file_brings(tmp_path: Path) -> None:
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert new_folder(tmp_path / "runs" / "new").is_dir()
     assert new_folder(tmp_path / "runs" / "new").is_dir()
-    (tmp_path / "runs" / "new" / "mine.txt").write_text("mine")
+    (tmp_path / "runs" / "new" / "config.json").write_text("{}")
     with pytest.raises(DataError, match="already exists and is not empty: use another out"):
         new_folder(tmp_path / "runs" / "new")
+    (tmp_path / "runs" / "new" / "mine.txt").write_text("mine")
+    for force in (False, True):  # it is no run, so that neither going on nor replacing it is advised
+        with pytest.raises(DataError, match=r"holds 'mine\.txt', which no run has: use another out"):
+            new_folder(tmp_path / "runs" / "new", force=force)
 
 
 def test_settings_of_another_version_are_named(tmp_path: Path, shard_set: ShardSet) -> None:

@@ -34,7 +34,7 @@ def test_without_labelled_shards_of_the_run_a_person_is_told_to_name_some(
     folder = tmp_path / "unlabelled"
     folder.mkdir()
     for file in shard_set.folder.iterdir():
-        (folder / file.name).symlink_to(file)
+        (folder / file.name).hardlink_to(file)
     (folder / "manifest.json").unlink()
     write_manifest(dataclasses.replace(shard_set, folder=folder, splits=unlabelled))
     (tmp_path / "empty").mkdir()

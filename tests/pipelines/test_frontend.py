@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines import estimate as product
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
+from siamusic_fast.shards.frontends import read_frontends, write_frontends
 from siamusic_fast.shards.manifest import FRONTENDS, ShardSet, find_shards
 from tests.pipelines.conftest import PackAudio, chord
 from tests.pipelines.helpers import MEL, RATE, Array
@@ -85,50 +87,49 @@ def test_what_was_estimated_is_kept_and_read_again(
     padded = estimate_frontend(shard_set, MEL, short_tracks="pad")
     assert finer.mean != first.mean
     kept = shard_set.path(FRONTENDS).read_bytes()
-    assert len(json.loads(kept)) == 3
+    assert len(json.loads(kept)["entries"]) == 3
     monkeypatch.setattr(product, "open_tracks", None)  # nothing is read any more
     assert estimate_frontend(shard_set, MEL) == first
     assert estimate_frontend(find_shards(shard_set.folder), MEL, short_tracks="pad") == padded
     assert shard_set.path(FRONTENDS).read_bytes() == kept
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "[1]",
-        '[{"key": {}}]',
-        "null",
-        '[{"key": {"shards": "other"}, "mean": 0.0, "std": 1.0}]',
-    ],
-)
-def test_a_damaged_file_or_one_of_other_shards_is_estimated_anew(shard_set: ShardSet, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"format_version": 1, "entries": []}'])
+def test_a_damaged_file_is_named_and_measured_again(shard_set: ShardSet, text: str) -> None:
     first = estimate_frontend(shard_set, MEL)
     kept = shard_set.path(FRONTENDS).read_bytes()
     shard_set.path(FRONTENDS).write_text(text)
-    assert estimate_frontend(shard_set, MEL) == first
+    with pytest.warns(UserWarning, match=r"frontends\.json cannot be used \(.*measured again"):
+        assert estimate_frontend(shard_set, MEL) == first
     assert shard_set.path(FRONTENDS).read_bytes() == kept
 
 
-@pytest.mark.parametrize("name", ["mean", "std"])
-@pytest.mark.parametrize("value", ["null", '"loud"', "true", "[]", "NaN", "-Infinity"])
-def test_constants_that_are_no_numbers_are_estimated_anew(shard_set: ShardSet, name: str, value: str) -> None:
+def test_entries_of_other_shards_are_not_used(shard_set: ShardSet) -> None:
     first = estimate_frontend(shard_set, MEL)
-    entries = json.loads(shard_set.path(FRONTENDS).read_text())
-    entries[0][name] = json.loads(value)
-    shard_set.path(FRONTENDS).write_text(json.dumps(entries))
+    (entry,) = read_frontends(shard_set.folder)
+    other = {"key": {**entry["key"], "shards": "other"}, "mean": 0.0, "std": 1.0}
+    write_frontends(shard_set.folder, [other])
     assert estimate_frontend(shard_set, MEL) == first
+    assert read_frontends(shard_set.folder) == [entry]
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("value", [None, "loud", True, [], 0, math.nan, -math.inf, -1e4])
+def test_constants_that_cannot_be_are_measured_again(shard_set: ShardSet, name: str, value: object) -> None:
+    first = estimate_frontend(shard_set, MEL)
+    (entry,) = read_frontends(shard_set.folder)
+    write_frontends(shard_set.folder, [{**entry, name: value}])
+    with pytest.warns(UserWarning, match="measured again"):
+        assert estimate_frontend(shard_set, MEL) == first
 
 
 def test_a_folder_that_cannot_be_written_to_serves_as_well(
     shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", path)  # root may write anywhere
+    def refuse(folder: Path, entries: object) -> None:
+        raise PermissionError(13, "Permission denied", folder)  # root may write anywhere
 
-    monkeypatch.setattr(product, "atomic_write", refuse)
+    monkeypatch.setattr(product, "write_frontends", refuse)
     found = estimate_frontend(shard_set, MEL)
     assert not shard_set.path(FRONTENDS).exists()
     monkeypatch.undo()

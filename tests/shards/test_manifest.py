@@ -1,7 +1,10 @@
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import MANIFEST_LIMIT
 from siamusic_fast.shards.manifest import DamageError, ShardSet, find_shards, read_manifest
 
 
@@ -39,7 +43,7 @@ def test_sizes_and_checksums_are_those_of_the_files(shard_set: ShardSet) -> None
 def test_shards_are_found_by_path_and_by_name(copied: Path, tmp_path: Path) -> None:
     assert find_shards(copied).folder == copied
     assert find_shards("mine", tmp_path).folder == copied
-    with pytest.raises(DataError, match=r"no shards 'other'.*`siamusic-fast shard other` makes them"):
+    with pytest.raises(DataError, match=r"no shards 'other'.*there are mine\.$"):
         find_shards("other", tmp_path)
 
 
@@ -69,7 +73,15 @@ def test_a_folder_without_manifest_is_no_shard_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", "{", '{"format_version": 4}', '{"format_version": 4, "splits": 3, "classes": []}'],
+    [
+        "",
+        "[]",
+        "{}",
+        "{",
+        "[" * 100_000,
+        '{"format_version": 4}',
+        '{"format_version": 4, "splits": 3, "classes": []}',
+    ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
@@ -90,6 +102,35 @@ def test_a_file_name_that_leaves_the_folder_is_refused(copied: Path, field: str,
     edit(copied, lambda values: values["splits"]["test"][0].update({field: name}))
     with pytest.raises(DataError, match="not a plain file name"):
         read_manifest(copied)
+
+
+@pytest.mark.parametrize("name", ["test-000000.tar", "test-000000.idx", "tracks.csv", "rejected.csv"])
+@pytest.mark.parametrize(
+    ("put", "words"),
+    [
+        (os.mkfifo, "it is no regular file"),
+        (Path.mkdir, "it is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a link, which may lead anywhere"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(
+    copied: Path, name: str, put: Callable[[Path], object], words: str
+) -> None:
+    (copied / name).unlink()
+    put(copied / name)
+    with pytest.raises(DataError, match=rf"{re.escape(name)} is missing or damaged \({words}"):
+        read_manifest(copied)
+
+
+def test_a_manifest_that_is_no_file_or_too_large_is_refused_at_once(copied: Path) -> None:
+    manifest = copied / "manifest.json"
+    os.truncate(manifest, MANIFEST_LIMIT + 1)
+    with pytest.raises(DataError, match=r"it has 268,435,457 bytes, such a file has at most 268,435,456"):
+        find_shards(copied)
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.raises(DataError, match=r"is damaged .*it is no regular file"):
+        find_shards(copied)
 
 
 def test_missing_and_cut_files_are_named(copied: Path) -> None:
@@ -132,6 +173,24 @@ def test_missing_and_cut_files_are_named(copied: Path) -> None:
         (lambda v: v["tables"].update({"tracks.csv": ""}), r"the SHA-256 of tracks\.csv is '', not 64"),
         (lambda v: v.update(surprise=1), "surprise"),
         (lambda v: v["splits"]["test"].append(v["splits"]["test"][0]), r"names 'test-000000\.tar' 2 times"),
+        (lambda v: v.update(sample_rate=10**12), r"sample_rate = .* must lie between 1 and 1000000"),
+        (lambda v: v.update(sample_rate=True), "sample_rate is True"),
+        (lambda v: v.update(codec="mp3"), "codec = 'mp3' is unknown: choose one of wav, flac, ogg"),
+        (lambda v: v.update(seed=-1), "seed = -1 must lie between"),
+        (lambda v: v.update(min_seconds=math.nan), "min_seconds = nan must be"),
+        (lambda v: v.update(max_seconds=0), "max_seconds = 0 must be"),
+        (lambda v: v.update(rejected={"empty": -1}), r"rejected\['empty'\] = -1 must lie"),
+        (lambda v: v.update(classes=["Rock"] * 3), "the class 'Rock' 3 times"),
+        (lambda v: v.update(classes=[""]), "the class '' 1 times"),
+        (lambda v: v["splits"].update(exam=v["splits"].pop("test")), "the split 'exam' of"),
+        (lambda v: v["splits"].update(test=[]), "the split 'test' of 0 shards"),
+        (lambda v: v["splits"]["test"][0].update(tracks=-5), r"splits\['test'\]\[0\].tracks = -5 must lie"),
+        (lambda v: v["splits"]["test"][0].update(tracks=10**12), r"cannot hold 1000000000000 tracks"),
+        (
+            lambda v: v["splits"]["test"][0].update(shortest=10**9),
+            "its shortest track has 1000000000",
+        ),
+        (lambda v: v.update(seed=1), "was changed: its own SHA-256 is"),
     ],
 )
 def test_fields_of_another_type_and_repeated_files_are_damage(

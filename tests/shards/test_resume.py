@@ -2,7 +2,6 @@ import dataclasses
 import errno
 import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -94,63 +93,6 @@ def interrupted(audio: Path, tmp_path: Path) -> Path:
         file.unlink()
     (folder / UNFINISHED / "training-unlabelled-000002.json").unlink()
     return folder
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_pack_killed_at_any_operation_on_files_resumes_to_identical_bytes(
-    make_audio: Make, tmp_path: Path, force: bool
-) -> None:
-    audio, expected = make_audio(3), tmp_path / "expected"
-    pack_serially(audio, expected)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.shards.killing",
-        str(audio),
-        str(expected),
-        str(tmp_path / "scratch"),
-    ]
-    done = subprocess.run([*command, *["force"] * force], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 30
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
-    make_audio: Make, tmp_path: Path, kills: int
-) -> None:
-    audio = make_audio(30)
-    expected, folder = tmp_path / "expected", tmp_path / "folder"
-    command = [
-        *COMMAND,
-        audio,
-        "--tracks-per-shard",
-        "4",
-        "--min-seconds",
-        "1",
-        "--procs",
-        "2",
-        "--quiet",
-        "--out",
-    ]
-    start = time.monotonic()
-    subprocess.run([*command, expected], check=True, capture_output=True)
-    longest = time.monotonic() - start
-    rng = random.Random(0)
-    killed = 0
-    while killed < kills:
-        packer = subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(rng.uniform(0.2, 1) * longest)
-        if packer.poll() is None:
-            packer.kill()
-            killed += 1
-        packer.wait()
-        if (folder / "manifest.json").exists() and not (folder / UNFINISHED).exists():
-            assert contents(folder) == contents(expected)
-            shutil.rmtree(folder)
-    if not folder.exists() or (folder / UNFINISHED).exists():
-        subprocess.run([*command, folder], check=True, capture_output=True)
-    assert contents(folder) == contents(expected)
 
 
 def test_finished_shards_are_not_done_again(audio: Path, expected: Path, interrupted: Path) -> None:

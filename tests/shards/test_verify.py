@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import soundfile
 from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.errors import DataError
 from siamusic_fast.shards import verify as module
+from siamusic_fast.shards.frontends import write_frontends
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.verify import verify
@@ -80,6 +82,12 @@ def replace(path: Path, old: str, new: str) -> None:
 def replace_by_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
+
+
+def replace_by_link(path: Path) -> None:
+    elsewhere = path.parent.with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -175,7 +183,7 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
         ),
         pytest.param(
             lambda folder: replace_by_pipe(folder / IDX),
-            [rf"{IDX}: cannot be read: {IDX} is no regular file"],
+            [rf"{IDX}: cannot be read: it is no regular file"],
             id="pipe for an index",
         ),
         pytest.param(
@@ -281,6 +289,28 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
             [r"training-000009\.tar: is not in the manifest"],
             id="stray shard",
         ),
+        pytest.param(
+            lambda folder: (folder / "manifest.json").write_bytes(
+                (folder / "manifest.json").read_bytes()[:-1]
+            ),
+            [r"manifest\.json: was changed: it is not written as"],
+            id="last byte of the manifest",
+        ),
+        pytest.param(
+            lambda folder: (folder / "frontends.json").write_text("{}\n"),
+            [r"frontends\.json: cannot be used: was changed: .*; remove it, and it is made again"],
+            id="frontends",
+        ),
+        pytest.param(
+            lambda folder: replace_by_pipe(folder / TAR),
+            [rf"{TAR}: cannot be read: it is no regular file"],
+            id="pipe for a shard",
+        ),
+        pytest.param(
+            lambda folder: replace_by_link(folder / "tracks.csv"),
+            [r"tracks\.csv: is a link, which may lead anywhere"],
+            id="link for a table",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(folder: Path, damage: Damage, words: list[str]) -> None:
@@ -290,6 +320,52 @@ def test_what_is_wrong_is_named(folder: Path, damage: Damage, words: list[str]) 
     for pattern in words:
         assert any(re.match(pattern, problem) for problem in found), (pattern, found)
     assert all(any(re.match(pattern, problem) for pattern in words) for problem in found), found
+
+
+def with_frontends(folder: Path) -> Path:
+    write_frontends(folder, [{"key": {"shards": "a", "mel": {"n_mels": 48}}, "mean": -35.25, "std": 1e-05}])
+    return folder
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("flips", [40, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_a_single_flipped_bit_is_found_in_every_file(folder: Path, flips: int) -> None:
+    rng = random.Random(0)
+    files = sorted(with_frontends(folder).iterdir())
+    for number in range(flips):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        bit = rng.randrange(8 * len(content))
+        overwrite(file, bit // 8, bytes([content[bit // 8] ^ 1 << bit % 8]))
+        assert is_found(folder, file.name), f"bit {bit} of {file.name}"
+        file.write_bytes(content)
+    assert problems(folder) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_every_truncation_is_found(folder: Path) -> None:
+    rng = random.Random(1)
+    for file in sorted(with_frontends(folder).iterdir()):
+        content = file.read_bytes()
+        for left in (0, rng.randrange(len(content)), len(content) - 1):
+            file.write_bytes(content[:left])
+            assert is_found(folder, file.name), f"{left} bytes of {file.name}"
+        file.write_bytes(content)
+    assert problems(folder) == []
+
+
+def is_found(folder: Path, name: str) -> bool:
+    try:
+        return name in {problem.file for problem in verify(folder, procs=1).problems}
+    except DataError as error:
+        return name == "manifest.json" and name in str(error)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_files_of_no_shard_set_are_named_and_are_no_problem(folder: Path) -> None:
+    (folder / "notes.txt").touch()
+    found = verify(folder, procs=1)
+    assert (found.problems, found.unknown) == ((), ("notes.txt",))
 
 
 def test_all_shards_are_looked_at_to_the_end(folder: Path) -> None:

@@ -28,7 +28,8 @@ from siamusic_fast.pipelines.prefetch import Engine
 from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.processes.world import World
-from siamusic_fast.shards.manifest import FRONTENDS, ShardSet
+from siamusic_fast.shards.frontends import read_frontends
+from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import finetune as module
 from siamusic_fast.training.finetune import FinetuneResult, finetune, learning_rates
 from siamusic_fast.training.pretrain import pretrain
@@ -144,7 +145,7 @@ def test_everything_after_pretraining_has_its_frontend(
     frontend = Frontend.load(checkpoint.load(run / "checkpoint.pt", "pretraining")["frontend"])
     assert engines == [("dali", frontend)] * (3 + 2 + 1 + 3)
     assert (frontend.mel, frontend.short_tracks) == (MEL, "pad")
-    kept = json.loads((shard_set.folder / FRONTENDS).read_text())
+    kept = read_frontends(shard_set.folder)
     assert "pad" in [entry["key"]["short_tracks"] for entry in kept]
 
 

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
@@ -9,10 +11,38 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
+from torch.utils.tensorboard import SummaryWriter
 
-from siamusic_fast.models.networks import PROJECTION_DIM
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, NEAR_COLLAPSE
-from siamusic_fast.training.run_log import RunLog, Stopwatch, collapse_measure, read_log
+from siamusic_fast.config import PROJECTION_DIMS
+from siamusic_fast.training.run_log import (
+    RunLog,
+    Stopwatch,
+    collapse_measure,
+    effective_rank,
+    healthy_collapse,
+    read_log,
+)
+
+WIDTH = PROJECTION_DIMS["simsiam"]
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_is_to_keep_going_has_a_gap_where_the_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLog(tmp_path, keep_going=True) as log:
+        log.write(1, loss=1.0)
+        with monkeypatch.context() as full:
+            full.setattr(SummaryWriter, "add_scalar", no_space)
+            with pytest.warns(UserWarning, match="log of the run has a gap: No space left on device"):
+                log.write(2, loss=2.0)
+    with RunLog(tmp_path) as log, monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
+        full.setattr(SummaryWriter, "add_scalar", no_space)
+        log.write(3, loss=3.0)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
 
 
 def test_collapse_of_outputs_all_the_same_is_zero() -> None:
@@ -28,13 +58,38 @@ def test_collapse_of_gaussian_outputs_is_one_over_root_d() -> None:
 
 def test_a_total_collapse_is_warned_of_behind_a_batch_norm() -> None:
     # All rows alike but one: batch norm makes that one sqrt(B - 1) and the others -1 / sqrt(B - 1).
-    rows = torch.zeros(64, PROJECTION_DIM)
-    rows[0] = torch.randn(PROJECTION_DIM, generator=torch.Generator().manual_seed(0))
-    found = collapse_measure(torch.nn.BatchNorm1d(PROJECTION_DIM, affine=False)(rows)).item()
-    assert found == pytest.approx(HEALTHY_COLLAPSE * 2 / 64**0.5, rel=0.02)
-    assert found < NEAR_COLLAPSE
-    healthy = torch.randn(64, PROJECTION_DIM, generator=torch.Generator().manual_seed(0))
-    assert collapse_measure(healthy).item() > NEAR_COLLAPSE
+    rows = torch.zeros(64, WIDTH)
+    rows[0] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+    found = collapse_measure(torch.nn.BatchNorm1d(WIDTH, affine=False)(rows)).item()
+    assert found == pytest.approx(healthy_collapse(WIDTH) * 2 / 64**0.5, rel=0.02)
+    assert found < healthy_collapse(WIDTH) / 2
+    healthy = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert collapse_measure(healthy).item() > healthy_collapse(WIDTH) / 2
+
+
+def test_the_effective_rank_counts_directions_of_equal_size() -> None:
+    # 2 k rows, one each way along k axes: k equal singular values, whatever the common offset.
+    for k in (1, 5, 16):
+        axes = torch.eye(16)[:k]
+        rows = torch.cat([axes, -axes]) * 3
+        assert effective_rank(rows).item() == pytest.approx(k, rel=1e-4)
+        assert effective_rank(rows + 100).item() == pytest.approx(k, rel=1e-3)
+
+
+def test_the_effective_rank_of_unequal_directions_is_that_of_their_entropy() -> None:
+    # Singular values in the ratio 3 to 1, shares 3/4 and 1/4: exp of 0.5623 nats.
+    rows = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert effective_rank(rows).item() == pytest.approx(4 / 3**0.75, rel=1e-5)
+
+
+def test_outputs_all_the_same_have_no_rank_and_gaussian_ones_nearly_all() -> None:
+    assert effective_rank(torch.full((8, 4), 2.5)).item() == 0
+    rows = np.random.default_rng(0).standard_normal((400, 32))
+    shares = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
+    shares /= shares.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    assert effective_rank(torch.from_numpy(rows)).item() == pytest.approx(expected, rel=1e-4)
+    assert 31 < expected < 32
 
 
 def test_collapse_worked_by_numpy() -> None:
