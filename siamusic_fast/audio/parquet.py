@@ -60,7 +60,10 @@ def load_tables(
     names = [root.name] if root.is_file() else list(open_store(root).paths())
     names = sorted(name for name in names if name.endswith(TABLE_ENDINGS))
     if not names:
-        raise DataError(f"{root} holds no file that ends in {' or '.join(TABLE_ENDINGS)}.")
+        raise DataError(
+            f"{root} holds no file that ends in {' or '.join(TABLE_ENDINGS)}: leave out --label-column and "
+            f"--split-column."
+        )
     splits = dict.fromkeys(names, "") if split_column else _splits_of_files(folder, names)
     listed = [
         ListedFile(f"{name}#{row}", label, split or splits[name], "")
@@ -133,7 +136,7 @@ class TableStore(Store):
     def _place(self, path: str) -> tuple[str, int]:
         name, _, row = path.rpartition("#")
         if leads_outside(name) or not row.isdecimal():
-            raise DataError(f"the path {path!r} is not that of a row of a file below {self.root}.")
+            raise DataError(f"the path {path!r} must be that of a row of a file below {self.root}.")
         return name, int(row)
 
     def _table(self, name: str) -> "_Table":
