@@ -18,8 +18,8 @@ options `--name` and `--no-name`.
 
 `pretrain`, `finetune`, `evaluate`, `probe` and `embed` read options from a YAML file with `--config FILE`.
 The command line comes first, then the file, then `--preset`, then the defaults. Other options, such as
-`data`, `out` and `gpus`, may stand in the file too. The `config.json` of a run is such a file: `siamusic-fast
-pretrain --config runs/first/config.json` trains the same again.
+`data`, `out` and `gpus`, may stand in the file too. The `config.json` of a run is such a file:
+`siamusic-fast pretrain --config runs/first/config.json` trains the same again.
 
     # mine.yaml
     data: fma_medium

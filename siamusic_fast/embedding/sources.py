@@ -9,8 +9,9 @@ from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
 
+from siamusic_fast.audio.corpus import path_key
 from siamusic_fast.audio.decode import AudioError
-from siamusic_fast.audio.folder import ENDINGS, audio_paths, track_key
+from siamusic_fast.audio.folder import ENDINGS, audio_paths
 from siamusic_fast.audio.store import local_name, open_store
 from siamusic_fast.embedding.pieces import Piece, file_piece, shard_piece
 from siamusic_fast.errors import ConfigError, DataError
@@ -127,7 +128,7 @@ class FileSource(Source):
 
     def _item(self, root: Path, path: str) -> Item:
         shown = str(root / local_name(path))
-        return Item(key=track_key(shown), path=shown, open=partial(_decode, root, path, shown))
+        return Item(key=path_key(shown), path=shown, open=partial(_decode, root, path, shown))
 
     def digest(self) -> str:
         return "\n".join(f"{root / local_name(path)}\0{_status(root, path)}" for root, path in self._files)
