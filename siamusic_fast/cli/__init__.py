@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -69,6 +70,9 @@ class LazyGroup(click.RichGroup):
         return name, command and load_command(command.name or ""), rest
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal may lack some of the characters
         try:
             # SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is temporary.
             with warnings.catch_warnings(), StopSignals() as signals, signals.at_once():
