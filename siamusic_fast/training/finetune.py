@@ -83,8 +83,6 @@ def finetune(
     check_loggers(config.logger)
     world = world or World()
     shard_set = check_finetuning(config, run, data, world.world_size)
-    if not resume:
-        world.once(lambda: check_free(out or run / "finetune", OF_CLASSIFIERS, force))
     pretrained = load_pretrained(run, config.checkpoint)
 
     # ---- Data
@@ -93,6 +91,8 @@ def finetune(
     with FolderLock() as lock, training, validation:
         # ---- Where to go on from
         folder = RunFolder(out or run / "finetune", config, shard_set, world, pretrained)
+        if not resume:
+            world.once(lambda: check_free(folder.path, OF_CLASSIFIERS, force))
         saved = folder.reopen(lock) if resume else None
 
         # ---- Network and optimizer
