@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.evaluation.evaluate import EvaluateResult
@@ -119,14 +120,13 @@ def curves(
     The horizontal axis is in epochs: the last of `lines` is the end of an epoch. `kept` marks an epoch, with
     words for the legend.
     """
-    epochs_per_step = lines[-1]["epoch"] / lines[-1]["step"]
     figure = Figure(figsize=(8, 1.0 + 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         for name, words in panel.curves.items():
-            points = np.array([(line["step"], line[name]) for line in lines if name in line])
+            points = curve(lines, name)
             marker = "." if len(points) <= 50 else None
-            axis.plot(points[:, 0] * epochs_per_step, points[:, 1], linewidth=1.5, marker=marker, label=words)
+            axis.plot(*points.T, linewidth=1.5, marker=marker, label=words)
         if panel.reference:
             height, words = panel.reference
             axis.axhline(height, color="gray", linestyle="--", linewidth=1, label=words)
@@ -145,14 +145,29 @@ def curves(
     return figure
 
 
-def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
-    """Return a panel with the accuracy `name` on the validation tracks of the shards that `config` names."""
+def curve(lines: Sequence[Mapping[str, float]], name: str) -> NDArray[np.float64]:
+    """Return the values `name` of the `lines` of a metrics.jsonl as points (epoch, value), [n, 2].
+
+    The last of `lines` is the end of an epoch.
+    """
+    epochs_per_step = lines[-1]["epoch"] / lines[-1]["step"]
+    found = [(line["step"] * epochs_per_step, line[name]) for line in lines if name in line]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def validation_chance(data: Path) -> float:
+    """Return the share of the most frequent class among the validation tracks of the shards in `data`."""
     genres = {
         track.track_id: track.genre
-        for track in read_tracks(Path(config["data"]))
+        for track in read_tracks(data)
         if track.split == "validation" and track.genre
     }
-    chance = Counter(genres.values()).most_common(1)[0][1] / len(genres)
+    return Counter(genres.values()).most_common(1)[0][1] / len(genres)
+
+
+def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
+    """Return a panel with the accuracy `name` on the validation tracks of the shards that `config` names."""
+    chance = validation_chance(Path(config["data"]))
     return Panel(
         label=label, curves={name: "validation"}, reference=(chance, f"chance: {chance:.1%}"), from_zero=True
     )

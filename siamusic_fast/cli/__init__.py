@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": "Say which genres tracks have.",
     "similar": "Find the tracks that sound most like one.",
     "export": "Write a network to a file for other programs.",
+    "report": "Write a page about runs, with sound.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }

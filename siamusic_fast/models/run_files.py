@@ -21,6 +21,8 @@ CLASSIFIER = "classifier.pt"
 """The classifier that fine-tuning keeps."""
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
+REPORT = "report.html"
+"""The page about a run."""
 
 _OF_BOTH = (
     r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|(wandb|mlflow)\.id|plots|evaluate|export|\.lock|"
@@ -28,7 +30,7 @@ _OF_BOTH = (
 )
 _OF_FINETUNING = r"finetune-checkpoint(-previous|-damaged)?\.pt"
 OF_RUNS = re.compile(
-    rf"{_OF_BOTH}|{_OF_FINETUNING}|checkpoint(-previous|-damaged)?\.pt|best\.pt|finetune|probe|\.job"
+    rf"{_OF_BOTH}|{_OF_FINETUNING}|checkpoint(-previous|-damaged)?\.pt|best\.pt|finetune|probe|report\.html|\.job"
 )
 """Names of what may be in the folder of a pre-training run, or of a classifier."""
 OF_CLASSIFIERS = re.compile(rf"{_OF_BOTH}|{_OF_FINETUNING}")
