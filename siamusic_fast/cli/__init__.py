@@ -10,7 +10,7 @@ from typing import Any
 import rich_click as click
 
 from siamusic_fast import __version__
-from siamusic_fast.cli.console import note, show_error
+from siamusic_fast.cli.console import escape_what_cannot_be_printed, note, show_error
 from siamusic_fast.errors import SiamusicError
 from siamusic_fast.processes.failures import WorkerError, is_repeated, os_error_message
 
@@ -64,6 +64,7 @@ class LazyGroup(click.RichGroup):
         return name, command and load_command(command.name or ""), rest
 
     def invoke(self, ctx: click.Context) -> Any:
+        escape_what_cannot_be_printed()
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: note(f"note: {message}")

@@ -3,6 +3,7 @@
 What a terminal shows is wrapped between words, so that 80 columns suffice; in a pipe a line stays one line.
 """
 
+import io
 import shlex
 import sys
 import textwrap
@@ -33,6 +34,12 @@ _LINE_EVERY = 30.0
 """Seconds between two lines of figures, unless there is news."""
 
 
+def escape_what_cannot_be_printed() -> None:
+    """Let characters that standard output has no bytes for be escaped, as those on standard error are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def show_error(message: str) -> None:
     """Print one red line."""
     text = _wrapped(console, " ".join(f"error: {message}".split())).removeprefix("error:").replace("[", r"\[")
@@ -49,7 +56,7 @@ def note(message: str, command: str = "") -> None:
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print names and what is to be said of them as two columns."""
     facts = list(facts)
-    width = max(8, *(len(name) for name, _ in facts)) + 2
+    width = max([8, *(len(name) for name, _ in facts)]) + 2
     for name, text in facts:
         output.print(f"{name:{width}}{_wrapped(output, text, width)}", markup=False)
 

@@ -271,8 +271,9 @@ def _class_table(shard_set: ShardSet, summary: Summary) -> Table:
     if summary.unlabelled:
         counts[""] = [split.unlabelled for split in summary.splits.values()]
     largest = max(map(sum, counts.values()), default=1)
+    block = "#" if output.options.ascii_only else "█"
     for name, per_split in counts.items():
-        bar = "█" * max(round(_BAR * sum(per_split) / largest), 1 if sum(per_split) else 0)
+        bar = block * max(round(_BAR * sum(per_split) / largest), 1 if sum(per_split) else 0)
         label = Text(" ".join(name.split()) or "no class", style="" if name else "dim")
         table.add_row(label, bar, f"{sum(per_split):,}", *(f"{tracks:,}" for tracks in per_split))
     return table
