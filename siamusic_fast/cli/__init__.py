@@ -11,7 +11,7 @@ from typing import Any
 import rich_click as click
 
 from siamusic_fast import __version__
-from siamusic_fast.cli.console import note, show_error
+from siamusic_fast.cli.console import escape_what_cannot_be_printed, note, show_error
 from siamusic_fast.errors import SiamusicError
 from siamusic_fast.processes.failures import WorkerError, is_repeated, os_error_message
 from siamusic_fast.processes.signals import StopSignals
@@ -71,9 +71,7 @@ class LazyGroup(click.RichGroup):
         return name, command and load_command(command.name or ""), rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # a terminal may lack some of the characters
+        escape_what_cannot_be_printed()
         try:
             # SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is temporary.
             with warnings.catch_warnings(), StopSignals() as signals, signals.at_once():
