@@ -59,17 +59,20 @@ def test_the_classifier_kept_is_that_of_the_best_validation_epoch(run: Path) -> 
     [
         (("checkpoint.pt",), ("finetune", "RUN", "--out", "OUT")),
         (("checkpoint.pt",), ("probe", "RUN", "--out", "OUT")),
-        (("checkpoint.pt",), ("pretrain", "--init", "RUN", "--backbone", "resnet18", "--out", "OUT")),
+        (
+            ("checkpoint.pt",),
+            ("pretrain", "--init", "RUN", "--backbone", "resnet18", "--batch-size", "6", "--out", "OUT"),
+        ),
         (("best.pt",), ("finetune", "RUN", "--checkpoint", "best", "--out", "OUT")),
         (("finetune/classifier.pt",), ("evaluate", "RUN", "--out", "OUT")),
         (("checkpoint.pt", "checkpoint-previous.pt"), ("pretrain", "--resume", "RUN", "--epochs", "3")),
         (
             ("finetune/finetune-checkpoint.pt", "finetune/finetune-checkpoint-previous.pt"),
-            ("finetune", "RUN", "--resume", "--epochs", "3"),
+            ("finetune", "RUN", "--resume", "--epochs", "3", "--batch-size", "6"),
         ),
     ],
 )
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_damaged_weights_are_one_error_in_every_command_that_loads_them(
     run: Path,
     shard_set: ShardSet,
@@ -90,6 +93,7 @@ def test_damaged_weights_are_one_error_in_every_command_that_loads_them(
     finally:
         for path, content in contents.items():
             path.write_bytes(content)
+    assert isinstance(result.exception, SystemExit), result.exc_info
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert line.startswith(f"error: {run / damaged[0]} is damaged")
