@@ -4,19 +4,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench install constraints clean
+.PHONY: demo test check bench faults soak install constraints clean
 
 demo: install  ## Run the whole way on a small synthetic corpus (about four minutes on two cores).
 	$(BIN)/siamusic-fast demo
 
 test: install  ## Run the tests.
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: install  ## Check format, lint and types.
 	scripts/check
 
 bench: install  ## Measure this machine on data made for it (under ten minutes on two cores); each time into a new folder.
 	$(BIN)/python -m benchmarks.run
+
+FAULTS ?= benchmarks/here/faults.json
+
+faults: install  ## Try every promise about faults at length (about 25 minutes on two cores); prints its plan first.
+	$(BIN)/python -m tests.faults.run --out $(FAULTS)
+
+soak: install  ## Load a million samples and look at memory, files and threads (about ten minutes on two cores).
+	$(BIN)/python -m tests.faults.run --only soak --out $(FAULTS)
 
 install: $(VENV)/.installed  ## Make .venv with everything in it.
 

@@ -137,13 +137,13 @@ def repeated_shards(
     """Make full shards of at least `tracks` tracks in the new folder `folder`: one file under many names."""
     folder.mkdir()
     pcm = np.random.default_rng(0).integers(-1000, 1000, round(seconds * _RATE)).astype(np.int16)
+    encoding = Encoding(sample_rate=_RATE)
+    content = encoding.encode(pcm)
     segments = [
-        Segment(f"{n:06d}", Track(f"{n:06d}", f"{n:06d}.mp3", "training", "Folk"), 0, pcm)
+        Segment(f"{n:06d}", Track(f"{n:06d}", f"{n:06d}.mp3", "training", "Folk"), 0, pcm, content)
         for n in range(tracks_per_shard)
     ]
-    first = write_shard(
-        folder, "training-000000", segments, encoding=Encoding(sample_rate=_RATE), labelled=True
-    )
+    first = write_shard(folder, "training-000000", segments, encoding=encoding, labelled=True)
     count = -(-tracks // tracks_per_shard)
     shards = [first, *(_link(folder, first, number) for number in range(1, count))]
     rows = [table_row(segment, "training-000000", _RATE, clipped=0) for segment in segments]
@@ -156,6 +156,7 @@ def repeated_shards(
             codec="wav",
             sample_rate=_RATE,
             classes=("Folk",),
+            tags=(),
             seed=0,
             min_seconds=0.0,
             splits={"training": tuple(shards)},

@@ -21,8 +21,7 @@ from siamusic_fast.bench.stages import Setup, loader_workload
 from siamusic_fast.bench.timing import Timing, Workload, calls, measure_in_turns
 from siamusic_fast.bench.train import RESIDENT, WITH_DALI, TrainingStep, Views, noise
 from siamusic_fast.config import PretrainConfig
-from siamusic_fast.models.losses import simsiam_loss
-from siamusic_fast.models.networks import SimSiam
+from siamusic_fast.models.methods import method_of
 from siamusic_fast.progress import SILENT, Progress
 
 WITH_PAPER = "train: the paper's loader"
@@ -105,9 +104,9 @@ def multiplying(device: torch.device) -> Workload:
 
 def step_flops(backbone: str, views: Views) -> float:
     """Return the floating-point operations of one step on `views`, forward and backward."""
-    model = SimSiam(backbone).to(views[0].device)
+    model = method_of(PretrainConfig(backbone=backbone)).to(views[0].device)
     with FlopCounterMode(display=False) as counter:
-        simsiam_loss(*model(*views)).backward()  # type: ignore[no-untyped-call]
+        model(*views).loss.backward()
     return float(counter.get_total_flops())
 
 
@@ -156,13 +155,13 @@ def _serve_steps(
 ) -> None:
     torch.backends.cudnn.benchmark = finds_fastest  # as the process that asks does
     torch.manual_seed(PretrainConfig.seed)
-    model, views = SimSiam(backbone).to(device), noise(shape, device)
+    model, views = method_of(PretrainConfig(backbone=backbone)).to(device), noise(shape, device)
     optimizer = torch.optim.Adam(
         model.parameters(), PretrainConfig.lr, weight_decay=PretrainConfig.weight_decay
     )
     while connection.recv() == "step":
-        loss = simsiam_loss(*model(*views))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = model(*views).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()

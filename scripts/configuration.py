@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig, preset_defaults
+from siamusic_fast.config import EmbedConfig, FinetuneConfig, MelConfig, PretrainConfig, preset_defaults
 from siamusic_fast.config.fields import Between, Positive, Setting, settings_of
 from siamusic_fast.shards.pack import PackConfig
 
@@ -16,10 +16,10 @@ setting. A setting `name_of_it` is the option `--name-of-it` of the command, the
 a file, and the argument `name_of_it=value` of the dataclass. A setting that is `on` or `off` has the
 options `--name` and `--no-name`.
 
-`pretrain`, `finetune`, `evaluate` and `probe` read options from a YAML file with `--config FILE`. The
-command line comes first, then the file, then `--preset`, then the defaults. Other options, such as `data`,
-`out` and `gpus`, may stand in the file too. The `config.json` of a run is such a file: `siamusic-fast
-pretrain --config runs/first/config.json` trains the same again.
+`pretrain`, `finetune`, `evaluate`, `probe` and `embed` read options from a YAML file with `--config FILE`.
+The command line comes first, then the file, then `--preset`, then the defaults. Other options, such as
+`data`, `out` and `gpus`, may stand in the file too. The `config.json` of a run is such a file:
+`siamusic-fast pretrain --config runs/first/config.json` trains the same again.
 
     # mine.yaml
     data: fma_medium
@@ -33,6 +33,7 @@ SECTIONS = (
     ("Pre-training: `siamusic-fast pretrain`", "PretrainConfig", PretrainConfig),
     ("Mel spectrogram: `siamusic-fast pretrain`, under `mel:` in a file", "MelConfig", MelConfig),
     ("Fine-tuning: `siamusic-fast finetune`", "FinetuneConfig", FinetuneConfig),
+    ("Embedding: `siamusic-fast embed`", "EmbedConfig", EmbedConfig),
     ("Packing: `siamusic-fast shard`", "PackConfig", PackConfig),
 )
 AFTER_PRESETS = """
@@ -41,6 +42,7 @@ step are those of `batch_size` (at most the tracks that a process gets), times `
 processes.
 """
 TAIL = """
+`predict` has `crops` and `hop_seconds` of embedding, `similar` has `checkpoint`.
 `probe` has `checkpoint`, `backend` and `seed` of fine-tuning, `evaluate` has `backend` and `seed`.
 `preview` has `aug`, `crops`, `max_distance`, `short_tracks` and `seed` of pre-training, and `seconds`.
 Without `sample_rate`, `pretrain` takes that of the shards.
@@ -66,7 +68,8 @@ def _row(setting: Setting) -> str:
 
 def _values(setting: Setting) -> str:
     if setting.choices:
-        return ", ".join(f"`{choice}`" for choice in setting.choices)
+        several = ", or several of them" if setting.kind is tuple else ""
+        return ", ".join(f"`{choice}`" for choice in setting.choices) + several
     words = {str: "text", int: "whole number", float: "number", bool: "`on`, `off`", tuple: "words"}
     if isinstance(setting.rule, Between):
         limit = setting.rule.max

@@ -5,9 +5,12 @@ Type checkers and editors read this file, and `__init__.py` looks up in it what 
 
 from siamusic_fast.audio.corpus import Corpus as Corpus
 from siamusic_fast.audio.sources import open_corpus as open_corpus
+from siamusic_fast.config import EmbedConfig as EmbedConfig
 from siamusic_fast.config import FinetuneConfig as FinetuneConfig
 from siamusic_fast.config import MelConfig as MelConfig
 from siamusic_fast.config import PretrainConfig as PretrainConfig
+from siamusic_fast.embedding.results import Embeddings as Embeddings
+from siamusic_fast.embedding.results import Predictions as Predictions
 from siamusic_fast.errors import ConfigError as ConfigError
 from siamusic_fast.errors import DataError as DataError
 from siamusic_fast.errors import DeviceError as DeviceError
@@ -17,7 +20,15 @@ from siamusic_fast.evaluation.evaluate import evaluate as evaluate
 from siamusic_fast.evaluation.probe import ProbeResult as ProbeResult
 from siamusic_fast.evaluation.probe import probe as probe
 from siamusic_fast.frontend import Frontend as Frontend
+from siamusic_fast.inference.embed import EmbedResult as EmbedResult
+from siamusic_fast.inference.embed import embed as embed
+from siamusic_fast.inference.export import ExportResult as ExportResult
+from siamusic_fast.inference.export import export as export
+from siamusic_fast.inference.similar import Neighbor as Neighbor
+from siamusic_fast.inference.similar import similar as similar
+from siamusic_fast.models.networks import Classifier as Classifier
 from siamusic_fast.models.networks import Encoder as Encoder
+from siamusic_fast.models.pretrained import load_classifier as load_classifier
 from siamusic_fast.models.pretrained import load_encoder as load_encoder
 from siamusic_fast.pipelines.augmentation import ImageAugmentation as ImageAugmentation
 from siamusic_fast.pipelines.augmentation import WaveAugmentation as WaveAugmentation

@@ -1,4 +1,4 @@
-"""Pre-training runs that tests share, made without training."""
+"""Pre-training runs and classifiers that tests share, made without training."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from siamusic_fast import config as settings
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
-from siamusic_fast.models.networks import SimSiam
+from siamusic_fast.models.methods import method_of
+from siamusic_fast.models.networks import Classifier
 
 MEL = MelConfig(seconds=0.5, n_mels=16, hop_length=512)
 """Small features, 16 x 22, so that tests are quick."""
@@ -21,15 +22,29 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
-        simsiam = SimSiam(config.backbone)
+        network = method_of(config)
     frontend = Frontend(mel=config.mel, mean=-40.0, std=15.0, short_tracks=config.short_tracks)
     values = {
         "config": settings.dump(config),
         "frontend": frontend.dump(),
-        "encoder": simsiam.encoder.state_dict(),
-        "projector": simsiam.projector.state_dict(),
+        "encoder": network.encoder.state_dict(),
+        "projector": network.projector.state_dict(),
         "epoch": 3,
     }
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / file, "pretraining", values)
+    return folder
+
+
+def save_classifier(folder: Path, **values: object) -> Path:
+    """Write a classifier that has learnt nothing, with `values`."""
+    saved = {
+        **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
+        "projection": {},
+        "classes": ["Electronic", "Folk", "Rock"],
+        "frontend": FRONTEND.dump(),
+        "model": Classifier("resnet18", 3).state_dict(),
+    }
+    folder.mkdir(exist_ok=True)
+    checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})
     return folder

@@ -9,7 +9,8 @@ FLOORS = [
     names.split()
     for names in (
         *("errors", "files progress", "config", "folder_lock frontend", "processes", "audio", "shards"),
-        *("synthetic pipelines", "models", "evaluation", "training", "analysis", "bench", "cli"),
+        *("synthetic pipelines", "embedding", "models", "evaluation", "inference", "training", "analysis"),
+        *("bench", "cli"),
     )
 ]
 """The rooms, as sub-packages and modules: each imports from lower floors only, which stand before its own."""

@@ -37,7 +37,7 @@ def run_script(name: str, *arguments: Path, folder: Path) -> str:
 
 
 def test_every_script_of_the_page_is_run() -> None:
-    assert set(SCRIPTS) == {"whole_way", "simclr", "low_pass", "resnet"}
+    assert set(SCRIPTS) == {"whole_way", "simclr", "low_pass", "alike", "resnet"}
 
 
 def test_audio_becomes_scores(fma_corpus: Path, tmp_path: Path) -> None:
@@ -66,7 +66,15 @@ def test_a_resnet_of_torchvision_takes_the_pretrained_weights(shard_set: ShardSe
     assert re.fullmatch(r"[0-6] of 6 validation tracks are right\n", said)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_two_files_of_a_folder_sound_most_alike(fma_corpus: Path, pretrained: Path, tmp_path: Path) -> None:
+    first, *left_out = run_script(
+        "alike", pretrained, fma_corpus / "fma_medium", folder=tmp_path
+    ).splitlines()
+    assert re.fullmatch(r"\S+\.mp3 and \S+\.mp3: [01]\.\d{3}", first)
+    assert f"left out: {fma_corpus}/fma_medium/900/900002.mp3: empty" in left_out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/using.md"])
 def test_links_of_the_page_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(target).exists(), target

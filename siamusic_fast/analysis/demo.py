@@ -1,11 +1,13 @@
-"""The whole way on a small synthetic corpus: from MP3 files to a scored genre classifier."""
+"""The whole way on a small synthetic corpus: from MP3 files to a page about a genre classifier."""
 
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from siamusic_fast.analysis import plots, preview
+from siamusic_fast.analysis.report.page import ReportResult, report
 from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.evaluation.evaluate import EvaluateResult, evaluate
@@ -38,6 +40,7 @@ class DemoResult:
     pretrained: PretrainResult
     finetuned: FinetuneResult
     evaluated: EvaluateResult
+    reported: ReportResult
     seconds: float
 
 
@@ -51,7 +54,7 @@ def demo(
     world: World | None = None,
     progress: Progress = SILENT,
 ) -> DemoResult:
-    """Synthesize, pack, pre-train, fine-tune, evaluate and draw, all inside the folder `root`.
+    """Synthesize, pack, pre-train, fine-tune, evaluate, draw and write a page, all inside the folder `root`.
 
     The corpus and its shards are made by `procs` processes, once, and serve again; each call trains anew,
     into a run folder of its own.
@@ -61,7 +64,8 @@ def demo(
     run = root / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}"
     pretrained = pretrain(pretrain_config, shard_set, run, world=world, progress=progress)
     finetuned = finetune(finetune_config, run, shard_set, world=world, progress=progress)
-    evaluated = evaluate(run, shard_set, backend=finetune_config.backend, world=world, progress=progress)
+    scoring: Any = {"backend": finetune_config.backend, "world": world, "progress": progress}
+    evaluated = evaluate(run, shard_set, **scoring)
     aug, frontend = pretrain_config.aug, estimate_frontend(shard_set)
     found = preview.examples(
         shard_set,
@@ -74,12 +78,14 @@ def demo(
     plots.pretraining(run)
     plots.finetuning(finetuned)
     plots.evaluation(evaluated)
+    reported = report([run], shard_set, **scoring)
     return DemoResult(
         shard_set=shard_set,
         run=run,
         pretrained=pretrained,
         finetuned=finetuned,
         evaluated=evaluated,
+        reported=reported,
         seconds=time.perf_counter() - started,
     )
 

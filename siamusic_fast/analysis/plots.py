@@ -10,17 +10,22 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
+from siamusic_fast.config import PROJECTION_DIMS
 from siamusic_fast.evaluation.evaluate import EvaluateResult
+from siamusic_fast.inference.predict import Prediction
 from siamusic_fast.models.run_files import read_config
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
-from siamusic_fast.training.run_log import read_log
+from siamusic_fast.training.run_log import healthy_collapse, read_log
+
+_MAX_GENRES = 5
+"""Genres that are drawn along a track."""
 
 
 def pretraining(run: Path) -> None:
-    """Draw loss, collapse measure and, if it was measured, kNN accuracy of `run` into its folder plots."""
+    """Draw loss, collapse measure, effective ranks and any kNN accuracy of `run` into its folder plots."""
     lines, config = read_log(run), read_config(run)
     title = f"{run.name}: pre-training of {config['backbone']} with augmentations {config['aug']}"
     loss = Panel(label="loss", curves={"loss": "training"})
@@ -28,13 +33,22 @@ def pretraining(run: Path) -> None:
     collapse = Panel(
         label="collapse measure",
         curves={"collapse": "measured"},
-        reference=(HEALTHY_COLLAPSE, "healthy: 1/√d"),
+        reference=(
+            healthy_collapse(config["projection_dim"] or PROJECTION_DIMS[config["method"]]),
+            "healthy: 1/√d",
+        ),
         from_zero=True,
     )
+    rank = Panel(
+        label="effective rank",
+        curves={"encoder_rank": "encoder", "projector_rank": "projector"},
+        from_zero=True,
+    )
+    _save(curves(lines, [rank], title), run / "plots" / "rank.png")
     _save(curves(lines, [collapse], title), run / "plots" / "collapse.png")
     measured = [line for line in lines if "knn" in line]
     if measured:
-        best = max(measured, key=lambda line: line["knn"])["epoch"]
+        best = max(measured, key=lambda line: (line["epoch"] > 0, line["knn"]))["epoch"]
         knn = _accuracy_panel("kNN accuracy", "knn", config)
         _save(curves(lines, [knn], title, kept=(best, "best.pt")), run / "plots" / "knn.png")
 
@@ -59,6 +73,25 @@ def evaluation(result: EvaluateResult) -> None:
     title = f"{result.data}, test tracks: accuracy {scores.accuracy:.1%}, chance {scores.chance:.1%}"
     figure = confusion_matrix(scores.confusion, [one.name for one in scores.classes], title)
     _save(figure, result.folder / "confusion.png")
+
+
+def genres_over_time(found: Prediction, path: Path) -> None:
+    """Draw the probabilities of the five most probable genres along a track into the file `path`."""
+    along = dict(zip(found.classes, found.over_time.T.numpy(), strict=True))
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axis = figure.subplots()
+    marker = "o" if len(found.starts) <= 50 else None
+    for name, _ in found.top(_MAX_GENRES):
+        axis.plot(found.starts, along[name], marker=marker, markersize=3, label=name)
+    axis.set_xlim(0, max(found.seconds, 1e-3))
+    axis.set_ylim(0, 1)
+    axis.set_xlabel("start of the crop in seconds")
+    axis.set_ylabel("probability")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    title = f"{Path(found.path).name or found.key}: genres over time"
+    figure.suptitle(textwrap.fill(title, 80).replace("$", r"\$"), fontsize="medium")
+    _save(figure, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +120,13 @@ def curves(
     The horizontal axis is in epochs: the last of `lines` is the end of an epoch. `kept` marks an epoch, with
     words for the legend.
     """
-    epochs_per_step = lines[-1]["epoch"] / lines[-1]["step"]
     figure = Figure(figsize=(8, 1.0 + 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         for name, words in panel.curves.items():
-            points = np.array([(line["step"], line[name]) for line in lines if name in line])
+            points = curve(lines, name)
             marker = "." if len(points) <= 50 else None
-            axis.plot(points[:, 0] * epochs_per_step, points[:, 1], linewidth=1.5, marker=marker, label=words)
+            axis.plot(*points.T, linewidth=1.5, marker=marker, label=words)
         if panel.reference:
             height, words = panel.reference
             axis.axhline(height, color="gray", linestyle="--", linewidth=1, label=words)
@@ -113,14 +145,29 @@ def curves(
     return figure
 
 
-def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
-    """Return a panel with the accuracy `name` on the validation tracks of the shards that `config` names."""
+def curve(lines: Sequence[Mapping[str, float]], name: str) -> NDArray[np.float64]:
+    """Return the values `name` of the `lines` of a metrics.jsonl as points (epoch, value), [n, 2].
+
+    The last of `lines` is the end of an epoch.
+    """
+    epochs_per_step = lines[-1]["epoch"] / lines[-1]["step"]
+    found = [(line["step"] * epochs_per_step, line[name]) for line in lines if name in line]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def validation_chance(data: Path) -> float:
+    """Return the share of the most frequent class among the validation tracks of the shards in `data`."""
     genres = {
         track.track_id: track.genre
-        for track in read_tracks(Path(config["data"]))
+        for track in read_tracks(data)
         if track.split == "validation" and track.genre
     }
-    chance = Counter(genres.values()).most_common(1)[0][1] / len(genres)
+    return Counter(genres.values()).most_common(1)[0][1] / len(genres)
+
+
+def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
+    """Return a panel with the accuracy `name` on the validation tracks of the shards that `config` names."""
+    chance = validation_chance(Path(config["data"]))
     return Panel(
         label=label, curves={name: "validation"}, reference=(chance, f"chance: {chance:.1%}"), from_zero=True
     )

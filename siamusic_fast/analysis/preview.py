@@ -23,8 +23,7 @@ from torch import Tensor
 from siamusic_fast.config import CROPS, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.estimate import check_length
-from siamusic_fast.pipelines.loaders import check_crops
+from siamusic_fast.pipelines.checks import check_crops, check_length
 from siamusic_fast.pipelines.ops import (
     PITCH_GRID,
     AddNoise,
@@ -79,8 +78,8 @@ class Example:
     """Text to write beside the row."""
     track: PackedTrack
     """The track that is shown."""
-    original: NDArray[np.float32]
-    """Spectrogram of the crop of view 1 before any augmentation, in dB, float32 [n_mels, frames]."""
+    original: ShownView
+    """The crop of view 1 before any augmentation."""
     views: tuple[ShownView, ShownView]
     """The two views of the track."""
 
@@ -129,7 +128,7 @@ def examples(
         Example(
             label=f"{track.key}\n{track.genre}",
             track=track,
-            original=original[row].decibels,
+            original=original[row],
             views=(views[0][row], views[1][row]),
         )
         for row, track in enumerate(itertools.islice(listed, count))
@@ -153,29 +152,40 @@ def each_alone(shard_set: ShardSet, frontend: Frontend, *, recipe: Recipe, **sho
 
 
 def write_waves(found: list[Example], mel: MelConfig, folder: Path) -> list[Path]:
-    """Write both views of each example to `folder` as 16-bit WAV files; return their paths.
-
-    What is heard is what the image stage gets: the magnitudes of the spectrogram, at the tempo of the view,
-    with the phases of a phase vocoder. Steps of the image stage cannot be heard.
-    """
+    """Write both views of each example to `folder` as 16-bit WAV files of what is `audible`; return paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for place, example in enumerate(found):
         for number, view in enumerate(example.views, start=1):
             name = re.sub(r"[^0-9A-Za-z]+", "-", f"{place:02d} {example.label} view {number}").strip("-")
             paths.append(folder / f"{name}.wav")
-            audio = _at_tempo(torch.from_numpy(view.wave), view.tempo, mel)
-            soundfile.write(paths[-1], audio.clamp(-1, 1).numpy(), mel.sample_rate, subtype="PCM_16")
+            soundfile.write(paths[-1], audible(view, mel), mel.sample_rate, subtype="PCM_16")
     return paths
+
+
+def audible(view: ShownView, mel: MelConfig) -> NDArray[np.float32]:
+    """Return what a view sounds like, as long as a crop, between -1 and 1.
+
+    What is heard is what the image stage gets: the magnitudes of the spectrogram, at the tempo of the view,
+    with the phases of a phase vocoder. Steps of the image stage cannot be heard.
+    """
+    wave: NDArray[np.float32] = _at_tempo(torch.from_numpy(view.wave), view.tempo, mel).clamp(-1, 1).numpy()
+    return wave
+
+
+def decibel_range(found: list[Example]) -> tuple[float, float]:
+    """Return the lowest and the highest dB of a color scale on which all `found` are drawn."""
+    low, high = np.percentile([example.original.decibels for example in found], [1, 99.8])
+    return float(low), float(high)
 
 
 def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
     """Write a PNG to `path`: a row per track with original, view 1 and view 2, on one scale of dB."""
     figure = Figure(figsize=(12, 1.2 + 1.9 * len(found)), layout="constrained")
     axes = figure.subplots(len(found), 3, sharex=True, sharey=True, squeeze=False)
-    low, high = np.percentile([example.original for example in found], [1, 99.8])
+    low, high = decibel_range(found)
     for row, example in zip(axes, found, strict=True):
-        pictures = (example.original, *(view.decibels for view in example.views))
+        pictures = (view.decibels for view in (example.original, *example.views))
         done = (
             "Original",
             *(f"View {n}: {view.done or 'unchanged'}" for n, view in enumerate(example.views, 1)),
@@ -282,10 +292,11 @@ def _at_tempo(wave: Tensor, tempo: float, mel: MelConfig) -> Tensor:
     if tempo == 1.0:
         return wave
     window = torch.hann_window(mel.window)
-    spectrum = torch.stft(wave, mel.n_fft, mel.hop_length, mel.window, window=window, return_complex=True)
-    advance = torch.linspace(0, torch.pi * mel.hop_length, mel.n_fft // 2 + 1)[:, None]
-    stretched = torchaudio.functional.phase_vocoder(spectrum, tempo, advance)[:, : mel.frames]
-    return torch.istft(stretched, mel.n_fft, mel.hop_length, mel.window, window=window)
+    hop = min(mel.hop_length, mel.window // 2)  # windows that do not overlap cannot be put together again
+    spectrum = torch.stft(wave, mel.n_fft, hop, mel.window, window=window, return_complex=True)
+    advance = torch.linspace(0, torch.pi * hop, mel.n_fft // 2 + 1)[:, None]
+    stretched = torchaudio.functional.phase_vocoder(spectrum, tempo, advance)[:, : mel.samples // hop + 1]
+    return torch.istft(stretched, mel.n_fft, hop, mel.window, window=window)
 
 
 def _label_hertz(axis: Axes, mel: MelConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO
 import numpy as np
 
 from siamusic_fast.audio.downmix import Downmix, Downmixer, mono_blocks
-from siamusic_fast.audio.ffmpeg import AudioFile, NotAudioError
+from siamusic_fast.audio.ffmpeg import AudioFile, CutOffError, NotAudioError
 from siamusic_fast.audio.pcm import MAX_CLIPPED_SHARE, MAX_SAMPLES, Pcm, PcmCollector, Samples, is_silent
 from siamusic_fast.audio.store import Store
 from siamusic_fast.config.fields import Between, check_settings
@@ -23,7 +23,7 @@ REASONS = {
     "empty": "a file of zero bytes",
     "duplicate": "the same bytes as another file, which is judged in its place",
     "not-audio": "FFmpeg does not know the format, finds nothing to decode, or the sample rate is absurd",
-    "truncated": "decodes to less than --min-seconds, and its header promises more than that",
+    "truncated": "decodes to less than --min-seconds, and its header promises more, or lacks its index",
     "too-short": "decodes to less than --min-seconds",
     "too-long": "decodes to more than --max-hours",
     "damaged": "more of it is lost than --max-damage allows",
@@ -40,10 +40,15 @@ much as a clip that was made so short. `truncated` says that another copy may he
 REMEDIES = {
     "missing": "look for them, or take their rows out of the labels",
     "outside": "copy what they lead to into the folder, or give the folder above as SOURCE",
+    "empty": "get them again, or delete them",
+    "duplicate": "nothing: their music is packed once",
+    "not-audio": "get them again, or delete them: no player knows them either",
     "truncated": "get them again: another copy may be whole",
     "too-short": "--min-seconds takes shorter ones too",
     "too-long": "--max-hours takes longer ones too",
     "damaged": "get them again, or take them as they are with --max-damage 1",
+    "silent": "delete them: there is nothing to hear",
+    "non-finite": "export them again as 16-bit or 24-bit integers",
     "error": "rejected.csv has the words of the failure: please report them",
 }
 """What a user may do about files that were left out, by the code of the reason."""
@@ -155,17 +160,23 @@ def decode_file(store: Store, path: str, config: DecodeConfig) -> Decoded:
     in the scale of integers are, is divided by its peak. Raises `AudioError` with any of `REASONS` but
     duplicate.
     """
+    with failures_of(path), _as_audio_errors(path), store.open(path) as file:
+        downmix: Downmix | None = Downmix()
+        while downmix:
+            decoded, downmix = _decode_as(path, file, config, downmix)
+    _judge(path, decoded, config)
+    return decoded
+
+
+@contextmanager
+def failures_of(path: str) -> Iterator[None]:
+    """Raise whatever goes wrong with the file `path`, among it `MemoryError`, as `AudioError`."""
     try:
-        with _as_audio_errors(path), store.open(path) as file:
-            downmix: Downmix | None = Downmix()
-            while downmix:
-                decoded, downmix = _decode_as(path, file, config, downmix)
+        yield
     except AudioError:
         raise
     except Exception as error:
         raise AudioError(path, "error", f"{type(error).__name__}: {error}".rstrip(": ")) from None
-    _judge(path, decoded, config)
-    return decoded
 
 
 def _decode_as(
@@ -202,7 +213,8 @@ def _as_audio_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except NotAudioError as error:
-        raise AudioError(path, "not-audio", str(error)) from None
+        reason = "truncated" if isinstance(error, CutOffError) else "not-audio"
+        raise AudioError(path, reason, str(error)) from None
     except OSError as error:
         raise AudioError(path, "missing", error.strerror or "cannot be read") from error
 

@@ -3,7 +3,6 @@
 import io
 import itertools
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,16 +13,17 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.audio.fifo import AudioFifo
-from av.audio.frame import AudioFrame
+from av.audio.frame import AudioFrame, format_dtypes
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 
-from siamusic_fast.audio.ogg import links
+from siamusic_fast.audio.mending import RIFX, lacks_index, mended_beginning
+from siamusic_fast.audio.ogg import links, missing_at_end
 from siamusic_fast.audio.stated_length import promised_seconds
 
-Channels = npt.NDArray[np.float32]
-"""Samples of shape [channels, frames], full scale being 1."""
+Channels = list[npt.NDArray[np.float32]]
+"""Samples of each channel, of equal length, full scale being 1."""
 
 FORMATS = (
     *("aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "avr", "caf", "dsf", "dts", "eac3", "flac"),
@@ -38,23 +38,27 @@ _CODECS_WITH_CHECKSUMS = ("flac", "tta", "wavpack")
 _TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
 """First bytes of metadata between the frames of an MP3, which does not decode and is no damage."""
 
-_SIGNATURES = re.compile(rb"fLaC|OggS\0|RIFF.{4}WAVE|FORM.{4}AIF[FC]", re.DOTALL)
-"""First bytes of formats that FFmpeg knows by them alone: junk before them hides the format."""
-
 MIN_RATE, MAX_RATE = 1_000, 1_000_000
 """Limits of the sample rate in Hz. A damaged header may have any value."""
 
-_BLOCK_SAMPLES = 131_072
-"""A block has at least so many samples, all channels together."""
+_BLOCK_SAMPLES = 32_768
+"""A block has at least so many samples, all channels together. They fit into the cache of a core."""
 _READ_BYTES = 65_536
 _MAX_OFFSET = 2**48
 """Largest offset in a file that FFmpeg may ask for. A damaged header may lead it anywhere."""
-_MAX_ERRORS = 100
-"""After so many errors in a row, the rest of a file is not decoded."""
+_MAX_ERRORS = 10_000
+"""After so many errors in one place, the rest of a file is not decoded."""
+
+_WITHOUT_GAPS = ("aac", "ac3", "eac3")
+"""Formats that are nothing but packets. What is between them is lost, and FFmpeg does not count it."""
 
 
 class NotAudioError(Exception):
     """A file that FFmpeg cannot open, or that has no audio, or none with a possible sample rate."""
+
+
+class CutOffError(NotAudioError):
+    """A file that lacks the part without which nothing in it can be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +102,29 @@ class AudioFile:
         """Read the headers. Raises `NotAudioError`, or `OSError` if the file itself cannot be read."""
         self.bytes_read = file.seek(0, os.SEEK_END)
         """Size of the file."""
+        self._missing_at_end = missing_at_end(file)
+        self.counts = PacketCounts()
+        if _begins_with(file, RIFX):
+            self._open_mended(file, NotAudioError("a WAV with big-endian numbers of a rare kind"))
+            return
         edges = [*links(file), self.bytes_read]
         self._ranges = [_FileRange(file, start, end) for start, end in itertools.pairwise(edges)]
-        self.counts = PacketCounts()
         try:
             self._streams = [_Stream(self._ranges[0], self.counts)]
-        except NotAudioError:
-            start = _start_behind_junk(file)
-            if not start:
-                raise
-            self._ranges = [_FileRange(file, start, self.bytes_read)]
-            self._streams = [_Stream(self._ranges[0], self.counts)]
+        except NotAudioError as error:
+            if lacks_index(file):
+                words = "it ends before its index (moov), or its writer did not finish"
+                raise CutOffError(words) from None
+            self._open_mended(file, error)
+
+    def _open_mended(self, file: BinaryIO, error: NotAudioError) -> None:
+        """Open `file` with another beginning, or raise `error` if there is none."""
+        mended = mended_beginning(file)
+        if not mended:
+            raise error
+        beginning, start = mended
+        self._ranges = [_FileRange(file, start, self.bytes_read, beginning)]
+        self._streams = [_Stream(self._ranges[0], self.counts)]
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -137,6 +153,13 @@ class AudioFile:
                 self.counts.lose(link.size)
             else:
                 yield from self._streams[-1].blocks()
+        if self._missing_at_end:
+            self.counts.lose(self._missing_at_end)
+
+
+def _begins_with(file: BinaryIO, magic: bytes) -> bool:
+    file.seek(0)
+    return file.read(len(magic)) == magic
 
 
 class _Stream:
@@ -145,6 +168,7 @@ class _Stream:
     def __init__(self, file: "_FileRange", counts: PacketCounts) -> None:
         self._file = file
         self._counts = counts
+        self._packet_bytes = 0
         self._file.seek(0)
         try:
             # Without a name, the ending of the file tells FFmpeg nothing: a copy decodes as its original.
@@ -214,61 +238,67 @@ class _Stream:
                     expected = None if start is None else start + frame.samples
                 yield frame
 
+        if self._counts.damaged and self._format in _WITHOUT_GAPS:
+            self._counts.lost_bytes += max(0, self._file.size - self._packet_bytes)
+
     def _packets(self) -> Iterator["Packet[AudioStream]"]:
         """Yield the packets of the stream. One that cannot be read is skipped."""
-        errors = 0
+        errors, place = 0, -1
         while errors < _MAX_ERRORS:
             try:
                 for packet in self._container.demux(self._stream):
                     errors = 0
+                    self._packet_bytes += packet.size
                     yield packet
                 self._file.raise_failure()
                 return
             except (av.error.FFmpegError, ValueError):
                 self._file.raise_failure()
-                self._counts.lose(0)
-                errors += 1
+                if not errors:
+                    self._counts.lose(0)
+                errors = errors + 1 if self._file.tell() == place else 1
+                place = self._file.tell()
 
 
 class _FileRange:
-    """A part of a file that FFmpeg reads.
+    """A part of a file that FFmpeg reads, behind a beginning that stands for what is before it.
 
     If the file itself cannot be read, FFmpeg is told that it ends, and `raise_failure` raises the error.
     """
 
-    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+    def __init__(self, file: BinaryIO, start: int, end: int, beginning: bytes = b"") -> None:
         self._file = file
-        self._start = start
+        self._beginning = beginning
+        self._offset = start - len(beginning)
+        self._place = 0
         self._failure: OSError | None = None
-        self.size = end - start
+        self.size = end - self._offset
         """Size in bytes."""
 
     def read(self, size: int) -> bytes:
+        content = self._beginning[self._place :][:size]
         try:
-            return self._file.read(max(0, min(size, self.size - self.tell())))
+            if not content:
+                self._file.seek(self._offset + self._place)
+                content = self._file.read(max(0, min(size, self.size - self._place)))
         except OSError as error:
             self._failure = error
-            return b""
+        self._place += len(content)
+        return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
-        if not 0 <= base + offset <= _MAX_OFFSET:
+        place = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence] + offset
+        if not 0 <= place <= _MAX_OFFSET:
             return -1
-        return self._file.seek(self._start + base + offset) - self._start
+        self._place = place
+        return place
 
     def tell(self) -> int:
-        return self._file.tell() - self._start
+        return self._place
 
     def raise_failure(self) -> None:
         if self._failure:
             raise self._failure
-
-
-def _start_behind_junk(file: BinaryIO) -> int:
-    """Return where one of `_SIGNATURES` is near the beginning of `file`, or 0 if none is."""
-    file.seek(0)
-    found = _SIGNATURES.search(file.read(_READ_BYTES))
-    return found.start() if found else 0
 
 
 @cache
@@ -293,12 +323,20 @@ def _flush(queue: AudioFifo) -> Iterator[Block]:
         return
     if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
         raise NotAudioError(f"sample rate of {frame.sample_rate} Hz, {MIN_RATE} to {MAX_RATE} Hz expected")
-    samples = frame.to_ndarray()
-    channels = samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
-    yield Block(frame.sample_rate, _as_float(channels))
+    yield Block(frame.sample_rate, [_as_float(channel) for channel in _channels(frame)])
 
 
-def _as_float(samples: npt.NDArray[Any]) -> Channels:
+def _channels(frame: AudioFrame) -> Iterator[npt.NDArray[Any]]:
+    """Yield the samples of each channel, without a copy."""
+    count, dtype = frame.layout.nb_channels, format_dtypes[frame.format.name]
+    planes: Any = frame.planes
+    if frame.format.is_planar:
+        yield from (np.frombuffer(plane, dtype, frame.samples) for plane in planes)
+    else:
+        yield from np.frombuffer(planes[0], dtype, frame.samples * count).reshape(-1, count).T
+
+
+def _as_float(samples: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return `samples` of any type that FFmpeg has, as float32 with a full scale of 1."""
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / np.float32(128)

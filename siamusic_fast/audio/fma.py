@@ -65,7 +65,7 @@ def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path |
     for number, split, row_subset, genre in _read_metadata(_metadata_file(store.root, data_dir, metadata)):
         path = f"{number // 1000:03d}/{number:06d}.mp3"
         if row_subset in subset if subset else store.size(path) is not None:
-            tracks.append(Track(key=f"{number:06d}", path=path, split=split, genre=genre))
+            tracks.append(Track(id=f"{number:06d}", path=path, split=split, genre=genre))
     if not tracks:
         raise DataError(
             f"{store.root} holds no track of the metadata: FMA names its files like 000/000002.mp3."

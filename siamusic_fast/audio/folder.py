@@ -1,10 +1,10 @@
 """Reads any folder of audio: its tracks, their classes and their splits."""
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from siamusic_fast.audio.corpus import SPLITS, Corpus, Track
 from siamusic_fast.audio.labels import BY_FOLDER, ListedFile, nfc, read_labels
@@ -28,7 +28,11 @@ MAX_CLASSES = 10_000
 
 
 def load_folder(
-    source: str | Path, data_dir: Path = Path("data"), labels: str | Path | None = None, seed: int = 0
+    source: str | Path,
+    data_dir: Path = Path("data"),
+    labels: str | Path | None = None,
+    seed: int = 0,
+    tags: bool = False,
 ) -> Corpus:
     """Return the tracks of a folder or zip. Arguments and errors are those of `open_corpus`."""
     root = find_root(source, [Path(), data_dir], "give the path of the audio")
@@ -38,32 +42,46 @@ def load_folder(
     elif str(labels) == BY_FOLDER:
         listed = _by_folder(store)
     else:
-        listed = read_labels(Path(labels), store)
+        listed = read_labels(Path(labels), store, tags)
     if not listed:
         place = root if labels is None or str(labels) == BY_FOLDER else labels
         raise DataError(f"{place} has no tracks: files that end in {', '.join(ENDINGS)} are expected.")
+    return Corpus(name=store.name, folder=root, tracks=as_tracks(listed, root, seed))
+
+
+def as_tracks(listed: list[ListedFile], root: Path, seed: int) -> Sequence[Track]:
+    """Return the files of `root` as tracks, with splits drawn for those that have none.
+
+    They take the places of `listed`, since there may be millions. Raises `DataError` for too many classes.
+    """
     classes = {file.label for file in listed} - {""}
     if len(classes) > MAX_CLASSES:
         raise DataError(f"{root} has {len(classes)} classes, at most {MAX_CLASSES} fit: merge some of them.")
-    splits = draw_splits(listed, seed)
-    tracks = (Track(track_key(file.path), file.path, splits[file.path], file.label) for file in listed)
-    return Corpus(name=store.name, folder=root, tracks=tuple(tracks))
+    drawn = {} if all(file.split for file in listed) else draw_splits(_stratified(listed), seed)
+    found: list[Any] = listed
+    for place, file in enumerate(listed):
+        split = file.split or drawn[file.path]
+        found[place] = Track("", file.path, split, file.label, file.tags)
+    return found
+
+
+def _stratified(listed: Sequence[ListedFile]) -> list[ListedFile]:
+    """Return `listed` with the rarest of its tags as the class of each file that has tags and no class.
+
+    So every tag that enough tracks have is in each of the splits that are drawn.
+    """
+    counts = Counter(tag for file in listed for tag in file.tags)
+    return [
+        file._replace(label=min(file.tags, key=lambda tag: (counts[tag], tag)))
+        if file.tags and not file.label
+        else file
+        for file in listed
+    ]
 
 
 def audio_paths(store: Store) -> list[str]:
     """Return the paths of all files with `ENDINGS`, in alphabetical order."""
     return sorted(path for path in store.paths() if path.lower().endswith(ENDINGS))
-
-
-def track_key(path: str) -> str:
-    """Return the name of a sample, which is a function of `path` alone and different for every path.
-
-    Up to 40 letters and digits of the file's name make it readable, 64 bits of a hash of the path unique.
-    """
-    name = path.rpartition("/")[2].rpartition(".")[0]
-    words = re.sub(r"[^A-Za-z0-9]+", "-", name)[:40].strip("-")
-    digest = hashlib.blake2b(path_bytes(path), digest_size=8).hexdigest()
-    return f"{words}-{digest}" if words else digest
 
 
 def draw_splits(listed: Sequence[ListedFile], seed: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Finds the links of a chained Ogg file. FFmpeg stops at a link with another rate or codec than the first."""
 
+import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -7,6 +8,7 @@ _PAGE = b"OggS\0"
 """First bytes of every page. The last of them is the version, and flags follow: RFC 3533, section 6."""
 _FIRST_PAGE_FLAG = 2
 _READ_BYTES = 1 << 20
+_MAX_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
 def links(file: BinaryIO) -> list[int]:
@@ -22,6 +24,22 @@ def links(file: BinaryIO) -> list[int]:
             starts.append(place)
         before = first
     return starts or [0]
+
+
+def missing_at_end(file: BinaryIO) -> int:
+    """Return how many bytes the last page of an Ogg file lacks, because the file was cut off in it.
+
+    A page is a head of 27 bytes, the last of them the number of its segments, the sizes of the segments, and
+    the segments: RFC 3533, section 6.
+    """
+    file.seek(0)
+    if file.read(len(_PAGE)) != _PAGE:
+        return 0
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_PAGE_BYTES))
+    content = file.read()
+    page = content[max(0, content.rfind(_PAGE)) :]
+    sizes = page[27:][: page[26]] if len(page) > 26 else b""
+    return max(0, 27 + len(sizes) + sum(sizes) - len(page))
 
 
 def _pages(file: BinaryIO) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,8 @@ MIN_PEAK = 1e-4
 MAX_CLIPPED_SHARE = 0.01
 """Share of the samples of a track that may be beyond full scale. `decode` rescales a track with more."""
 
+_SCALE = 32_768
+
 _MAX_SAMPLES_IN_MEMORY = 2**25
 """A longer track goes to a temporary file; this one takes 64 MiB."""
 
@@ -84,15 +86,15 @@ class PcmCollector:
     @property
     def peak(self) -> float:
         """Largest magnitude so far, full scale being 1."""
-        return max(self._high, -self._low)
+        return max(self._high, -self._low) / _SCALE
 
     def add(self, block: Samples) -> None:
         """Append `block`. Raises `ValueError` if it holds NaN or infinity, `OSError` if the disk is full."""
-        high, low = float(block.max(initial=0)), float(block.min(initial=0))
+        scaled, high, low = _scaled(block)
         if not np.isfinite(high - low):
             raise ValueError("NaN or infinity among the samples")
         self._high, self._low = max(self._high, high), min(self._low, low)
-        samples, clipped = to_int16(block)
+        samples, clipped = _rounded(scaled, high, low)
         self.clipped += len(clipped)
         # With more, the share is too large however long the track is, and the places are of no use.
         if self.clipped <= MAX_CLIPPED_SHARE * MAX_SAMPLES:
@@ -109,7 +111,7 @@ class PcmCollector:
         """Return all that was added."""
         return Pcm(
             length=self.length,
-            peak=peak(to_int16(np.array([self._high, self._low], np.float32))[0]),
+            peak=max(min(round(self._high), 32_767), min(-round(self._low), 32_768)),
             clipped=np.concatenate([np.empty(0, np.int64), *self._places]),
             source=self._spool or np.concatenate([np.empty(0, np.int16), *self._blocks]),
         )
@@ -120,11 +122,21 @@ def to_int16(audio: Samples) -> tuple[Int16, npt.NDArray[np.int64]]:
 
     There is no dither. The places are in ascending order.
     """
-    with np.errstate(over="ignore"):
-        scaled = audio * np.float32(32_768)
+    return _rounded(*_scaled(audio))
+
+
+def _scaled(audio: Samples) -> tuple[Samples, float, float]:
+    """Return `audio` in the scale of 16 bits, a copy, its largest value and its smallest one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = audio * np.float32(_SCALE)
+    return scaled, float(scaled.max(initial=0)), float(scaled.min(initial=0))
+
+
+def _rounded(scaled: Samples, high: float, low: float) -> tuple[Int16, npt.NDArray[np.int64]]:
+    """Do the rest of `to_int16`, in place, with what `_scaled` returns."""
     np.rint(scaled, out=scaled)
     clipped = np.empty(0, np.int64)
-    if scaled.max(initial=0) > 32_767 or scaled.min(initial=0) < -32_768:
+    if round(high) > 32_767 or round(low) < -32_768:
         clipped = np.flatnonzero((scaled > 32_767) | (scaled < -32_768))
         scaled.clip(-32_768, 32_767, out=scaled)
     return scaled.astype(np.int16), clipped

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.audio.rejects import Reject, reject_duplicate
-from siamusic_fast.audio.store import FileStatus, Store
-from siamusic_fast.errors import DataError
+from siamusic_fast.audio.store import FileStatus, Store, leads_outside
 from siamusic_fast.progress import SILENT, Progress
 
 Found = tuple[Track, FileStatus]
@@ -41,10 +40,7 @@ def scan(corpus: Corpus, store: Store, progress: Progress = SILENT) -> ScanResul
     found: list[Found] = []
     rejects: list[Reject] = []
     for track in sorted(corpus.tracks, key=lambda track: track.path):
-        try:
-            status = store.status(track.path)
-        except DataError:  # a path that leads outside
-            status = None
+        status = None if leads_outside(track.path) else store.status(track.path)
         if status and status.size:
             found.append((track, status))
         elif status:

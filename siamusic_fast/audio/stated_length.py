@@ -5,10 +5,14 @@ import struct
 from typing import BinaryIO
 
 _KNOWN_SIZES = range(1024, 2**31 - 2**16)
-"""Sizes in a RIFF or AIFF header that mean something. Others are left by writers that cannot go back."""
+"""Sizes in an AIFF header that mean something, and with smaller ones in a RIFF header. Others are left by
+writers that cannot go back."""
 
 _KNOWN_LARGE_SIZES = range(1024, 2**62)
 """Sizes in a header with 64 bits that mean something."""
+
+_OUTER_CHUNKS = (b"RIFF", b"FORM")
+"""Names of chunks that begin a file, and are in no other."""
 
 _MIN_EXCESS = 1.1
 """A file that is this many times as large as its header says is longer, and not only by tags."""
@@ -36,6 +40,8 @@ def promised_seconds(file: BinaryIO, format_name: str, stated: float | None, dec
         return exact if exact is None or stated is None else min(exact, stated)
     if stated is None or format_name in _WITHOUT_LENGTH:
         return None
+    if head[:4] == b"RIFF":
+        return max(stated, decoded * _promised_share_of_riff(file))
     stated_bytes = _stated_bytes(head)
     if stated_bytes is None:
         return stated
@@ -51,11 +57,34 @@ def _promised_share(size: int, stated: range) -> float:
     return there / len(stated) if there > _MIN_EXCESS * len(stated) else max(1, len(stated) / max(1, there))
 
 
+def _promised_share_of_riff(file: BinaryIO) -> float:
+    """Return the length that a RIFF file should have, as a multiple of the length that decodes.
+
+    Its chunk `data` may be cut off, or be shorter than what is there, if no other chunks come behind it.
+    """
+    size, place, audio = file.seek(0, os.SEEK_END), 12, 0
+    while place + 8 <= size:
+        file.seek(place)
+        head = file.read(8)
+        name, length = head[:4], int.from_bytes(head[4:], "little")
+        if name == b"data":
+            if not 0 < length < _KNOWN_SIZES.stop:
+                return 1.0
+            audio = length
+            if place + 8 + length > size:
+                return length / max(1, size - place - 8)
+        elif name in _OUTER_CHUNKS or not all(32 <= character < 127 for character in name):
+            break
+        place += 8 + length + length % 2
+    stray = size - place
+    return 1 + stray / audio if audio and stray > (_MIN_EXCESS - 1) * audio else 1.0
+
+
 def _stated_bytes(head: bytes) -> range | None:
     """Return the bytes where the audio of a file is by its header, or None if the header does not say."""
     kind, known, start = head[:4], _KNOWN_SIZES, 0
-    if kind in (b"RIFF", b"FORM"):
-        size = int.from_bytes(head[4:8], "little" if kind == b"RIFF" else "big") + 8
+    if kind == b"FORM":
+        size = int.from_bytes(head[4:8], "big") + 8
     elif kind == b"RF64":
         size, known = int.from_bytes(head[20:28], "little") + 8, _KNOWN_LARGE_SIZES
     elif kind == b"riff":  # Sony's Wave64

@@ -85,6 +85,10 @@ class Store(ABC):
         Raises `OSError` if it is not there, cannot be opened, or is damaged within its zip (`EBADMSG`).
         """
 
+    def block(self, path: str) -> str:
+        """Return the name of what is read as a whole when `path` is read."""
+        return path
+
     @abstractmethod
     def paths(self) -> Iterator[str]:
         """Yield the paths of all files, links to files among them, in no particular order.
@@ -109,19 +113,23 @@ def find_root(source: str | Path, places: Sequence[Path], remedy: str) -> Path:
     raise DataError(f"no folder and no zip {' or '.join(dict.fromkeys(map(str, roots)))}: {remedy}.")
 
 
-def open_store(root: Path) -> Store:
-    """Return the store at `root`: a folder, or a zip.
+def open_store(root: Path, in_tables: bool = False) -> Store:
+    """Return the store at `root`: a folder, or a zip, or with `in_tables` the tables in a folder.
 
     A zip all of whose files lie in one folder stands for that folder. Raises `DataError` if `root` is
     neither, or a zip that is damaged, that Python cannot read, or with names that lead outside of it.
     """
+    if in_tables:
+        from siamusic_fast.audio.parquet import TableStore
+
+        return TableStore(root)
     if root.is_dir():
         return _FolderStore(root)
     try:
         status = root.stat()
         return _cached_zip_store(root, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
-        raise DataError(f"no folder and no zip {root}.") from None
+        raise DataError(f"no folder and no zip {root}: give the path of the audio.") from None
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(
             f"{root} cannot be read as a zip ({error}): get it again, or unpack it and give the folder."

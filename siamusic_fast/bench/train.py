@@ -11,8 +11,8 @@ from siamusic_fast.bench.report import Ratio, Report, named
 from siamusic_fast.bench.stages import Setup, loader_workload
 from siamusic_fast.bench.timing import Stream, Timing, Workload, calls, measure_in_turns
 from siamusic_fast.config import PretrainConfig
-from siamusic_fast.models.losses import simsiam_loss
-from siamusic_fast.models.networks import SimSiam, place
+from siamusic_fast.models.methods import method_of
+from siamusic_fast.models.networks import place
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
@@ -63,9 +63,9 @@ class TrainingStep:
         config = PretrainConfig(backbone=backbone, batch_size=setup.batch_size)
         torch.manual_seed(config.seed)
         self._device = setup.device
-        simsiam = SimSiam(backbone).to(self._device)
-        self._model: nn.Module = place(simsiam, self._device)
-        self._optimizer = optimizer_of(config, simsiam)
+        network = place(method_of(config), self._device)
+        self._model: nn.Module = network
+        self._optimizer = optimizer_of(config, network)
         if config.compiles_on(self._device.type):
             example = torch.zeros(setup.view_shape, device=self._device)
             self._model = compiled(self._model, example, World(device=self._device))
@@ -73,9 +73,8 @@ class TrainingStep:
     def __call__(self, views: Views) -> None:
         """Take one step."""
         with autocast(self._device):
-            p1, p2, z1, z2 = self._model(*views)
-            loss = simsiam_loss(p1, p2, z1, z2)
-        loss.backward()  # type: ignore[no-untyped-call]
+            loss = self._model(*views).loss
+        loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
 

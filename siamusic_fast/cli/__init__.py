@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import io
 import os
 import sys
 import warnings
@@ -11,7 +10,7 @@ from typing import Any
 import rich_click as click
 
 from siamusic_fast import __version__
-from siamusic_fast.cli.console import note, show_error
+from siamusic_fast.cli.console import escape_what_cannot_be_printed, note, show_error
 from siamusic_fast.errors import SiamusicError
 from siamusic_fast.processes.failures import WorkerError, is_repeated, os_error_message
 from siamusic_fast.processes.signals import StopSignals
@@ -25,10 +24,15 @@ COMMANDS = {
     "inspect": "Show what a shard set holds.",
     "verify": "Check every byte of a shard set.",
     "preview": "Draw what the augmentations do.",
-    "pretrain": "Pre-train an encoder with SimSiam.",
+    "pretrain": "Pre-train an encoder without labels.",
     "finetune": "Train a genre classifier on a pre-trained encoder.",
     "evaluate": "Score a classifier on the test tracks.",
     "probe": "Measure what pre-training added to an encoder.",
+    "embed": "Write the features of tracks into a file.",
+    "predict": "Say which genres tracks have.",
+    "similar": "Find the tracks that sound most like one.",
+    "export": "Write a network to a file for other programs.",
+    "report": "Write a page about runs, with sound.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }
@@ -66,9 +70,7 @@ class LazyGroup(click.RichGroup):
         return name, command and load_command(command.name or ""), rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # a terminal may lack some of the characters
+        escape_what_cannot_be_printed()
         try:
             # SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is temporary.
             with warnings.catch_warnings(), StopSignals() as signals, signals.at_once():

@@ -123,6 +123,30 @@ def shard(source: str | None, procs: int | None, **shared: Any) -> None:
 
 
 @bench.command()
+@options.settings(PretrainConfig, "backbone", filled=True)
+@options.device
+@_quick
+@options.data_dir
+@_kept
+def embed(backbone: str, device: Any, **shared: Any) -> None:
+    """Measure how many tracks per second are embedded, from MP3s and from shards.
+
+    Clips of 30 s are made in a temporary folder. In turns with the whole work, each part of it is measured
+    alone: decoding or reading, spectrograms, and the network. Ratios say how much of what the parts allow,
+    on all cores, the whole work reaches.
+
+    \b
+    siamusic-fast bench embed --backbone resnet18 --quick
+    """
+    from siamusic_fast.bench import embed as benchmark
+    from siamusic_fast.cli.bench_session import Session
+
+    session = Session(name="embed", **shared)
+    tracks = 48 if session.quick else 200
+    session.show(benchmark.measure(backbone, device, tracks=tracks, progress=session.progress))
+
+
+@bench.command()
 @_on_shards
 @_training
 @click.option(

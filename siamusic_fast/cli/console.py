@@ -3,6 +3,7 @@
 What a terminal shows is wrapped between words, so that 80 columns suffice; in a pipe a line stays one line.
 """
 
+import io
 import shlex
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -18,6 +20,8 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
+from siamusic_fast.audio.rejects import Reject
+from siamusic_fast.audio.store import local_name
 from siamusic_fast.progress import SILENT, Progress, Task
 
 console = Console(stderr=True, highlight=False)
@@ -31,6 +35,12 @@ Figures = Callable[[Mapping[str, float]], list[list[str]]]
 
 _LINE_EVERY = 30.0
 """Seconds between two lines of figures, unless there is news."""
+
+
+def escape_what_cannot_be_printed() -> None:
+    """Let characters that standard output has no bytes for be escaped, as those on standard error are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def show_error(message: str) -> None:
@@ -49,9 +59,21 @@ def note(message: str, command: str = "") -> None:
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print names and what is to be said of them as two columns."""
     facts = list(facts)
-    width = max(8, *(len(name) for name, _ in facts)) + 2
+    width = max([8, *(len(name) for name, _ in facts)]) + 2
     for name, text in facts:
         output.print(f"{name:{width}}{_wrapped(output, text, width)}", markup=False)
+
+
+def note_reject(reject: Reject) -> None:
+    """Say in one line that a file cannot be used."""
+    note(f"left out: {local_name(reject.path)}: {reject.reason}: {reject.detail}")
+
+
+def link(words: str, path: str) -> Text:
+    """Return words that a terminal links to the file `path`, if it is there."""
+    target = Path(local_name(path))
+    style = f"link {target.resolve().as_uri()}" if path and target.is_file() else ""
+    return Text(local_name(words), style=style)
 
 
 def table_of(first: str, *headings: str) -> Table:

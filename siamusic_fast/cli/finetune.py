@@ -30,20 +30,32 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
     siamusic-fast finetune runs/20260102-030405-image-resnet50
     siamusic-fast finetune runs/first --label-fraction 0.1 --out runs/tenth
     """
-    from siamusic_fast.analysis import plots
-    from siamusic_fast.training import finetune as training
+    from siamusic_fast.models.run_files import OF_CLASSIFIERS, check_free
+    from siamusic_fast.processes.environment import processes_wanted
+    from siamusic_fast.training.checks import check_finetuning
 
+    config, data = FinetuneConfig(**options.given(settings)), shards_of(common)
+    check_finetuning(config, run, data, processes_wanted(common.gpus, common.procs))
+    if not resume:
+        check_free(common.out or run / "finetune", OF_CLASSIFIERS, common.force)
+
+    from siamusic_fast.analysis import plots  # from here on torch is needed
+    from siamusic_fast.training import finetune as training
+    from siamusic_fast.training.run_log import keep_in_trackers
+
+    config = FinetuneConfig(**options.given(settings))
     result = launch(
         training.finetune,
-        FinetuneConfig(**options.given(settings)),
+        config,
         run,
-        shards_of(common),
+        data,
         common.out,
         common=common,
         resume=resume,
         if_stopped=lambda: ("Stopped. Go on with:", this_command("--resume")),
     )
     plots.finetuning(result)
+    keep_in_trackers(result.folder, config.logger)
     values = {**dataclasses.asdict(result), "folder": str(result.folder)}
     show_result(values, lambda: render(result, run, common), result.folder, common)
 

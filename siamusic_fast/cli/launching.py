@@ -56,7 +56,7 @@ def show_result(
 ) -> None:
     """Print a result as one line of JSON, as its folder alone, or as `render` does it."""
     if common.as_json:
-        output.print_json(json.dumps(values), indent=None)
+        output.print_json(json.dumps(values), indent=None, ensure_ascii=True)
     elif common.quiet:
         output.print(str(folder), markup=False)
     else:
@@ -74,7 +74,7 @@ def this_command(*more: str) -> str:
         value = context.meta[FILE] if name == "config" else context.params[name]
         option = parameter.opts[0]
         if isinstance(parameter, Argument):
-            words.append(value)
+            words += value if isinstance(value, tuple) else (value,)
         elif isinstance(value, bool):
             words.append(option if value else parameter.secondary_opts[0])
         else:

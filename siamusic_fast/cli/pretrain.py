@@ -15,7 +15,7 @@ from siamusic_fast.cli.console import command_line, count, duration, note, progr
 from siamusic_fast.cli.launching import launch, next_command, show_result
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import PRESETS, MelConfig, PretrainConfig, from_preset, preset_defaults
-from siamusic_fast.config.fields import settings_of
+from siamusic_fast.config.fields import check_value, settings_of
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
@@ -71,7 +71,7 @@ def pretrain(
     resume: str | None,
     **settings: Any,
 ) -> None:
-    """Pre-train an encoder with SimSiam.
+    """Pre-train an encoder without labels.
 
     The folder of the run gets config.json, checkpoint.pt and the one before it, best.pt where there are
     labels to judge it by, metrics.jsonl with TensorBoard's event file, and plots. Ctrl-C saves and stops.
@@ -81,28 +81,35 @@ def pretrain(
     siamusic-fast pretrain --data fma_small --backbone resnet18 --epochs 5
     siamusic-fast pretrain --resume runs/20260102-030405-image-resnet50
     """
-    from siamusic_fast.analysis import plots
-    from siamusic_fast.pipelines.recipes import file_name, parse_recipe
-    from siamusic_fast.processes.environment import is_leader, starts_again
-    from siamusic_fast.processes.launch import processes_wanted
-    from siamusic_fast.training import pretrain as training
-    from siamusic_fast.training import run_folder as runs
+    from siamusic_fast.models.run_files import OF_RUNS, check_free
+    from siamusic_fast.pipelines.recipes import file_name
+    from siamusic_fast.processes.environment import is_leader, processes_wanted, starts_again
+    from siamusic_fast.training.checks import check_pretraining
 
     given = _without_what_a_typed_preset_sets(options.given(settings))
     if resume not in (None, "auto"):
         _refuse_settings(given, preset=preset, out=common.out, all_splits=all_splits, force=common.force)
     if starts_again() and common.out is None and resume is None:
         raise ConfigError("torchrun starts this again if a process dies: name the run with --out to go on.")
+    _check_alone(given)
     earlier = _run_to_resume(resume, common.out)
-    old_config, old_data = runs.load_run(earlier) if earlier else (None, None)
+    old_config, old_data = _load_run(earlier)
     shard_set = find_shards(common.data or old_data or options.DATA, common.data_dir)
     if all_splits:
         given["splits"] = tuple(shard_set.splits)
     world_size = processes_wanted(common.gpus, common.procs)
     config = _configured(given, preset, world_size, shard_set, old_config)
-    parse_recipe(config.aug)
+    check_pretraining(config, shard_set, world_size)
     started = f"{datetime.now():%Y%m%d-%H%M%S}"
     run = earlier or common.out or RUNS / f"{started}-{file_name(config.aug)}-{config.backbone}"
+    force = common.force or (resume == "auto" and _is_abandoned(run))
+    if earlier is None and not starts_again():
+        check_free(run, OF_RUNS, force)
+
+    from siamusic_fast.analysis import plots  # from here on torch is needed
+    from siamusic_fast.training import pretrain as training
+    from siamusic_fast.training.run_log import keep_in_trackers
+
     if not common.quiet and is_leader():
         note(f"Run: {run}")
     result = launch(
@@ -112,28 +119,30 @@ def pretrain(
         run,
         common=common,
         resume=earlier is not None,
-        force=common.force or (resume == "auto" and runs.is_abandoned(run)),
-        progress=training_progress(common.quiet, config.epochs),
+        force=force,
+        progress=training_progress(common.quiet, config),
         if_stopped=lambda: _how_to_go_on(run, common),
         max_restarts=max_restarts,
     )
     plots.pretraining(result.run)
+    keep_in_trackers(result.run, config.logger)
     values = {**dataclasses.asdict(result), "run": str(result.run)}
     show_result(values, lambda: render(result, shard_set), result.run, common)
 
 
 def render(result: Any, shard_set: ShardSet) -> None:
     """Print what a run came to, its folder, and what to do with it."""
-    from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE
-
     run, best = str(result.run), result.best_knn
     labelled = len(shard_set.classes) > 1
     trained = f"{count(result.epochs, 'epoch')}, {count(result.steps, 'step')}"
     facts = {
         "trained": f"{trained} in {duration(result.seconds)}",
         "loss": f"{result.loss:.3f}",
-        "collapse": f"{result.collapse:.4f} (healthy {HEALTHY_COLLAPSE:.4f}, collapsed 0)",
-        "kNN": "not measured" if best is None else f"accuracy {result.knn:.1%}, best {best:.1%}",
+        "collapse": f"{result.collapse:.4f} (healthy {result.healthy_collapse:.4f}, collapsed 0)",
+        "rank": f"{result.encoder_rank:.1f} of the encoder, {result.projector_rank:.1f} of the projector",
+        "kNN": "not measured"
+        if best is None
+        else f"accuracy {result.knn:.1%}, best {best:.1%}, before the first step {result.initial_knn:.1%}",
         "speed": f"{result.pairs_per_second:.1f} pairs/s, {result.waiting:.0%} of the time waiting for data",
         "memory": f"{result.peak_memory / 2**30:.2f} GiB at the peak",
         "run": run,
@@ -144,20 +153,26 @@ def render(result: Any, shard_set: ShardSet) -> None:
     show_facts(facts.items())
 
 
-def training_progress(quiet: bool, epochs: int, **where: Any) -> Any:
-    """Return what shows a run of `epochs` by its figures."""
-    from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, NEAR_COLLAPSE, TASK
+def training_progress(quiet: bool, config: PretrainConfig, **where: Any) -> Any:
+    """Return what shows a run of `config` by its figures."""
+    from siamusic_fast.training.pretrain import TASK
+    from siamusic_fast.training.run_log import LOW_RANK, healthy_collapse
+
+    healthy = healthy_collapse(config.width)
 
     def figures(values: Mapping[str, float]) -> list[list[str]]:
         knn = ["kNN {knn:.1%}"] if "knn" in values else []
         speed = ["{pairs_per_second:,.1f} pairs/s", "{waiting:.0%} waiting for data"]
         rows = [
-            [f"epoch {{epoch:.0f}}/{epochs}", "step {step:,.0f}/{steps:,.0f}"],
-            ["loss {loss:.4f}", f"collapse {{collapse:.4f}} (healthy {HEALTHY_COLLAPSE:.4f})", "lr {lr:.3g}"],
+            [f"epoch {{epoch:.0f}}/{config.epochs}", "step {step:,.0f}/{steps:,.0f}"],
+            ["loss {loss:.4f}", f"collapse {{collapse:.4f}} (healthy {healthy:.4f})", "lr {lr:.3g}"],
+            ["rank {encoder_rank:.1f} of the encoder", "{projector_rank:.1f} of the projector"],
             [*speed, f"peak {values['peak_memory'] / 2**30:.2f} GiB", *knn],
         ]
-        if values["collapse"] < NEAR_COLLAPSE:
+        if values["collapse"] < healthy / 2:
             rows.append(["collapsing: all outputs are alike; try a lower learning rate or larger batches"])
+        elif values["encoder_rank"] < min(LOW_RANK, values["highest_rank"] / 4):
+            rows.append(["low rank: few dimensions are used; try a tenth of --lr, or --method vicreg"])
         return [[words.format(**values) for words in row] for row in rows]
 
     return progress(quiet, {TASK: figures}, **where)
@@ -192,14 +207,43 @@ def _without_what_a_typed_preset_sets(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _SET_BY_PRESETS & from_file}
 
 
+def _check_alone(given: dict[str, Any]) -> None:
+    """Raise ConfigError for a setting that no shards and no processes could make right."""
+    from siamusic_fast.pipelines.recipes import parse_recipe
+
+    parse_recipe(given.get("aug", PretrainConfig.aug))
+    for setting in settings_of(PretrainConfig):
+        if setting.name in given:
+            check_value(setting.name, given[setting.name], setting.rule)
+
+
+def _load_run(run: Path | None) -> tuple[PretrainConfig | None, str | None]:
+    """Return the configuration and the shards of an earlier run, if it is one."""
+    from siamusic_fast.models.run_checks import check_run
+
+    if run is None:
+        return None, None
+    check_run(run)
+    from siamusic_fast.training.run_folder import load_run
+
+    return load_run(run)
+
+
+def _is_abandoned(run: Path) -> bool:
+    from siamusic_fast.training.run_folder import is_abandoned
+
+    return is_abandoned(run)
+
+
 def _run_to_resume(resume: str | None, out: Path | None) -> Path | None:
     """Return the run that --resume means; None to start one."""
     from siamusic_fast.models.run_files import Checkpoints
-    from siamusic_fast.training.run_folder import newest_unfinished
 
     if resume != "auto":
         return Path(resume) if resume else None
     if out is None:
+        from siamusic_fast.training.run_folder import newest_unfinished
+
         return newest_unfinished(RUNS)
     return out if Checkpoints(out).exist() else None
 

@@ -1,5 +1,6 @@
 """`siamusic-fast evaluate` and `probe`: how good a classifier is, and what an encoder learnt."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.console import count, note, output, show_facts, table_of
 from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result
 from siamusic_fast.cli.options import CommonOptions
-from siamusic_fast.config import FinetuneConfig
+from siamusic_fast.config import CHECKPOINTS, FinetuneConfig
+from siamusic_fast.config.fields import OneOf, check_value
+from siamusic_fast.shards.manifest import ShardSet
 
 
 @click.command()
@@ -27,11 +30,15 @@ def evaluate(run: Path, common: CommonOptions, **settings: Any) -> None:
     \b
     siamusic-fast evaluate runs/20260102-030405-image-resnet50
     """
-    from siamusic_fast.analysis import plots
+    from siamusic_fast.evaluation.checks import check_evaluation
+
+    given, data = options.given(settings), shards_of(common)
+    _check(check_evaluation, run, data, common, given)
+
+    from siamusic_fast.analysis import plots  # from here on torch is needed
     from siamusic_fast.evaluation import evaluate as evaluation
 
-    given = options.given(settings)
-    result = launch(evaluation.evaluate, run, shards_of(common), common.out, common=common, **given)
+    result = launch(evaluation.evaluate, run, data, common.out, common=common, **given)
     plots.evaluation(result)
     values = {"folder": str(result.folder), **evaluation.as_json(result)}
     _show(values, result, run, common)
@@ -52,11 +59,31 @@ def probe(run: Path, common: CommonOptions, checkpoint: str | None, **settings: 
     \b
     siamusic-fast probe runs/20260102-030405-image-resnet50
     """
-    from siamusic_fast.evaluation import probe as probes
+    from siamusic_fast.evaluation.checks import check_probe
 
-    given = options.given({"which": checkpoint, **settings})
-    result = launch(probes.probe, run, shards_of(common), common.out, common=common, **given)
+    given, data = options.given({"which": checkpoint, **settings}), shards_of(common)
+    check_value("checkpoint", checkpoint or CHECKPOINTS[0], OneOf(CHECKPOINTS))
+    _check(check_probe, run, data, common, given)
+
+    from siamusic_fast.evaluation import probe as probes  # from here on torch is needed
+
+    result = launch(probes.probe, run, data, common.out, common=common, **given)
     _show(probes.as_json(result), result, run, common)
+
+
+def _check(
+    check: Callable[..., object],
+    run: Path,
+    data: ShardSet | None,
+    common: CommonOptions,
+    given: dict[str, Any],
+) -> None:
+    """Check the processes that are asked for, and by `check` the run, the shards and where results go."""
+    from siamusic_fast.processes.environment import processes_wanted
+
+    processes_wanted(common.gpus, common.procs)
+    backend = given.get("backend", FinetuneConfig.backend)
+    check(run, data, common.out, backend=backend, force=common.force)
 
 
 def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions) -> None:

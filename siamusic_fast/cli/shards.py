@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from siamusic_fast.cli.console import (
     table_of,
 )
 from siamusic_fast.config import MelConfig
+from siamusic_fast.pipelines.checks import fitting_seconds
 from siamusic_fast.shards import verify as verification
 from siamusic_fast.shards.manifest import REJECTED, ShardSet, find_folder, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -45,6 +45,8 @@ _CHECKED = (
     "compared: shards, indices and tables with their SHA-256 in manifest.json, manifest.json and "
     "frontends.json with their own, and every track with its headers, label, index and row of tracks.csv"
 )
+_MAX_TAGS = 5
+"""Tags that `shard` names; `inspect` shows all."""
 _MAX_FILES = 3
 """Files that are named per reason; rejected.csv has all."""
 
@@ -54,14 +56,43 @@ _MAX_FILES = 3
 @click.option(
     "--metadata",
     type=click.Path(path_type=Path),
-    help="FMA's tracks.csv, its zip, or the folder with one of them.  [default: beside the audio]",
+    help="FMA's tracks.csv, its zip, or the folder with one of them; annotations_final.csv of MagnaTagATune; "
+    "or the repository of MTG-Jamendo.  [default: beside the audio]",
     panel="Data",
 )
 @click.option(
     "--labels",
     metavar="FILE|folders",
-    help="For audio that is not FMA's: a CSV file with the columns path, label and, if you like, split and "
+    help="For audio of your own: a CSV file with the columns path, label and, if you like, split and "
     "group; or the word folders if each class is a sub-folder.  [default: no classes]",
+    panel="Data",
+)
+@click.option(
+    "--tags",
+    is_flag=True,
+    help="The file of --labels has tags: a column tags with | between those of a track, or a column of 0 "
+    "and 1 for each tag.",
+    panel="Data",
+)
+@click.option(
+    "--top-tags",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of tags that are kept, the most frequent ones.  [default: 50 of magnatagatune, all "
+    "of others]",
+    panel="Data",
+)
+@click.option(
+    "--label-column",
+    metavar="NAME",
+    help="For Parquet and Arrow files: the column with the classes.  [default: no classes]",
+    panel="Data",
+)
+@click.option(
+    "--split-column",
+    metavar="NAME",
+    help="For Parquet and Arrow files: the column with the splits.  [default: names of files tell it, such "
+    "as train-00000-of-00004.parquet; if they do not, splits are drawn]",
     panel="Data",
 )
 @click.option(
@@ -86,6 +117,10 @@ def shard(
     source: str,
     metadata: Path | None,
     labels: str | None,
+    tags: bool,
+    top_tags: int | None,
+    label_column: str | None,
+    split_column: str | None,
     download: bool,
     data_dir: Path,
     procs: int | None,
@@ -98,8 +133,9 @@ def shard(
 ) -> None:
     """Pack the audio of SOURCE into WebDataset shards.
 
-    SOURCE is fma_small, fma_medium, fma_large or fma_full, found in --data-dir, or the path of such a folder
-    or zip, or any other folder or zip of audio. Files that cannot be used are left out and listed with the
+    SOURCE is fma_small, fma_medium, fma_large, fma_full, magnatagatune or mtg_jamendo, found in --data-dir,
+    or the path of such a folder or zip, or any other folder or zip of audio, or a folder of Parquet or Arrow
+    files with a column audio. Files that cannot be used are left out and listed with the
     reason. Stopped at any moment, the same command goes on from the shards that are finished, and --force
     starts over.
 
@@ -108,13 +144,26 @@ def shard(
     siamusic-fast shard fma_small --download
     siamusic-fast shard /music/fma_full --max-seconds 30 --codec flac
     siamusic-fast shard /music/mine --labels labels.csv --out data/shards/mine
+    siamusic-fast shard /music/gtzan-parquet --label-column genre
+    siamusic-fast shard magnatagatune
     """
     config = PackConfig(**options.given(settings))
     if download:
         fetch(source, data_dir, progress=progress(quiet))
-    corpus = open_corpus(source, data_dir=data_dir, metadata=metadata, labels=labels, seed=config.seed)
-    if not corpus.classes and not quiet:
-        note(f"{corpus.name} has no classes: its shards are for pre-training only; --labels gives them.")
+    corpus = open_corpus(
+        source,
+        data_dir=data_dir,
+        metadata=metadata,
+        labels=labels,
+        tags=tags,
+        top_tags=top_tags,
+        label_column=label_column,
+        split_column=split_column,
+        seed=config.seed,
+    )
+    if not (quiet or corpus.classes or corpus.tags):
+        option = "--label-column" if corpus.in_tables else "--labels"
+        note(f"{corpus.name} has no classes: its shards are for pre-training only; {option} gives them.")
     folder = out or data_dir / "shards" / local_name(corpus.name)
     with stopping(lambda: (_how_to_go_on(folder),)):
         packed = pack(corpus, folder, config, procs=procs, force=force, progress=progress(quiet))
@@ -127,7 +176,8 @@ def shard(
         unlabelled = [f"none {summary.unlabelled}"] if summary.unlabelled else []
         show_facts(
             [
-                ("classes", ", ".join(counts + unlabelled)),
+                *([("classes", ", ".join(counts + unlabelled))] if packed.classes or not packed.tags else []),
+                *_tag_facts(packed, summary),
                 *_facts(packed, summary),
                 ("shards", str(packed.folder)),
                 ("next", _next(packed)),
@@ -168,6 +218,8 @@ def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
         markup=False,
     )
     output.print(_split_table(shard_set, summary), "", _class_table(shard_set, summary), "", sep="\n")
+    if shard_set.tags:
+        output.print(_tag_table(shard_set, summary), "", sep="\n")
     show_facts(_facts(shard_set, summary))
 
 
@@ -224,9 +276,9 @@ def _next(packed: ShardSet) -> str:
     if splits != ["training"]:
         words += ["--splits", ",".join(splits)]
     mel = MelConfig()
-    longest = max(shard.longest for shard in packed.shards(splits)) / packed.sample_rate
-    if longest < mel.seconds:
-        words += ["--seconds", f"{math.floor(10 * longest) / 10:g}"]
+    longest = max(shard.longest for shard in packed.shards(splits))
+    if longest < mel.seconds * packed.sample_rate:
+        words += ["--seconds", f"{fitting_seconds(longest, packed.sample_rate):g}"]
     if packed.sample_rate < 2 * mel.f_max:
         words += ["--f-max", f"{packed.sample_rate / 2:g}"]
     return command_line(*words)
@@ -248,6 +300,7 @@ def _as_json(shard_set: ShardSet, summary: Summary) -> dict[str, Any]:
         "splits": splits,
         "classes": {name: summary.of_class(name) for name in shard_set.classes},
         "unlabelled": summary.unlabelled,
+        "tags": {name: summary.with_tag(name) for name in shard_set.tags},
         "marks": summary.marks,
         "equal_audio": equal,
     }
@@ -273,15 +326,34 @@ def _figures(splits: list[SplitSummary]) -> tuple[str, ...]:
 
 
 def _class_table(shard_set: ShardSet, summary: Summary) -> Table:
-    """One line per class, its bar relative to the largest."""
-    table = table_of("class", "", "tracks", *summary.splits)
-    table.columns[1].justify = "left"
     counts = {name: [split.classes[name] for split in summary.splits.values()] for name in shard_set.classes}
     if summary.unlabelled:
         counts[""] = [split.unlabelled for split in summary.splits.values()]
+    return _bars("class", counts, summary)
+
+
+def _tag_table(shard_set: ShardSet, summary: Summary) -> Table:
+    counts = {name: [split.tags[name] for split in summary.splits.values()] for name in shard_set.tags}
+    return _bars("tag", dict(sorted(counts.items(), key=lambda one: -sum(one[1]))), summary)
+
+
+def _tag_facts(shard_set: ShardSet, summary: Summary) -> Iterator[tuple[str, str]]:
+    """Give the number of tags and the most frequent of them."""
+    top = sorted(shard_set.tags, key=lambda name: -summary.with_tag(name))[:_MAX_TAGS]
+    if top:
+        more = ", ..." if len(top) < len(shard_set.tags) else ""
+        counts = ", ".join(f"{name} {summary.with_tag(name)}" for name in top)
+        yield "tags", f"{len(shard_set.tags)}: {counts}{more}"
+
+
+def _bars(kind: str, counts: dict[str, list[int]], summary: Summary) -> Table:
+    """Return one line per class or tag with its tracks in each split, its bar relative to the largest."""
+    table = table_of(kind, "", "tracks", *summary.splits)
+    table.columns[1].justify = "left"
     largest = max(map(sum, counts.values()), default=1)
+    block = "#" if output.options.ascii_only else "█"
     for name, per_split in counts.items():
-        bar = "█" * max(round(_BAR * sum(per_split) / largest), 1 if sum(per_split) else 0)
+        bar = block * max(round(_BAR * sum(per_split) / largest), 1 if sum(per_split) else 0)
         label = Text(" ".join(name.split()) or "no class", style="" if name else "dim")
         table.add_row(label, bar, f"{sum(per_split):,}", *(f"{tracks:,}" for tracks in per_split))
     return table

@@ -20,16 +20,25 @@ SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine")
+PROJECTION_DIMS = {"simsiam": 2048, "simclr": 128, "vicreg": 8192, "byol": 256}
+"""Methods that pre-train an encoder, the default first, and the width of the projector's output in each: d of
+Chen & He 2021, section 4.3; Chen et al. 2020, section 2.1; Bardes, Ponce, LeCun 2022, section 4.2; Grill et
+al. 2020, section 3.2."""
+METHODS = tuple(PROJECTION_DIMS)
 PRESETS = ("paper", "simsiam")
 """Ways to pre-train, see `preset_defaults`."""
 SYNC_BATCHNORM_BELOW = 64
 """Batch norm of several processes is synchronized if each of them has fewer pairs in a batch."""
 MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
+NO_LOGGER = "none"
+LOGGERS = ("tensorboard", "wandb", "mlflow", NO_LOGGER)
+"""Trackers that get the figures of a run."""
 PROTOCOLS = ("clean", "paper")
 HEADS = ("linear", "mlp")
 HEAD_INPUTS = ("encoder", "projector")
 CHECKPOINTS = ("last", "best")
+VECTOR_TYPES = ("float32", "float16")
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -106,11 +115,22 @@ class CommonConfig:
     keep_going: bool = False
     """Whether training goes on if a checkpoint cannot be written, such as on a full disk. The last checkpoint
     stays whole, and the one at the end of training has to be written in any case."""
+    logger: Annotated[tuple[str, ...], OneOf(LOGGERS)] = LOGGERS[:1]
+    """Programs that get the figures, the settings and the pictures of the run, beside metrics.jsonl; several
+    with commas between them."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.logger or (NO_LOGGER in self.logger and len(self.logger) > 1):
+            raise ConfigError(
+                f"logger = {','.join(self.logger)!r} must name trackers, or {NO_LOGGER} alone (on the "
+                f"command line --logger {NO_LOGGER})."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(CommonConfig):
-    """One SimSiam pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
+    """One pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
 
     mel: MelConfig = MelConfig()
     splits: Annotated[tuple[str, ...], Section("Views")] = ("training",)
@@ -130,6 +150,13 @@ class PretrainConfig(CommonConfig):
     reads. None: all shards."""
     backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
     """Network that encodes a spectrogram."""
+    method: Annotated[str, OneOf(METHODS)] = METHODS[0]
+    """What the encoder learns by: simsiam (Chen & He 2021), as in the paper; simclr (Chen et al. 2020);
+    vicreg (Bardes, Ponce, LeCun 2022); byol (Grill et al. 2020)."""
+    projection_dim: Annotated[int | None, Positive()] = None
+    """Width of the projector's output. None: that of the method's paper, 2,048, 128, 8,192 and 256."""
+    temperature: Annotated[float, Positive()] = 0.1
+    """Temperature of simclr's similarities (Chen et al. 2020, table 5); other methods have none."""
     init: str | None = None
     """Weights to start from: the folder of a run, or a file with a torchvision state dict. None: random
     weights."""
@@ -164,6 +191,11 @@ class PretrainConfig(CommonConfig):
     """Longest time between two checkpoints, in minutes; there is one at the end of each epoch too."""
 
     @property
+    def width(self) -> int:
+        """Width of the projector's output."""
+        return self.projection_dim or PROJECTION_DIMS[self.method]
+
+    @property
     def synchronizes_batchnorm(self) -> bool:
         """Whether batch norm sees the batches of all processes, if they are several."""
         if self.sync_batchnorm is None:
@@ -175,7 +207,7 @@ class PretrainConfig(CommonConfig):
         return device == "cuda" if self.compile is None else self.compile
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         _check_batch_size(self.batch_size)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum = {self.momentum:g} must be at least 0 and below 1.")
@@ -221,7 +253,7 @@ class FinetuneConfig(CommonConfig):
     """Weight decay, as an L2 penalty on the weights."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if not self.freeze:
             _check_batch_size(self.batch_size)
         if not 0 < self.layer_decay <= 1:
@@ -236,6 +268,36 @@ class FinetuneConfig(CommonConfig):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Where crops are cut from a track that a trained network is to hear."""
+
+    crops: Annotated[int | None, Section("Crops"), Positive()] = None
+    """Number of crops of each track, evenly spaced. None: as many as cover it, up to 128."""
+    hop_seconds: Annotated[float | None, Positive()] = None
+    """Seconds between the starts of two crops, in place of a number of crops. None: evenly spaced ones."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.crops is not None and self.hop_seconds is not None:
+            raise ConfigError(
+                f"crops = {self.crops} and hop_seconds = {self.hop_seconds:g} exclude each other: give one "
+                f"of them."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(CropConfig):
+    """What is written of each track that an encoder hears."""
+
+    per_crop: bool = False
+    """Whether each crop has a row of its own, with its start, and not each track."""
+    dtype: Annotated[str, Section("File"), OneOf(VECTOR_TYPES)] = VECTOR_TYPES[0]
+    """Type of the numbers; float16 takes half of the space."""
+    checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
+    """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
+
+
 def dump(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain values, ready for JSON and for a checkpoint."""
     return dataclasses.asdict(config)
@@ -248,7 +310,8 @@ def load_pretrain(values: Mapping[str, Any]) -> PretrainConfig:
     """
     _check_fields(PretrainConfig, values)
     _check_fields(MelConfig, values["mel"])
-    return PretrainConfig(**{**values, "mel": MelConfig(**values["mel"]), "splits": tuple(values["splits"])})
+    words = {name: tuple(values[name]) for name in ("splits", "logger")}
+    return PretrainConfig(**{**values, **words, "mel": MelConfig(**values["mel"])})
 
 
 def _check_fields(kind: type[MelConfig] | type[PretrainConfig], values: Mapping[str, Any]) -> None:

@@ -3,23 +3,19 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
+from siamusic_fast.evaluation.checks import check_evaluation
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.scores import Scores, scores
-from siamusic_fast.frontend import Frontend
-from siamusic_fast.models import checkpoint
-from siamusic_fast.models.networks import Classifier, place
+from siamusic_fast.models.pretrained import read_classifier
 from siamusic_fast.models.run_files import OF_RESULTS, new_folder, save_json
-from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import write_table
 
-CLASSIFIER = "classifier.pt"
 PREDICTIONS = "predictions.csv"
 RESULTS = "results.json"
 
@@ -63,10 +59,9 @@ def evaluate(
     `out` is not empty.
     """
     world = world or World()
-    path = find_classifier(Path(run))
-    shard_set = shards_of_run(path.parent, data)
-    saved = checkpoint.load(path, "classifier")
-    classes = tuple(saved["classes"])
+    path, shard_set = check_evaluation(Path(run), data, out, backend=backend, force=force)
+    model, saved = read_classifier(path, world.device)
+    classes = model.classes
     if shard_set.classes != classes:
         raise DataError(
             f"the classifier has the classes {', '.join(classes)} and {shard_set.folder} has "
@@ -74,12 +69,11 @@ def evaluate(
             f"--data)."
         )
     folder = results_folder(out, path.parent / "evaluate", world, force=force)
-    model = place(load_classifier(saved), world.device).eval()
     names, probabilities, labels = extract_features(
         lambda mels: model(mels).softmax(dim=1),
         shard_set,
         "test",
-        Frontend.load(saved["frontend"]),
+        model.frontend,
         backend=backend,
         world=world,
         progress=progress,
@@ -135,29 +129,3 @@ def results_folder(out: Path | str | None, default: Path, world: World, *, force
 
     world.once(make)
     return default if out is None else Path(out)
-
-
-def load_classifier(saved: dict[str, Any]) -> Classifier:
-    """Return the network of the checkpoint `saved`."""
-    classifier = Classifier(
-        saved["backbone"], len(saved["classes"]), head=saved["head"], features=saved["features"]
-    )
-    classifier.load_state_dict(saved["model"])
-    return classifier
-
-
-def find_classifier(run: Path) -> Path:
-    """Return the classifier in `run` or in its folder finetune. Raises DataError if there is none."""
-    for path in (run / CLASSIFIER, run / "finetune" / CLASSIFIER):
-        if path.is_file():
-            return path
-    if not run.is_dir():
-        raise DataError(f"no run {str(run)!r}: give the folder that pretrain or finetune made.")
-    raise DataError(f"{run} has no classifier: `siamusic-fast finetune {run}` trains one.")
-
-
-def check_enough_classes(shard_set: ShardSet, what: str) -> None:
-    """Raise DataError if `shard_set` has fewer than the two classes that `what` needs."""
-    if len(shard_set.classes) < 2:
-        found = ", ".join(shard_set.classes) or "none"
-        raise DataError(f"{shard_set.folder} has too few classes ({found}): {what} needs at least 2.")

@@ -1,25 +1,18 @@
 """Features per track: the outputs of a network, averaged over the crops and the segments of each track."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from siamusic_fast.config import BACKENDS
+from siamusic_fast.embedding.extract import CROPS_PER_PASS, Network
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.manifest import ShardSet
-
-Network = Callable[[Tensor], Tensor]
-"""A function from mel spectrograms [n, 1, n_mels, frames] to features [n, d]."""
-
-CROPS_PER_PASS = {"cuda": 256, "cpu": 64}
-"""Crops that go through a network together unless a batch size is given, by the type of device."""
 
 
 class TrackFeatures(NamedTuple):
@@ -141,15 +134,3 @@ def extract_features(
         shown.task(f"Reading {split}", extractor.samples, "tracks") as task,
     ):
         return extractor.extract(network, task)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode in this context; then each part of it returns to the mode it had."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

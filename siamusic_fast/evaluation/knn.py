@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from siamusic_fast.config import BACKENDS
-from siamusic_fast.evaluation.features import evaluating, extract_features
+from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.models.networks import evaluating
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.config import BACKENDS
-from siamusic_fast.evaluation.evaluate import RESULTS, check_enough_classes, results_folder
+from siamusic_fast.evaluation.checks import check_probe
+from siamusic_fast.evaluation.evaluate import RESULTS, results_folder
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.knn import knn_predict
 from siamusic_fast.evaluation.linear_probe import choose_linear
@@ -17,7 +18,6 @@ from siamusic_fast.evaluation.scores import Scores, scores
 from siamusic_fast.models import networks
 from siamusic_fast.models.pretrained import load_pretrained
 from siamusic_fast.models.run_files import save_json
-from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
@@ -99,9 +99,8 @@ def probe(
     without labelled tracks; ConfigError if the features do not fit the shards.
     """
     world, run = world or World(), Path(run)
+    shard_set = check_probe(run, data, out, backend=backend, force=force)
     pretrained = load_pretrained(run, which)
-    shard_set = shards_of_run(run, data)
-    check_enough_classes(shard_set, "a probe")
     folder = results_folder(out, run / "probe", world, force=force)
 
     random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(2))

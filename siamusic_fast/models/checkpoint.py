@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import WEIGHTS_LIMIT, atomic_write, open_regular, temporary_name
 
@@ -46,6 +44,8 @@ def save(
     Raises DataError, which ends in `remedy`, if the disk is full or the file cannot be written. The file that
     `path` was before is then left whole.
     """
+    import torch
+
     with _replaced(path, previous, remedy) as file:
         hashed = _HashedFile(file)
         torch.save({"format": f"siamusic-fast {kind}", **values}, hashed)  # type: ignore[arg-type]
@@ -73,6 +73,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
                     f"use the version that wrote it."
                 )
             file.seek(0)
+            import torch  # only now: a file that is missing or damaged is told at once
+
             content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(
@@ -85,7 +87,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         raise DataError(f"{path} is whole and cannot be loaded ({reason}): use another file.") from error
     found = content.pop("format")
     if found != f"siamusic-fast {kind}":
-        raise DataError(f"{path} is no {kind} checkpoint of siamusic-fast (format {found!r}).")
+        raise DataError(f"{path} holds {found!r}, not siamusic-fast {kind}: give the folder of such a run.")
     return content
 
 

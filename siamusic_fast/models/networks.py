@@ -1,5 +1,7 @@
-"""The networks: an encoder of mel spectrograms, SimSiam around it, a genre classifier on top of it."""
+"""The networks: an encoder of mel spectrograms, and a genre classifier on top of it."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -8,16 +10,16 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, SwinTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from siamusic_fast.config import BACKBONES
+from siamusic_fast.config import BACKBONES, METHODS, PROJECTION_DIMS, CropConfig
+from siamusic_fast.embedding.results import Audible, Embeddings, Listening, Predictions
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.models.heads import projector
+from siamusic_fast.models.precision import autocast
+from siamusic_fast.progress import SILENT, Progress
 
 M = TypeVar("M", bound=nn.Module)
 
-PROJECTION_DIM = 2048
-"""Width of SimSiam's output, d in Chen & He 2021, section 4.3."""
-BOTTLENECK_DIM = 512
-"""Width of the predictor's hidden layer: a quarter of the output, as in Chen & He 2021."""
 HIDDEN_DIM = 512
 """Width of the hidden layer of a classifier's head, if it has one."""
 
@@ -25,14 +27,12 @@ HIDDEN_DIM = 512
 class Encoder(nn.Module):
     """A pre-trained encoder of mel spectrograms; `load_encoder` returns one.
 
-        encoder = siamusic_fast.load_encoder("runs/first")
-        loader = siamusic_fast.TrackLoader("fma_small", frontend=encoder.frontend)
-        for mels, labels in loader:  # [tracks, crops, 1, n_mels, frames]
-            with torch.no_grad():
-                features = encoder(mels.flatten(0, 1))  # [tracks * crops, encoder.dim]
+        encoder = siamusic_fast.load_encoder("runs/first", device="cuda")
+        vectors = encoder.embed(["song.mp3", "folder/"]).vectors  # [tracks, encoder.dim]
 
-    `encoder(mels)` maps float32 [B, 1, n_mels, frames] to [B, dim]. The spectrograms must be those of
-    `encoder.frontend`, with any number of frames: normalized log-mels, as the loaders compute them.
+    `embed` hears audio files, shard sets and waveforms. `encoder(mels)` maps float32 [B, 1, n_mels, frames]
+    to [B, dim], with gradients. The spectrograms must be those of `encoder.frontend`, with any number of
+    frames: normalized log-mels, as the loaders compute them.
 
     It is torchvision's ResNet or Swin Transformer of the same name with one input channel, and with an
     identity in place of the last layer (`fc`, or `head` of swin_t). So its state dict has the names that
@@ -52,6 +52,45 @@ class Encoder(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, mels: Tensor) -> Tensor: ...
+
+    def embed(
+        self,
+        source: Audible,
+        *,
+        sample_rate: int | None = None,
+        splits: Sequence[str] | None = None,
+        crops: int | None = None,
+        hop_seconds: float | None = None,
+        per_crop: bool = False,
+        progress: Progress = SILENT,
+    ) -> Embeddings:
+        """Return the features of every track of `source`, averaged over crops, or those of each crop.
+
+        A track is resampled, mixed to mono and rounded to 16 bits as when it is packed, and its crops become
+        spectrograms of `frontend`. So its features are those that `probe` computes of it. A track that is
+        shorter than a crop is repeated or padded, as in training. The encoder is in evaluation mode while it
+        works, and no gradients are kept.
+
+        Args:
+            source: A path or a name, or several: shard sets, audio files of any format, folders or zips of
+                audio, or "@list.txt" with a source on each line. Or an open `ShardSet`. Or waveforms, float
+                [samples] or [B, samples] with a full scale of 1. Or mels, float32 [B, 1, n_mels, frames].
+            sample_rate: Sample rate of the waveforms in Hz.
+            splits: Splits of the shard sets; by default all.
+            crops: Number of crops of each track, evenly spaced. None: as many as cover it, up to 128.
+            hop_seconds: Seconds between the starts of two crops, in place of a number of crops.
+            per_crop: Whether each crop is a row of the result, with its start, and not each track.
+            progress: Shows how many tracks are done.
+
+        Raises:
+            ConfigError: An argument cannot be, or mels are not those of `frontend`.
+            DataError: A source is not there, no file of it can be used, or a shard is damaged.
+
+        """
+        listening = listening_of(self, CropConfig(crops=crops, hop_seconds=hop_seconds), per_crop=per_crop)
+        with evaluating(self):
+            table, vectors = listening.hear(source, sample_rate, splits, progress)
+        return Embeddings(**table, vectors=vectors)
 
 
 def encoder(backbone: str) -> Encoder:
@@ -134,64 +173,44 @@ def stage(name: str) -> int:
     return {"conv1": 0, "bn1": 0, "norm": STAGES - 1}[top]
 
 
-def projector(dim: int, projection_dim: int = PROJECTION_DIM) -> nn.Sequential:
-    """Return layers `dim` -> `dim` -> `dim` -> `projection_dim`. The last batch norm has no weights."""
-    return nn.Sequential(
-        nn.Linear(dim, dim, bias=False),
-        nn.BatchNorm1d(dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(dim, dim, bias=False),
-        nn.BatchNorm1d(dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(dim, projection_dim, bias=False),
-        nn.BatchNorm1d(projection_dim, affine=False),
-    )
-
-
-def predictor(projection_dim: int = PROJECTION_DIM, bottleneck_dim: int = BOTTLENECK_DIM) -> nn.Sequential:
-    """Return two layers: `projection_dim` -> `bottleneck_dim`, a bottleneck -> `projection_dim`."""
-    return nn.Sequential(
-        nn.Linear(projection_dim, bottleneck_dim, bias=False),
-        nn.BatchNorm1d(bottleneck_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(bottleneck_dim, projection_dim),
-    )
-
-
-class SimSiam(nn.Module):
-    """The siamese network of Chen & He 2021, as Kim, Hong, Lee 2022 use it on mel spectrograms."""
-
-    def __init__(self, backbone: str) -> None:
-        super().__init__()
-        self.encoder = encoder(backbone)
-        self.projector = projector(self.encoder.dim)
-        self.predictor = predictor()
-
-    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return p1, p2, z1, z2, each [B, PROJECTION_DIM], of two views [B, 1, n_mels, frames].
-
-        Each view goes through the network by itself, so that batch norm has statistics for each of them.
-        """
-        z1 = self.projector(self.encoder(view1))
-        z2 = self.projector(self.encoder(view2))
-        return self.predictor(z1), self.predictor(z2), z1, z2
-
-
 class Classifier(nn.Module):
     """An encoder with a head on its features: one linear layer, or an `mlp` with one hidden layer.
 
-    With `features="projector"`, SimSiam's projector is between them.
+    With `features="projector"`, the projector of the pre-training `method`, with outputs of `width`, is
+    between them. `load_classifier` returns a classifier that was trained:
+
+        classifier = siamusic_fast.load_classifier("runs/first")
+        heard = classifier.predict("folder/")
+        print(heard.paths[0], heard.top(3)[0])  # song.mp3 [("Rock", 0.71), ("Punk", 0.12), ("Pop", 0.05)]
+
+    `classifier(mels)` maps float32 [B, 1, n_mels, frames] to logits [B, classes].
     """
 
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
+    frontend: Frontend
+    """Settings and statistics of the mel spectrograms that the classifier was trained on."""
+    epoch: int
+    """Epochs of fine-tuning behind these weights."""
+
     def __init__(
-        self, backbone: str, classes: int, *, head: str = "linear", features: str = "encoder"
+        self,
+        backbone: str,
+        classes: int,
+        *,
+        head: str = "linear",
+        features: str = "encoder",
+        method: str = METHODS[0],
+        width: int = PROJECTION_DIMS[METHODS[0]],
     ) -> None:
         super().__init__()
         self.encoder = encoder(backbone)
+        self.projector: nn.Module = nn.Identity()
         dim = self.encoder.dim
-        self.projector = projector(dim) if features == "projector" else nn.Identity()
-        width = PROJECTION_DIM if features == "projector" else dim
-        self.head = nn.Linear(width, classes) if head == "linear" else _mlp(width, classes)
+        if features == "projector":
+            self.projector = projector(method, dim, width)
+            dim = width
+        self.head = nn.Linear(dim, classes) if head == "linear" else _mlp(dim, classes)
 
     @property
     def body(self) -> tuple[nn.Module, nn.Module]:
@@ -203,9 +222,44 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.projector(self.encoder(mels)))
         return logits
 
+    def predict(
+        self,
+        source: Audible,
+        *,
+        sample_rate: int | None = None,
+        splits: Sequence[str] | None = None,
+        crops: int | None = None,
+        hop_seconds: float | None = None,
+        per_crop: bool = False,
+        progress: Progress = SILENT,
+    ) -> Predictions:
+        """Return the probabilities of the classes for every track of `source`, or for each crop.
+
+        Those of a track are the mean over its crops, as in `evaluate`. Arguments and errors are those of
+        `Encoder.embed`.
+        """
+        listening = listening_of(self, CropConfig(crops=crops, hop_seconds=hop_seconds), per_crop=per_crop)
+        with evaluating(self):
+            table, probabilities = listening.hear(source, sample_rate, splits, progress)
+        return Predictions(**table, classes=self.classes, probabilities=probabilities)
+
 
 def _mlp(dim: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, HIDDEN_DIM), nn.ReLU(inplace=True), nn.Linear(HIDDEN_DIM, classes))
+
+
+def listening_of(model: Encoder | Classifier, config: CropConfig, *, per_crop: bool = False) -> Listening:
+    """Return how `model` hears audio: an encoder says features, a classifier probabilities."""
+    device = next(model.parameters()).device
+
+    def network(mels: Tensor) -> Tensor:
+        with autocast(device):
+            outputs = model(mels)
+            return outputs.softmax(dim=1) if isinstance(model, Classifier) else outputs
+
+    return Listening(
+        network=network, frontend=model.frontend, device=device, config=config, per_crop=per_crop
+    )
 
 
 def place(model: M, device: torch.device) -> M:
@@ -216,3 +270,15 @@ def place(model: M, device: torch.device) -> M:
     """
     placed: M = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` into evaluation mode in this context; then each part of it returns to the mode it had."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,4 +1,4 @@
-"""The encoder of a pre-training run, ready to use, and what its checkpoint says about it."""
+"""The encoder of a pre-training run and the classifier of a fine-tuned one, ready to use."""
 
 import shlex
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from siamusic_fast.config import CHECKPOINTS
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
-from siamusic_fast.models.networks import Encoder
+from siamusic_fast.models.networks import Classifier, Encoder
+from siamusic_fast.models.run_checks import check_run, find_classifier
 from siamusic_fast.models.run_files import BEST, Checkpoints
 
 
@@ -28,6 +29,34 @@ def load_encoder(run: Path | str, checkpoint: str = "last", device: torch.device
     another name of a checkpoint.
     """
     return load_pretrained(Path(run), checkpoint).build_encoder(torch.device(device))
+
+
+def load_classifier(run: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """Return the classifier of `run`, on `device` and in evaluation mode.
+
+    `run` is a pre-training run that was fine-tuned, or the folder of a classifier. Raises `DataError` if
+    there is none, or if its file is damaged or of another format.
+    """
+    classifier, _ = read_classifier(find_classifier(Path(run)), torch.device(device))
+    return classifier
+
+
+def read_classifier(path: Path, device: torch.device) -> tuple[Classifier, dict[str, Any]]:
+    """Return the classifier in the file `path`, and all values of the file."""
+    saved = checkpoint.load(path, "classifier")
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+        classifier = Classifier(
+            saved["backbone"],
+            len(saved["classes"]),
+            head=saved["head"],
+            features=saved["features"],
+            **saved["projection"],
+        )
+    classifier.classes = tuple(saved["classes"])
+    classifier.frontend = classifier.encoder.frontend = Frontend.load(saved["frontend"])
+    classifier.epoch = classifier.encoder.epoch = saved["epoch"]
+    classifier.load_state_dict(saved["model"])
+    return networks.place(classifier, device).eval(), saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +80,12 @@ class Pretrained:
     pretraining: dict[str, Any]
     """Configuration of the run as plain values."""
 
+    @property
+    def projection(self) -> dict[str, Any]:
+        """What `Classifier` needs to know to build the projector."""
+        config = settings.load_pretrain(self.pretraining)
+        return {"method": config.method, "width": config.width}
+
     def build_encoder(self, device: torch.device) -> Encoder:
         """Return the encoder with its weights, on `device` and in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
@@ -68,6 +103,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     """
     if which not in CHECKPOINTS:
         raise ConfigError(f"checkpoint = {which!r} is unknown: choose {' or '.join(CHECKPOINTS)}.")
+    check_run(run)
     checkpoints = Checkpoints(run)
     path = run / BEST if which == "best" else checkpoints.last
     if which == "best" and not path.is_file() and checkpoints.last.is_file():

@@ -15,15 +15,22 @@ from siamusic_fast.models import checkpoint
 
 CONFIG = "config.json"
 """The settings of a run or of a classifier, the shards that it was made from, and its number of processes."""
+LOG_FILE = "metrics.jsonl"
+"""The figures of a run, one JSON object per line."""
+CLASSIFIER = "classifier.pt"
+"""The classifier that fine-tuning keeps."""
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
+REPORT = "report.html"
+"""The page about a run."""
 
 _OF_BOTH = (
-    r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|plots|evaluate|\.lock|\.[\w-]+\.\w+\.tmp"
+    r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|(wandb|mlflow)\.id|plots|evaluate|export|\.lock|"
+    r"\.[\w-]+\.\w+\.tmp"
 )
 _OF_FINETUNING = r"finetune-checkpoint(-previous|-damaged)?\.pt"
 OF_RUNS = re.compile(
-    rf"{_OF_BOTH}|{_OF_FINETUNING}|checkpoint(-previous|-damaged)?\.pt|best\.pt|finetune|probe|\.job"
+    rf"{_OF_BOTH}|{_OF_FINETUNING}|checkpoint(-previous|-damaged)?\.pt|best\.pt|finetune|probe|report\.html|\.job"
 )
 """Names of what may be in the folder of a pre-training run, or of a classifier."""
 OF_CLASSIFIERS = re.compile(rf"{_OF_BOTH}|{_OF_FINETUNING}")
@@ -104,13 +111,13 @@ def new_folder(
     Raises DataError if the folder is in use by a job, is not empty without `force`, or holds a name that
     `own` does not match. Only what matches `own` is ever removed.
     """
-    _check_free(path, own, force)
+    check_free(path, own, force)
     path.mkdir(parents=True, exist_ok=True)
     if lock is not None:
         lock.take(path)
     elif is_locked(path):
         raise in_use(path)
-    _check_free(path, own, force)  # now that no other job changes it
+    check_free(path, own, force)  # now that no other job changes it
     for file in _contents(path) if force else ():
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
@@ -119,22 +126,22 @@ def new_folder(
     return path
 
 
-def _check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
+def check_free(path: Path, own: re.Pattern[str], force: bool) -> None:
     """Raise DataError unless the folder `path` is new, empty, or may be emptied because of `force`."""
     if not path.exists():
         return
     names = sorted(file.name for file in _contents(path)) if path.is_dir() else [path.name]
     foreign = [name for name in names if not own.fullmatch(name)]
+    if foreign:
+        kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
+        raise DataError(
+            f"{path} holds {foreign[0]!r}, which no {kind}: use another out (on the command line --out)."
+        )
     if names and not (force and path.is_dir()):
         resume, option = ("", "") if own is OF_RESULTS else ("go on with it by resume=True, ", " --resume,")
         raise DataError(
             f"{path} already exists and is not empty: use another out, {resume}or replace it by force=True "
             f"(on the command line --out,{option} or --force)."
-        )
-    if foreign:
-        kind = {OF_RUNS: "run has", OF_CLASSIFIERS: "classifier has", OF_RESULTS: "results have"}[own]
-        raise DataError(
-            f"{path} holds {foreign[0]!r}, which no {kind}: use another out (on the command line --out)."
         )
 
 

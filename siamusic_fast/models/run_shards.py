@@ -16,8 +16,6 @@ def shards_of_run(run: Path, data: ShardSet | Path | str | None = None) -> Shard
     """
     if data is not None:
         return data if isinstance(data, ShardSet) else find_shards(data)
-    if not run.is_dir():
-        raise DataError(f"no run {str(run)!r}: give the folder that pretrain or finetune made.")
     try:
         recorded = str(read_config(run)["data"])
     except (OSError, ValueError, KeyError):

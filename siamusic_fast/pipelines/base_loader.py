@@ -1,6 +1,5 @@
 """What all loaders share: their keyword arguments, epochs, resuming, and the threads behind them."""
 
-import importlib.util
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.config import BACKENDS, MAX_SEED
-from siamusic_fast.config.fields import Between, OneOf, check_value
+from siamusic_fast.config.fields import Between, check_value
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.estimate import check_length, estimate_frontend
+from siamusic_fast.pipelines.checks import check_backend, check_length
+from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.plan import Batch, Place, Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine, Prefetcher
 from siamusic_fast.pipelines.reader import Reader
@@ -218,12 +218,7 @@ class Loader(ABC, Generic[T]):
         """Raise `ConfigError` for an argument that cannot be."""
         if isinstance(self.splits, str) or not self.splits:
             raise ConfigError(f"splits = {self.splits!r} must be a list of names, such as ['training'].")
-        check_value("backend", self.backend, OneOf(BACKENDS))
-        if self.backend == "dali" and not _has_dali():
-            raise ConfigError(
-                "backend = 'dali', and DALI is not installed: `pip install nvidia-dali-cuda120`, or use "
-                "backend='torch' (on the command line --backend torch)."
-            )
+        check_backend(self.backend)
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype = {self.dtype} must be one of {', '.join(map(str, _DTYPES))}.")
         for name in ("batch_size", "loader_threads", "window"):
@@ -260,13 +255,6 @@ def _numbered_device(given: torch.device | str) -> torch.device:
             f"command line --gpus 0)."
         )
     return torch.device("cuda", index)
-
-
-def _has_dali() -> bool:
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # not even the package that it is in
-        return False
 
 
 def _engine(plan: Plan | TrackPlan, backend: str, device: torch.device, threads: int) -> Engine:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from siamusic_fast.config import SHORT_TRACKS, MelConfig
-from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.errors import DataError
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.checks import check_length
 from siamusic_fast.pipelines.plan import TrackPlan
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.torch.engine import TorchEngine, read_and_compute
-from siamusic_fast.pipelines.tracks import Tracks, open_tracks
+from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.frontends import read_frontends, write_frontends
 from siamusic_fast.shards.manifest import DamageError, ShardSet
@@ -55,18 +56,6 @@ def estimate_frontend(
     with contextlib.suppress(OSError):  # a shard set that cannot be written to serves as well
         write_frontends(shard_set.folder, [*kept, entry])
     return found
-
-
-def check_length(tracks: Tracks, mel: MelConfig) -> None:
-    """Raise `ConfigError` if a crop of `mel` is longer than every one of `tracks`."""
-    seconds = int(tracks.samples.max()) / tracks.shard_set.sample_rate
-    if seconds < mel.samples / mel.sample_rate:
-        fitting = math.floor(10 * seconds) / 10
-        raise ConfigError(
-            f"seconds = {mel.seconds:g} makes crops that are longer than the longest track in "
-            f"{tracks.shard_set.folder}, {seconds:.1f} s: use {fitting:g} or less (on the command line "
-            f"--seconds {fitting:g})."
-        )
 
 
 def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Frontend:

@@ -138,8 +138,8 @@ class GridDistortion(ImageAugmentation):
     def check(self, mel: MelConfig) -> None:
         if self.steps > min(mel.n_mels, mel.frames):
             raise ConfigError(
-                f"steps = {self.steps} of GridDistortion are more than the image has pixels: "
-                f"{mel.n_mels} x {mel.frames}."
+                f"steps = {self.steps} of GridDistortion must be at most {min(mel.n_mels, mel.frames)}: the "
+                f"image has {mel.n_mels} x {mel.frames} pixels."
             )
 
     def draw(self, rng: RandomNumbers, mel: MelConfig) -> Warp:

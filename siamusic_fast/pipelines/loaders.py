@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from siamusic_fast.config import CROPS
-from siamusic_fast.config.fields import Between, OneOf, check_value
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.base_loader import Loader
+from siamusic_fast.pipelines.checks import check_crops
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
 from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
 from siamusic_fast.pipelines.tracks import Tracks, with_label_fraction
@@ -62,9 +62,10 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
         )
         if self.batch_size > available:
             shared = f" that each of {self.world_size} processes gets" if self.world_size > 1 else ""
+            fitting = f"{available} or less" if available > 1 else "1"
             raise ConfigError(
                 f"batch_size = {self.batch_size} does not fit the {available} tracks{shared}: use "
-                f"{available} or less (on the command line --batch-size {available})."
+                f"{fitting} (on the command line --batch-size {available})."
             )
         return plan
 
@@ -166,24 +167,11 @@ def covering_crops(tracks: Tracks, frontend: Frontend, crops: int | None) -> int
     return crops or min(-(-int(tracks.samples.max()) // samples), MAX_CROPS)
 
 
-def check_crops(crops: str, max_distance: float | None) -> None:
-    """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
-    check_value("crops", crops, OneOf(CROPS))
-    if max_distance is None:
-        return
-    check_value("max_distance", max_distance, Between(0))
-    if crops != "independent":
-        raise ConfigError(
-            f"max_distance = {max_distance:g} s is for crops = 'independent' only (on the command line "
-            f"--crops independent)."
-        )
-
-
 def _tracks_per_process(tracks: Tracks, world_size: int) -> int:
     """Return how many tracks every process gets at least; raise `ConfigError` if that is none."""
     if len(tracks) < world_size:
         raise ConfigError(
             f"{tracks.shard_set.folder} has {len(tracks)} such tracks, too few for {world_size} "
-            f"processes: use {len(tracks)}."
+            f"processes: use {len(tracks)} (on the command line --gpus or --procs)."
         )
     return len(tracks) // world_size

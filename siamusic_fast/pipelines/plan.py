@@ -226,9 +226,12 @@ class TrackPlan:
         tracks = np.arange(first, min(first + self.batch_size, self._end))
         rows = np.repeat(tracks, self.crops)
         spare = lengthened(self.tracks.samples[rows], self.frontend, self.rate) - self.crop_samples
-        positions = [0.5] if self.crops == 1 else np.linspace(0, 1, self.crops)
         samples = np.full(len(rows), self.crop_samples)
-        spans = Spans(tracks=rows, starts=nearest(np.tile(positions, len(tracks)), spare), samples=samples)
+        spans = Spans(
+            tracks=rows,
+            starts=nearest(np.tile(even_positions(self.crops), len(tracks)), spare),
+            samples=samples,
+        )
         view = View(starts=np.zeros(len(rows), dtype=np.int64), samples=samples)
         return Batch(place=place, tracks=tracks, spans=(spans,), views=(view,))
 
@@ -242,6 +245,11 @@ def lengthened(samples: Array, frontend: Frontend, rate: int) -> Array:
     if frontend.short_tracks == "pad":
         return np.maximum(samples, crop)
     return np.asarray(samples * np.maximum(-(-crop // np.maximum(samples, 1)), 1))
+
+
+def even_positions(crops: int) -> Array:
+    """Return where so many crops of a track are cut, evenly spaced from its start, 0, to its end, 1."""
+    return np.array([0.5]) if crops == 1 else np.linspace(0, 1, crops)
 
 
 def nearest(positions: Array, spare: Array) -> Array:

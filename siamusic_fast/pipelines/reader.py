@@ -60,29 +60,19 @@ class Reader:
             crops = [(start, row[:samples]) for _, start, samples, row in group]
             if self._tracks.shard_set.codec == "wav":
                 for start, crop in crops:
-                    self._fill(crop, start, int(self._tracks.samples[track]), partial(self._pread, track))
+                    fill_crop(
+                        crop,
+                        start,
+                        int(self._tracks.samples[track]),
+                        partial(self._pread, track),
+                        self._repeats,
+                    )
             else:
                 self._decode(track, crops)
 
     def close(self) -> None:
         """Close the tars; they are opened again when they are read again."""
         self._tar.cache_clear()
-
-    def _fill(self, crop: Array, start: int, length: int, read: Callable[[int, Array], None]) -> None:
-        """Fill `crop` from sample `start` on of a track of `length` samples, lengthened if it is too short.
-
-        `read` fills an array from a sample of the track on.
-        """
-        if start + len(crop) <= length:
-            read(start, crop)
-        elif self._repeats:
-            whole = np.empty(length, dtype=np.int16)
-            read(0, whole)
-            crop[:] = np.take(whole, np.arange(start, start + len(crop)), mode="wrap")
-        else:
-            audible = max(length - start, 0)
-            read(start, crop[:audible])
-            crop[audible:] = 0
 
     def _pread(self, track: int, start: int, out: Array) -> None:
         offset = int(self._tracks.offset[track]) + WAV_HEADER + 2 * start
@@ -103,7 +93,7 @@ class Reader:
                     if len(decoded) < end - begin:
                         raise self._tracks.damaged(track, f"{len(decoded)} of {end - begin} samples decode")
                     for start, crop in members:
-                        self._fill(crop, start, length, partial(_copy, decoded, begin))
+                        fill_crop(crop, start, length, partial(_copy, decoded, begin), self._repeats)
         except soundfile.LibsndfileError as error:
             raise self._tracks.damaged(track, error.error_string.rstrip(".")) from error
 
@@ -123,6 +113,25 @@ class Reader:
             if count == 0:
                 raise self._tracks.damaged(track, f"the tar ends at byte {offset + done}")
             done += count
+
+
+def fill_crop(
+    crop: Array, start: int, length: int, read: Callable[[int, Array], None], repeats: bool
+) -> None:
+    """Fill `crop` from sample `start` on of a track of `length` samples, lengthened if it is too short.
+
+    `read` fills an array from a sample of the track on. A short track `repeats`, or is followed by silence.
+    """
+    if start + len(crop) <= length:
+        read(start, crop)
+    elif repeats:
+        whole = np.empty(length, dtype=np.int16)
+        read(0, whole)
+        crop[:] = np.take(whole, np.arange(start, start + len(crop)), mode="wrap")
+    else:
+        audible = max(length - start, 0)
+        read(start, crop[:audible])
+        crop[audible:] = 0
 
 
 class _Tar:

@@ -40,6 +40,9 @@ class Tracks:
     """Length of the audio, in samples, int64."""
     labels: Array | None = None
     """Index of the class in `shard_set.classes`, -1 for none, int64. None if not asked for."""
+    tags: Array | None = None
+    """1 where a track has a tag and 0 where it has not, [tracks, tags], uint8, in the order of
+    `shard_set.tags`. None if labels are not asked for."""
     names: tuple[str, ...] = ()
     """Name of each track; segments of a track share its name. Empty if not asked for."""
 
@@ -73,7 +76,7 @@ class Tracks:
 def open_tracks(
     shard_set: ShardSet, splits: Sequence[str], *, labelled_only: bool = False, labels: bool = False
 ) -> Tracks:
-    """Return the tracks of `splits`; with `labels`, their classes and names too.
+    """Return the tracks of `splits`; with `labels`, their classes, tags and names too.
 
     Compares every index and tracks.csv with its checksum in the manifest, and the first and the last sample
     of every tar with its index. Raises `DataError` if something does not fit, and for a split without
@@ -98,6 +101,7 @@ def open_tracks(
         cls_offset=np.concatenate([index.cls_offset for index in indices]),
         samples=table.samples if table and shard_set.codec != "wav" else (size - WAV_HEADER) // 2,
         labels=table.labels if table and labels else None,
+        tags=table.tags if table and labels else None,
         names=tuple(table.track_ids) if table and labels else (),
     )
 

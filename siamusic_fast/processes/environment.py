@@ -1,8 +1,12 @@
-"""Which process this is, as environment variables of torch's launcher or of SLURM say."""
+"""Which process this is, as variables of torch's launcher or of SLURM say, and how many GPUs there are."""
 
+import ctypes
 import os
 import re
+import sys
 from collections.abc import Mapping
+
+from siamusic_fast.errors import ConfigError, DeviceError
 
 _FIRST_PORT = 20_000
 _PORTS = 20_000
@@ -23,6 +27,61 @@ def is_leader() -> bool:
 def starts_again() -> bool:
     """Whether torchrun starts this process again if one of its processes dies."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def processes_wanted(gpus: int | None = None, procs: int | None = None) -> int:
+    """Return how many processes `launch` would have, or raise its errors."""
+    if environment := launched_environment():
+        check_gpus(gpus and 1)
+        return int(environment["WORLD_SIZE"])
+    found = check_gpus(gpus)
+    if found and procs not in (None, found):
+        raise ConfigError(
+            f"procs = {procs} does not fit gpus = {gpus}: each GPU has one process; leave procs out "
+            f"(on the command line --procs)."
+            if gpus
+            else f"procs = {procs} asks for processes on the CPU, and a GPU is visible: add gpus=0 (on "
+            f"the command line --gpus 0)."
+        )
+    return found or procs or 1
+
+
+def check_gpus(gpus: int | None) -> int:
+    """Return how many GPUs `gpus` means, or raise DeviceError if there are not so many."""
+    if gpus == 0:
+        return 0
+    visible = visible_gpus()
+    if gpus is None:
+        return min(visible, 1)
+    if gpus > 0 and visible == 0:
+        raise DeviceError(
+            f"gpus = {gpus} asks for a GPU and none is visible: use 0 for the CPU (on the command line "
+            f"--gpus 0)."
+        )
+    if gpus > visible:
+        raise DeviceError(
+            f"gpus = {gpus} asks for more than the {visible} visible: use {visible} (on the command line "
+            f"--gpus {visible})."
+        )
+    return gpus
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs torch can use; it is imported only if there is a driver or it is there already."""
+    if "torch" not in sys.modules and not _has_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _has_driver() -> bool:
+    """Whether the library is there without which torch finds no GPU."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def on_one_machine() -> bool:

@@ -23,7 +23,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
 from siamusic_fast.processes import loopback
-from siamusic_fast.processes.environment import launched_environment, on_one_machine
+from siamusic_fast.processes.environment import (
+    check_gpus,
+    launched_environment,
+    on_one_machine,
+    processes_wanted,
+    visible_gpus,
+)
 from siamusic_fast.processes.failures import (
     WorkerError,
     error_from_words,
@@ -69,7 +75,7 @@ def launch(
     memory; WorkerError if it failed in another way; Stopped after a request to stop. No process is left.
     """
     processes = processes_wanted(gpus, procs)
-    on_gpu = gpus != 0 and torch.cuda.device_count() > 0
+    on_gpu = gpus != 0 and visible_gpus() > 0
     if environment := launched_environment():
         if max_restarts:
             raise ConfigError(
@@ -84,26 +90,9 @@ def launch(
     return _start(function, processes, on_gpu, max_restarts)
 
 
-def processes_wanted(gpus: int | None = None, procs: int | None = None) -> int:
-    """Return how many processes `launch` would have, or raise its errors."""
-    if environment := launched_environment():
-        _check_gpus(gpus and 1)
-        return int(environment["WORLD_SIZE"])
-    found = _check_gpus(gpus)
-    if found and procs not in (None, found):
-        raise ConfigError(
-            f"procs = {procs} does not fit gpus = {gpus}: each GPU has one process; leave procs out "
-            f"(on the command line --procs)."
-            if gpus
-            else f"procs = {procs} asks for processes on the CPU, and a GPU is visible: add gpus=0 (on "
-            f"the command line --gpus 0)."
-        )
-    return found or procs or 1
-
-
 def device_for(gpus: int | None) -> torch.device:
     """Return the device of work that one process does; `gpus` is 0, 1, or `None`: a GPU if there is one."""
-    found = _check_gpus(gpus)
+    found = check_gpus(gpus)
     if found > 1:
         raise ConfigError(f"gpus = {found} is too many, one is used: give 1 (on the command line --gpus 1).")
     return _device(0, on_gpu=found > 0)
@@ -245,24 +234,6 @@ def _device(index: int, on_gpu: bool) -> torch.device:
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     return device
-
-
-def _check_gpus(gpus: int | None) -> int:
-    """Return how many GPUs `gpus` means, or raise DeviceError if there are not so many."""
-    visible = torch.cuda.device_count()
-    if gpus is None:
-        return min(visible, 1)
-    if gpus > 0 and visible == 0:
-        raise DeviceError(
-            f"gpus = {gpus} asks for a GPU and none is visible: use 0 for the CPU (on the command line "
-            f"--gpus 0)."
-        )
-    if gpus > visible:
-        raise DeviceError(
-            f"gpus = {gpus} asks for more than the {visible} visible: use {visible} (on the command line "
-            f"--gpus {visible})."
-        )
-    return gpus
 
 
 def _failure(error: ChildFailedError) -> BaseException:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from time import monotonic, sleep
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from siamusic_fast.errors import DataError, SiamusicError
@@ -74,7 +76,7 @@ def run_in_processes(
     """
     workers: list[_Worker[Job]] = []
     try:
-        with _ctrl_c_held_back(), children_end_with_this_process():
+        with _ctrl_c_held_back(), _main_module_hidden(), children_end_with_this_process():
             workers.extend(_Worker(function) for _ in range(min(max(1, procs), len(jobs))))
         _run(workers, jobs, procs, [0] * counters, on_counts)
     finally:
@@ -190,6 +192,20 @@ def end_with_parent(grace_seconds: float = 0.0) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Let processes that start in the context import what their jobs need, and not the program that runs.
+
+    It may take seconds to import, or be a script that would start its work again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from siamusic_fast.processes.failures import error_to_words, repeated_from_leader
@@ -126,6 +127,19 @@ class World:
         data = torch.frombuffer(bytearray(sent or int(size)), dtype=torch.uint8)
         dist.broadcast(data, source, group=self.cpu_group)
         return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+
+def rows_of_all(values: Tensor) -> Tensor:
+    """Return the rows of `values` [B, d] of all processes, by rank: [processes * B, d].
+
+    Gradients flow back to the process that each row is from. Every process must have as many rows.
+    """
+    if not dist.is_initialized():
+        return values
+    parts = values.new_zeros(dist.get_world_size(), *values.shape)
+    parts[dist.get_rank()] = values
+    total: Tensor = all_reduce(parts)  # type: ignore[no-untyped-call]
+    return total.flatten(0, 1)
 
 
 def gradients_kept_apart(model: nn.Module, apart: bool) -> AbstractContextManager[None]:

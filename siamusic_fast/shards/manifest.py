@@ -20,7 +20,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, open_regular
 from siamusic_fast.shards.sealed import read_sealed, write_sealed
 
-MANIFEST_FORMAT = 3
+MANIFEST_FORMAT = 4
 MANIFEST = "manifest.json"
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
@@ -73,6 +73,8 @@ class ShardSet:
     """Sample rate of the audio in Hz."""
     classes: tuple[str, ...]
     """Names of the classes. The label of a track is the place of its class in here, or -1."""
+    tags: tuple[str, ...]
+    """Names of the tags in alphabetical order; a track has any number of them."""
     seed: Annotated[int, Between(0, MAX_SEED)]
     """Seed of the shuffle."""
     min_seconds: Annotated[float, Between(0)]
@@ -126,9 +128,11 @@ def find_folder(data: str | Path, data_dir: Path = Path("data")) -> Path:
     for folder in (Path(data), data_dir / "shards" / data):
         if (folder / MANIFEST).exists():
             return folder
+    from siamusic_fast.shards.no_shards import remedy  # only here: it looks for audio
+
     raise DataError(
         f"no shards {str(data)!r}: neither {Path(data)} nor {data_dir / 'shards' / data} has a {MANIFEST}; "
-        f"`siamusic-fast shard {Path(data).name or data}` makes them."
+        f"{remedy(data, data_dir)}."
     )
 
 
@@ -283,9 +287,10 @@ def _check_values(shard_set: ShardSet) -> None:
 def _check_splits_and_classes(shard_set: ShardSet) -> None:
     if len(shard_set.classes) > _MAX_CLASSES:
         raise ValueError(f"it has {len(shard_set.classes)} classes, and there are at most {_MAX_CLASSES}")
-    for name, count in Counter(shard_set.classes).items():
-        if count > 1 or not name:
-            raise ValueError(f"it has the class {name!r} {count} times")
+    for kind, names in (("class", shard_set.classes), ("tag", shard_set.tags)):
+        for name, count in Counter(names).items():
+            if count > 1 or not name:
+                raise ValueError(f"it has the {kind} {name!r} {count} times")
     for split, shards in shard_set.splits.items():
         if split not in SPLITS or not shards:
             raise ValueError(f"it has the split {split!r} of {len(shards)} shards")

@@ -97,13 +97,19 @@ def pack(
     """
     folder = Path(folder)
     check_free(folder, force)
-    found = scan(corpus, open_store(corpus.folder), progress)
+    store = open_store(corpus.folder, corpus.in_tables)
+    found = scan(corpus, store, progress)
     if not found.tracks:
         raise DataError(
             f"{corpus.folder} holds none of the {len(corpus.tracks)} tracks of {corpus.name}, such as "
             f"{corpus.tracks[0].path}: {_in_words(Counter(reject.reason for reject in found.rejects))}."
         )
-    plans = plan_shards(found.tracks, tracks_per_shard=config.tracks_per_shard, seed=config.seed)
+    plans = plan_shards(
+        found.tracks,
+        tracks_per_shard=config.tracks_per_shard,
+        seed=config.seed,
+        block=store.block if corpus.in_tables else None,
+    )
     inputs = fingerprint(corpus, found, len(plans), dataclasses.asdict(config))
     sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
     labels = {genre: label for label, genre in enumerate(corpus.classes)}
@@ -113,6 +119,7 @@ def pack(
             shards = [
                 ShardToPack(
                     audio=corpus.folder,
+                    in_tables=corpus.in_tables,
                     folder=folder,
                     plan=plan,
                     sizes=tuple(sizes[track.path] for track in plan.tracks),
@@ -226,6 +233,7 @@ def _write_tables(
         codec=config.codec,
         sample_rate=config.sample_rate,
         classes=corpus.classes,
+        tags=corpus.tags,
         seed=config.seed,
         min_seconds=config.min_seconds,
         splits={split: tuple(shards) for split, shards in splits.items()},

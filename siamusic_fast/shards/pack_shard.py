@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siamusic_fast.audio.corpus import Track
-from siamusic_fast.audio.decode import REASONS, AudioError, DecodeConfig, Decoded, decode_planned
+from siamusic_fast.audio.decode import (
+    REASONS,
+    AudioError,
+    DecodeConfig,
+    Decoded,
+    decode_planned,
+    failures_of,
+)
 from siamusic_fast.audio.pcm import is_silent, peak
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.store import open_store
@@ -28,6 +35,8 @@ class ShardToPack:
 
     audio: Path
     """Folder or zip of the corpus."""
+    in_tables: bool = False
+    """Whether the tracks are rows of Parquet or Arrow files."""
     folder: Path
     """Folder of the shard set."""
     plan: ShardPlan
@@ -77,7 +86,7 @@ def _fit_segments(
     job: ShardToPack, tracks: list[PackedTrack], rejects: list[Reject], count: Count
 ) -> Iterator[Segment]:
     """Yield the segments that are fit, and add every track to `tracks` or `rejects`."""
-    store = open_store(job.audio)
+    store = open_store(job.audio, job.in_tables)
     for track, size in zip(job.plan.tracks, job.sizes, strict=True):
         counts = Counter({"files": 1})
         try:
@@ -99,28 +108,34 @@ def _fit_segments(
 
 def _segments(job: ShardToPack, track: Track, decoded: Decoded) -> Iterator[tuple[Segment, PackedTrack]]:
     """Yield the segments of `track` that are not silent, or all of it, each with its row of tracks.csv."""
-    pcm, promised = decoded.pcm, decoded.seconds_promised
-    rate, whole = job.encoding.sample_rate, job.max_seconds is None
+    pcm, rate = decoded.pcm, job.encoding.sample_rate
     for number, piece in enumerate(cut(pcm.length, rate, job.demands.min_seconds, job.max_seconds)):
-        part = pcm.read(piece.start, piece.stop)
-        if len(part) < pcm.length and is_silent(peak(part)):
-            continue
-        segment = Segment(
-            key=track.key if whole else f"{track.key}-{number:04d}",
-            track=track,
-            label=job.labels.get(track.genre, -1),
-            pcm=part,
-            offset=None if whole else piece.start / rate,
-        )
-        row = table_row(
-            segment,
-            job.plan.stem,
-            rate,
-            clipped=int(((piece.start <= pcm.clipped) & (pcm.clipped < piece.stop)).sum()),
-            seconds_promised=promised,
-            seconds_missing=max(0.0, (promised or 0.0) - decoded.seconds),
-            damaged_packets=decoded.damaged_packets,
-            channel=decoded.downmix.channel,
-            gain=decoded.downmix.gain,
-        )
+        with failures_of(track.path):
+            part = pcm.read(piece.start, piece.stop)
+            if len(part) < pcm.length and is_silent(peak(part)):
+                continue
+            segment = Segment(
+                key=track.key if job.max_seconds is None else f"{track.key}-{number:04d}",
+                track=track,
+                label=job.labels.get(track.genre, -1),
+                pcm=part,
+                content=job.encoding.encode(part),
+                offset=None if job.max_seconds is None else piece.start / rate,
+            )
+            row = _row(job, segment, piece, decoded)
         yield segment, row
+
+
+def _row(job: ShardToPack, segment: Segment, piece: range, decoded: Decoded) -> PackedTrack:
+    clipped, promised = decoded.pcm.clipped, decoded.seconds_promised
+    return table_row(
+        segment,
+        job.plan.stem,
+        job.encoding.sample_rate,
+        clipped=int(((piece.start <= clipped) & (clipped < piece.stop)).sum()),
+        seconds_promised=promised,
+        seconds_missing=max(0.0, (promised or 0.0) - decoded.seconds),
+        damaged_packets=decoded.damaged_packets,
+        channel=decoded.downmix.channel,
+        gain=decoded.downmix.gain,
+    )

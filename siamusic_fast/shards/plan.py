@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from siamusic_fast.audio.corpus import SPLITS, Track
@@ -21,10 +21,17 @@ class ShardPlan:
     """Its tracks, in the order of the shard."""
 
 
-def plan_shards(tracks: Iterable[Track], *, tracks_per_shard: int, seed: int) -> tuple[ShardPlan, ...]:
+def plan_shards(
+    tracks: Iterable[Track],
+    *,
+    tracks_per_shard: int,
+    seed: int,
+    block: Callable[[str], str] | None = None,
+) -> tuple[ShardPlan, ...]:
     """Assign `tracks` to shards, shuffled within each split. Labelled and unlabelled tracks share no shard.
 
     The order is that of a hash of seed and key: the same on every machine, whatever the order of `tracks`.
+    Tracks whose paths `block` puts into one block stay together, in an order of their own.
     The shards of a group differ by one track at most, and none has more than `tracks_per_shard`.
     """
     groups: dict[tuple[int, bool], list[Track]] = defaultdict(list)
@@ -32,7 +39,9 @@ def plan_shards(tracks: Iterable[Track], *, tracks_per_shard: int, seed: int) ->
         groups[SPLITS.index(track.split), track.genre == ""].append(track)
     plans = []
     for (split, unlabelled), members in sorted(groups.items()):
-        members.sort(key=lambda track: _hash(seed, track.key))
+        members.sort(
+            key=lambda track: (_hash(seed, block(track.path)) if block else b"", _hash(seed, track.key))
+        )
         stem = f"{SPLITS[split]}-unlabelled" if unlabelled else SPLITS[split]
         count = -(-len(members) // tracks_per_shard)
         edges = [len(members) * shard // count for shard in range(count + 1)]

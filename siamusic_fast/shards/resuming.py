@@ -98,7 +98,7 @@ def fingerprint(
         digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
 
     for track, size, stamp in zip(found.tracks, found.sizes, found.stamps, strict=True):
-        add(track.key, track.path, track.split, track.genre, size, stamp)
+        add(track.key, track.path, track.split, track.genre, size, stamp, *track.tags)
     for reject in found.rejects:
         add(reject.path, reject.reason, reject.detail)
     add(*corpus.classes)
@@ -180,7 +180,7 @@ def read_result(folder: Path, stem: str) -> ShardResult:
     values = json.loads(read_regular(folder / UNFINISHED / f"{stem}.json", LIST_LIMIT))
     return ShardResult(
         shard=Shard(**values["shard"]) if values["shard"] else None,
-        tracks=tuple(PackedTrack(**track) for track in values["tracks"]),
+        tracks=tuple(PackedTrack(**track | {"tags": tuple(track["tags"])}) for track in values["tracks"]),
         rejects=tuple(Reject(**reject) for reject in values["rejects"]),
     )
 

@@ -32,6 +32,8 @@ class SplitSummary:
     """Number of tracks of every class of the shard set, in their order."""
     unlabelled: int
     """Number of tracks without a class."""
+    tags: dict[str, int]
+    """Number of tracks with every tag of the shard set, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,10 @@ class Summary:
         """Return how many tracks of all splits are of this class."""
         return sum(split.classes[name] for split in self.splits.values())
 
+    def with_tag(self, name: str) -> int:
+        """Return how many tracks of all splits have this tag."""
+        return sum(split.tags[name] for split in self.splits.values())
+
     @property
     def unlabelled(self) -> int:
         """Number of tracks without a class."""
@@ -57,10 +63,12 @@ class Summary:
 def summarize(shard_set: ShardSet) -> Summary:
     """Count what is in `shard_set` by its manifest and tracks.csv. Raises `DataError` if that is damaged."""
     classes: dict[str, Counter[str]] = defaultdict(Counter)
+    tags: dict[str, Counter[str]] = defaultdict(Counter)
     seconds: dict[str, float] = defaultdict(float)
     audio: Counter[bytes] = Counter()
     for track in read_tracks(shard_set.folder):
         classes[track.split][track.genre] += 1
+        tags[track.split].update(track.tags)
         seconds[track.split] += track.seconds
         audio[bytes.fromhex(track.sha256)] += 1
     splits = {
@@ -71,6 +79,7 @@ def summarize(shard_set: ShardSet) -> Summary:
             bytes=sum(shard.bytes for shard in shards),
             classes={name: classes[split][name] for name in shard_set.classes},
             unlabelled=classes[split][""],
+            tags={name: tags[split][name] for name in shard_set.tags},
         )
         for split, shards in shard_set.splits.items()
     }

@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from siamusic_fast.audio.corpus import TAG_SEPARATOR
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.files import TABLE_LIMIT, atomic_write, open_regular
 from siamusic_fast.shards.manifest import REJECTED, TRACKS, naming_damage
 
-_REJECT_COLUMNS = ("path", "reason", "detail")
+REJECT_COLUMNS = ("path", "reason", "detail")
 _MEAN = "mean"
 """Text of the column `channel` for the mean of all channels."""
 
@@ -52,12 +53,19 @@ class PackedTrack:
     """Channel that was taken because all channels together cancel each other; None for their mean."""
     gain: float = 1.0
     """Factor on every sample of a track that would have been clipped throughout."""
+    tags: tuple[str, ...] = ()
+    """Tags of the track, in alphabetical order."""
 
 
 def _checked_sha256(text: str) -> str:
     if len(bytes.fromhex(text)) != 32:
         raise ValueError(f"{text!r} is no SHA-256")
     return text
+
+
+def tags_in_cell(cell: str) -> tuple[str, ...]:
+    """Return the tags in a cell of the column `tags`."""
+    return tuple(cell.split(TAG_SEPARATOR)) if cell else ()
 
 
 _Format = tuple[Callable[[Any], str], Callable[[str], Any]]
@@ -72,6 +80,7 @@ _FORMATS: dict[str, _Format] = {
         lambda value: "" if value is None else f"{value:.3f}",
         lambda text: float(text) if text else None,
     ),
+    "tags": (TAG_SEPARATOR.join, tags_in_cell),
     "channel": (
         lambda value: _MEAN if value is None else str(value),
         lambda text: None if text == _MEAN else int(text),
@@ -94,7 +103,7 @@ def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
 def write_rejects(folder: Path, rejects: Iterable[Reject]) -> None:
     """Write rejected.csv in the order of the paths."""
     rows = ((r.path, r.reason, r.detail) for r in sorted(rejects, key=lambda reject: reject.path))
-    write_table(folder / REJECTED, _REJECT_COLUMNS, rows)
+    write_table(folder / REJECTED, REJECT_COLUMNS, rows)
 
 
 def read_tracks(folder: Path) -> Iterator[PackedTrack]:
@@ -109,7 +118,7 @@ def read_tracks(folder: Path) -> Iterator[PackedTrack]:
 
 def read_rejects(folder: Path) -> Iterator[Reject]:
     """Yield the rows of rejected.csv in `folder`. Raises `DamageError` as `read_tracks` does."""
-    with open_table(folder / REJECTED, _REJECT_COLUMNS) as rows:
+    with open_table(folder / REJECTED, REJECT_COLUMNS) as rows:
         for row in rows:
             yield Reject(*row)
 

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siamusic_fast.shards.manifest import TRACKS, Shard, ShardSet, check_tracks
-from siamusic_fast.shards.tables import TRACK_COLUMNS, open_table
+from siamusic_fast.shards.tables import TRACK_COLUMNS, open_table, tags_in_cell
 
-_TRACK_ID, _CLASS, _SAMPLES, _SHARD = map(TRACK_COLUMNS.index, ("track_id", "class", "samples", "shard"))
+_TRACK_ID, _CLASS, _SAMPLES, _SHARD, _TAGS = map(
+    TRACK_COLUMNS.index, ("track_id", "class", "samples", "shard", "tags")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class TrackTable:
 
     labels: NDArray[np.int64]
     """Label of each, [tracks]: the place of its class in `ShardSet.classes`, -1 for none."""
+    tags: NDArray[np.uint8]
+    """1 where a track has a tag and 0 where it has not, [tracks, tags], in the order of `ShardSet.tags`."""
     samples: NDArray[np.int64]
     """Length of the audio of each in samples, [tracks], at the sample rate of the shard set."""
     track_ids: list[str]
@@ -36,24 +40,28 @@ def read_track_table(shard_set: ShardSet, shards: Sequence[Shard]) -> TrackTable
     check_tracks(shard_set)
     wanted = {shard.file: shard for shard in shards}
     labels = {"": -1} | {name: label for label, name in enumerate(shard_set.classes)}
+    tags = {name: place for place, name in enumerate(shard_set.tags)}
     parts: dict[str, TrackTable] = {}
     with open_table(shard_set.path(TRACKS), TRACK_COLUMNS) as table:
         for name, rows in itertools.groupby(table, key=itemgetter(_SHARD)):
             if name in parts:
                 raise ValueError(f"its rows on {name} are not together")
             if name in wanted:
-                parts[name] = _part(wanted[name], list(rows), labels)
+                parts[name] = _part(wanted[name], list(rows), labels, tags)
         for name in wanted.keys() - parts.keys():
             raise ValueError(f"it has no row on {name}")
     found = [parts[shard.file] for shard in shards]
     return TrackTable(
         labels=np.concatenate([part.labels for part in found]),
+        tags=np.concatenate([part.tags for part in found]),
         samples=np.concatenate([part.samples for part in found]),
         track_ids=[track_id for part in found for track_id in part.track_ids],
     )
 
 
-def _part(shard: Shard, rows: list[list[str]], label_of: dict[str, int]) -> TrackTable:
+def _part(
+    shard: Shard, rows: list[list[str]], label_of: dict[str, int], place_of: dict[str, int]
+) -> TrackTable:
     """Return what the rows on one shard say. Raises `ValueError` if they do not fit its manifest entry."""
     if len(rows) != shard.tracks:
         raise ValueError(f"it has {len(rows)} rows on {shard.file}, the manifest says {shard.tracks} tracks")
@@ -70,6 +78,19 @@ def _part(shard: Shard, rows: list[list[str]], label_of: dict[str, int]) -> Trac
         )
     return TrackTable(
         labels=labels,
+        tags=_tag_matrix(shard, rows, place_of),
         samples=np.array([int(row[_SAMPLES]) for row in rows], dtype=np.int64),
         track_ids=[row[_TRACK_ID] for row in rows],
     )
+
+
+def _tag_matrix(shard: Shard, rows: list[list[str]], place_of: dict[str, int]) -> NDArray[np.uint8]:
+    matrix = np.zeros((len(rows), len(place_of)), np.uint8)
+    for number, row in enumerate(rows):
+        for tag in tags_in_cell(row[_TAGS]):
+            if tag not in place_of:
+                raise ValueError(
+                    f"it says {tag!r} in {shard.file}, which is none of the tags of the manifest"
+                )
+            matrix[number, place_of[tag]] = 1
+    return matrix

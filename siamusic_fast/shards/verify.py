@@ -245,6 +245,7 @@ def _track_problems(job: ShardToVerify, track: _StoredTrack, row: PackedTrack | 
     expected: dict[str, object] = {"split": job.split, "sample_rate": shard_set.sample_rate}
     if row:
         expected |= {"track_id": row.track_id, "genre": row.genre, "source": row.path}
+        expected |= {"tags": list(row.tags)}
     if track.samples < 0:
         yield f"its {shard_set.codec} header is not that of mono audio at {shard_set.sample_rate} Hz"
     else:
@@ -255,6 +256,9 @@ def _track_problems(job: ShardToVerify, track: _StoredTrack, row: PackedTrack | 
     for name, value in expected.items():
         if track.about.get(name) != value:
             yield f"its description says {name} {track.about.get(name)!r}, expected {value!r}"
+    tags = track.about.get("tags")
+    if unknown := set(tags if isinstance(tags, list) else ()).difference(shard_set.tags):
+        yield f"its tag {min(unknown)!r} is not in the manifest"
     label = shard_set.classes.index(genre) if genre in shard_set.classes else -1
     if track.cls != b"%05d" % label:
         yield f"its label is {track.cls!r}, that of its class {genre!r} is {label:05d}"
@@ -330,7 +334,7 @@ def _read_rows(job: ShardToVerify) -> dict[str, PackedTrack] | None:
     if job.rows is None:
         return None
     rows = json.loads(job.rows.read_text()) if job.rows.exists() else []
-    return {row["key"]: PackedTrack(**row) for row in rows}
+    return {row["key"]: PackedTrack(**row | {"tags": tuple(row["tags"])}) for row in rows}
 
 
 def _known(shard_set: ShardSet) -> set[str]:

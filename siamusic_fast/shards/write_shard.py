@@ -31,6 +31,8 @@ class Segment:
     """Label of its class, -1 for none."""
     pcm: npt.NDArray[np.int16]
     """Audio, [samples]."""
+    content: tuple[bytes | memoryview, ...]
+    """File that holds the audio, in parts, see `Encoding.encode`."""
     offset: float | None = None
     """Second of the track at which it begins; None for a whole track."""
 
@@ -73,6 +75,7 @@ def table_row(segment: Segment, stem: str, sample_rate: int, **decoding: Any) ->
         offset=segment.offset or 0.0,
         split=segment.track.split,
         genre=segment.track.genre,
+        tags=segment.track.tags,
         seconds=len(segment.pcm) / sample_rate,
         samples=len(segment.pcm),
         shard=f"{stem}.tar",
@@ -89,12 +92,13 @@ def _add_segment(tar: TarWriter, segment: Segment, encoding: Encoding) -> list[M
         "samples": len(segment.pcm),
         "source": segment.track.path,
         "split": segment.track.split,
+        "tags": segment.track.tags,
         "track_id": segment.track.key,
     }
     if segment.offset is not None:
         about["offset"] = segment.offset
     return [
-        tar.add(f"{segment.key}.{encoding.codec}", *encoding.encode(segment.pcm)),
+        tar.add(f"{segment.key}.{encoding.codec}", *segment.content),
         tar.add(f"{segment.key}.cls", b"%05d" % segment.label),
         tar.add(f"{segment.key}.json", json.dumps(about, sort_keys=True).encode()),
     ]

@@ -5,8 +5,8 @@ import warnings
 from typing import TypeVar
 
 from siamusic_fast.config import FinetuneConfig, PretrainConfig
-from siamusic_fast.errors import ConfigError
 from siamusic_fast.processes.world import World
+from siamusic_fast.training.checks import check_share
 
 C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
@@ -20,12 +20,7 @@ def fit_batch_size(config: C, tracks: int, world: World) -> C:
         return config
     each = f"each of {world.world_size} processes" if world.world_size > 1 else "the process"
     learns = isinstance(config, PretrainConfig) or not config.freeze
-    if tracks < 2 and learns:
-        raise ConfigError(
-            f"{each} gets a batch of {tracks} from these tracks, and batch norm needs two: use more "
-            f"tracks or labels, or fewer processes (on the command line --splits, --label-fraction, --gpus "
-            f"or --procs)."
-        )
+    check_share(tracks * world.world_size, world.world_size, learns=learns)
     if world.leads:
         warnings.warn(
             f"batch_size = {config.batch_size} is more than the {tracks} tracks that {each} gets: training "

@@ -6,13 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from siamusic_fast.models.losses import simsiam_loss
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.processes.world import World, gradients_kept_apart
 
 
 def compiled(model: nn.Module, example: Tensor, world: World) -> nn.Module:
-    """Return a SimSiam network compiled, or, with one warning, `model` itself if that fails in any process.
+    """Return a `Method` compiled, or, with one warning, `model` itself if that fails in any process.
 
     Called in every process of `world`. The code is made for views with the shape and the device of `example`.
     An error about the GPU's memory is raised.
@@ -48,8 +47,9 @@ def _error_of(attempt: Callable[[], object], world: World) -> str:
 
 
 def example_loss(network: nn.Module, example: Tensor) -> Tensor:
-    """Return the loss of a SimSiam network for two views that are both equal to `example`."""
-    return simsiam_loss(*network(example, example.clone()))  # one tensor twice would be compiled otherwise
+    """Return the loss of a `Method` for two views that are both equal to `example`."""
+    loss: Tensor = network(example, example.clone()).loss  # one tensor twice would be compiled otherwise
+    return loss
 
 
 def rehearse(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> None:

@@ -12,23 +12,24 @@ from torch import nn
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig, MelConfig
-from siamusic_fast.evaluation.evaluate import CLASSIFIER, check_enough_classes
 from siamusic_fast.evaluation.features import FeatureExtractor
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.models.pretrained import Pretrained, load_pretrained
-from siamusic_fast.models.run_shards import shards_of_run
+from siamusic_fast.models.run_files import CLASSIFIER, OF_CLASSIFIERS, check_free
 from siamusic_fast.pipelines.loaders import LabelledLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training.batch_size import fit_batch_size
+from siamusic_fast.training.checks import check_finetuning
 from siamusic_fast.training.compiling import rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog
+from siamusic_fast.training.trackers import check_loggers
 from siamusic_fast.training.train_state import FinetuneFigures, TrainState
 
 
@@ -79,9 +80,9 @@ def finetune(
     or the loss becomes infinite or NaN; ConfigError if the configuration does not fit the shards; Stopped
     after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
+    check_loggers(config.logger)
     world = world or World()
-    shard_set = shards_of_run(run, data)
-    check_enough_classes(shard_set, "a classifier")
+    shard_set = check_finetuning(config, run, data, world.world_size)
     pretrained = load_pretrained(run, config.checkpoint)
 
     # ---- Data
@@ -90,6 +91,8 @@ def finetune(
     with FolderLock() as lock, training, validation:
         # ---- Where to go on from
         folder = RunFolder(out or run / "finetune", config, shard_set, world, pretrained)
+        if not resume:
+            world.once(lambda: check_free(folder.path, OF_CLASSIFIERS, force))
         saved = folder.reopen(lock) if resume else None
 
         # ---- Network and optimizer
@@ -113,6 +116,7 @@ def finetune(
             StopSignals() as signals,
             RunLog(
                 folder.path,
+                config.logger,
                 active=world.leads,
                 resume_at=state.step if saved else None,
                 keep_going=config.keep_going,
@@ -216,7 +220,9 @@ def _loaders(
 
 def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) -> Classifier:
     """Return a classifier whose encoder, and projector if it has one, are pre-trained as `config` says."""
-    classifier = Classifier(pretrained.backbone, classes, head=config.head, features=config.features)
+    classifier = Classifier(
+        pretrained.backbone, classes, head=config.head, features=config.features, **pretrained.projection
+    )
     if not config.from_scratch:
         classifier.encoder.load_state_dict(pretrained.encoder)
         if config.features == "projector":
@@ -234,6 +240,7 @@ def _save_classifier(
         "backbone": pretrained.backbone,
         "head": config.head,
         "features": config.features,
+        "projection": pretrained.projection,
         "classes": list(state.folder.shard_set.classes),
         "frontend": pretrained.frontend.dump(),
         "pretrained_on": [] if config.from_scratch else list(pretrained.splits),

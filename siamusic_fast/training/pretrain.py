@@ -1,23 +1,23 @@
 """Pre-training: shards in, an encoder out. `pretrain` is the whole recipe, top to bottom."""
 
 import itertools
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.evaluation.knn import knn_accuracy, knn_possible
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.init_weights import load_init
-from siamusic_fast.models.losses import simsiam_loss
-from siamusic_fast.models.networks import PROJECTION_DIM, SimSiam, place
+from siamusic_fast.models.methods import Method, Output, method_of
+from siamusic_fast.models.networks import place
 from siamusic_fast.models.precision import autocast
+from siamusic_fast.models.run_files import OF_RUNS, check_free
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
@@ -25,21 +25,23 @@ from siamusic_fast.processes.world import World, gradients_kept_apart
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.training.batch_size import fit_batch_size
+from siamusic_fast.training.checks import check_pretraining
 from siamusic_fast.training.compiling import compiled, example_loss, rehearse
 from siamusic_fast.training.run_folder import RunFolder
-from siamusic_fast.training.run_log import RunLog, collapse_measure, peak_memory
+from siamusic_fast.training.run_log import (
+    RunLog,
+    collapse_measure,
+    effective_rank,
+    healthy_collapse,
+    peak_memory,
+)
 from siamusic_fast.training.schedules import StepPlan
+from siamusic_fast.training.trackers import check_loggers
 from siamusic_fast.training.train_state import PretrainFigures, TrainState
 
-HEALTHY_COLLAPSE = 1 / math.sqrt(PROJECTION_DIM)
-"""Collapse measure of outputs that spread over the whole sphere."""
-NEAR_COLLAPSE = HEALTHY_COLLAPSE / 2
-"""Collapse measure below which users are warned. A total collapse does not come near 0: the batch norm at the
-end of the projector scales up what is left, and a batch of B with one odd sample still has 2 / sqrt(B) of the
-healthy value, a quarter at 64."""
 TASK = "Pre-training"
 """Name of the task that `pretrain` shows; the figures of its log go to `Progress` as `values`."""
-_NOTE = "loss {loss:.3f}, collapse {collapse:.4f}, {pairs_per_second:.0f} pairs/s"
+_NOTE = "loss {loss:.3f}, rank {encoder_rank:.1f}, {pairs_per_second:.0f} pairs/s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class PretrainResult(PretrainFigures):
     """Pairs of all processes per second since the run was started or resumed."""
     waiting: float
     """Share of that time spent waiting for data, 0 to 1."""
+    healthy_collapse: float
+    """The collapse measure of outputs that spread over the whole sphere, to compare `collapse` with."""
     seconds: float
     peak_memory: int
     """Bytes that torch used of the first GPU, which DALI's are not part of, or on the CPU of this process."""
@@ -69,7 +73,7 @@ def pretrain(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> PretrainResult:
-    """Train a SimSiam encoder on `config.splits` of the shards `data`; `out` becomes the folder of the run.
+    """Train an encoder by `config.method` on `config.splits` of the shards `data`; `out` becomes its folder.
 
     Called in every process of `world`; default: one process on the CPU. If the batch size is larger than the
     number of tracks, it shrinks with a warning. Seeds torch's global random generator.
@@ -86,14 +90,18 @@ def pretrain(
     configuration does not fit the shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been
     written.
     """
+    check_loggers(config.logger)
     world = world or World()
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
+    check_pretraining(config, shard_set, world.world_size)
     config = fit_batch_size(config, shard_set.tracks(config.splits) // world.world_size, world)
     folder = RunFolder(out, config, shard_set, world)
     with FolderLock() as lock:
         # ---- Where to go on from
         if world.once(folder.was_begun_by_this_job):
             resume, force = world.once(folder.checkpoints.exist), True
+        if not resume:
+            world.once(lambda: check_free(out, OF_RUNS, force))
         saved = folder.reopen(lock) if resume else None
 
         # ---- Data
@@ -101,16 +109,16 @@ def pretrain(
 
         # ---- Network and optimizer
         torch.manual_seed(config.seed)
-        simsiam = place(SimSiam(config.backbone), world.device)
+        network = place(method_of(config), world.device)
         if config.init and not saved:
-            load_init(simsiam.encoder, config.init, config.backbone)
-        optimizer = optimizer_of(config, simsiam)
-        ddp = world.wrap(simsiam, sync_batchnorm=config.synchronizes_batchnorm)
+            load_init(network.encoder, config.init, config.backbone)
+        optimizer = optimizer_of(config, network)
+        ddp = world.wrap(network, sync_batchnorm=config.synchronizes_batchnorm)
         model = _compiled_and_rehearsed(ddp, config, world)
 
         # ---- State
         state = TrainState(
-            folder=folder, model=simsiam, optimizer=optimizer, loader=loader, figures=PretrainFigures()
+            folder=folder, model=network, optimizer=optimizer, loader=loader, figures=PretrainFigures()
         )
         state.begin(saved, lock, force=force)
         plan = StepPlan(config, len(loader), state.extended_at)
@@ -123,12 +131,18 @@ def pretrain(
             StopSignals() as signals,
             RunLog(
                 out,
+                config.logger,
                 active=world.leads,
                 resume_at=first_step if saved else None,
                 keep_going=config.keep_going,
             ) as log,
             (progress if world.leads else SILENT).task(TASK, plan.steps - first_step, "steps") as task,
         ):
+            if has_knn and not saved:
+                with signals.at_once(), state.stopwatch.paused():
+                    knn = _knn(state, network, config)
+                state.figures = replace(state.figures, initial_knn=knn)
+                log.write(0, epoch=0, knn=knn)
             for epoch in range(state.epoch + 1, config.epochs + 1):
                 knn_due = has_knn and (epoch % config.knn_every == 0 or epoch == config.epochs)
                 done = plan.batches_done(state.step, epoch)
@@ -138,12 +152,11 @@ def pretrain(
                     step_ends = plan.ends_step(batch)
                     with gradients_kept_apart(ddp, not step_ends):
                         with autocast(world.device):
-                            p1, p2, z1, z2 = model(view1, view2)
-                            loss = simsiam_loss(p1, p2, z1, z2)
+                            output: Output = model(view1, view2)
 
                         # ---- Backward
-                        (loss / plan.batches_in_step(batch)).backward()  # type: ignore[no-untyped-call]
-                    state.losses.append(loss.detach())
+                        (output.loss / plan.batches_in_step(batch)).backward()  # type: ignore[no-untyped-call]
+                    state.losses.append(output.loss.detach())
                     pairs += pairs_per_batch
                     if not step_ends:
                         continue
@@ -155,13 +168,15 @@ def pretrain(
                     optimizer.step()
                     optimizer.zero_grad()
                     state.step += 1
+                    network.after_step(state.step / plan.steps)
 
                     # ---- Log: only here the host waits for the device
                     values: dict[str, float] | None = None
                     if plan.is_logged(state.step):
-                        values = {"epoch": epoch, "lr": lr, **_measure(state, z1, pairs_per_batch)}
+                        values = {"epoch": epoch, "lr": lr, **_measure(state, output, pairs_per_batch)}
                         log.write(state.step, **values)
-                        values |= {"step": state.step, "steps": plan.steps}
+                        most = min(len(view1) - 1, *(len(one[0]) for one in output[1:]))
+                        values |= {"step": state.step, "steps": plan.steps, "highest_rank": most}
                         note = _NOTE.format(**values)
                     task.advance(note=note, values=values)
 
@@ -178,7 +193,7 @@ def pretrain(
                 best, best_before = False, state.figures.best_knn
                 if knn_due:
                     with signals.at_once(), state.stopwatch.paused():
-                        knn = _knn(state, simsiam, config)
+                        knn = _knn(state, network, config)
                     best = best_before is None or knn > best_before
                     state.figures = replace(state.figures, knn=knn, best_knn=knn if best else best_before)
                     log.write(state.step, epoch=epoch, knn=knn)
@@ -196,6 +211,7 @@ def pretrain(
         **asdict(state.figures),
         pairs_per_second=pairs / seconds,
         waiting=min(state.stopwatch.total_waited / seconds, 1.0),
+        healthy_collapse=healthy_collapse(config.width),
         seconds=seconds,
         peak_memory=peak_memory(world.device),
     )
@@ -231,13 +247,13 @@ def _loader(
     )
 
 
-def optimizer_of(config: PretrainConfig, simsiam: SimSiam) -> torch.optim.Optimizer:
+def optimizer_of(config: PretrainConfig, network: Method) -> torch.optim.Optimizer:
     """Return the optimizer of `config`; each of its groups says whether its learning rate is scheduled."""
-    body = [*simsiam.encoder.parameters(), *simsiam.projector.parameters()]
-    groups = [
-        {"params": body, "scheduled": True},
-        {"params": simsiam.predictor.parameters(), "scheduled": not config.fixed_predictor_lr},
-    ]
+    body = [*network.encoder.parameters(), *network.projector.parameters()]
+    groups: list[dict[str, Any]] = [{"params": body, "scheduled": True}]
+    if network.has_predictor:
+        predictor = network.predictor.parameters()
+        groups.append({"params": predictor, "scheduled": not config.fixed_predictor_lr})
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
@@ -254,27 +270,33 @@ def _compiled_and_rehearsed(ddp: nn.Module, config: PretrainConfig, world: World
     return model
 
 
-def _measure(state: TrainState[PretrainFigures], z1: Tensor, pairs_per_batch: int) -> dict[str, float]:
+def _measure(state: TrainState[PretrainFigures], output: Output, pairs_per_batch: int) -> dict[str, float]:
     """Return the figures since the last line of the log, and begin anew. Waits for the device."""
-    *losses, collapse = state.mean_losses(collapse_measure(z1))
+    measures = {
+        "collapse": collapse_measure(output.projections),
+        "projector_rank": effective_rank(output.projections),
+        "encoder_rank": effective_rank(output.features),
+    }
+    means = state.mean_losses(*measures.values())
+    losses, found = means[: -len(measures)], dict(zip(measures, means[-len(measures) :], strict=True))
     state.losses.clear()
-    state.figures = replace(state.figures, loss=sum(losses) / len(losses), collapse=collapse)
+    state.figures = replace(state.figures, loss=sum(losses) / len(losses), **found)
     pairs = state.stopwatch.batches * pairs_per_batch
     seconds, waited = state.stopwatch.read()
     return {
         "loss": state.figures.loss,
-        "collapse": collapse,
+        **found,
         "pairs_per_second": pairs / seconds,
         "waiting": waited / seconds,
         "peak_memory": peak_memory(state.folder.world.device),
     }
 
 
-def _knn(state: TrainState[PretrainFigures], simsiam: SimSiam, config: PretrainConfig) -> float:
+def _knn(state: TrainState[PretrainFigures], network: Method, config: PretrainConfig) -> float:
     """Return the kNN accuracy of the encoder with the buffers of the leading process."""
-    state.folder.world.share_buffers(simsiam)
+    state.folder.world.share_buffers(network)
     return knn_accuracy(
-        simsiam.encoder,
+        network.encoder,
         state.folder.shard_set,
         state.loader.frontend,
         backend=config.backend,

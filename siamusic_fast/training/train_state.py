@@ -30,7 +30,13 @@ class PretrainFigures:
     loss: float = math.nan
     """Mean loss of the last steps; the minimum is -1."""
     collapse: float = math.nan
-    """`collapse_measure` of the last batch: healthy near `HEALTHY_COLLAPSE`, collapsed near 0."""
+    """`collapse_measure` of the last batch: healthy near 1/sqrt(d), collapsed near 0."""
+    projector_rank: float = math.nan
+    """`effective_rank` of the projector's outputs for the last batch."""
+    encoder_rank: float = math.nan
+    """`effective_rank` of the encoder's outputs for the last batch."""
+    initial_knn: float | None = None
+    """kNN accuracy on the validation tracks before the first step."""
     knn: float | None = None
     """Last kNN accuracy on the validation tracks, 0 to 1; None without labels."""
     best_knn: float | None = None

@@ -31,6 +31,7 @@ def test_the_demo_scores_every_test_track_and_leaves_all_its_files(result: DemoR
         "config.json",
         "metrics.jsonl",
         "plots/preview.png",
+        "report.html",
         "plots/loss.png",
         "plots/collapse.png",
         "finetune/classifier.pt",
@@ -39,6 +40,13 @@ def test_the_demo_scores_every_test_track_and_leaves_all_its_files(result: DemoR
         "finetune/evaluate/predictions.csv",
         "finetune/evaluate/results.json",
     } <= written
+
+
+def test_the_demo_ends_with_a_page_that_has_every_test_track(result: DemoResult) -> None:
+    assert result.reported.path == result.run / "report.html"
+    assert result.reported.tracks == result.shard_set.tracks(["test"])
+    (note,) = result.reported.notes
+    assert f"siamusic-fast probe {result.run} measures them." in note
 
 
 def test_a_second_demo_uses_the_same_audio_and_shards(result: DemoResult) -> None:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ def log(epochs: int, steps_per_epoch: int = 20) -> list[dict[str, float]]:
         if step % steps_per_epoch == 0:
             knn = 0.8 if line["epoch"] == 2 else 0.6
             line |= {"validation_loss": 3 / step, "validation_accuracy": knn, "knn": knn, "collapse": 0.02}
+            line |= {"encoder_rank": 20.0, "projector_rank": 30.0}
         lines.append(line)
     return lines
 
@@ -46,11 +48,12 @@ def test_curves_are_over_whole_epochs_and_training_shares_its_scale_with_validat
 
 
 def test_a_pretraining_run_is_drawn_with_the_best_epoch_marked(shard_set: ShardSet, tmp_path: Path) -> None:
-    config = {"backbone": "resnet18", "aug": "image", "data": str(shard_set.folder)}
+    config: dict[str, Any] = {"backbone": "resnet18", "aug": "image", "data": str(shard_set.folder)}
+    config |= {"method": "simclr", "projection_dim": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log(3)))
     pretraining(tmp_path)
-    for name in ("loss", "collapse", "knn"):
+    for name in ("loss", "collapse", "rank", "knn"):
         assert image.imread(tmp_path / "plots" / f"{name}.png").shape[1] == 960
 
 

@@ -1,6 +1,7 @@
 """The table "Odd files" of docs/shards.md: what becomes of files that are not as they should be."""
 
 import io
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from siamusic_fast.audio.decode import AudioError, DecodeConfig, Decoded, decode
 from siamusic_fast.audio.downmix import Downmix
 from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.audio.store import open_store
+from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.tables import read_rejects, read_tracks
 from tests.audio.encoding import encode, music
@@ -65,6 +67,9 @@ def samples_unknown(content: bytes) -> bytes:
     return content[:21] + bytes([content[21] & 0xF0]) + bytes(4) + content[26:]
 
 
+PCM = wav(music(8, RATE), "PCM_16")
+AIFF, AU = encode("aiff", music(8)), encode("au", music(8))
+
 WHOLE: dict[str, tuple[Callable[[], bytes], float]] = {
     "GSM WAV": (lambda: wav(music(8, 8000, 1), "GSM610", 8000), 8),
     "ADPCM WAV": (lambda: wav(music(8, RATE, 1), "IMA_ADPCM"), 8),
@@ -88,7 +93,46 @@ WHOLE: dict[str, tuple[Callable[[], bytes], float]] = {
     "a tag between two MP3s": (lambda: MP3 + id3(3000) + MP3, 16.05),
     "zeros after a FLAC": (lambda: FLAC + bytes(5000), 8),
     "8 channels": (lambda: wav(music(8, RATE, 8)), 8),
+    "100,000 zeros before a FLAC": (lambda: bytes(100_000) + FLAC, 8),
+    "a zero byte before an M4A": (lambda: b"\0" + encode("m4a", music(8)), 8),
+    "an ID3 tag of an impossible size": (lambda: b"ID3\x03\0\0" + b"\x7f" * 4 + bytes(3000) + MP3, 8.05),
+    "an APE tag before an MP3": (lambda: ape_tag() + MP3, 8.05),
+    "ID3v2.4 with a footer before an MP3": (lambda: id3_with_footer(3000) + MP3, 8.05),
+    "MP3s of one and two channels joined": (lambda: encode("mp3", music(8, 44_100, 1), 44_100) + MP3, 16.05),
+    "a WAV with an odd chunk and no padding": (lambda: with_chunk(b"junk\5\0\0\0abcde"), 8),
+    "a WAV with an odd chunk and padding": (lambda: with_chunk(b"LIST\5\0\0\0INFOx\0"), 8),
+    "a WAV with a picture behind it": (lambda: PCM + b"id3 \0\0\4\0" + bytes(0x40000), 8),
+    "a WAV without RIFF": (lambda: b"RIFG" + PCM[4:], 8),
+    "a FLAC without its signature": (lambda: b"fLaX" + FLAC[4:], 8),
+    "an AIFF whose sizes were not written": (lambda: without_size(without_size(AIFF, b"FORM"), b"SSND"), 8),
+    "an AU whose size was not written": (lambda: AU[:8] + bytes(4) + AU[12:], 8),
 }
+
+
+def ape_tag() -> bytes:
+    """Return an APEv2 tag of one item, with a header and a footer."""
+    item = struct.pack("<II", 5, 0) + b"Title\0hello"
+    head, foot = (
+        b"APETAGEX" + struct.pack("<IIII", 2000, len(item) + 32, 1, flags << 29) + bytes(8)
+        for flags in (5, 4)
+    )
+    return head + item + foot
+
+
+def id3_with_footer(size: int) -> bytes:
+    head = b"\4\0\x10" + bytes([0, 0, size >> 7, size & 127])
+    return b"ID3" + head + bytes(size) + b"3DI" + head
+
+
+def with_chunk(chunk: bytes) -> bytes:
+    """Return a WAV file with `chunk` before its audio."""
+    place = PCM.index(b"data")
+    return PCM[:place] + chunk + PCM[place:]
+
+
+def without_size(content: bytes, name: bytes) -> bytes:
+    place = content.index(name) + 4
+    return content[:place] + bytes(4) + content[place + 4 :]
 
 
 def id3(size: int) -> bytes:
@@ -112,6 +156,72 @@ def test_audio_behind_the_end_that_a_wav_states_is_not_lost_in_silence(tmp_path:
     assert found.seconds_promised == pytest.approx(16, abs=0.1)
 
 
+def test_zeros_in_the_middle_of_pcm_leave_no_mark(tmp_path: Path) -> None:
+    found = judged(tmp_path, zeros_in_the_middle(PCM, 0.2))
+    assert (found.seconds, found.damaged_packets, found.damage(DecodeConfig())) == (8, 0, 0)
+    middle = found.pcm.samples[int(3.5 * RATE) : int(4.5 * RATE)]
+    assert not middle.any()
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("AIFF", "DWVW_24"), ("MAT5", "FLOAT"), ("XI", "DPCM_16")])
+def test_formats_that_ffmpeg_does_not_decode_are_no_audio(tmp_path: Path, kind: str, subtype: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, music(2, RATE, 1).T, RATE, format=kind, subtype=subtype)
+    with pytest.raises(AudioError, match="not-audio"):
+        judged(tmp_path, file.getvalue())
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_a_wav_with_big_endian_numbers_is_read_as_such(tmp_path: Path, subtype: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, music(2, RATE).T, RATE, format="WAV", subtype=subtype, endian="BIG")
+    assert file.getvalue()[:4] == b"RIFX"
+    found = judged(tmp_path, file.getvalue())
+    expected = judged(tmp_path, wav(music(2, RATE), subtype))
+    assert found.seconds == found.seconds_promised == 2
+    np.testing.assert_array_equal(found.pcm.samples, expected.pcm.samples)
+
+
+def test_a_wav_with_big_endian_numbers_of_a_rare_kind_is_no_audio(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, music(2, RATE).T, RATE, format="WAV", subtype="ULAW", endian="BIG")
+    with pytest.raises(AudioError, match=r"not-audio.*big-endian"):
+        judged(tmp_path, file.getvalue())
+
+
+def test_a_wav_whose_data_is_longer_than_stated_is_marked(tmp_path: Path) -> None:
+    place = PCM.index(b"data") + 4
+    size = len(PCM) - place - 4
+    found = judged(tmp_path, PCM[:place] + struct.pack("<I", size // 2) + PCM[place + 4 :])
+    assert found.seconds == 4
+    assert found.seconds_promised == pytest.approx(8, abs=0.01)
+
+
+def test_an_mp4_without_its_index_was_cut_off(tmp_path: Path) -> None:
+    content = encode("m4a", music(8))
+    assert content.index(b"moov") > len(content) * 3 // 4
+    with pytest.raises(AudioError, match=r"truncated.*before its index \(moov\)"):
+        judged(tmp_path, content[: len(content) * 3 // 4])
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus", "flac in ogg"])
+def test_an_ogg_file_that_ends_within_a_page_is_marked(tmp_path: Path, name: str) -> None:
+    content = encode(name, music(8))
+    assert judged(tmp_path, content).damaged_packets == 0
+    found = judged(tmp_path, content[: len(content) // 2])
+    assert 2.5 < found.seconds < 4.1
+    assert found.damaged_packets == 1
+
+
+def test_what_lies_between_the_packets_of_an_aac_file_counts_as_lost(tmp_path: Path) -> None:
+    content = zeros_in_the_middle(encode("aac", music(8)), 0.4)
+    found = judged(tmp_path, content)
+    assert found.seconds == pytest.approx(8 * 0.6, abs=0.2)
+    assert found.lost_share == pytest.approx(0.4, abs=0.02)
+    with pytest.raises(AudioError, match="damaged"):
+        judged(tmp_path, content, max_damage=0.3)
+
+
 DAMAGED: dict[str, tuple[Callable[[], bytes], float]] = {
     "one byte of an MP3 frame header": (lambda: one_byte_of_a_header_flipped(MP3), 7.9),
     "zeros in the middle of an MP3": (lambda: zeros_in_the_middle(MP3, 0.5), 4),
@@ -123,6 +233,9 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], float]] = {
         7.8,
     ),
     "zeros in the middle of an Opus": (lambda: zeros_in_the_middle(OGG, 0.02), 6),
+    "zeros in the middle of an M4A": (lambda: zeros_in_the_middle(encode("m4a", music(8)), 0.5), 4),
+    "zeros in the middle of a WavPack": (lambda: zeros_in_the_middle(encode("wv", music(8)), 0.2), 5),
+    "zeros in the middle of a Matroska": (lambda: zeros_in_the_middle(encode("mka", music(8)), 0.2), 6.2),
 }
 
 
@@ -183,14 +296,37 @@ def test_a_track_is_divided_by_its_peak_if_more_than_a_hundredth_of_it_is_beyond
         assert len(found.pcm.clipped) == 0
 
 
+@pytest.mark.parametrize(("kind", "subtype"), [("CAF", "FLOAT"), ("AIFF", "FLOAT"), ("AU", "DOUBLE")])
+def test_floats_in_the_scale_of_integers_are_divided_in_any_container(
+    tmp_path: Path, kind: str, subtype: str
+) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, music(2, RATE).T * 32_767, RATE, format=kind, subtype=subtype)
+    found = judged(tmp_path, file.getvalue())
+    assert (found.pcm.peak, found.downmix.gain < 1e-4) == (32_767, True)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.9, 0.8])
 @pytest.mark.parametrize("name", ["wav", "mp3"])
-def test_of_channels_that_cancel_each_other_the_loudest_is_taken(tmp_path: Path, name: str) -> None:
+def test_of_channels_that_cancel_each_other_the_loudest_is_taken(
+    tmp_path: Path, name: str, level: float
+) -> None:
     left = music(2, 48_000, 1)
-    opposite = np.concatenate([left, -left])
+    opposite = np.concatenate([left, -level * left])
     content = wav(opposite, rate=48_000) if name == "wav" else encode("mp3", opposite)
     found = judged(tmp_path, content, sample_rate=48_000)
     assert found.downmix.channel is not None
     assert abs(np.corrcoef(found.pcm.samples, left[0])[0, 1]) > 0.99
+
+
+@pytest.mark.parametrize(("correlation", "channel"), [(-0.99, 0), (-0.9, None), (0.0, None)])
+def test_equally_loud_channels_cancel_each_other_by_their_correlation(
+    tmp_path: Path, correlation: float, channel: int | None
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (2, 2 * RATE)).astype(np.float32)
+    right = correlation * noise[0] + np.sqrt(1 - correlation**2) * noise[1] * 0.99
+    found = judged(tmp_path, wav(np.stack([noise[0], right]).astype(np.float32)))
+    assert (found.downmix.channel is None) == (channel is None)
 
 
 def test_channels_that_differ_are_averaged_and_a_silent_one_is_no_reason_to_take_the_other(
@@ -228,6 +364,28 @@ def test_no_exception_of_one_file_ends_a_run(
     assert packed.rejected == {"error": 1}
     (reject,) = read_rejects(tmp_path / "out")
     assert reject.path == "strange.mp3"
+    assert reject.detail.startswith(type(error).__name__)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("libsndfile"), OSError(5, "no spool")])
+def test_what_fails_when_a_track_is_encoded_costs_that_track(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music" / "good.mp3").write_bytes(MP3)
+    (tmp_path / "music" / "long.flac").write_bytes(FLAC + FLAC)
+    encoded = Encoding.encode
+
+    def fails(self: Encoding, pcm: npt.NDArray[np.int16]) -> tuple[bytes | memoryview, ...]:
+        if len(pcm) > 10 * RATE:
+            raise error
+        return encoded(self, pcm)
+
+    monkeypatch.setattr(Encoding, "encode", fails)
+    packed = pack(load_folder(tmp_path / "music"), tmp_path / "out", executor=Serial())
+    assert packed.rejected == {"error": 1}
+    (reject,) = read_rejects(tmp_path / "out")
+    assert reject.path == "long.flac"
     assert reject.detail.startswith(type(error).__name__)
 
 

@@ -47,7 +47,7 @@ def run(environment: str, folder: Path, *words: object) -> str:
     )
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
-    return ended.stdout
+    return str(ended.stdout)
 
 
 @pytest.mark.parametrize("environment", ["a latin-1 terminal", "an ASCII terminal", "the locale C"])

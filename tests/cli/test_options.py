@@ -1,5 +1,6 @@
 """Options are the settings of the config dataclasses, and a name means the same in every command."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from siamusic_fast.cli import COMMANDS, load_command, main
 from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
 from siamusic_fast.config.fields import settings_of
 from siamusic_fast.errors import DataError
+from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig
 
 CONFIGS = {"pretrain": (PretrainConfig, MelConfig), "finetune": (FinetuneConfig,), "shard": (PackConfig,)}
@@ -95,23 +97,34 @@ def test_the_page_of_settings_is_what_the_settings_say() -> None:
     subprocess.run([sys.executable, script, "--check"], check=True)
 
 
+@pytest.fixture
+def labelled_run(shard_set: ShardSet, tmp_path: Path) -> Path:
+    """A run with a classifier, both empty files: what can be told without reading them is right."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"data": str(shard_set.folder)}))
+    for name in ("checkpoint.pt", "classifier.pt"):
+        (run / name).touch()
+    return run
+
+
 @pytest.mark.parametrize(
     ("command", "module"),
     [("finetune", "training.finetune"), ("evaluate", "evaluation.evaluate"), ("probe", "evaluation.probe")],
 )
 def test_without_data_the_library_takes_the_shards_of_the_run(
-    command: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: str, module: str, monkeypatch: pytest.MonkeyPatch, labelled_run: Path
 ) -> None:
     def called(*arguments: object, **_: object) -> None:
         raise DataError(f"{arguments[-3:]}")
 
     monkeypatch.setattr(f"siamusic_fast.{module}.{command}", called)
-    result = CliRunner().invoke(main, [command, "run", "--gpus", "0"])
+    result = CliRunner().invoke(main, [command, str(labelled_run), "--gpus", "0"])
     assert result.exit_code == 1
-    assert result.stderr == f"error: {(Path('run'), None, None)}\n"
+    assert result.stderr == f"error: {(labelled_run, None, None)}\n"
 
 
-def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, labelled_run: Path) -> None:
     def warn(*_: object, **__: object) -> None:
         warnings.warn("the batch is smaller", stacklevel=1)
         raise DataError("no shards")
@@ -119,7 +132,7 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siamusic_fast.evaluation.probe.probe", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        result = CliRunner().invoke(main, ["probe", "run", "--gpus", "0"])
+        result = CliRunner().invoke(main, ["probe", str(labelled_run), "--gpus", "0"])
     assert result.stderr.splitlines() == ["note: the batch is smaller", "error: no shards"]
 
 

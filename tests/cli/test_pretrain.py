@@ -25,7 +25,9 @@ from siamusic_fast.models import networks as models
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import pretrain as training
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, TASK, PretrainResult
+from siamusic_fast.training import run_log
+from siamusic_fast.training.pretrain import TASK, PretrainResult
+from siamusic_fast.training.run_log import healthy_collapse
 from tests.training.networks import TinyEncoder
 
 SMALL = {"backbone": "resnet18", "batch-size": 2, "epochs": 2, "mel": {"seconds": 0.5}}
@@ -38,6 +40,7 @@ class Calls:
         self.config = PretrainConfig()
         self.out = Path()
         self.options: dict[str, Any] = {}
+        self.kept: list[tuple[Path, tuple[str, ...]]] = []
         self.error: BaseException | None = None
 
     def __call__(self, config: PretrainConfig, shard_set: ShardSet, out: Path, **options: Any) -> Any:
@@ -46,7 +49,7 @@ class Calls:
             raise self.error
         figures = {"loss": -0.5, "collapse": 0.02, "pairs_per_second": 1.0, "waiting": 0.0, "seconds": 1.0}
         return PretrainResult(
-            run=out, epochs=1, steps=1, knn=None, best_knn=None, peak_memory=2**30, **figures
+            run=out, epochs=1, steps=1, healthy_collapse=HEALTHY, peak_memory=2**30, **figures
         )
 
 
@@ -56,6 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "pretrain", found)
     monkeypatch.setattr(plots, "pretraining", lambda run: None)
+    monkeypatch.setattr(run_log, "keep_in_trackers", lambda run, loggers: found.kept.append((run, loggers)))
     return found
 
 
@@ -286,12 +290,16 @@ def test_a_batch_that_cannot_be_is_named_before_the_rate_that_follows_from_it(
     )
 
 
+HEALTHY = healthy_collapse(PretrainConfig().width)
 VALUES = {
     "epoch": 2,
     "step": 12,
     "steps": 40,
     "loss": -0.75,
-    "collapse": HEALTHY_COLLAPSE,
+    "collapse": HEALTHY,
+    "encoder_rank": 21.5,
+    "projector_rank": 40.25,
+    "highest_rank": 63,
     "lr": 0.001,
     "pairs_per_second": 1234.5,
     "waiting": 0.125,
@@ -302,7 +310,7 @@ VALUES = {
 def test_a_terminal_shows_every_figure_in_one_panel_and_warns_of_a_collapse() -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, color_system=None)
-    show = training_progress(quiet=False, epochs=5, screen=terminal)
+    show = training_progress(quiet=False, config=PretrainConfig(epochs=5), screen=terminal)
     with show.task(TASK, 40, "steps") as task:
         task.advance(12, values=VALUES)
         task.advance(0, values={"knn": 0.625})
@@ -312,14 +320,20 @@ def test_a_terminal_shows_every_figure_in_one_panel_and_warns_of_a_collapse() ->
     for words in (*figures, "3.00 GiB", "62.5%", "left"):
         assert words in shown, words
     assert "collapsing" not in shown
+    assert "low rank" not in shown
     with show.task(TASK, 40, "steps") as task:
-        task.advance(12, values={**VALUES, "collapse": HEALTHY_COLLAPSE / 6})
+        task.advance(12, values={**VALUES, "collapse": HEALTHY / 6})
         time.sleep(0.3)
         assert "collapsing" in screen.getvalue().rsplit(TASK, 1)[1]
+    for rank, highest, warned in ((7.5, 63, True), (8.5, 63, False), (2.0, 3, False), (0.7, 3, True)):
+        with show.task(TASK, 40, "steps") as task:
+            task.advance(12, values={**VALUES, "encoder_rank": rank, "highest_rank": highest})
+            time.sleep(0.3)
+            assert ("low rank" in screen.getvalue().rsplit(TASK, 1)[1]) == warned
 
 
 def test_a_pipe_gets_lines_now_and_then_and_all_news(capsys: pytest.CaptureFixture[str]) -> None:
-    with training_progress(quiet=False, epochs=5).task(TASK, 40, "steps") as task:
+    with training_progress(quiet=False, config=PretrainConfig(epochs=5)).task(TASK, 40, "steps") as task:
         task.advance(10, values=VALUES)
         task.advance(10, values=VALUES)  # soon after the first, and nothing new
         task.advance(10, values={**VALUES, "collapse": 0.001})
@@ -329,7 +343,8 @@ def test_a_pipe_gets_lines_now_and_then_and_all_news(capsys: pytest.CaptureFixtu
     assert len(lines) == 4
     pattern = (
         r"Pre-training: epoch 2/5, step 12/40, loss -0\.7500, collapse 0\.0221 \(healthy 0\.0221\), "
-        r"lr 0\.001, 1,234\.5 pairs/s, 12% waiting for data, peak 3\.00 GiB, 0:00:0\d left"
+        r"lr 0\.001, rank 21\.5 of the encoder, 40\.2 of the projector, "
+        r"1,234\.5 pairs/s, 12% waiting for data, peak 3\.00 GiB, 0:00:0\d left"
     )
     assert re.fullmatch(pattern, lines[0])
     assert "collapsing" in lines[1]
@@ -380,6 +395,12 @@ def _steps(run: Path) -> int:
     """Return the step of the last checkpoint."""
     step: int = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
     return step
+
+
+def test_the_trackers_that_are_named_get_the_pictures_of_the_run(shard_set: ShardSet, calls: Calls) -> None:
+    result = call(shard_set, "--logger", "tensorboard,mlflow", "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert calls.kept == [(Path("run"), ("tensorboard", "mlflow"))]
 
 
 def _children(run: Path) -> list[str]:

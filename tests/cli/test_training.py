@@ -149,10 +149,10 @@ MISTAKES = {
         ("pretrain", "--gpus", "1"),
         "none is visible: use 0 for the CPU (on the command line --gpus 0)",
     ),
-    "no such run to resume": (("pretrain", "--resume", "nowhere"), "nowhere/checkpoint.pt does not exist"),
+    "no such run to resume": (("pretrain", "--resume", "nowhere"), "no run 'nowhere': give the folder"),
     "no such run to fine-tune": (
         ("finetune", "nowhere", "--gpus", "0"),
-        "nowhere/checkpoint.pt does not exist",
+        "no run 'nowhere': give the folder",
     ),
     "no such run to evaluate": (("evaluate", "nowhere", "--gpus", "0"), "no run 'nowhere'"),
 }

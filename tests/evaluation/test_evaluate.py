@@ -4,25 +4,10 @@ from pathlib import Path
 import pytest
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.evaluation.evaluate import evaluate, find_classifier, overlap_warning
-from siamusic_fast.models import checkpoint
-from siamusic_fast.models.networks import Classifier
+from siamusic_fast.evaluation.evaluate import evaluate, overlap_warning
 from siamusic_fast.models.run_files import save_json
 from siamusic_fast.shards.manifest import ShardSet
-from tests.runs import FRONTEND
-
-
-def save_classifier(folder: Path, **values: object) -> Path:
-    """Write a classifier that has learnt nothing, with `values`."""
-    saved = {
-        **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
-        "classes": ["Electronic", "Folk", "Rock"],
-        "frontend": FRONTEND.dump(),
-        "model": Classifier("resnet18", 3).state_dict(),
-    }
-    folder.mkdir(exist_ok=True)
-    checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})
-    return folder
+from tests.runs import save_classifier
 
 
 @pytest.mark.parametrize(
@@ -34,11 +19,6 @@ def test_results_say_what_the_encoder_was_pretrained_on(
     result = evaluate(save_classifier(tmp_path, pretrained_on=splits), shard_set)
     assert json.loads((result.folder / "results.json").read_text())["pretrained_on"] == splits
     assert bool(overlap_warning(result.pretrained_on)) == warned
-
-
-def test_a_run_without_a_classifier_is_told_how_to_get_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no classifier: `siamusic-fast finetune"):
-        find_classifier(tmp_path)
 
 
 def test_scores_are_those_on_the_shards_that_the_classifier_was_trained_on_unless_told_otherwise(

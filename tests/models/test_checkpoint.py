@@ -16,7 +16,7 @@ import torch
 
 from siamusic_fast.config import MelConfig, PretrainConfig, dump, load_pretrain
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.files import atomic_write, open_regular
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.pretrained import load_pretrained
@@ -103,14 +103,14 @@ def test_a_disk_that_fails_to_read_is_no_damage_to_go_back_from(
 ) -> None:
     for epoch in (1, 2):
         save_newest(tmp_path, epoch)
-    opened = checkpoint.open_checkpoint
+    opened = open_regular
 
-    def failing(path: Path) -> Any:
+    def failing(path: Path, limit: int) -> Any:
         if path.name == "checkpoint.pt":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return opened(path)
+        return opened(path, limit)
 
-    monkeypatch.setattr(checkpoint, "open_checkpoint", failing)
+    monkeypatch.setattr("siamusic_fast.models.checkpoint.open_regular", failing)
     with pytest.raises(DataError, match=r"checkpoint\.pt cannot be read \(Input/output error\)"):
         Checkpoints(tmp_path).only_previous_is_whole()
 
@@ -320,9 +320,13 @@ def test_loading_runs_no_code_that_a_file_brings(tmp_path: Path) -> None:
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert new_folder(tmp_path / "runs" / "new").is_dir()
     assert new_folder(tmp_path / "runs" / "new").is_dir()
-    (tmp_path / "runs" / "new" / "mine.txt").write_text("mine")
+    (tmp_path / "runs" / "new" / "config.json").write_text("{}")
     with pytest.raises(DataError, match="already exists and is not empty: use another out"):
         new_folder(tmp_path / "runs" / "new")
+    (tmp_path / "runs" / "new" / "mine.txt").write_text("mine")
+    for force in (False, True):  # it is no run, so that neither going on nor replacing it is advised
+        with pytest.raises(DataError, match=r"holds 'mine\.txt', which no run has: use another out"):
+            new_folder(tmp_path / "runs" / "new", force=force)
 
 
 def test_settings_of_another_version_are_named(tmp_path: Path, shard_set: ShardSet) -> None:

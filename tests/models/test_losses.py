@@ -3,9 +3,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss, VICRegLoss
 
-from siamusic_fast.models.losses import negative_cosine, simsiam_loss
-from siamusic_fast.models.networks import predictor, projector
+from siamusic_fast.models.heads import predictor, projector
+from siamusic_fast.models.losses import byol_loss, negative_cosine, nt_xent_loss, simsiam_loss, vicreg_loss
 from siamusic_fast.training.run_log import collapse_measure
 from siamusic_fast.training.schedules import cosine
 
@@ -49,6 +50,46 @@ def test_the_gradient_is_that_of_cosine_with_a_constant() -> None:
     torch.testing.assert_close(p1.grad, torch.tensor([[-16.0, 12.0]]) / 250)
 
 
+def test_nt_xent_of_two_pairs_worked_by_hand() -> None:
+    # The pairs are (a, a) and (b, b) with a and b at a right angle: each output has cosine 1 with its partner
+    # and 0 with the two others, so each cross-entropy is log(1 + 2 exp(-1 / t)).
+    z1 = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    for temperature in (0.1, 0.5):
+        expected = math.log(1 + 2 * math.exp(-1 / temperature))
+        assert nt_xent_loss(z1, 5 * z1, temperature).item() == pytest.approx(expected, rel=1e-2, abs=1e-7)
+
+
+def test_vicreg_of_four_outputs_worked_by_hand() -> None:
+    # Two equal dimensions, of variance 4/3: the views agree, deviations exceed 1, and the covariance of each
+    # view is 4/3 twice off the diagonal, over 2 dimensions.
+    z = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+    assert vicreg_loss(z, z).item() == pytest.approx(2 * (4 / 3) ** 2, rel=1e-6)
+    # Moved by 0.5, the second view differs by a square of 0.25.
+    assert vicreg_loss(z, z + 0.5).item() == pytest.approx(2 * (4 / 3) ** 2 + 25 * 0.25, rel=1e-6)
+    # A tenth of it has deviation 0.1159 with the 1e-4 inside the root.
+    deviation = math.sqrt(4 / 300 + 1e-4)
+    expected = 25 * (1 - deviation) + 2 * (4 / 300) ** 2
+    assert vicreg_loss(z / 10, z / 10).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_byol_of_a_3_4_5_triangle() -> None:
+    # The cosine is 24/25, and so both squared distances of the unit vectors are 2 - 48/25.
+    p, z = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])
+    assert byol_loss(p, p, z, z).item() == pytest.approx(2 * (2 - 48 / 25), rel=1e-5)
+    unit = (p / p.norm() - z / z.norm()).square().sum().item()
+    assert byol_loss(p, p, z, z).item() == pytest.approx(2 * unit, rel=1e-5)
+
+
+def test_the_losses_are_those_of_lightly() -> None:
+    z1, z2, z3, z4 = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(nt_xent_loss(z1, z2, 0.2), NTXentLoss(temperature=0.2)(z1, z2))
+    torch.testing.assert_close(vicreg_loss(z1 / 2, z2 / 2), VICRegLoss()(z1 / 2, z2 / 2))
+    cosines = NegativeCosineSimilarity()
+    expected = (cosines(z1, z4) + cosines(z2, z3)) / 2
+    torch.testing.assert_close(simsiam_loss(z1, z2, z3, z4), expected)
+    torch.testing.assert_close(byol_loss(z1, z2, z3, z4), 4 + 4 * expected)
+
+
 def _collapse_after_training(*, stop_gradient: bool) -> float:
     """Train a small SimSiam on noisy points and return its last collapse measure, 1 being healthy."""
     torch.manual_seed(0)
@@ -56,8 +97,8 @@ def _collapse_after_training(*, stop_gradient: bool) -> float:
     encoder = torch.nn.Sequential(
         torch.nn.Linear(16, 64, bias=False), torch.nn.BatchNorm1d(64), torch.nn.ReLU()
     )
-    network = torch.nn.Sequential(encoder, projector(64, dim))
-    head = predictor(dim, dim // 4)
+    network = torch.nn.Sequential(encoder, projector("simsiam", 64, dim))
+    head = predictor("simsiam", dim)
     optimizer = torch.optim.Adam([*network.parameters(), *head.parameters()], lr=0.03)
     for step in range(300):
         for group in optimizer.param_groups:

@@ -5,7 +5,8 @@ from torch import nn
 
 from siamusic_fast.config import BACKBONES
 from siamusic_fast.errors import ConfigError
-from siamusic_fast.models.networks import Classifier, SimSiam, encoder, place, predictor, projector, stage
+from siamusic_fast.models.heads import predictor, projector
+from siamusic_fast.models.networks import Classifier, encoder, place, stage
 
 
 def parameters(model: nn.Module) -> int:
@@ -110,23 +111,10 @@ def test_a_head_may_have_a_hidden_layer_and_read_the_projector() -> None:
 
 def test_the_heads_have_the_sizes_of_chen_and_he() -> None:
     # Linear layers without bias, batch norms of 2 per channel but for the projector's last, which has none.
-    assert parameters(projector(512)) == 512 * 512 + 2 * 512 + 512 * 512 + 2 * 512 + 512 * 2048
-    assert parameters(predictor()) == 2048 * 512 + 2 * 512 + (512 * 2048 + 2048)
-
-
-def test_simsiam_gives_two_predictions_and_two_projections() -> None:
-    model = SimSiam("resnet18")
-    outputs = model(torch.randn(2, 1, 48, 431), torch.randn(2, 1, 48, 431))
-    assert [tuple(output.shape) for output in outputs] == [(2, 2048)] * 4
-
-
-def test_each_view_is_normalized_by_itself() -> None:
-    # The projector ends in a plain batch norm: each view's columns have mean 0 and deviation 1.
-    torch.manual_seed(0)
-    _, _, z1, z2 = SimSiam("resnet18")(torch.randn(8, 1, 48, 44), 5 + torch.randn(8, 1, 48, 44))
-    for z in (z1, z2):
-        torch.testing.assert_close(z.mean(dim=0), torch.zeros(2048), atol=1e-4, rtol=0)
-        assert z.std(dim=0, correction=0).median().item() == pytest.approx(1, abs=1e-2)
+    assert (
+        parameters(projector("simsiam", 512, 2048)) == 512 * 512 + 2 * 512 + 512 * 512 + 2 * 512 + 512 * 2048
+    )
+    assert parameters(predictor("simsiam", 2048)) == 2048 * 512 + 2 * 512 + (512 * 2048 + 2048)
 
 
 def test_a_classifier_reads_the_features_before_the_projector() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.models.networks import Encoder
 from siamusic_fast.models.pretrained import load_encoder, load_pretrained
+from siamusic_fast.models.run_checks import find_classifier
 from tests.runs import FRONTEND, MEL, save_run
 
 MELS = torch.randn(3, 1, MEL.n_mels, MEL.frames, generator=torch.Generator().manual_seed(0))
@@ -66,3 +67,8 @@ def test_best_and_last_are_different_checkpoints(tmp_path: Path) -> None:
     assert not torch.equal(last, best)
     with pytest.raises(ConfigError, match="checkpoint = 'latest' is unknown: choose last or best"):
         load_encoder(run, "latest")
+
+
+def test_a_run_without_a_classifier_is_told_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no classifier: `siamusic-fast finetune"):
+        find_classifier(save_run(tmp_path))

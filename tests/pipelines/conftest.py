@@ -51,7 +51,7 @@ def pack_audio(tmp_path_factory: pytest.TempPathFactory) -> PackAudio:
             folder=root,
             tracks=tuple(
                 Track(
-                    key=key,
+                    id=key,
                     path=f"{key}.wav",
                     split=(splits or {}).get(key, "training"),
                     genre=(genres or {}).get(key, key),

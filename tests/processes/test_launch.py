@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
+from siamusic_fast.models.heads import predictor, projector
 from siamusic_fast.models.losses import simsiam_loss
-from siamusic_fast.models.networks import predictor, projector
 from siamusic_fast.processes.failures import WorkerError, is_repeated
 from siamusic_fast.processes.launch import device_for, launch
 from siamusic_fast.processes.world import World, gradients_kept_apart
@@ -60,8 +60,8 @@ class SmallSimSiam(nn.Module):
         self.encoder = nn.Sequential(
             convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
         )
-        self.projector = projector(128, 32)
-        self.predictor = predictor(32, 8)
+        self.projector = projector("simsiam", 128, 32)
+        self.predictor = predictor("simsiam", 32)
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z1, z2 = (self.projector(self.encoder(view)) for view in (view1, view2))

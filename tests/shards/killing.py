@@ -1,11 +1,13 @@
-"""Kill a packer at its n-th operation on files, for every n, and pack again: a program of its own.
+"""Stop a packer at its n-th operation on files, for every n, and pack again: a program of its own.
 
-    python -m tests.shards.killing AUDIO EXPECTED SCRATCH [force]
+    python -m tests.shards.killing AUDIO EXPECTED SCRATCH killed|full [--force]
 
-AUDIO is a folder, EXPECTED a shard set of it that was never interrupted. With "force", each kill hits a
-packer that replaces a finished shard set made with another seed. Prints how many kills there were.
+AUDIO is a folder, EXPECTED a shard set of it that was never interrupted. The packer is killed, or its disk is
+full from that operation on. With --force, it replaces a finished shard set made with another seed. Prints how
+many packers were stopped.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -16,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from siamusic_fast.audio.folder import load_folder
+from siamusic_fast.errors import DataError
 from siamusic_fast.shards.pack import PackConfig, pack
 
 CONFIG = PackConfig(sample_rate=8000, min_seconds=0.1, tracks_per_shard=2)
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+_FULL = 3
+"""Exit code of a packer that said that its disk is full."""
 
 
 class Serial(Executor):
@@ -39,46 +44,61 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".packing"}
 
 
-def _killed_at(operation: int, folder: Path, work: Callable[[], None]) -> bool:
-    """Do `work` in a process that is killed before its `operation`-th operation below `folder`."""
+def _stopped_at(operation: int, folder: Path, work: Callable[[], None], full: bool) -> bool:
+    """Do `work` in a process that is stopped at its `operation`-th operation below `folder`."""
     child = os.fork()
     if not child:
         left = operation
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal left
-            if event in _OPERATIONS and str(folder) in str(arguments[0]):
-                left -= 1
-                if not left:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            if event not in _OPERATIONS or str(folder) not in str(arguments[0]):
+                return
+            if full and not _takes_space(event, arguments):
+                return
+            left -= 1
+            if left <= 0 and full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        work()
+        try:
+            work()
+        except (DataError, OSError):  # which are one line on the command line
+            os._exit(_FULL if full else 1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
+    if os.WIFSIGNALED(status) or (full and os.waitstatus_to_exitcode(status) == _FULL):
         return True
     if status:
         raise SystemExit(f"operation {operation}: the packer failed with status {status}")
     return False
 
 
-def main(audio: Path, expected: Path, scratch: Path, force: bool) -> None:
+def _takes_space(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an operation writes: `open` is told the flags as its third argument."""
+    return event in ("os.mkdir", "os.rename") or (
+        event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    )
+
+
+def main(audio: Path, expected: Path, scratch: Path, full: bool, force: bool) -> None:
     folder, other = scratch / "folder", scratch / "other"
     if force:
         pack_serially(audio, other, PackConfig(sample_rate=8000, min_seconds=0.1, tracks_per_shard=3, seed=1))
-    kills = 0
+    stops = 0
     while True:
         if force:
             shutil.copytree(other, folder)
-        if not _killed_at(kills + 1, folder, lambda: pack_serially(audio, folder, force=force)):
+        if not _stopped_at(stops + 1, folder, lambda: pack_serially(audio, folder, force=force), full):
             break
-        kills += 1
+        stops += 1
         if not _is_done(folder, expected):
             pack_serially(audio, folder, force=force)
-        assert contents(folder) == contents(expected), f"operation {kills}"
+        assert contents(folder) == contents(expected), f"operation {stops}"
         shutil.rmtree(folder)
-    sys.stdout.write(f"{kills}\n")
+    sys.stdout.write(f"{stops}\n")
 
 
 def _is_done(folder: Path, expected: Path) -> bool:
@@ -89,4 +109,4 @@ def _is_done(folder: Path, expected: Path) -> bool:
 
 if __name__ == "__main__":
     audio, expected, scratch = map(Path, sys.argv[1:4])
-    main(audio, expected, scratch, force="force" in sys.argv[4:])
+    main(audio, expected, scratch, full=sys.argv[4] == "full", force="--force" in sys.argv)

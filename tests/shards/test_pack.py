@@ -403,6 +403,19 @@ def test_a_corpus_of_bad_files_only_ends_with_their_reasons(tmp_path: Path) -> N
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_a_script_may_pack_without_guarding_its_main_module(tmp_path: Path) -> None:
+    (tmp_path / "music").mkdir()
+    soundfile.write(tmp_path / "music" / "a.wav", np.full(6 * 22_050, 0.1), 22_050)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import siamusic_fast as sf\n"
+        f"sf.pack(sf.open_corpus({str(tmp_path / 'music')!r}), {str(tmp_path / 'out')!r}, procs=1)\n"
+        "print('once')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("once\n", "")
+
+
 def test_a_shard_all_of_whose_tracks_are_unfit_is_not_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tracks = tuple(Track(name, f"{name}.wav", "training", "Folk") for name in "abcd")

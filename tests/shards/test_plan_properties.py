@@ -11,7 +11,7 @@ from siamusic_fast.shards.plan import ShardPlan, plan_shards
 tracks = st.lists(
     st.builds(
         Track,
-        key=st.text(min_size=1, max_size=6),
+        id=st.text(min_size=1, max_size=6),
         path=st.text(min_size=1, max_size=6),
         split=st.sampled_from(SPLITS),
         genre=st.sampled_from(("", "Folk", "Rock")),

@@ -1,18 +1,19 @@
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
-import random
 import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,63 +95,6 @@ def interrupted(audio: Path, tmp_path: Path) -> Path:
         file.unlink()
     (folder / UNFINISHED / "training-unlabelled-000002.json").unlink()
     return folder
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_pack_killed_at_any_operation_on_files_resumes_to_identical_bytes(
-    make_audio: Make, tmp_path: Path, force: bool
-) -> None:
-    audio, expected = make_audio(3), tmp_path / "expected"
-    pack_serially(audio, expected)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.shards.killing",
-        str(audio),
-        str(expected),
-        str(tmp_path / "scratch"),
-    ]
-    done = subprocess.run([*command, *["force"] * force], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 30
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
-    make_audio: Make, tmp_path: Path, kills: int
-) -> None:
-    audio = make_audio(30)
-    expected, folder = tmp_path / "expected", tmp_path / "folder"
-    command = [
-        *COMMAND,
-        audio,
-        "--tracks-per-shard",
-        "4",
-        "--min-seconds",
-        "1",
-        "--procs",
-        "2",
-        "--quiet",
-        "--out",
-    ]
-    start = time.monotonic()
-    subprocess.run([*command, expected], check=True, capture_output=True)
-    longest = time.monotonic() - start
-    rng = random.Random(0)
-    killed = 0
-    while killed < kills:
-        packer = subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(rng.uniform(0.2, 1) * longest)
-        if packer.poll() is None:
-            packer.kill()
-            killed += 1
-        packer.wait()
-        if (folder / "manifest.json").exists() and not (folder / UNFINISHED).exists():
-            assert contents(folder) == contents(expected)
-            shutil.rmtree(folder)
-    if not folder.exists() or (folder / UNFINISHED).exists():
-        subprocess.run([*command, folder], check=True, capture_output=True)
-    assert contents(folder) == contents(expected)
 
 
 def test_finished_shards_are_not_done_again(audio: Path, expected: Path, interrupted: Path) -> None:
@@ -429,6 +373,36 @@ def test_a_worker_that_dies_tells_what_it_was_at() -> None:
             deadly_at_its_second_step, [0, 1], procs=2, counters=1, on_counts=lambda counts: None
         )
     assert (caught.value.job, caught.value.step) == (1, 1)
+
+
+def _kill_reader(of: Path) -> None:
+    """Kill the child of this process that has the file open, as soon as there is one."""
+    while True:
+        for child in multiprocessing.active_children():
+            with suppress(OSError):
+                for descriptor in Path(f"/proc/{child.pid}/fd").iterdir():
+                    if descriptor.readlink() == of:
+                        child.kill()
+                        return
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the reader of a file through /proc")
+def test_a_worker_that_is_killed_in_a_real_run_names_its_file_and_the_next_run_passes_over_it(
+    tmp_path: Path,
+) -> None:
+    music = tmp_path / "music"
+    music.mkdir()
+    soundfile.write(music / "deadly.flac", np.zeros(8000 * 3600, np.int16), 8000)
+    soundfile.write(music / "good.wav", np.full(8000, 0.1), 8000)
+    killer = threading.Thread(target=_kill_reader, args=(music / "deadly.flac",), daemon=True)
+    killer.start()
+    words = r"died \(killed, perhaps for lack of memory\) while it decoded deadly\.flac"
+    with pytest.raises(DataError, match=words):
+        pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
+    packed = pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
+    assert packed.rejected == {"error": 1}
+    assert [reject.path for reject in read_rejects(tmp_path / "out")] == ["deadly.flac"]
 
 
 def test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run(

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.evaluation.evaluate import evaluate, load_classifier
+from siamusic_fast.evaluation.evaluate import evaluate
 from siamusic_fast.evaluation.features import TrackFeatures, extract_features
 from siamusic_fast.evaluation.probe import probe
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.models.networks import Classifier, place
+from siamusic_fast.models.pretrained import load_classifier
 from siamusic_fast.pipelines import base_loader
 from siamusic_fast.pipelines.plan import Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine
@@ -288,11 +289,9 @@ def test_processes_share_training_validation_and_test(
 
 def validation_loss(folder: Path, shard_set: ShardSet) -> float:
     """Return the cross-entropy of the classifier in `folder`, read from its file, by one process."""
-    saved = checkpoint.load(folder / "classifier.pt", "classifier")
-    model = load_classifier(saved).eval()
-    frontend = Frontend.load(saved["frontend"])
+    model = load_classifier(folder)
     _, probabilities, labels = extract_features(
-        lambda mels: model(mels).softmax(dim=1), shard_set, "validation", frontend
+        lambda mels: model(mels).softmax(dim=1), shard_set, "validation", model.frontend
     )
     return -float(probabilities.gather(1, labels[:, None]).log().mean())
 

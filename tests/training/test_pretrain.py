@@ -23,6 +23,7 @@ from siamusic_fast.files import atomic_write
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models import networks as models
+from siamusic_fast.models.methods import method_of
 from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.processes.world import World
@@ -30,9 +31,9 @@ from siamusic_fast.progress import Task
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import pretrain as module
 from siamusic_fast.training.compiling import compiled
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, PretrainResult, pretrain
+from siamusic_fast.training.pretrain import PretrainResult, pretrain
 from siamusic_fast.training.run_folder import is_abandoned, load_run, newest_unfinished
-from siamusic_fast.training.run_log import read_log
+from siamusic_fast.training.run_log import healthy_collapse, read_log
 from tests.training.networks import TinyEncoder
 
 CONFIG = PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=2, batch_size=6)
@@ -107,14 +108,18 @@ def test_a_run_keeps_what_it_was_and_what_it_learnt(run: Path, shard_set: ShardS
 
 def test_the_log_has_the_end_of_each_epoch(run: Path, shard_set: ShardSet) -> None:
     steps_per_epoch = shard_set.tracks(["training"]) // 6
-    lines = read_log(run)
+    before, *lines = read_log(run)
+    assert before.keys() == {"step", "epoch", "knn"}  # of the encoder that has learnt nothing
     assert {steps_per_epoch, 2 * steps_per_epoch} <= {line["step"] for line in lines}
     for line in lines:
         assert -1 <= line["loss"] <= 1
         assert 0 <= line["waiting"] <= 1
         assert line["pairs_per_second"] > 0
         assert line["peak_memory"] > 100e6  # torch alone takes more
-        assert HEALTHY_COLLAPSE / 2 < line["collapse"] < 2 * HEALTHY_COLLAPSE
+        healthy = healthy_collapse(CONFIG.width)
+        assert healthy / 2 < line["collapse"] < 2 * healthy
+        assert 1 < line["encoder_rank"] <= CONFIG.batch_size - 1 + 1e-3
+        assert 1 < line["projector_rank"] <= CONFIG.batch_size - 1 + 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +353,7 @@ def test_a_run_may_be_saved_and_looked_at_more_often_when_it_goes_on(
 def test_a_crash_between_two_files_leaves_no_accuracy_without_its_weights(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accuracies = iter([0.5, 0.75, 0.75])
+    accuracies = iter([0.9, 0.5, 0.75, 0.75])
     monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(accuracies))
     config = dataclasses.replace(TINY, knn_every=1)
     duplicate, calls = checkpoint.duplicate, iter([False, True, False])
@@ -373,13 +378,13 @@ def test_a_crash_between_two_files_leaves_no_accuracy_without_its_weights(
 def test_knn_is_looked_at_every_few_epochs_and_the_best_is_kept(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accuracies = iter([0.5, 0.75, 0.25])
+    accuracies = iter([0.9, 0.5, 0.75, 0.25])
     monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(accuracies))
     config = dataclasses.replace(TINY, epochs=5, knn_every=2, grad_accum_steps=12)
     result = pretrain(config, shard_set, tmp_path / "run")
     found = {line["epoch"]: line["knn"] for line in read_log(tmp_path / "run") if "knn" in line}
-    assert found == {2: 0.5, 4: 0.75, 5: 0.25}
-    assert (result.knn, result.best_knn) == (0.25, 0.75)
+    assert found == {0: 0.9, 2: 0.5, 4: 0.75, 5: 0.25}
+    assert (result.initial_knn, result.knn, result.best_knn) == (0.9, 0.25, 0.75)
     assert checkpoint.load(tmp_path / "run" / "best.pt", "pretraining")["epoch"] == 4
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt", "pretraining")["epoch"] == 5
 
@@ -470,8 +475,10 @@ def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, 
     config = dataclasses.replace(TINY, backend="torch", batch_size=4, sync_batchnorm=False, knn_every=1)
     function = functools.partial(shared_buffers, config, shard_set, tmp_path / "run")
     leading, other = launch(function, gpus=0, procs=2)
-    # In each of two epochs: for the checkpoint before the look at kNN, for that, and for the one after it.
-    assert len(leading) == len(other) == 6
+    # Before the first step; then in each of two epochs: for the checkpoint before the look at kNN, for that,
+    # and for the one after it.
+    assert len(leading) == len(other) == 7
+    leading, other = leading[1:], other[1:]
     for place, ((own, shared), (others, others_shared)) in enumerate(zip(leading, other, strict=True)):
         assert equal(own, others) == (place % 3 > 0)  # statistics of other tracks, until they are shared
         assert equal(own, shared)
@@ -538,7 +545,7 @@ def compile_in_one(
     ):
         patch.setattr(models, "encoder", TinyEncoder)
         patch.setattr(torch, "compile", broken if world.rank else Same)
-        model = world.wrap(models.SimSiam("tiny"), sync_batchnorm=sync_batchnorm)
+        model = world.wrap(method_of(TINY), sync_batchnorm=sync_batchnorm)
         found = compiled(model, torch.zeros(2, 1, 16, 22), world)
     told = [str(one.message) for one in warned if "torch.compile failed" in str(one.message)]
     assert len(told) == (1 if world.leads else 0), [str(one.message) for one in warned]
@@ -631,7 +638,7 @@ def test_a_model_that_cannot_be_compiled_trains_as_it_is_with_one_warning(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_computes_the_same() -> None:
     torch.manual_seed(0)
-    model = models.SimSiam("tiny").eval()
+    model = method_of(TINY).eval()
     views = torch.randn(2, 4, 1, 48, 44)
     expected = model(*views)
     faster = compiled(model, views[0], World())

@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -8,34 +9,42 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
+
+from siamusic_fast.config import PROJECTION_DIMS
+from siamusic_fast.training.run_log import (
+    RunLog,
+    Stopwatch,
+    collapse_measure,
+    effective_rank,
+    healthy_collapse,
+    read_log,
 )
-from torch.utils.tensorboard import SummaryWriter
 
-from siamusic_fast.models.networks import PROJECTION_DIM
-from siamusic_fast.training.pretrain import HEALTHY_COLLAPSE, NEAR_COLLAPSE
-from siamusic_fast.training.run_log import RunLog, Stopwatch, collapse_measure, read_log
+WIDTH = PROJECTION_DIMS["simsiam"]
 
 
-def no_space(*_: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+class Full(io.StringIO):
+    """A file on a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_log_that_is_to_keep_going_has_a_gap_where_the_disk_was_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with RunLog(tmp_path, keep_going=True) as log:
+    with RunLog(tmp_path, (), keep_going=True) as log:
         log.write(1, loss=1.0)
         with monkeypatch.context() as full:
-            full.setattr(SummaryWriter, "add_scalar", no_space)
+            full.setattr(log, "_lines", Full())
             with pytest.warns(UserWarning, match="log of the run has a gap: No space left on device"):
                 log.write(2, loss=2.0)
-    with RunLog(tmp_path) as log, monkeypatch.context() as full:
-        full.setattr(SummaryWriter, "add_scalar", no_space)
+        log.write(3, loss=3.0)
+    with RunLog(tmp_path, ()) as log, monkeypatch.context() as full:
+        full.setattr(log, "_lines", Full())
         with pytest.raises(OSError, match="No space"):
-            log.write(3, loss=3.0)
-    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
+            log.write(4, loss=4.0)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 3]
 
 
 def test_collapse_of_outputs_all_the_same_is_zero() -> None:
@@ -51,13 +60,38 @@ def test_collapse_of_gaussian_outputs_is_one_over_root_d() -> None:
 
 def test_a_total_collapse_is_warned_of_behind_a_batch_norm() -> None:
     # All rows alike but one: batch norm makes that one sqrt(B - 1) and the others -1 / sqrt(B - 1).
-    rows = torch.zeros(64, PROJECTION_DIM)
-    rows[0] = torch.randn(PROJECTION_DIM, generator=torch.Generator().manual_seed(0))
-    found = collapse_measure(torch.nn.BatchNorm1d(PROJECTION_DIM, affine=False)(rows)).item()
-    assert found == pytest.approx(HEALTHY_COLLAPSE * 2 / 64**0.5, rel=0.02)
-    assert found < NEAR_COLLAPSE
-    healthy = torch.randn(64, PROJECTION_DIM, generator=torch.Generator().manual_seed(0))
-    assert collapse_measure(healthy).item() > NEAR_COLLAPSE
+    rows = torch.zeros(64, WIDTH)
+    rows[0] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+    found = collapse_measure(torch.nn.BatchNorm1d(WIDTH, affine=False)(rows)).item()
+    assert found == pytest.approx(healthy_collapse(WIDTH) * 2 / 64**0.5, rel=0.02)
+    assert found < healthy_collapse(WIDTH) / 2
+    healthy = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert collapse_measure(healthy).item() > healthy_collapse(WIDTH) / 2
+
+
+def test_the_effective_rank_counts_directions_of_equal_size() -> None:
+    # 2 k rows, one each way along k axes: k equal singular values, whatever the common offset.
+    for k in (1, 5, 16):
+        axes = torch.eye(16)[:k]
+        rows = torch.cat([axes, -axes]) * 3
+        assert effective_rank(rows).item() == pytest.approx(k, rel=1e-4)
+        assert effective_rank(rows + 100).item() == pytest.approx(k, rel=1e-3)
+
+
+def test_the_effective_rank_of_unequal_directions_is_that_of_their_entropy() -> None:
+    # Singular values in the ratio 3 to 1, shares 3/4 and 1/4: exp of 0.5623 nats.
+    rows = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert effective_rank(rows).item() == pytest.approx(4 / 3**0.75, rel=1e-5)
+
+
+def test_outputs_all_the_same_have_no_rank_and_gaussian_ones_nearly_all() -> None:
+    assert effective_rank(torch.full((8, 4), 2.5)).item() == 0
+    rows = np.random.default_rng(0).standard_normal((400, 32))
+    shares = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
+    shares /= shares.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    assert effective_rank(torch.from_numpy(rows)).item() == pytest.approx(expected, rel=1e-4)
+    assert 31 < expected < 32
 
 
 def test_collapse_worked_by_numpy() -> None:
@@ -83,23 +117,19 @@ def test_waiting_is_the_time_that_batches_take_to_arrive() -> None:
     assert (stopwatch.batches, stopwatch.read()[1]) == (0, 0)
 
 
-def test_a_log_is_json_lines_and_tensorboard_scalars(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
+def test_a_log_is_json_lines(tmp_path: Path) -> None:
+    with RunLog(tmp_path, ()) as log:
         log.write(10, loss=-0.25)
         log.write(20, loss=-0.5)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 10, "loss": -0.25}, {"step": 20, "loss": -0.5}]
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    scalars = events.Scalars("loss")
-    assert [(scalar.step, scalar.value) for scalar in scalars] == [(10, -0.25), (20, -0.5)]
 
 
 def test_a_resumed_log_counts_each_step_once(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
+    with RunLog(tmp_path, ()) as log:
         log.write(10, loss=1.0)
         log.write(20, loss=2.0)
-    with RunLog(tmp_path, resume_at=10) as log:
+    with RunLog(tmp_path, (), resume_at=10) as log:
         log.write(20, loss=3.0)
         log.write(30, loss=4.0)
     assert [(line["step"], line["loss"]) for line in read_log(tmp_path)] == [(10, 1.0), (20, 3.0), (30, 4.0)]
@@ -113,7 +143,7 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_what_follows_a_line_that_was_cut_off_is_whole(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "lo')
     for step in (20, 30):
-        with RunLog(tmp_path, resume_at=10) as log:
+        with RunLog(tmp_path, (), resume_at=10) as log:
             log.write(step, loss=2.0)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert lines[1:] == ['{"step": 20, "lo', '{"step": 20, "loss": 2.0}', '{"step": 30, "loss": 2.0}']
@@ -121,6 +151,6 @@ def test_what_follows_a_line_that_was_cut_off_is_whole(tmp_path: Path) -> None:
 
 
 def test_other_ranks_leave_no_files(tmp_path: Path) -> None:
-    with RunLog(tmp_path, active=False) as log:
+    with RunLog(tmp_path, ("tensorboard",), active=False) as log:
         log.write(10, loss=1.0)
     assert list(tmp_path.iterdir()) == []

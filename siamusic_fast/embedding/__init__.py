@@ -1,0 +1,1 @@
+"""Embedding: audio of any kind in, outputs of a network out."""

@@ -1,0 +1,39 @@
+"""What can be said of an evaluation or of a probe before torch is imported and tracks are read."""
+
+from pathlib import Path
+
+from siamusic_fast.audio.corpus import SPLITS
+from siamusic_fast.models.run_checks import check_labels, check_run, find_classifier
+from siamusic_fast.models.run_files import OF_RESULTS, check_free
+from siamusic_fast.models.run_shards import shards_of_run
+from siamusic_fast.pipelines.checks import check_backend
+from siamusic_fast.shards.manifest import ShardSet
+
+
+def check_evaluation(
+    run: Path, data: ShardSet | Path | str | None, out: Path | str | None, *, backend: str, force: bool
+) -> tuple[Path, ShardSet]:
+    """Return the classifier and the shards of an evaluation; arguments and errors are those of `evaluate`."""
+    check_backend(backend)
+    classifier = find_classifier(run)
+    shard_set = shards_of_run(classifier.parent, data)
+    check_labels(shard_set, ["test"], "an evaluation")
+    _check_out(out, force)
+    return classifier, shard_set
+
+
+def check_probe(
+    run: Path, data: ShardSet | Path | str | None, out: Path | str | None, *, backend: str, force: bool
+) -> ShardSet:
+    """Return the shards of a probe; arguments and errors are those of `probe`."""
+    check_backend(backend)
+    check_run(run)
+    shard_set = shards_of_run(run, data)
+    check_labels(shard_set, SPLITS, "a probe")
+    _check_out(out, force)
+    return shard_set
+
+
+def _check_out(out: Path | str | None, force: bool) -> None:
+    if out is not None:
+        check_free(Path(out), OF_RESULTS, force)

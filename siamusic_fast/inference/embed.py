@@ -1,0 +1,216 @@
+"""Embeds any number of tracks into a file, part by part, so that a stopped call goes on."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from siamusic_fast.audio.rejects import Reject
+from siamusic_fast.config import EmbedConfig
+from siamusic_fast.embedding.extract import Heard
+from siamusic_fast.embedding.results import nothing_left
+from siamusic_fast.embedding.sources import Given, Item, Sources, open_sources
+from siamusic_fast.errors import DataError
+from siamusic_fast.folder_lock import FolderLock
+from siamusic_fast.inference.vector_file import check_ending, merge, read_part, rejects_of, write_part
+from siamusic_fast.models.networks import Encoder, evaluating, listening_of
+from siamusic_fast.models.pretrained import load_encoder
+from siamusic_fast.models.run_files import save_json
+from siamusic_fast.processes.world import World
+from siamusic_fast.progress import SILENT, Progress, Task
+from siamusic_fast.shards.tables import REJECT_COLUMNS, write_table
+
+_PLAN = "plan.json"
+"""What the parts in a folder are of: another call does not go on with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedResult:
+    """What came of embedding tracks into a file."""
+
+    path: Path
+    """The file."""
+    tracks: int
+    rows: int
+    """As many as there are tracks, or their crops."""
+    dim: int
+    """Numbers in a vector."""
+    rejects: tuple[Reject, ...]
+    """Files that could not be used."""
+    rejected: Path | None
+    """Table of these files, if there are any."""
+    seconds: float
+    """Time that it took, without what an earlier call had done."""
+
+
+def embed(
+    run: Path | str,
+    sources: Given | Iterable[Given],
+    out: Path | str = "embeddings.parquet",
+    config: EmbedConfig | None = None,
+    *,
+    splits: Sequence[str] | None = None,
+    data_dir: Path | str = "data",
+    world: World | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> EmbedResult:
+    """Write the features of every track of `sources`, as `Encoder.embed` computes them, into the file `out`.
+
+    `out` ends in .parquet or .npz. It has the columns key, path, label, split, seconds and vector, and with
+    `config.per_crop` start. Called in every process of `world`, which share the parts; default: one process
+    on the CPU. Parts of a shard, or of 256 files, are written into the folder `out`.parts as they are ready,
+    and make up `out` in the end; so memory does not grow with the number of tracks, and a call that was
+    stopped goes on when it is made again. Files that cannot be used are listed in a table beside `out`.
+
+    Raises `ConfigError` for another ending and `DataError` if `out` exists and `force` is not given, if parts
+    of another call are in the way, if `run` has no such encoder, if no file can be used, or as
+    `Encoder.embed` does.
+    """
+    started = time.perf_counter()
+    world, config, out = world or World(), config or EmbedConfig(), Path(out)
+    check_ending(out)
+    rejected = out.with_name(f"{out.name}.rejected.csv")
+    for path in (out, rejected):
+        if path.exists() and not force:
+            raise DataError(
+                f"{path} exists: use another out, or replace it by force=True (on the command line --out or "
+                f"--force)."
+            )
+    encoder = load_encoder(run, config.checkpoint, world.device)
+    found = open_sources(sources, splits=splits, data_dir=Path(data_dir))
+    about = description(encoder, config)
+    parts = _Parts(out.with_name(f"{out.name}.parts"), found.parts)
+    with FolderLock() as lock:
+        world.once(lambda: parts.begin({**about, "sources": found.digest()}, lock, force=force))
+        _compute(parts, found, encoder, config, world, progress)
+        world.wait_for_all()
+        counts = world.once(lambda: parts.finish(out, rejected, about, per_crop=config.per_crop))
+    return EmbedResult(
+        path=out,
+        tracks=counts["tracks"],
+        rows=counts["rows"],
+        dim=encoder.dim,
+        rejects=tuple(Reject(*row) for row in counts["rejects"]),
+        rejected=rejected if counts["rejects"] else None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def description(encoder: Encoder, config: EmbedConfig) -> dict[str, Any]:
+    """Return what embeddings depend on, as plain values: the weights, the features and the crops."""
+    return {
+        "backbone": encoder.backbone,
+        "epoch": encoder.epoch,
+        "weights": weights_digest(encoder),
+        "frontend": encoder.frontend.dump(),
+        "crops": config.crops,
+        "hop_seconds": config.hop_seconds,
+        "per_crop": config.per_crop,
+        "dtype": config.dtype,
+        "folder": str(Path.cwd()),
+    }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of all weights and buffers of `model`, in hexadecimal digits."""
+    sha256 = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha256.update(name.encode())
+        sha256.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    return sha256.hexdigest()
+
+
+class _Parts:
+    """The parts of embeddings in a folder, each a file that is whole or not there."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.paths = [folder / f"part-{number:06d}.npz" for number in range(count)]
+
+    def begin(self, plan: dict[str, Any], lock: FolderLock, *, force: bool) -> None:
+        """Lock the folder, and see that its parts are of `plan`; with `force`, remove those of another."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock.take(self.folder)
+        path = self.folder / _PLAN
+        found = path.read_text(encoding="utf-8") if path.is_file() else None
+        if found is not None and json.loads(found) != plan and not force:
+            raise DataError(
+                f"{self.folder} has parts of other tracks, or of another encoder or other settings: use "
+                f"another out, or replace them by force=True (on the command line --out or --force)."
+            )
+        if force and found is not None and json.loads(found) != plan:
+            for part in self.paths:
+                part.unlink(missing_ok=True)
+        save_json(path, plan)
+
+    def finish(self, out: Path, rejected: Path, about: dict[str, Any], *, per_crop: bool) -> dict[str, Any]:
+        """Merge the parts into `out`, write the table of what was left out, and remove the folder."""
+        tracks = rows = 0
+        rejects: list[Reject] = []
+        for path in self.paths:
+            part = read_part(path)
+            assert part is not None
+            tracks, rows = tracks + int(part["tracks"]), rows + len(part["key"])
+            rejects += rejects_of(part)
+        if not rows:
+            raise nothing_left(rejects)
+        merge(self.paths, out, about, per_crop=per_crop)
+        left_out = [(reject.path, reject.reason, reject.detail) for reject in rejects]
+        if rejects:
+            write_table(rejected, REJECT_COLUMNS, left_out)
+        else:
+            rejected.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
+        return {"tracks": tracks, "rows": rows, "rejects": left_out}
+
+
+def _compute(
+    parts: _Parts, found: Sources, encoder: Encoder, config: EmbedConfig, world: World, progress: Progress
+) -> None:
+    """Write those parts of this process that are not there yet."""
+    own = range(world.rank, found.parts, world.world_size)
+    missing = [number for number in own if read_part(parts.paths[number]) is None]
+    sizes: deque[tuple[int, int]] = deque()
+
+    def items() -> Iterator[Item]:
+        for number, of_part in found.items(missing):
+            sizes.append((number, len(of_part)))
+            yield from of_part
+
+    listening = listening_of(encoder, config, per_crop=config.per_crop)
+    shown = progress if world.leads else SILENT
+    share = -(-found.samples * len(missing) // max(1, found.parts))
+    with evaluating(encoder), shown.task("Embedding", share * world.world_size, "tracks") as task:
+        counted = _Rate(task, world.world_size)
+        heard: list[Heard | Reject] = []
+        for one in listening.extractor().extract(items(), found.samples):
+            heard.append(one)
+            counted.advance()
+            if len(heard) == sizes[0][1]:
+                number, _ = sizes.popleft()
+                done = [one for one in heard if isinstance(one, Heard)]
+                left_out = [one for one in heard if isinstance(one, Reject)]
+                write_part(parts.paths[number], done, left_out, config.dtype)
+                heard = []
+
+
+class _Rate:
+    """Tells a task of each track of this process, of `processes`, and how many tracks a second takes."""
+
+    def __init__(self, task: Task, processes: int) -> None:
+        self._task, self._processes = task, processes
+        self._started, self._done = time.perf_counter(), 0
+
+    def advance(self) -> None:
+        self._done += self._processes
+        rate = self._done / (time.perf_counter() - self._started)
+        self._task.advance(self._processes, note=f"{rate:,.1f} tracks/s")

@@ -1,0 +1,68 @@
+"""Checks of what loaders are asked for. They need neither torch nor the tracks themselves."""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+
+from siamusic_fast.config import BACKENDS, CROPS, MelConfig
+from siamusic_fast.config.fields import Between, OneOf, check_value
+from siamusic_fast.errors import ConfigError
+from siamusic_fast.pipelines.tracks import Tracks
+from siamusic_fast.shards.manifest import Shard, ShardSet
+
+
+def check_backend(backend: str) -> None:
+    """Raise `ConfigError` unless `backend` is an engine that is installed."""
+    check_value("backend", backend, OneOf(BACKENDS))
+    if backend == "dali" and not _has_dali():
+        raise ConfigError(
+            "backend = 'dali', and DALI is not installed: `pip install nvidia-dali-cuda120`, or use "
+            "backend='torch' (on the command line --backend torch)."
+        )
+
+
+def check_crops(crops: str, max_distance: float | None) -> None:
+    """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
+    check_value("crops", crops, OneOf(CROPS))
+    if max_distance is None:
+        return
+    check_value("max_distance", max_distance, Between(0))
+    if crops != "independent":
+        raise ConfigError(
+            f"max_distance = {max_distance:g} s is for independent crops: use crops='independent' (on the "
+            f"command line --crops independent), or leave it out."
+        )
+
+
+def check_length(tracks: Tracks, mel: MelConfig) -> None:
+    """Raise `ConfigError` if a crop of `mel` is longer than every one of `tracks`."""
+    _check_length(tracks.shard_set, int(tracks.samples.max()), mel)
+
+
+def check_shard_length(shard_set: ShardSet, shards: Sequence[Shard], mel: MelConfig) -> None:
+    """Raise `ConfigError` if a crop of `mel` is longer than what the manifest says of every track."""
+    _check_length(shard_set, max(shard.longest for shard in shards), mel)
+
+
+def fitting_seconds(samples: int, sample_rate: int) -> float:
+    """Return the length in seconds, rounded down, of the longest crop of a track of `samples`."""
+    digits = 10 if samples >= sample_rate else 1000
+    return math.floor(digits * samples / sample_rate) / digits
+
+
+def _check_length(shard_set: ShardSet, longest: int, mel: MelConfig) -> None:
+    seconds = longest / shard_set.sample_rate
+    if seconds < mel.samples / mel.sample_rate:
+        fitting = fitting_seconds(longest, shard_set.sample_rate)
+        raise ConfigError(
+            f"seconds = {mel.seconds:g} makes crops that are longer than the longest track in "
+            f"{shard_set.folder}, {seconds:.3g} s: use {fitting:g} or less (on the command line "
+            f"--seconds {fitting:g})."
+        )
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False

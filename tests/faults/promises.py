@@ -1,0 +1,463 @@
+"""What siamusic-fast promises about faults: the test behind each promise, and where the docs make it."""
+
+from dataclasses import dataclass
+
+_HERE = "tests/faults"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """One promise."""
+
+    name: str
+    """Key of its row in the results."""
+    topic: str
+    """Key of `TOPICS`."""
+    words: str
+    """The promise in a sentence."""
+    test: str
+    """Path and name of the test; each of its parameters is a case."""
+    said: tuple[str, ...] = ()
+    """Pages and words in them that make the promise, such as `README.md: never end a run`."""
+    tries: int = 1
+    """How often each case is tried in the long form; 1 where the case decides that."""
+    short: int = 1
+    """How often each case is tried by `make test`."""
+    seconds: float
+    """About how long a try takes on two slow cores."""
+
+    def count(self, share: float) -> int:
+        """Return how often each case is tried in so large a share of the long form."""
+        return max(self.short, round(share * self.tries))
+
+
+TOPICS = {
+    "packing": "Packing",
+    "reading": "Reading what was packed",
+    "training": "Training",
+    "processes": "Processes, signals and what is left",
+}
+
+PROMISES = (
+    Promise(
+        name="pack killed",
+        topic="packing",
+        words="Packing that is killed at a random moment goes on with the same command and ends with the "
+        "same bytes.",
+        test=f"{_HERE}/test_packing.py::test_a_pack_killed_at_random_moments_resumes_to_identical_bytes",
+        said=("README.md: Packing that was stopped, even by `kill -9` or a full disk, goes on",),
+        tries=50,
+        short=2,
+        seconds=2.5,
+    ),
+    Promise(
+        name="pack stopped at each operation",
+        topic="packing",
+        words="So does packing that is killed, or finds the disk full, at any of its operations on files.",
+        test=f"{_HERE}/test_packing.py::"
+        "test_a_pack_stopped_at_any_operation_on_files_resumes_to_identical_bytes",
+        said=("docs/shards.md: A run that is stopped by Ctrl-C, kill or a full disk is resumed by the same",),
+        seconds=12,
+    ),
+    Promise(
+        name="pack told to stop",
+        topic="packing",
+        words="SIGTERM and SIGHUP, to the program or its group, end packing, and the same command goes on.",
+        test=f"{_HERE}/test_packing.py::test_a_pack_told_to_stop_ends_and_resumes_to_identical_bytes",
+        tries=10,
+        short=1,
+        seconds=2.5,
+    ),
+    Promise(
+        name="pack on a full disk",
+        topic="packing",
+        words="A disk that is full, after any part of the bytes, ends packing with one line; with more room "
+        "the same command goes on.",
+        test=f"{_HERE}/test_packing.py::"
+        "test_a_pack_on_a_full_disk_ends_with_one_line_and_goes_on_when_there_is_room",
+        tries=20,
+        short=1,
+        seconds=3,
+    ),
+    Promise(
+        name="damaged audio",
+        topic="packing",
+        words="A damaged audio file never ends packing: it is packed, or listed with a reason, and what is "
+        "packed is what loaders read.",
+        test="tests/shards/test_fuzz.py::"
+        "test_damaged_inputs_are_all_accounted_for_and_what_is_packed_is_what_loaders_read",
+        said=(
+            "README.md: Files that cannot be used never end a run",
+            "docs/shards.md: A bad file never stops a run",
+        ),
+        seconds=30,
+    ),
+    Promise(
+        name="audio goes away",
+        topic="packing",
+        words="Audio that goes away or changes meanwhile ends packing, which goes on when it is back.",
+        test="tests/shards/test_resume.py::test_audio_that_goes_away_ends_the_run_which_then_goes_on",
+        said=("docs/shards.md: If the audio goes away during the run",),
+        seconds=1,
+    ),
+    Promise(
+        name="deadly file",
+        topic="packing",
+        words="A file at which a worker process dies is named, and the next run passes over it.",
+        test="tests/shards/test_resume.py::"
+        "test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run",
+        said=("docs/shards.md: A worker process that dies (killed for lack of memory) ends the run with",),
+        seconds=1,
+    ),
+    Promise(
+        name="files of others",
+        topic="packing",
+        words="Files that no packing made are not changed, not even with --force.",
+        test="tests/shards/test_resume.py::test_a_folder_of_that_name_which_no_packer_made_is_not_touched",
+        said=("docs/shards.md: belong to a shard set are never changed",),
+        seconds=0.2,
+    ),
+    Promise(
+        name="verify flips",
+        topic="reading",
+        words="`verify` finds any flipped bit in any file of a shard set.",
+        test=f"{_HERE}/test_damage.py::test_verify_finds_every_flipped_bit",
+        said=("README.md: every byte against the manifest",),
+        tries=1000,
+        short=60,
+        seconds=0.03,
+    ),
+    Promise(
+        name="verify cuts",
+        topic="reading",
+        words="`verify` finds any file of a shard set that was cut off.",
+        test=f"{_HERE}/test_damage.py::test_verify_finds_every_cut",
+        said=("docs/shards.md: any change to them is found",),
+        tries=200,
+        short=20,
+        seconds=0.03,
+    ),
+    Promise(
+        name="loader of damaged shards",
+        topic="reading",
+        words="A loader over files with a flipped bit or a cut says what is damaged, or gives the same "
+        "batches and labels; where samples of audio are damaged, that track alone differs.",
+        test=f"{_HERE}/test_damage.py::"
+        "test_a_loader_of_damaged_shards_says_so_or_differs_in_the_damaged_track_alone",
+        said=("docs/shards.md: A loader compares each index with its SHA-256",),
+        tries=200,
+        short=8,
+        seconds=0.3,
+    ),
+    Promise(
+        name="fuzzed index",
+        topic="reading",
+        words="Any index is read or refused with one clear error.",
+        test=f"{_HERE}/test_parsers.py::test_any_index_is_read_or_refused",
+        tries=2000,
+        short=30,
+        seconds=0.005,
+    ),
+    Promise(
+        name="fuzzed manifest",
+        topic="reading",
+        words="Any manifest is read or refused with one clear error.",
+        test=f"{_HERE}/test_parsers.py::test_any_manifest_is_read_or_refused",
+        said=("docs/shards.md: A manifest that names files outside its folder is refused",),
+        tries=2000,
+        short=30,
+        seconds=0.01,
+    ),
+    Promise(
+        name="fuzzed tables",
+        topic="reading",
+        words="Any tracks.csv and rejected.csv are read or refused with one clear error.",
+        test=f"{_HERE}/test_parsers.py::test_any_tables_are_read_or_refused",
+        tries=2000,
+        short=30,
+        seconds=0.01,
+    ),
+    Promise(
+        name="fuzzed recipes",
+        topic="reading",
+        words="Any text for --aug is a recipe or refused with one clear error.",
+        test=f"{_HERE}/test_parsers.py::test_any_recipe_is_read_or_refused",
+        tries=2000,
+        short=30,
+        seconds=0.003,
+    ),
+    Promise(
+        name="fuzzed settings",
+        topic="reading",
+        words="Any file for --config is read or refused with one clear error.",
+        test=f"{_HERE}/test_parsers.py::test_any_file_of_settings_is_read_or_refused",
+        tries=2000,
+        short=30,
+        seconds=0.02,
+    ),
+    Promise(
+        name="soak",
+        topic="reading",
+        words="Memory, open files and threads of a loader stay as they are after the first batches.",
+        test=f"{_HERE}/test_soak.py::test_memory_files_and_threads_stay_as_they_are",
+        tries=500_000,
+        short=2_000,
+        seconds=0.0006,
+    ),
+    Promise(
+        name="training killed",
+        topic="training",
+        words="Training that is killed at a random moment, as a whole, its launcher alone or one of its "
+        "processes, goes on from its last checkpoint to the same bits.",
+        test=f"{_HERE}/test_training.py::test_a_training_killed_at_random_moments_goes_on_to_the_same_bits",
+        said=(
+            "README.md: of a run that was never stopped",
+            "docs/training.md: A run that was killed goes on from its last",
+        ),
+        tries=5,
+        short=1,
+        seconds=15,
+    ),
+    Promise(
+        name="training killed, as typed",
+        topic="training",
+        words="So does `siamusic-fast pretrain` as it is typed, with ResNet-18.",
+        test="tests/cli/test_pretrain.py::"
+        "test_a_real_process_that_is_killed_and_resumed_ends_with_the_same_bits",
+        seconds=40,
+    ),
+    Promise(
+        name="training told to stop",
+        topic="training",
+        words="After SIGTERM or SIGHUP, to one process or to the group, training saves, ends with the exit "
+        "code of the signal, and goes on to the same bits.",
+        test=f"{_HERE}/test_training.py::test_a_training_told_to_stop_saves_and_goes_on_to_the_same_bits",
+        said=("README.md: Ctrl-C and SIGTERM save a", "docs/training.md: After Ctrl-C, SIGTERM or SIGHUP"),
+        tries=4,
+        short=1,
+        seconds=12,
+    ),
+    Promise(
+        name="stopped within a step",
+        topic="training",
+        words="A run that is told to stop at any of its steps saves within that step.",
+        test="tests/training/test_pretrain.py::"
+        "test_a_run_told_to_stop_saves_within_a_step_and_ends_with_the_same_bits",
+        said=("README.md: pre-training run within a step",),
+        seconds=2,
+    ),
+    Promise(
+        name="checkpoint killed",
+        topic="training",
+        words="A kill at any step of a save leaves a whole checkpoint from which the run goes on.",
+        test="tests/models/test_checkpoint.py::test_a_kill_at_any_step_of_a_save_leaves_a_run_that_goes_on",
+        said=("docs/architecture.md: A kill at any moment leaves a whole checkpoint under one of the two",),
+        seconds=2,
+    ),
+    Promise(
+        name="checkpoint damaged",
+        topic="training",
+        words="No checkpoint with a flipped bit or a cut is loaded.",
+        test=f"{_HERE}/test_damage.py::test_no_flipped_bit_and_no_cut_of_a_real_checkpoint_is_loaded",
+        said=("docs/architecture.md: a single flipped bit is one error",),
+        tries=200,
+        short=5,
+        seconds=0.15,
+    ),
+    Promise(
+        name="checkpoint before the damaged one",
+        topic="training",
+        words="If the last checkpoint is damaged, the run goes on from the one before to the same bits.",
+        test="tests/training/test_pretrain.py::"
+        "test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_bits",
+        said=("docs/training.md: is damaged, the run goes on from the one before with a warning",),
+        seconds=3,
+    ),
+    Promise(
+        name="full disk while training",
+        topic="training",
+        words="A disk that fills up while a checkpoint is saved is one line in all processes; the checkpoint "
+        "before is whole, and the run goes on from it.",
+        test="tests/training/test_pretrain.py::"
+        "test_a_disk_that_fills_up_ends_a_run_in_all_processes_and_it_goes_on_later",
+        said=("docs/training.md: checkpoints are as they were",),
+        seconds=15,
+    ),
+    Promise(
+        name="full disk at each byte",
+        topic="training",
+        words="A save that finds the disk full, a quota used up or a disk that fails keeps what was there.",
+        test="tests/models/test_checkpoint.py::"
+        "test_a_full_disk_is_said_in_plain_words_and_keeps_what_was_there",
+        seconds=0.1,
+    ),
+    Promise(
+        name="loss that is no number",
+        topic="training",
+        words="A loss that becomes NaN ends the run and keeps the last good checkpoint.",
+        test="tests/training/test_pretrain.py::"
+        "test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_good_checkpoint",
+        said=("docs/training.md: but never if the loss or a weight is not finite",),
+        seconds=3,
+    ),
+    Promise(
+        name="worker fails",
+        topic="training",
+        words="A track that a loader cannot read, in either engine and any process, ends training with one "
+        "line and leaves no process.",
+        test="tests/cli/test_processes.py::test_a_track_that_cannot_be_read_ends_pretraining_with_one_line",
+        seconds=15,
+    ),
+    Promise(
+        name="restarts",
+        topic="training",
+        words="With --max-restarts, all processes start again after one was killed.",
+        test="tests/processes/test_launch.py::test_a_job_that_may_restart_starts_all_processes_again",
+        said=("docs/training.md: With `--max-restarts 3`, all processes start again from",),
+        seconds=15,
+    ),
+    Promise(
+        name="two trainings in one folder",
+        topic="training",
+        words="Of two trainings in one folder, the second is refused and the first is not disturbed.",
+        test=f"{_HERE}/test_training.py::test_of_two_trainings_in_one_folder_the_second_is_refused",
+        said=("docs/training.md: a second job in the same",),
+        tries=5,
+        short=1,
+        seconds=6,
+    ),
+    Promise(
+        name="three trainings at once",
+        topic="training",
+        words="Three trainings at once on one machine and one shard set end with the bits of one.",
+        test=f"{_HERE}/test_training.py::"
+        "test_three_trainings_at_once_on_one_shard_set_end_with_the_bits_of_one",
+        tries=3,
+        short=1,
+        seconds=12,
+    ),
+    Promise(
+        name="launcher killed",
+        topic="processes",
+        words="When the launcher is killed, at start-up or later, all its processes end.",
+        test="tests/processes/test_loopback.py::test_all_processes_end_when_their_launcher_is_killed",
+        seconds=15,
+    ),
+    Promise(
+        name="loopback only",
+        topic="processes",
+        words="Processes of one machine listen on its loopback interface only.",
+        test="tests/processes/test_loopback.py::"
+        "test_processes_of_one_machine_listen_on_its_loopback_only_and_meet_in_a_private_folder",
+        said=("docs/training.md: listen on the loopback interface",),
+        seconds=30,
+    ),
+    Promise(
+        name="loopback only, SLURM",
+        topic="processes",
+        words="So do tasks of SLURM on one node.",
+        test="tests/processes/test_loopback.py::test_tasks_of_slurm_on_one_node_listen_on_its_loopback_only",
+        seconds=15,
+    ),
+    Promise(
+        name="nothing left",
+        topic="processes",
+        words="Training that ends by itself or by a signal leaves no process, no file in the temporary "
+        "folder and none in /dev/shm.",
+        test=f"{_HERE}/test_left_behind.py::test_a_training_leaves_no_process_and_no_file_however_it_ends",
+        tries=8,
+        short=2,
+        seconds=6,
+    ),
+    Promise(
+        name="loaders left open",
+        topic="processes",
+        words="A script ends in the middle of an epoch of either engine, by itself, by an error or Ctrl-C.",
+        test="tests/pipelines/test_processes.py::"
+        "test_a_process_with_loaders_of_both_engines_ends_in_the_middle_of_their_epochs",
+        seconds=5,
+    ),
+    Promise(
+        name="what killed launchers left",
+        topic="processes",
+        words="A launcher removes what killed ones left in the temporary folder, and nothing else.",
+        test="tests/processes/test_loopback.py::"
+        "test_a_launcher_removes_what_killed_ones_left_and_nothing_else",
+        seconds=0.5,
+    ),
+)
+
+_STREAMING = "https://docs.mosaicml.com/projects/streaming/en/latest"
+_DALI = "https://docs.nvidia.com/deeplearning/dali/user-guide/docs"
+_WEBDATASET = "https://webdataset.github.io/webdataset"
+
+PEERS = {
+    "packing": {
+        "mosaicml-streaming": (
+            "shards can be written with hashes; we found no promise about a writer that is killed.",
+            f"{_STREAMING}/preparing_datasets/basic_dataset_conversion.html",
+        ),
+        "webdataset": (
+            "ShardWriter writes tars; we found no promise about a writer that is killed.",
+            f"{_WEBDATASET}/api/webdataset/writer.html",
+        ),
+        "NVIDIA DALI": (
+            "reads tars and makes their indices with wds2idx; it writes no audio.",
+            f"{_DALI}/examples/general/data_loading/dataloading_webdataset.html",
+        ),
+    },
+    "reading": {
+        "mosaicml-streaming": (
+            "`validate_hash` names a hash that downloaded shards are compared with, by default none; "
+            "`download_retry` repeats a download.",
+            f"{_STREAMING}/api_reference/generated/streaming.StreamingDataset.html",
+        ),
+        "webdataset": (
+            "a handler decides what follows an error: it is raised, or with or without a warning the "
+            "sample is left out or the stream ends. We found nothing about checksums.",
+            f"{_WEBDATASET}/api/webdataset/handlers.html",
+        ),
+        "NVIDIA DALI": (
+            "samples without a component are empty, left out or an error (`missing_component_behavior`). "
+            "We found nothing about checksums.",
+            f"{_DALI}/examples/general/data_loading/dataloading_webdataset.html",
+        ),
+    },
+    "training": {
+        "mosaicml-streaming": (
+            "goes on in the middle of an epoch, deterministically, from a state that the training loop saves "
+            "and restores.",
+            f"{_STREAMING}/distributed_training/fast_resumption.html",
+        ),
+        "webdataset": (
+            "we found no promise about going on in the middle of an epoch.",
+            f"{_WEBDATASET}/",
+        ),
+        "NVIDIA DALI": (
+            "a pipeline that is restored from its checkpoint gives the same outputs "
+            "(`enable_checkpointing`); the training loop saves and restores it.",
+            f"{_DALI}/advanced_topics_checkpointing.html",
+        ),
+    },
+    "processes": {
+        "mosaicml-streaming": (
+            "shared memory that a killed job has left is cleaned up by a call, `clean_stale_shared_memory`.",
+            f"{_STREAMING}/api_reference/streaming.base.util.html",
+        ),
+        "webdataset": (
+            "we found no promise; worker processes are those of torch's DataLoader.",
+            f"{_WEBDATASET}/",
+        ),
+        "NVIDIA DALI": (
+            "we found no promise; a pipeline runs in threads of the process that made it.",
+            f"{_DALI}/index.html",
+        ),
+    },
+}
+"""What the documentation of other loaders promises, by topic: words and the page."""
+
+
+def promise_of(node: str) -> Promise:
+    """Return the promise that the test with the id `node` is behind."""
+    name = node.partition("[")[0]
+    return next(promise for promise in PROMISES if promise.test == name)

@@ -1,0 +1,26 @@
+"""A loader that runs for long takes no more memory, files and threads than after its first batches."""
+
+import pytest
+
+from siamusic_fast.shards.manifest import ShardSet
+from tests.faults.tries import Tries
+from tests.pipelines.helpers import BACKENDS, two_views
+from tests.pipelines.test_loaders import MEGABYTES, SMALL, resident_megabytes, threads_and_files
+
+pytestmark = pytest.mark.faults
+_BATCH = 24
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_files_and_threads_stay_as_they_are(shard_set: ShardSet, backend: str, tries: Tries) -> None:
+    with two_views(shard_set, "image", backend=backend, frontend=SMALL, batch_size=_BATCH) as loader:
+        started = None
+        while tries.counts[0] < tries.count:
+            tries.counts[0] += _BATCH * sum(1 for _ in loader)
+            if tries.counts[0] < tries.count // 10:
+                continue  # buffers still grow
+            memory, others = resident_megabytes(), threads_and_files()
+            started = started or (memory, others)
+            assert others == started[1]
+            assert memory - started[0] < MEGABYTES
+            tries.counts[1] = tries.counts[0]
