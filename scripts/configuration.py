@@ -68,7 +68,8 @@ def _row(setting: Setting) -> str:
 
 def _values(setting: Setting) -> str:
     if setting.choices:
-        return ", ".join(f"`{choice}`" for choice in setting.choices)
+        several = ", or several of them" if setting.kind is tuple else ""
+        return ", ".join(f"`{choice}`" for choice in setting.choices) + several
     words = {str: "text", int: "whole number", float: "number", bool: "`on`, `off`", tuple: "words"}
     if isinstance(setting.rule, Between):
         limit = setting.rule.max

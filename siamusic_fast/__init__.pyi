@@ -22,6 +22,8 @@ from siamusic_fast.evaluation.probe import probe as probe
 from siamusic_fast.frontend import Frontend as Frontend
 from siamusic_fast.inference.embed import EmbedResult as EmbedResult
 from siamusic_fast.inference.embed import embed as embed
+from siamusic_fast.inference.export import ExportResult as ExportResult
+from siamusic_fast.inference.export import export as export
 from siamusic_fast.inference.similar import Neighbor as Neighbor
 from siamusic_fast.inference.similar import similar as similar
 from siamusic_fast.models.networks import Classifier as Classifier

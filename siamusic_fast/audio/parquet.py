@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 AUDIO = "audio"
 """Column of the audio: bytes of a file, or a struct with a field `bytes` of them."""
 TABLE_ENDINGS = (".parquet", ".arrow")
+_AUDIO_ROWS = 4
+"""Rows whose audio becomes one array of Arrow. Larger ones take more memory while they grow."""
+_LABEL_ROWS = 1 << 14
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "training"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -57,7 +60,10 @@ def load_tables(
     names = [root.name] if root.is_file() else list(open_store(root).paths())
     names = sorted(name for name in names if name.endswith(TABLE_ENDINGS))
     if not names:
-        raise DataError(f"{root} holds no file that ends in {' or '.join(TABLE_ENDINGS)}.")
+        raise DataError(
+            f"{root} holds no file that ends in {' or '.join(TABLE_ENDINGS)}: leave out --label-column and "
+            f"--split-column."
+        )
     splits = dict.fromkeys(names, "") if split_column else _splits_of_files(folder, names)
     listed = [
         ListedFile(f"{name}#{row}", label, split or splits[name], "")
@@ -123,13 +129,14 @@ class TableStore(Store):
             return None
         group = table.group_of(row)
         if self._group[:2] != (name, group):
+            self._group = ("", 0, [])  # two of them would take twice the memory
             self._group = (name, group, list(table.audio(group)))
         return self._group[2][row - table.starts[group]]
 
     def _place(self, path: str) -> tuple[str, int]:
         name, _, row = path.rpartition("#")
         if leads_outside(name) or not row.isdecimal():
-            raise DataError(f"the path {path!r} is not that of a row of a file below {self.root}.")
+            raise DataError(f"the path {path!r} must be that of a row of a file below {self.root}.")
         return name, int(row)
 
     def _table(self, name: str) -> "_Table":
@@ -174,7 +181,7 @@ class _Table:
         """Yield the audio of the rows of a group as buffers; that of a row without audio is empty."""
         is_struct = self.audio_is_struct()
         in_parquet = f"{AUDIO}.bytes" if is_struct and self._parquet else AUDIO
-        for batch in self.batches([in_parquet], group):
+        for batch in self.batches([in_parquet], group, _AUDIO_ROWS):
             column = batch.column(0)
             if is_struct:
                 column = column.flatten()[column.type.get_field_index("bytes")]
@@ -184,20 +191,20 @@ class _Table:
         """Return whether the column of audio is of structs. Raises `DataError` unless it holds bytes."""
         types = _pyarrow().types
         kind = self.column(AUDIO).type
-        is_struct = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        is_struct = bool(types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
         content = kind.field("bytes").type if is_struct else kind
         if not (types.is_binary(content) or types.is_large_binary(content)):
             raise DataError(
                 f"the column {AUDIO!r} of {self.path} is {kind}: it must hold the bytes of audio files, or "
                 f"structs with a field bytes."
             )
-        return is_struct
+        return bool(is_struct)
 
-    def batches(self, columns: Sequence[str], group: int) -> Iterator["pyarrow.RecordBatch"]:
-        """Yield the rows of a group with `columns` alone."""
+    def batches(self, columns: Sequence[str], group: int, rows: int) -> Iterator["pyarrow.RecordBatch"]:
+        """Yield the rows of a group with `columns` alone, those of Parquet by `rows`."""
         with _naming(self.path):
             if self._parquet:
-                yield from self._parquet.iter_batches(row_groups=[group], columns=list(columns))
+                yield from self._parquet.iter_batches(rows, row_groups=[group], columns=list(columns))
             else:
                 with _arrow_reader(self.path) as reader:
                     batch = next(itertools.islice(_record_batches(reader), group, None))
@@ -241,7 +248,7 @@ def _rows(path: Path, label_column: str | None, split_column: str | None) -> Ite
     table.audio_is_struct()
     columns = [column for column in (label_column, split_column) if column]
     names = [_class_names(table, column) for column in columns]
-    batches = (batch for group in range(table.groups) for batch in table.batches(columns, group))
+    batches = (batch for group in range(table.groups) for batch in table.batches(columns, group, _LABEL_ROWS))
     for number, row in enumerate(itertools.chain.from_iterable(map(_values, batches))):
         try:
             found = [_name(value, known) for value, known in zip(row, names, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any
 import rich_click as click
 
 from siamusic_fast import __version__
-from siamusic_fast.cli.console import note, show_error
+from siamusic_fast.cli.console import escape_what_cannot_be_printed, note, show_error
 from siamusic_fast.errors import SiamusicError
 from siamusic_fast.processes.failures import WorkerError, is_repeated, os_error_message
 from siamusic_fast.processes.signals import StopSignals
@@ -31,6 +31,7 @@ COMMANDS = {
     "embed": "Write the features of tracks into a file.",
     "predict": "Say which genres tracks have.",
     "similar": "Find the tracks that sound most like one.",
+    "export": "Write a network to a file for other programs.",
     "report": "Write a page about runs, with sound.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
@@ -69,6 +70,7 @@ class LazyGroup(click.RichGroup):
         return name, command and load_command(command.name or ""), rest
 
     def invoke(self, ctx: click.Context) -> Any:
+        escape_what_cannot_be_printed()
         try:
             # SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is temporary.
             with warnings.catch_warnings(), StopSignals() as signals, signals.at_once():

@@ -94,7 +94,7 @@ class Session:
             for line in report.notes:
                 note(line)
         document = json.dumps(report.as_json())
-        output.print_json(document, indent=None)
+        output.print_json(document, indent=None, ensure_ascii=True)
         if self.out is not None:
             path = self.out / f"{self.name}.json"
             with atomic_write(path) as file:
@@ -108,7 +108,7 @@ class Session:
         advice = advise(facts)
         if self.as_json:
             about = {"backbone": config.backbone, "batch_size": config.batch_size, "advice": advice}
-            output.print_json(json.dumps(dataclasses.asdict(facts) | about), indent=None)
+            output.print_json(json.dumps(dataclasses.asdict(facts) | about), indent=None, ensure_ascii=True)
             return
         if not self.quiet:
             output.print(f"{config.backbone}, batches of {config.batch_size}, {aug}", markup=False)

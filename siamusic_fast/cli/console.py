@@ -3,6 +3,7 @@
 What a terminal shows is wrapped between words, so that 80 columns suffice; in a pipe a line stays one line.
 """
 
+import io
 import shlex
 import sys
 import textwrap
@@ -34,6 +35,12 @@ Figures = Callable[[Mapping[str, float]], list[list[str]]]
 
 _LINE_EVERY = 30.0
 """Seconds between two lines of figures, unless there is news."""
+
+
+def escape_what_cannot_be_printed() -> None:
+    """Let characters that standard output has no bytes for be escaped, as those on standard error are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def show_error(message: str) -> None:

@@ -51,7 +51,7 @@ def demo(out: Path | None, backend: str, device: Any, seed: int, quiet: bool, as
         values = {name: getattr(scores, name) for name in names} | {"test_tracks": scores.tracks}
         speed = {"pairs_per_second": pretrained.pairs_per_second, "seconds": result.seconds}
         places = {"run": str(result.run), "report": str(result.reported.path)}
-        output.print_json(json.dumps({**places, **values, **speed}), indent=None)
+        output.print_json(json.dumps({**places, **values, **speed}), indent=None, ensure_ascii=True)
         return
     packed = sum(result.shard_set.tracks([split]) for split in result.shard_set.splits)
     left_out = sum(result.shard_set.rejected.values())

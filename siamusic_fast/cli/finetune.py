@@ -41,7 +41,9 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
 
     from siamusic_fast.analysis import plots  # from here on torch is needed
     from siamusic_fast.training import finetune as training
+    from siamusic_fast.training.run_log import keep_in_trackers
 
+    config = FinetuneConfig(**options.given(settings))
     result = launch(
         training.finetune,
         config,
@@ -53,6 +55,7 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
         if_stopped=lambda: ("Stopped. Go on with:", this_command("--resume")),
     )
     plots.finetuning(result)
+    keep_in_trackers(result.folder, config.logger)
     values = {**dataclasses.asdict(result), "folder": str(result.folder)}
     show_result(values, lambda: render(result, run, common), result.folder, common)
 

@@ -56,7 +56,7 @@ def show_result(
 ) -> None:
     """Print a result as one line of JSON, as its folder alone, or as `render` does it."""
     if common.as_json:
-        output.print_json(json.dumps(values), indent=None)
+        output.print_json(json.dumps(values), indent=None, ensure_ascii=True)
     elif common.quiet:
         output.print(str(folder), markup=False)
     else:

@@ -17,6 +17,7 @@ from siamusic_fast.errors import DeviceError
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATA = "fma_medium"
+_OF_SEVERAL_WORDS = {setting.name for setting in settings_of(PretrainConfig) if setting.kind is tuple}
 _METAVARS: dict[type, str] = {int: "N", float: "X"}
 
 
@@ -85,8 +86,8 @@ def _option_type(setting: Setting) -> Any:
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in `values` that were given, those of several words as a tuple."""
     found = {name: value for name, value in values.items() if value is not None}
-    if "splits" in found:
-        found["splits"] = tuple(found["splits"].split(","))
+    for name in _OF_SEVERAL_WORDS & found.keys():
+        found[name] = tuple(found[name].split(","))
     return found
 
 

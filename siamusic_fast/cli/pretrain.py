@@ -108,6 +108,7 @@ def pretrain(
 
     from siamusic_fast.analysis import plots  # from here on torch is needed
     from siamusic_fast.training import pretrain as training
+    from siamusic_fast.training.run_log import keep_in_trackers
 
     if not common.quiet and is_leader():
         note(f"Run: {run}")
@@ -124,6 +125,7 @@ def pretrain(
         max_restarts=max_restarts,
     )
     plots.pretraining(result.run)
+    keep_in_trackers(result.run, config.logger)
     values = {**dataclasses.asdict(result), "run": str(result.run)}
     show_result(values, lambda: render(result, shard_set), result.run, common)
 

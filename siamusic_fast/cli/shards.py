@@ -351,8 +351,9 @@ def _bars(kind: str, counts: dict[str, list[int]], summary: Summary) -> Table:
     table = table_of(kind, "", "tracks", *summary.splits)
     table.columns[1].justify = "left"
     largest = max(map(sum, counts.values()), default=1)
+    block = "#" if output.options.ascii_only else "█"
     for name, per_split in counts.items():
-        bar = "█" * max(round(_BAR * sum(per_split) / largest), 1 if sum(per_split) else 0)
+        bar = block * max(round(_BAR * sum(per_split) / largest), 1 if sum(per_split) else 0)
         label = Text(" ".join(name.split()) or "no class", style="" if name else "dim")
         table.add_row(label, bar, f"{sum(per_split):,}", *(f"{tracks:,}" for tracks in per_split))
     return table

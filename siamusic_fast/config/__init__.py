@@ -31,6 +31,9 @@ SYNC_BATCHNORM_BELOW = 64
 """Batch norm of several processes is synchronized if each of them has fewer pairs in a batch."""
 MAX_SEED = 2**31 - 1
 """Largest seed that all random generators take."""
+NO_LOGGER = "none"
+LOGGERS = ("tensorboard", "wandb", "mlflow", NO_LOGGER)
+"""Trackers that get the figures of a run."""
 PROTOCOLS = ("clean", "paper")
 HEADS = ("linear", "mlp")
 HEAD_INPUTS = ("encoder", "projector")
@@ -112,6 +115,17 @@ class CommonConfig:
     keep_going: bool = False
     """Whether training goes on if a checkpoint cannot be written, such as on a full disk. The last checkpoint
     stays whole, and the one at the end of training has to be written in any case."""
+    logger: Annotated[tuple[str, ...], OneOf(LOGGERS)] = LOGGERS[:1]
+    """Programs that get the figures, the settings and the pictures of the run, beside metrics.jsonl; several
+    with commas between them."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.logger or (NO_LOGGER in self.logger and len(self.logger) > 1):
+            raise ConfigError(
+                f"logger = {','.join(self.logger)!r} must name trackers, or {NO_LOGGER} alone (on the "
+                f"command line --logger {NO_LOGGER})."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +207,7 @@ class PretrainConfig(CommonConfig):
         return device == "cuda" if self.compile is None else self.compile
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         _check_batch_size(self.batch_size)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum = {self.momentum:g} must be at least 0 and below 1.")
@@ -239,7 +253,7 @@ class FinetuneConfig(CommonConfig):
     """Weight decay, as an L2 penalty on the weights."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if not self.freeze:
             _check_batch_size(self.batch_size)
         if not 0 < self.layer_decay <= 1:
@@ -296,7 +310,8 @@ def load_pretrain(values: Mapping[str, Any]) -> PretrainConfig:
     """
     _check_fields(PretrainConfig, values)
     _check_fields(MelConfig, values["mel"])
-    return PretrainConfig(**{**values, "mel": MelConfig(**values["mel"]), "splits": tuple(values["splits"])})
+    words = {name: tuple(values[name]) for name in ("splits", "logger")}
+    return PretrainConfig(**{**values, **words, "mel": MelConfig(**values["mel"])})
 
 
 def _check_fields(kind: type[MelConfig] | type[PretrainConfig], values: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Section:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The words that the field may have as a value."""
+    """The words that the field may have as a value, or that a tuple may hold."""
 
     choices: tuple[str, ...]
 
@@ -114,8 +114,8 @@ def check_settings(config: object) -> None:
     """Raise ConfigError if a value in the dataclass `config` breaks the rule of its field."""
     for setting in settings_of(type(config)):  # type: ignore[arg-type]
         value = getattr(config, setting.name)
-        if value is not None:
-            check_value(setting.name, value, setting.rule)
+        for one in value if setting.kind is tuple else () if value is None else (value,):
+            check_value(setting.name, one, setting.rule)
 
 
 def check_value(name: str, value: Any, rule: OneOf | Between | Positive | None) -> None:

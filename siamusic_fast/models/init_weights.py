@@ -1,15 +1,13 @@
 """Weights that pre-training starts from: those of another run, or a file with torchvision's names."""
 
-import pickle
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.models.checkpoint import open_checkpoint
+from siamusic_fast.models.exported import read_weights
 from siamusic_fast.models.pretrained import load_pretrained
 
 _FIRST_LAYERS = ("conv1.weight", "features.0.0.weight")
@@ -22,9 +20,9 @@ _MAX_TEXT = 600
 def load_init(encoder: nn.Module, init: str, backbone: str) -> None:
     """Give `encoder`, a `backbone`, the weights and the batch norm statistics of `init`.
 
-    `init` is the folder of a run, or a file with a state dict that has torchvision's names. The weights of
-    a first layer for three channels are summed over the channels: a spectrogram then counts as a gray image.
-    The classifier in the file, `fc` or `head`, is left out.
+    `init` is the folder of a run, or a file of torch or safetensors with a state dict that has torchvision's
+    names. The weights of a first layer for three channels are summed over the channels: a spectrogram then
+    counts as a gray image. The classifier in the file, `fc` or `head`, is left out.
 
     Raises ConfigError if the weights are not those of `backbone`, DataError if they cannot be read.
     """
@@ -50,29 +48,16 @@ def _of_run(run: Path, backbone: str) -> Mapping[str, Tensor]:
 
 
 def _of_file(path: Path) -> Mapping[str, Tensor]:
-    """Return the weights in a file with a state dict; nothing but tensors and plain values is unpickled."""
-    try:
-        with open_checkpoint(path) as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    """Return the weights in a file with a state dict, without its classifier."""
+    if not path.exists():
         raise DataError(
             f"init = {str(path)!r} is neither the folder of a run nor a file: name one (on the command line "
             f"--init)."
-        ) from None
-    except OSError as error:
-        raise DataError(f"init = {str(path)!r} cannot be read: {error.strerror}.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(
-            f"init = {str(path)!r} holds no weights that can be loaded safely "
-            f"({type(error).__name__}): save a state dict with torch.save(model.state_dict(), FILE)."
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise DataError(
-            f"init = {str(path)!r} is no state dict: save one with torch.save(model.state_dict(), FILE), or "
-            f"give the folder of a run."
         )
+    try:
+        content = read_weights(path)
+    except DataError as error:
+        raise DataError(f"init = {error}") from error
     weights = {name: value for name, value in content.items() if not name.startswith(_CLASSIFIERS)}
     for name in _FIRST_LAYERS:
         if name in weights and weights[name].shape[1:2] == (3,):

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.models.run_files import BEST, CONFIG, Checkpoints
+from siamusic_fast.models.run_files import BEST, CLASSIFIER, CONFIG, Checkpoints
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet
-
-CLASSIFIER = "classifier.pt"
-"""The classifier that fine-tuning keeps."""
 
 
 def check_run(run: Path) -> None:

@@ -15,13 +15,18 @@ from siamusic_fast.models import checkpoint
 
 CONFIG = "config.json"
 """The settings of a run or of a classifier, the shards that it was made from, and its number of processes."""
+LOG_FILE = "metrics.jsonl"
+"""The figures of a run, one JSON object per line."""
+CLASSIFIER = "classifier.pt"
+"""The classifier that fine-tuning keeps."""
 BEST = "best.pt"
 """The checkpoint of the epoch with the best kNN accuracy on the validation tracks."""
 REPORT = "report.html"
 """The page about a run."""
 
 _OF_BOTH = (
-    r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|plots|evaluate|\.lock|\.[\w-]+\.\w+\.tmp"
+    r"config\.json|classifier\.pt|metrics\.jsonl|events\.out\..*|(wandb|mlflow)\.id|plots|evaluate|export|\.lock|"
+    r"\.[\w-]+\.\w+\.tmp"
 )
 _OF_FINETUNING = r"finetune-checkpoint(-previous|-damaged)?\.pt"
 OF_RUNS = re.compile(

@@ -60,16 +60,20 @@ class StopSignals:
         self._stops_at_once = True
         try:
             yield
+        except Exception:
+            if self.received:  # Python makes another error of one that is raised while it creates a class
+                raise Stopped(self.received) from None
+            raise
         finally:
             self._stops_at_once = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         insists = self.received and number == signal.SIGINT and now - self._received_at > _REPEATED_WITHIN
-        if self._stops_at_once or insists:
-            raise Stopped(number)
         if not self.received:
             self.received, self._received_at = number, now
+        if self._stops_at_once or insists:
+            raise Stopped(number)
 
 
 def _is_handled(number: signal.Signals) -> bool:

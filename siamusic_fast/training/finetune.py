@@ -18,8 +18,7 @@ from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.models.pretrained import Pretrained, load_pretrained
-from siamusic_fast.models.run_checks import CLASSIFIER
-from siamusic_fast.models.run_files import OF_CLASSIFIERS, check_free
+from siamusic_fast.models.run_files import CLASSIFIER, OF_CLASSIFIERS, check_free
 from siamusic_fast.pipelines.loaders import LabelledLoader
 from siamusic_fast.processes.signals import Stopped, StopSignals
 from siamusic_fast.processes.world import World
@@ -30,6 +29,7 @@ from siamusic_fast.training.checks import check_finetuning
 from siamusic_fast.training.compiling import rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog
+from siamusic_fast.training.trackers import check_loggers
 from siamusic_fast.training.train_state import FinetuneFigures, TrainState
 
 
@@ -80,10 +80,9 @@ def finetune(
     or the loss becomes infinite or NaN; ConfigError if the configuration does not fit the shards; Stopped
     after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
+    check_loggers(config.logger)
     world = world or World()
     shard_set = check_finetuning(config, run, data, world.world_size)
-    if not resume:
-        world.once(lambda: check_free(out or run / "finetune", OF_CLASSIFIERS, force))
     pretrained = load_pretrained(run, config.checkpoint)
 
     # ---- Data
@@ -92,6 +91,8 @@ def finetune(
     with FolderLock() as lock, training, validation:
         # ---- Where to go on from
         folder = RunFolder(out or run / "finetune", config, shard_set, world, pretrained)
+        if not resume:
+            world.once(lambda: check_free(folder.path, OF_CLASSIFIERS, force))
         saved = folder.reopen(lock) if resume else None
 
         # ---- Network and optimizer
@@ -115,6 +116,7 @@ def finetune(
             StopSignals() as signals,
             RunLog(
                 folder.path,
+                config.logger,
                 active=world.leads,
                 resume_at=state.step if saved else None,
                 keep_going=config.keep_going,

@@ -36,6 +36,7 @@ from siamusic_fast.training.run_log import (
     peak_memory,
 )
 from siamusic_fast.training.schedules import StepPlan
+from siamusic_fast.training.trackers import check_loggers
 from siamusic_fast.training.train_state import PretrainFigures, TrainState
 
 TASK = "Pre-training"
@@ -89,6 +90,7 @@ def pretrain(
     configuration does not fit the shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been
     written.
     """
+    check_loggers(config.logger)
     world = world or World()
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
     check_pretraining(config, shard_set, world.world_size)
@@ -129,6 +131,7 @@ def pretrain(
             StopSignals() as signals,
             RunLog(
                 out,
+                config.logger,
                 active=world.leads,
                 resume_at=first_step if saved else None,
                 keep_going=config.keep_going,

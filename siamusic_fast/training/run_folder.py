@@ -29,7 +29,7 @@ from siamusic_fast.shards.manifest import ShardSet
 
 _WORLD_ID = ".job"
 """File with the id of the job that trains the run."""
-_MAY_CHANGE = ("checkpoint_minutes", "knn_every", "keep_going")
+_MAY_CHANGE = ("checkpoint_minutes", "knn_every", "keep_going", "logger")
 """Settings that do not affect the weights: a resumed run may have others."""
 
 

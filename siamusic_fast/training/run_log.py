@@ -6,18 +6,18 @@ import math
 import resource
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from siamusic_fast.files import LIST_LIMIT, read_regular
+from siamusic_fast.models.run_files import LOG_FILE
+from siamusic_fast.training.trackers import TrackedRun, Trackers
 
-LOG_FILE = "metrics.jsonl"
 LOW_RANK = 8.0
 """Effective rank of the encoder's outputs for a batch below which users are warned; that of a small batch may
 be as low as a quarter of what is possible."""
@@ -130,9 +130,9 @@ class Stopwatch:
 
 
 class RunLog:
-    """Appends one JSON object per line to metrics.jsonl and the same values to TensorBoard's event file.
+    """Appends one JSON object per line to metrics.jsonl, and gives the same values to the trackers `loggers`.
 
-    With `active=False`, as on all ranks but the first, it writes nothing. `resume_at` is the step from which
+    With `active=False`, as on all ranks but the first, it does nothing. `resume_at` is the step from which
     a run is resumed: TensorBoard then drops later ones, and `read_log` takes the last value of each step.
     With `keep_going`, a disk that is full leaves gaps in the log, with a warning, and is no error.
     """
@@ -140,32 +140,29 @@ class RunLog:
     def __init__(
         self,
         folder: Path,
+        loggers: Sequence[str],
         *,
         active: bool = True,
         resume_at: int | None = None,
         keep_going: bool = False,
     ) -> None:
         self._keep_going = keep_going
-        self._board: SummaryWriter | None = None
+        self._trackers: Trackers | None = None
         if active:
-            purge = None if resume_at is None else resume_at + 1
-            self._board = SummaryWriter(folder, purge_step=purge)
             self._lines = (folder / LOG_FILE).open("a", encoding="utf-8", buffering=1)
-            if read_regular(folder / LOG_FILE, LIST_LIMIT)[-1:] not in (
-                b"",
-                b"\n",
-            ):  # a crash has cut the last line off
+            written = read_regular(folder / LOG_FILE, LIST_LIMIT)
+            if written and not written.endswith(b"\n"):  # a crash has cut the last line off
                 self._lines.write("\n")
+            self._trackers = Trackers(loggers, TrackedRun(folder, resume_at))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._board is not None:
-            with self._going_on():
-                self._board.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._trackers is not None:
             with self._going_on():
                 self._lines.close()
+            self._trackers.close(finished=error is None)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -179,13 +176,11 @@ class RunLog:
 
     def write(self, step: int, **values: float) -> None:
         """Log `values` of `step`."""
-        if self._board is None:
+        if self._trackers is None:
             return
         with self._going_on():
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        with self._going_on():
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self._trackers.log(step, values)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -199,3 +194,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             by_step.setdefault(line["step"], {}).update(line)
     return [by_step[step] for step in sorted(by_step)]
+
+
+def keep_in_trackers(folder: Path, loggers: Sequence[str]) -> None:
+    """Add the pictures and the files of the run in `folder`, which has ended, to the trackers `loggers`.
+
+    A tracker that never knew the run, because it could not be opened, is left out.
+    """
+    step = read_log(folder)[-1]["step"]
+    run = TrackedRun(folder, resume_at=step)
+    trackers = Trackers([name for name in loggers if run.is_known_to(name)], run)
+    trackers.keep(step)
+    trackers.close(finished=True)

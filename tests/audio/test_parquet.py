@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,12 @@ def test_bytes_do_not_depend_on_workers_and_each_row_group_is_read_once_per_shar
     pack(load(tmp_path / "t", None), tmp_path / "one", config, procs=2)
     reads: list[int] = []
     read = parquet._Table.audio
-    monkeypatch.setattr(parquet._Table, "audio", lambda self, group: reads.append(group) or read(self, group))
+
+    def noted(table: parquet._Table, group: int) -> Iterator[Any]:
+        reads.append(group)
+        return read(table, group)
+
+    monkeypatch.setattr(parquet._Table, "audio", noted)
     with ThreadPoolExecutor(1) as executor:
         pack(load(tmp_path / "t", None), tmp_path / "two", config, executor=executor)
     assert sorted(reads) == [0, 0, 1, 1, 2, 2, 3, 3], "once when files are compared, once for its shard"

@@ -77,12 +77,12 @@ def test_what_is_wrong_with_tags_is_named(tmp_path: Path, lines: list[str], word
         tags_in(tmp_path / "tags.csv")
 
 
-@pytest.mark.parametrize("given", [{}, {"labels": "folders"}])
-def test_tags_need_a_file(music: Path, given: dict[str, str]) -> None:
+@pytest.mark.parametrize("labels", [None, "folders"])
+def test_tags_need_a_file(music: Path, labels: str | None) -> None:
     with pytest.raises(ConfigError, match=r"name it with --labels FILE\.csv"):
-        open_corpus(music, tags=True, **given)
+        open_corpus(music, labels=labels, tags=True)
     with pytest.raises(ConfigError, match=r"top_tags = 3 is for audio with tags"):
-        open_corpus(music, top_tags=3, **given)
+        open_corpus(music, labels=labels, top_tags=3)
 
 
 def test_drawn_splits_have_every_tag_that_is_not_rare(tmp_path: Path) -> None:

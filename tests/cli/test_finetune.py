@@ -113,7 +113,7 @@ def test_a_mistake_of_ours_in_a_worker_is_one_red_line_and_its_traceback(
         raise WorkerError("rank 1 failed:\nTraceback (most recent call last):\nZeroDivisionError")
 
     monkeypatch.setattr(distributed, "launch", fail)
-    result = call(command, run, "--data", shard_set.folder, "--gpus", "0")
+    result = call(command, run, "--data", shard_set.folder, "--gpus", "0", "--force")
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
     assert lines == ["error: a process failed, and with it the job.", *lines[1:]]

@@ -1,6 +1,9 @@
 import importlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from siamusic_fast.cli import main
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
 from tests.conftest import BROKEN, tone
+from tests.shards.small import pack_small
 
 
 def run(*arguments: str | int | Path) -> Result:
@@ -137,3 +141,27 @@ def test_an_error_of_the_system_is_one_line(
     assert result.exit_code == 1
     assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
+        {"COLUMNS": "40", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"},
+    ],
+    ids=["latin-1", "locale C", "narrow"],
+)
+def test_odd_terminals_show_all_figures(environment: dict[str, str], tmp_path: Path) -> None:
+    folder = pack_small(tmp_path).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    classes = ["Chanson française", "Пісня", "Rock"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "classes": classes}))
+    words = (sys.executable, "-m", "siamusic_fast", "inspect", str(folder))
+    done = subprocess.run(words, capture_output=True, env=os.environ | environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Rock" in done.stdout
+    assert b"\x1b" not in done.stdout
+    bar, escaped = ("█".encode(), b"\\u041f") if "COLUMNS" in environment else (b"#", "П".encode())
+    assert bar in done.stdout
+    assert escaped not in done.stdout

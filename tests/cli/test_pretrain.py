@@ -25,6 +25,7 @@ from siamusic_fast.models import networks as models
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import pretrain as training
+from siamusic_fast.training import run_log
 from siamusic_fast.training.pretrain import TASK, PretrainResult
 from siamusic_fast.training.run_log import healthy_collapse
 from tests.training.networks import TinyEncoder
@@ -39,6 +40,7 @@ class Calls:
         self.config = PretrainConfig()
         self.out = Path()
         self.options: dict[str, Any] = {}
+        self.kept: list[tuple[Path, tuple[str, ...]]] = []
         self.error: BaseException | None = None
 
     def __call__(self, config: PretrainConfig, shard_set: ShardSet, out: Path, **options: Any) -> Any:
@@ -57,6 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "pretrain", found)
     monkeypatch.setattr(plots, "pretraining", lambda run: None)
+    monkeypatch.setattr(run_log, "keep_in_trackers", lambda run, loggers: found.kept.append((run, loggers)))
     return found
 
 
@@ -392,6 +395,12 @@ def _steps(run: Path) -> int:
     """Return the step of the last checkpoint."""
     step: int = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
     return step
+
+
+def test_the_trackers_that_are_named_get_the_pictures_of_the_run(shard_set: ShardSet, calls: Calls) -> None:
+    result = call(shard_set, "--logger", "tensorboard,mlflow", "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert calls.kept == [(Path("run"), ("tensorboard", "mlflow"))]
 
 
 def _children(run: Path) -> list[str]:

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from click.testing import CliRunner, Result
@@ -67,3 +69,17 @@ def test_only_fma_can_be_downloaded(music: Path) -> None:
     result = run(music, "--download")
     assert result.exit_code == 1
     assert "cannot be downloaded: there are fma_small, fma_medium, fma_large, fma_full" in result.stderr
+
+
+def test_a_folder_of_parquet_is_packed_with_the_classes_of_a_column(music: Path, tmp_path: Path) -> None:
+    files = sorted(music.rglob("*.wav"))
+    columns = {"audio": [file.read_bytes() for file in files], "genre": [file.parent.name for file in files]}
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "hub" / "train-00000-of-00001.parquet")
+    options = ("--data-dir", tmp_path, "--min-seconds", "0.1", "--procs", 1, "--json", "-q")
+    result = run(tmp_path / "hub", "--label-column", "genre", *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["classes"] == {"jazz": 3, "rock": 3}
+    result = run(tmp_path / "hub", "--label-column", "mood", *options)
+    assert result.exit_code == 1
+    assert "has no column 'mood', or several: its columns are 'audio', 'genre'" in result.stderr

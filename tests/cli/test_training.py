@@ -54,6 +54,51 @@ def test_the_classifier_kept_is_that_of_the_best_validation_epoch(run: Path) -> 
     assert (kept["epoch"], kept["validation_loss"]) == (best["epoch"], best["validation_loss"])
 
 
+@pytest.mark.parametrize(
+    ("damaged", "command"),
+    [
+        (("checkpoint.pt",), ("finetune", "RUN", "--out", "OUT")),
+        (("checkpoint.pt",), ("probe", "RUN", "--out", "OUT")),
+        (
+            ("checkpoint.pt",),
+            ("pretrain", "--init", "RUN", "--backbone", "resnet18", "--batch-size", "6", "--out", "OUT"),
+        ),
+        (("best.pt",), ("finetune", "RUN", "--checkpoint", "best", "--out", "OUT")),
+        (("finetune/classifier.pt",), ("evaluate", "RUN", "--out", "OUT")),
+        (("checkpoint.pt", "checkpoint-previous.pt"), ("pretrain", "--resume", "RUN", "--epochs", "3")),
+        (
+            ("finetune/finetune-checkpoint.pt", "finetune/finetune-checkpoint-previous.pt"),
+            ("finetune", "RUN", "--resume", "--epochs", "3", "--batch-size", "6"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_damaged_weights_are_one_error_in_every_command_that_loads_them(
+    run: Path,
+    shard_set: ShardSet,
+    tmp_path: Path,
+    damaged: tuple[str, ...],
+    command: tuple[str, ...],
+    cut: bool,
+) -> None:
+    contents = {run / name: (run / name).read_bytes() for name in damaged}
+    for path, content in contents.items():
+        middle = len(content) // 2
+        changed = bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes(content[:middle] + (b"" if cut else changed))
+    data = () if "--resume" in command and command[0] == "pretrain" else ("--data", shard_set.folder)
+    words = [{"RUN": run, "OUT": tmp_path / "out"}.get(word, word) for word in command]
+    try:
+        result = call(*words, *data, "--gpus", "0", "--quiet")
+    finally:
+        for path, content in contents.items():
+            path.write_bytes(content)
+    assert isinstance(result.exception, SystemExit), result.exc_info
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"error: {run / damaged[0]} is damaged")
+
+
 def test_every_labelled_test_track_is_scored_once(run: Path, shard_set: ShardSet) -> None:
     scores = answer("evaluate", run, "--data", shard_set.folder, "--gpus", "0", "--json", "--quiet")
     with (run / "finetune" / "evaluate" / "predictions.csv").open() as file:

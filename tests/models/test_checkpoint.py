@@ -16,7 +16,7 @@ import torch
 
 from siamusic_fast.config import MelConfig, PretrainConfig, dump, load_pretrain
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.files import atomic_write, open_regular
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.pretrained import load_pretrained
@@ -103,14 +103,14 @@ def test_a_disk_that_fails_to_read_is_no_damage_to_go_back_from(
 ) -> None:
     for epoch in (1, 2):
         save_newest(tmp_path, epoch)
-    opened = Path.open
+    opened = open_regular
 
-    def failing(path: Path, *arguments: Any, **options: Any) -> Any:
+    def failing(path: Path, limit: int) -> Any:
         if path.name == "checkpoint.pt":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return opened(path, *arguments, **options)
+        return opened(path, limit)
 
-    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr("siamusic_fast.models.checkpoint.open_regular", failing)
     with pytest.raises(DataError, match=r"checkpoint\.pt cannot be read \(Input/output error\)"):
         Checkpoints(tmp_path).only_previous_is_whole()
 

@@ -73,3 +73,12 @@ def test_other_threads_leave_the_handlers_alone() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_what_python_makes_of_a_stop_while_it_creates_a_class_is_a_stop() -> None:
+    class Named:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with StopSignals() as signals, pytest.raises(Stopped), signals.at_once():
+        type("Owner", (), {"named": Named()})

@@ -14,8 +14,8 @@ from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.evaluate import RESULTS
 from siamusic_fast.evaluation.scores import ClassScores, Scores
 from siamusic_fast.files import LIST_LIMIT, read_regular
-from siamusic_fast.models.run_files import CONFIG
-from siamusic_fast.training.run_log import LOG_FILE, read_log
+from siamusic_fast.models.run_files import CONFIG, LOG_FILE
+from siamusic_fast.training.run_log import read_log
 
 _SCORES = ("accuracy", "recall", "precision", "f1")
 

@@ -11,8 +11,9 @@ import warnings
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchaudio
-from torch import Tensor
+from torch import Tensor, nn
 
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.ops import FULL_SCALE, PITCH_GRID
@@ -120,6 +121,36 @@ class LogMel:
         """Return normalized decibels of `power`, [rows, frames, n_mels], its last axes exchanged."""
         decibels = power.clamp_(min=self._floor).log10_().mul_(self._factor).sub_(self._offset)
         return decibels.transpose(-1, -2).contiguous()
+
+
+class ConvolutionalLogMel(nn.Module):
+    """The log-mels of `LogMel.plain` by convolution and matrix product alone, which ONNX has everywhere.
+
+    Maps audio of full scale 1 at the sample rate of the features, float32 [rows, samples] with any number of
+    samples, to [rows, 1, n_mels, frames]. The discrete Fourier transform is a convolution with a windowed
+    cosine and a windowed sine for each bin that a mel band uses.
+    """
+
+    _waves: Tensor
+    _filters: Tensor
+
+    def __init__(self, frontend: Frontend) -> None:
+        super().__init__()
+        self._log_mel = LogMel(frontend, frontend.mel.sample_rate, torch.device("cpu"))
+        n_fft = frontend.mel.n_fft
+        bins = torch.arange(self._log_mel._bins, dtype=torch.float64)[:, None]
+        angles = 2 * math.pi / n_fft * (bins * torch.arange(n_fft) % n_fft)
+        waves = torch.cat([angles.cos(), angles.sin()]) * self._log_mel._window
+        self.register_buffer("_waves", waves[:, None].float())
+        self.register_buffer("_filters", self._log_mel._filters.repeat(2, 1))
+        self._hop_length = frontend.mel.hop_length
+        self._half = n_fft // 2
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Return the normalized log-mels of `wave`."""
+        padded = _padded(wave * FULL_SCALE, self._half)
+        parts = F.conv1d(padded[:, None], self._waves, stride=self._hop_length).transpose(1, 2)
+        return self._log_mel._decibels((parts * parts) @ self._filters)[:, None]
 
 
 def cleared(wave: Tensor, lengths: Tensor) -> Tensor:
