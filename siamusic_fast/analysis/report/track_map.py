@@ -27,6 +27,8 @@ CLIP_SECONDS = 3.0
 NEIGHBORS = 5
 _MIN_TSNE = 12
 """Tracks below which neighborhoods mean little, and the map is linear."""
+_MAX_EXACT = 250
+"""Tracks up to which the exact method of t-SNE is faster than the threads of the approximate one."""
 _SPLIT = "test"
 
 
@@ -112,7 +114,8 @@ def _in_two_dimensions(features: NDArray[np.float32]) -> tuple[NDArray[Any], str
         return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))), "PCA"
     # The first two principal components of equal features cannot be scaled to what t-SNE begins with.
     init = "pca" if features.std(axis=0).max() > 1e-6 else "random"
-    tsne = TSNE(perplexity=min(30.0, len(features) / 4), init=init, random_state=0)
+    method = "exact" if len(features) <= _MAX_EXACT else "barnes_hut"
+    tsne = TSNE(perplexity=min(30.0, len(features) / 4), init=init, method=method, random_state=0)
     return tsne.fit_transform(features), "t-SNE"
 
 
