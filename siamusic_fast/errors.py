@@ -15,3 +15,11 @@ class DataError(SiamusicError):
 
 class DeviceError(SiamusicError):
     """The device that was asked for is not on this machine."""
+
+
+def not_installed(module: str, extra: str, otherwise: str = "") -> ConfigError:
+    """Return the error to raise if `module`, which the optional `extra` brings, is not installed.
+
+    `otherwise` ends the message with what works without it.
+    """
+    return ConfigError(f"{module} is not installed: run `pip install 'siamusic-fast[{extra}]'`{otherwise}.")

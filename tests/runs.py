@@ -38,12 +38,13 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
 
 def save_classifier(folder: Path, **values: object) -> Path:
     """Write a classifier that has learnt nothing, with `values`."""
+    head, features = str(values.get("head", "linear")), str(values.get("features", "encoder"))
     saved = {
-        **{"backbone": "resnet18", "head": "linear", "features": "encoder", "epoch": 1},
-        "projection": {},
+        **{"backbone": "resnet18", "head": head, "features": features, "epoch": 1, "projection": {}},
         "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
-        "model": Classifier("resnet18", 3).state_dict(),
+        "pretrained_on": ["training"],
+        "model": Classifier("resnet18", 3, head=head, features=features).state_dict(),
     }
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})

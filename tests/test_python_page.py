@@ -74,7 +74,16 @@ def test_two_files_of_a_folder_sound_most_alike(fma_corpus: Path, pretrained: Pa
     assert f"left out: {fma_corpus}/fma_medium/900/900002.mp3: empty" in left_out
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/using.md"])
-def test_links_of_the_page_lead_somewhere(page: str) -> None:
+PAGES = [path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_page_has_no_leftovers_of_a_merge_or_of_a_placeholder(page: Path) -> None:
+    found = re.findall(r"^(?:<{7}|={7}|>{7}).*|@@\w+@@", (ROOT / page).read_text(), re.MULTILINE)
+    assert not found

@@ -21,7 +21,7 @@ from siamusic_fast.audio.corpus import SPLITS, Corpus
 from siamusic_fast.audio.folder import ENDINGS, as_tracks
 from siamusic_fast.audio.labels import ListedFile, nfc
 from siamusic_fast.audio.store import FileStatus, Store, find_root, leads_outside, open_store
-from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.errors import DataError, not_installed
 
 if TYPE_CHECKING:
     import pyarrow
@@ -329,10 +329,7 @@ def _pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError(
-            "Parquet and Arrow files are read by pyarrow, which is not installed: "
-            "`pip install 'siamusic-fast[parquet]'`."
-        ) from None
+        raise not_installed("pyarrow, which reads Parquet and Arrow files,", "parquet") from None
     return pyarrow
 
 

@@ -114,12 +114,16 @@ def check_settings(config: object) -> None:
     """Raise ConfigError if a value in the dataclass `config` breaks the rule of its field."""
     for setting in settings_of(type(config)):  # type: ignore[arg-type]
         value = getattr(config, setting.name)
-        for one in value if setting.kind is tuple else () if value is None else (value,):
-            check_value(setting.name, one, setting.rule)
+        if value is not None:
+            check_value(setting.name, value, setting.rule)
 
 
 def check_value(name: str, value: Any, rule: OneOf | Between | Positive | None) -> None:
-    """Raise ConfigError if `value` breaks the rule of the setting `name`."""
+    """Raise ConfigError if `value`, or one of a tuple of values, breaks the rule of the setting `name`."""
+    if isinstance(value, tuple):
+        for one in value:
+            check_value(name, one, rule)
+        return
     match rule:
         case OneOf(choices) if value not in choices:
             raise ConfigError(f"{name} = {value!r} is unknown: choose one of {', '.join(choices)}.")

@@ -202,9 +202,10 @@ def open_sources(
 ) -> Sources:
     """Return the tracks of all that is `given`, each file once.
 
-    A source is an open shard set, the folder of one or its name under `data_dir`/shards; an audio file of any
-    format; a folder or zip of audio, with its sub-folders; or "@" and the path of a text file with one source
-    per line, for more files than a command line takes. Of shard sets, `splits` are read, by default all.
+    A source is an open shard set, the folder of one or its name under `data_dir`/shards (a path that exists
+    and has a slash is not taken for a name); an audio file of any format; a folder or zip of audio, with its
+    sub-folders; or "@" and the path of a text file with one source per line, for more files than a command
+    line takes. Of shard sets, `splits` are read, by default all.
 
     Raises `DataError` for a source that is none of these or holds nothing, `ConfigError` for `splits` without
     a shard set.
@@ -248,7 +249,8 @@ def _resolved(word: Given, data_dir: Path) -> Iterator[ShardSet | tuple[Path, st
 def _found(word: str, data_dir: Path) -> Iterable[ShardSet | tuple[Path, str]] | None:
     """Return what `word` means, or None if there is nothing by that name."""
     path = Path(word)
-    for folder in (path, data_dir / "shards" / word):
+    is_path = "/" in word and path.exists()  # "mine/" is the folder, "mine" may be the name of shards
+    for folder in (path,) if is_path else (path, data_dir / "shards" / word):
         if (folder / MANIFEST).is_file():
             return [read_manifest(folder)]
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):

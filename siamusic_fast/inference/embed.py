@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from siamusic_fast.embedding.extract import Heard
 from siamusic_fast.embedding.results import nothing_left
 from siamusic_fast.embedding.sources import Given, Item, Sources, open_sources
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import SETTINGS_LIMIT, read_regular
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.inference.vector_file import check_ending, merge, read_part, rejects_of, write_part
 from siamusic_fast.models.networks import Encoder, evaluating, listening_of
@@ -30,6 +32,8 @@ from siamusic_fast.shards.tables import REJECT_COLUMNS, write_table
 
 _PLAN = "plan.json"
 """What the parts in a folder are of: another call does not go on with them."""
+_OF_PARTS = re.compile(r"plan\.json|part-\d+\.npz|\.lock|\..+\.tmp")
+"""Names of what may be in a folder of parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +144,20 @@ class _Parts:
         """Lock the folder, and see that its parts are of `plan`; with `force`, remove those of another."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock.take(self.folder)
+        foreign = [file.name for file in self.folder.iterdir() if not _OF_PARTS.fullmatch(file.name)]
+        if foreign:  # the folder is removed in the end
+            raise DataError(
+                f"{self.folder} holds {foreign[0]!r}, which no embedding has: use another out (on the "
+                f"command line --out)."
+            )
         path = self.folder / _PLAN
-        found = path.read_text(encoding="utf-8") if path.is_file() else None
-        if found is not None and json.loads(found) != plan and not force:
+        is_other = path.exists() and _read_plan(path) != plan
+        if is_other and not force:
             raise DataError(
                 f"{self.folder} has parts of other tracks, or of another encoder or other settings: use "
                 f"another out, or replace them by force=True (on the command line --out or --force)."
             )
-        if force and found is not None and json.loads(found) != plan:
+        if is_other:
             for part in self.paths:
                 part.unlink(missing_ok=True)
         save_json(path, plan)
@@ -162,6 +172,7 @@ class _Parts:
             tracks, rows = tracks + int(part["tracks"]), rows + len(part["key"])
             rejects += rejects_of(part)
         if not rows:
+            shutil.rmtree(self.folder)  # once the files are mended, the same command is another call
             raise nothing_left(rejects)
         merge(self.paths, out, about, per_crop=per_crop)
         left_out = [(reject.path, reject.reason, reject.detail) for reject in rejects]
@@ -171,6 +182,14 @@ class _Parts:
             rejected.unlink(missing_ok=True)
         shutil.rmtree(self.folder)
         return {"tracks": tracks, "rows": rows, "rejects": left_out}
+
+
+def _read_plan(path: Path) -> object:
+    """Return the plan in the file `path`, or None if it is damaged."""
+    try:
+        return json.loads(read_regular(path, SETTINGS_LIMIT))
+    except (OSError, ValueError):
+        return None
 
 
 def _compute(

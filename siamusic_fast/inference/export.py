@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import siamusic_fast
 from siamusic_fast.config import CHECKPOINTS
 from siamusic_fast.config.fields import OneOf, check_value
-from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.errors import ConfigError, DataError, not_installed
 from siamusic_fast.files import atomic_write
-from siamusic_fast.inference.model_card import model_card
-from siamusic_fast.models.exported import SAFETENSORS, need, sha256_file, sha256_of
+from siamusic_fast.inference.model_card import model_card, read_facts
+from siamusic_fast.models.exported import SAFETENSORS, sha256_file, sha256_of
 from siamusic_fast.models.networks import Classifier, Encoder
 from siamusic_fast.models.pretrained import load_pretrained, read_classifier
 from siamusic_fast.models.run_checks import find_classifier
@@ -95,6 +95,7 @@ def export(
             f"or --force)."
         )
     network, about, folder = _load(Path(run), checkpoint, classifier)
+    facts = read_facts(folder)  # before anything is written
     about |= {"format": to, "input": source}
     path.parent.mkdir(parents=True, exist_ok=True)
     difference = None
@@ -105,7 +106,7 @@ def export(
     else:
         _write_torch(path, network, about)
     sha256 = sha256_of(path)
-    _write_text(written[1], model_card(folder, path.name, sha256, about))
+    _write_text(written[1], model_card(facts, path.name, sha256, about))
     _write_text(written[2], f"{sha256}  {path.name}\n")
     return ExportResult(file=path, card=written[1], sha256=sha256, difference=difference)
 
@@ -171,7 +172,7 @@ def _write_safetensors(path: Path, network: Encoder | Classifier, about: dict[st
     try:
         from safetensors.torch import save
     except ModuleNotFoundError:
-        raise need("safetensors") from None
+        raise not_installed("safetensors", "export") from None
     tensors = {name: tensor.contiguous() for name, tensor in _state_dict(network).items()}
     with atomic_write(path) as file:
         file.write(save(tensors, {"format": "pt", _KEY: json.dumps(about)}))
@@ -197,16 +198,16 @@ def _write_onnx(path: Path, network: Encoder | Classifier, source: str, about: d
         try:
             __import__(module)
         except ModuleNotFoundError:
-            raise need(module) from None
+            raise not_installed(module, "export") from None
     mel = network.frontend.mel
     shape = (1, mel.n_mels, mel.frames) if source == "mels" else (mel.samples,)
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     model = _OnnxNetwork(network, source).eval()
     content = _onnx(model, example, source, about)
     difference = _difference(content, model, example)
-    if difference > TOLERANCE:
+    if not difference <= TOLERANCE:  # NaN is refused too
         raise DataError(
-            f"{about['backbone']} as ONNX differs from torch by {difference:g}, more than {TOLERANCE:g}: "
+            f"{about['backbone']} as ONNX differs from torch by {difference:g}, not at most {TOLERANCE:g}: "
             f"export it to another format (on the command line --to safetensors)."
         )
     with atomic_write(path) as file:

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from siamusic_fast.errors import DataError
+from siamusic_fast.evaluation.evaluate import RESULTS
+from siamusic_fast.files import LIST_LIMIT, read_regular
 from siamusic_fast.models.run_files import CONFIG
 
 _CITATION = """\
@@ -20,13 +24,27 @@ commercial use: see the column `license` of its `tracks.csv`. Whether the licens
 weights is for you to judge, as it is for music of your own."""
 
 
-def model_card(run: Path, file: str, sha256: str, about: Mapping[str, Any]) -> str:
-    """Return the card of `file`, exported from a checkpoint in `run`; `about` is the metadata in the file."""
-    settings = _read(run / CONFIG)
+@dataclass(frozen=True)
+class RunFacts:
+    """What a card says of a run."""
+
+    settings: dict[str, Any]
+    scores: list[str]
+    """A line for each result."""
+
+
+def read_facts(run: Path) -> RunFacts:
+    """Return what the folder `run` says of itself. Raises `DataError` if a file of it is damaged."""
+    return RunFacts(_read(run / CONFIG), list(_scores(run)))
+
+
+def model_card(facts: RunFacts, file: str, sha256: str, about: Mapping[str, Any]) -> str:
+    """Return the card of `file`, exported from the run of `facts`; `about` is the metadata in the file."""
+    settings = dict(facts.settings)
     data = Path(settings.pop("data", "unknown")).name  # paths of this machine mean nothing to readers
     settings.pop("run", None)
     head = {"library_name": "siamusic-fast", "tags": ["audio", "music", about["backbone"]]}
-    results = [*_scores(run)] or ["`siamusic-fast probe` and `evaluate` have not been run."]
+    results = facts.scores or ["`siamusic-fast probe` and `evaluate` have not been run."]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {file}",
@@ -52,20 +70,29 @@ def model_card(run: Path, file: str, sha256: str, about: Mapping[str, Any]) -> s
 
 def _scores(run: Path) -> Iterator[str]:
     """Yield a line for each result in the folder of the run."""
-    probes = _read(run / "probe" / "results.json")
-    for name in ("knn", "linear") if probes else ():
-        yield f"- {name} probe of the frozen encoder: {_line(probes['pretrained'][name])}"
+    probes = run / "probe" / RESULTS
+    for name in ("knn", "linear") if probes.is_file() else ():
+        yield f"- {name} probe of the frozen encoder: {_line(probes, 'pretrained', name)}"
     for folder in (run / "evaluate", run / "finetune" / "evaluate"):
-        if found := _read(folder / "results.json"):
-            yield f"- fine-tuned classifier: {_line(found)}"
+        if (folder / RESULTS).is_file():
+            yield f"- fine-tuned classifier: {_line(folder / RESULTS)}"
 
 
-def _line(scores: Mapping[str, Any]) -> str:
-    figures = (
-        f"{name} {scores[name]:.1%} ({low:.1%} to {high:.1%})"
-        for name, (low, high) in scores["intervals"].items()
-    )
-    return f"{', '.join(figures)}; {scores['tracks']} tracks, chance {scores['chance']:.1%}, 95% intervals"
+def _line(path: Path, *names: str) -> str:
+    """Return the scores that the file `path` has under `names`, in words."""
+    scores: Any = _read(path)
+    try:
+        for name in names:
+            scores = scores[name]
+        figures = (
+            f"{name} {scores[name]:.1%} ({low:.1%} to {high:.1%})"
+            for name, (low, high) in scores["intervals"].items()
+        )
+        return (
+            f"{', '.join(figures)}; {scores['tracks']} tracks, chance {scores['chance']:.1%}, 95% intervals"
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
 
 
 def _block(values: Mapping[str, Any]) -> str:
@@ -76,5 +103,14 @@ def _read(path: Path) -> dict[str, Any]:
     """Return what the JSON file `path` says; nothing if there is none."""
     if not path.is_file():
         return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(read_regular(path, LIST_LIMIT))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(values, dict):
+        raise _damaged(path, "no JSON object")
     return values
+
+
+def _damaged(path: Path, reason: object) -> DataError:
+    return DataError(f"{path} is damaged ({reason!r}): put back a copy of it, or move it out of the folder.")

@@ -51,25 +51,27 @@ def similar(
     """Return the `top` tracks `among` sources or embeddings that are most similar to the audio `file`.
 
     `among` is what `embed` wrote, or sources that are embedded now; `splits` are those of shard sets. The
-    file itself is not among the results. Raises `DataError` if embeddings are of another encoder than that of
-    `run`, `ConfigError` if `file` is not one track, and the errors of `Encoder.embed`.
+    file itself is not among the results, unless it is in shards, which do not know where it is. Raises
+    `DataError` if embeddings are of another encoder than that of `run` or of crops, `ConfigError` if `file`
+    is not one track, and the errors of `Encoder.embed`.
     """
     if top < 1:
         raise ConfigError(f"top = {top} must be at least 1.")
     encoder = load_encoder(run, checkpoint, device)
     table = _written(among)
+    config = CropConfig()
     if table is not None:
         _check_encoder(table, Path(str(among)), encoder)
         config = CropConfig(crops=table.about["crops"], hop_seconds=table.about["hop_seconds"])
-        keys, paths, vectors = table.keys, table.paths, torch.from_numpy(table.vectors)
-        folder = Path(table.about["folder"])
-    else:
-        config, folder = CropConfig(), Path()
-        heard, vectors = _hear(encoder, config, among, splits, data_dir, progress)
-        keys, paths = heard["keys"], heard["paths"]
     query, vector = _hear(encoder, config, file, None, data_dir, progress)
     if len(vector) != 1:
         raise ConfigError(f"{file} is {len(vector)} tracks: give one audio file.")
+    if table is not None:
+        keys, paths, vectors = table.keys, table.paths, torch.from_numpy(table.vectors)
+        folder = Path(table.about["folder"])
+    else:
+        heard, vectors = _hear(encoder, config, among, splits, data_dir, progress)
+        keys, paths, folder = heard["keys"], heard["paths"], Path()
     own = Path(query["paths"][0]).resolve()
     similarities, rows = nearest(vector, vectors, top + 1)
     found = [
@@ -134,6 +136,11 @@ def _check_encoder(table: VectorFile, path: Path, encoder: Encoder) -> None:
         raise DataError(
             f"{path} has embeddings of another encoder, with which these do not compare: write it anew with "
             f"`siamusic-fast embed`, or give the run that it was written by."
+        )
+    if table.about["per_crop"]:
+        raise DataError(
+            f"{path} has a row for each crop: write one with a row for each track by `siamusic-fast embed` "
+            f"without --per-crop."
         )
 
 

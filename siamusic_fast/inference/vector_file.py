@@ -13,8 +13,8 @@ import numpy.typing as npt
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.store import path_bytes
 from siamusic_fast.embedding.extract import Heard
-from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.errors import ConfigError, DataError, not_installed
+from siamusic_fast.files import atomic_write, open_regular
 
 ENDINGS = (".parquet", ".npz")
 """Endings of files of embeddings, which say the format."""
@@ -80,7 +80,7 @@ def write_part(path: Path, found: Sequence[Heard], rejects: Sequence[Reject], dt
 def read_part(path: Path) -> Columns | None:
     """Return what `write_part` wrote, or None if the file is missing or damaged."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in (*_COLUMNS, "rejects", "tracks")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -143,10 +143,8 @@ def _parquet() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError(
-            "Parquet needs pyarrow: `pip install 'siamusic-fast[parquet]'`, or write .npz instead (on the "
-            "command line --out embeddings.npz)."
-        ) from None
+        otherwise = ", or write .npz instead (on the command line --out embeddings.npz)"
+        raise not_installed("pyarrow, which reads and writes Parquet,", "parquet", otherwise) from None
     return pyarrow, pyarrow.parquet
 
 
@@ -192,7 +190,7 @@ def _write_npz(file: BinaryIO, parts: Sequence[Path], columns: Sequence[str], ab
 
 def _read_parquet(path: Path) -> tuple[str, Columns]:
     _, parquet = _parquet()
-    with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
+    with open_regular(path) as opened, parquet.ParquetFile(opened) as file:
         text = file.schema_arrow.metadata[ABOUT.encode()].decode()
         kind = file.schema_arrow.field("vector").type
         vectors = np.empty((file.metadata.num_rows, kind.list_size), kind.value_type.to_pandas_dtype())
@@ -209,5 +207,5 @@ def _read_parquet(path: Path) -> tuple[str, Columns]:
 
 
 def _read_npz(path: Path) -> tuple[str, Columns]:
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
         return str(file[ABOUT]), {name: file[name] for name in ("key", "path", "vector")}

@@ -8,15 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.errors import DataError, not_installed
 from siamusic_fast.files import SETTINGS_LIMIT, WEIGHTS_LIMIT, open_regular, read_regular
 
 SAFETENSORS = ".safetensors"
-
-
-def need(module: str, extra: str = "export") -> ConfigError:
-    """Return the error to raise if `module`, which the optional `extra` brings, is not installed."""
-    return ConfigError(f"{module} is not installed: run `pip install 'siamusic-fast[{extra}]'`.")
 
 
 def sha256_file(path: Path) -> Path:
@@ -78,7 +73,7 @@ def _safetensors(path: Path) -> object:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError:
-        raise need("safetensors") from None
+        raise not_installed("safetensors", "export") from None
     try:
         return load_file(path)
     except SafetensorError as error:

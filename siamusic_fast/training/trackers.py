@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from siamusic_fast.config import NO_LOGGER
-from siamusic_fast.errors import ConfigError
-from siamusic_fast.models.run_files import BEST, CLASSIFIER, CONFIG, LOG_FILE, Checkpoints
+from siamusic_fast.errors import not_installed
+from siamusic_fast.models.run_files import BEST, CLASSIFIER, CONFIG, LOG_FILE, Checkpoints, read_config
 
 PROJECT = "siamusic-fast"
 """Project of Weights & Biases, unless WANDB_PROJECT is set, and experiment of MLflow, unless
@@ -40,8 +40,7 @@ class TrackedRun:
     @property
     def settings(self) -> dict[str, Any]:
         """What config.json says."""
-        settings: dict[str, Any] = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
-        return settings
+        return read_config(self.folder)
 
     @property
     def pictures(self) -> list[Path]:
@@ -192,9 +191,10 @@ def check_loggers(names: Sequence[str]) -> None:
     """Raise ConfigError if a tracker of these names is not installed."""
     for name in names:
         if name != NO_LOGGER and importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"logger = {name!r} is not installed: run `pip install 'siamusic-fast[{name}]'`, or choose "
-                f"another one (on the command line --logger tensorboard)."
+            raise not_installed(
+                f"logger = {name!r}",
+                name,
+                ", or choose another one (on the command line --logger tensorboard)",
             )
 
 

@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from siamusic_fast.audio.decode import decode
+from siamusic_fast.embedding.sources import FileSource, ShardSource, open_sources
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.models.networks import Encoder
@@ -52,6 +53,18 @@ def test_a_shard_set_has_the_features_that_evaluation_computes(
     assert [classes.index(found.labels[row]) for row in labelled] == labels.tolist()
     assert set(found.splits) == {"test"}
     assert_close(found.vectors[labelled], expected)
+
+
+def test_an_existing_path_with_a_slash_is_not_taken_for_the_name_of_shards(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/song.mp3").touch()
+    Path("data/shards").mkdir(parents=True)
+    Path("data/shards/mine").symlink_to(shard_set.folder)
+    for word, kind in (("mine", ShardSource), ("mine/", FileSource), ("./mine", FileSource)):
+        assert [type(source) for source in open_sources(word).sources] == [kind], word
 
 
 def test_a_track_is_covered_by_its_crops_or_has_one_every_hop(encoder: Encoder, tmp_path: Path) -> None:

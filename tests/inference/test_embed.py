@@ -1,9 +1,10 @@
 """Embeddings in files: what is in them, that they go on after a stop, and who may read them."""
 
 import json
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from siamusic_fast.inference.similar import nearest, similar
 from siamusic_fast.inference.vector_file import read_vectors, write_part
 from siamusic_fast.models.pretrained import load_encoder
 from siamusic_fast.processes.launch import launch
+from siamusic_fast.progress import SILENT, Task
 from siamusic_fast.shards.manifest import ShardSet
 from tests.conftest import tone
 from tests.runs import MEL, save_run
@@ -120,7 +122,21 @@ def test_parts_of_another_call_are_not_gone_on_with(pretrained: Path, songs: Pat
     (parts / "plan.json").write_text(json.dumps({"weights": "others"}))
     with pytest.raises(DataError, match=r"has parts of other tracks, or of another encoder"):
         embed(pretrained, songs, tmp_path / "out.npz", ONE_CROP)
+    (parts / "plan.json").write_text("damaged")
+    with pytest.raises(DataError, match=r"has parts of other tracks, or of another encoder"):
+        embed(pretrained, songs, tmp_path / "out.npz", ONE_CROP)
     assert embed(pretrained, songs, tmp_path / "out.npz", ONE_CROP, force=True).tracks == 4
+
+
+def test_files_of_the_user_in_the_folder_of_the_parts_stay(
+    pretrained: Path, songs: Path, tmp_path: Path
+) -> None:
+    parts = tmp_path / "out.npz.parts"
+    parts.mkdir()
+    (parts / "thesis.tex").write_text("mine")
+    with pytest.raises(DataError, match=r"out\.npz\.parts holds 'thesis\.tex', which no embedding has"):
+        embed(pretrained, songs, tmp_path / "out.npz", ONE_CROP, force=True)
+    assert (parts / "thesis.tex").read_text() == "mine"
 
 
 def test_nothing_is_overwritten_and_wrong_endings_are_refused(
@@ -136,6 +152,7 @@ def test_nothing_is_overwritten_and_wrong_endings_are_refused(
         file.write_text("no audio")
     with pytest.raises(DataError, match=r"none of 5 files can be used; the first: .*not-audio"):
         embed(pretrained, songs, tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz.parts").exists()
 
 
 def two_processes(run: Path, data: Path, out: Path) -> EmbedResult:
@@ -174,6 +191,21 @@ def test_similar_finds_the_same_in_a_file_of_embeddings_as_in_the_sources(
     assert [one.similarity for one in now] == pytest.approx([one.similarity for one in written], abs=1e-5)
 
 
+def test_a_file_that_cannot_be_used_is_told_before_the_sources_are_heard(
+    pretrained: Path, songs: Path
+) -> None:
+    class Noted:
+        totals: ClassVar[list[int]] = []
+
+        def task(self, description: str, total: int, unit: str = "") -> AbstractContextManager[Task]:
+            self.totals.append(total)
+            return SILENT.task(description, total, unit)
+
+    with pytest.raises(DataError, match=r"2b\.mp3 .*not-audio"):
+        similar(pretrained, songs / "2b.mp3", songs, progress=Noted())
+    assert Noted.totals == [1]
+
+
 def test_embeddings_of_another_encoder_and_other_files_are_refused(
     pretrained: Path, songs: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +213,9 @@ def test_embeddings_of_another_encoder_and_other_files_are_refused(
     embed(save_run(tmp_path / "other", seed=1), songs, out, ONE_CROP)
     song = songs / "1.wav"
     with pytest.raises(DataError, match="has embeddings of another encoder"):
+        similar(pretrained, song, out)
+    embed(pretrained, songs, out, EmbedConfig(per_crop=True), force=True)
+    with pytest.raises(DataError, match="has a row for each crop: write one with a row for each track"):
         similar(pretrained, song, out)
     np.savez(out, vector=np.zeros((2, 512)))
     with pytest.raises(DataError, match="holds no embeddings of siamusic-fast, or is damaged"):

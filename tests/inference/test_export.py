@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,37 +21,16 @@ from siamusic_fast.cli import main
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.inference import export as module
 from siamusic_fast.inference.export import export
-from siamusic_fast.models import checkpoint, networks
+from siamusic_fast.models import networks
 from siamusic_fast.models.exported import sha256_of
 from siamusic_fast.models.heads import projector
 from siamusic_fast.models.init_weights import load_init
-from siamusic_fast.models.networks import Classifier
 from siamusic_fast.models.pretrained import load_classifier, load_encoder
 from siamusic_fast.pipelines.torch.features import LogMel
-from tests.runs import FRONTEND, MEL, save_run
+from tests.runs import FRONTEND, MEL, save_classifier, save_run
 
-CLASSES = ("Folk", "Rock", "Jazz")
 MELS = torch.randn(5, 1, MEL.n_mels, MEL.frames, generator=torch.Generator().manual_seed(1))
 WAVES = 0.2 * torch.randn(3, MEL.samples, generator=torch.Generator().manual_seed(2))
-
-
-def save_classifier(folder: Path, **options: Any) -> Path:
-    """Write a classifier that has learnt nothing."""
-    values = {"backbone": "resnet18", "head": "linear", "features": "encoder", **options}
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = Classifier(values["backbone"], 3, head=values["head"], features=values["features"])
-    saved = {
-        **values,
-        "classes": list(CLASSES),
-        "frontend": FRONTEND.dump(),
-        "pretrained_on": ["training"],
-        "model": model.state_dict(),
-        "epoch": 2,
-    }
-    folder.mkdir(exist_ok=True)
-    checkpoint.save(folder / "classifier.pt", "classifier", saved)
-    return folder
 
 
 def one_channel(resnet: Any) -> Any:
@@ -81,7 +61,7 @@ def test_a_classifier_is_torchvisions_with_its_classes(tmp_path: Path) -> None:
     state = torch.load(export(run, classifier=True).file, weights_only=True)
     resnet = one_channel(torchvision.models.resnet18(num_classes=3))
     resnet.load_state_dict(state, strict=True)
-    assert state._metadata["siamusic_fast"]["classes"] == list(CLASSES)
+    assert state._metadata["siamusic_fast"]["classes"] == ["Electronic", "Folk", "Rock"]
     with torch.no_grad():
         torch.testing.assert_close(resnet(MELS), load_classifier(run)(MELS), rtol=1e-4, atol=1e-4)
 
@@ -123,6 +103,16 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
         result.sha256,
     ):
         assert words in card, words
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", "{}", '{"pretrained": {"knn": {"intervals": 1}}}'])
+def test_damaged_scores_are_one_error_before_anything_is_written(tmp_path: Path, content: str) -> None:
+    run = save_run(tmp_path / "run")
+    (run / "probe").mkdir()
+    (run / "probe" / "results.json").write_text(content)
+    with pytest.raises(DataError, match=r"probe/results\.json is damaged \(.*\): put back a copy of it"):
+        export(run)
+    assert not list(run.glob("export/*"))
 
 
 class Small(networks.Encoder, nn.Sequential):
@@ -215,12 +205,13 @@ def test_a_backbone_that_cannot_be_exported_is_one_line(
     assert list((tmp_path / "run" / "export").iterdir()) == []
 
 
+@pytest.mark.parametrize("difference", [0.5, math.nan])
 def test_an_export_that_differs_from_torch_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float
 ) -> None:
     monkeypatch.setattr(module, "_onnx", lambda *_: b"")
-    monkeypatch.setattr(module, "_difference", lambda *_: 0.5)
-    with pytest.raises(DataError, match=r"as ONNX differs from torch by 0\.5, more than 0\.0001"):
+    monkeypatch.setattr(module, "_difference", lambda *_: difference)
+    with pytest.raises(DataError, match=rf"as ONNX differs from torch by {difference}, not at most 0\.0001"):
         export(save_run(tmp_path / "run"), to="onnx")
     assert list((tmp_path / "run" / "export").iterdir()) == []
 
