@@ -24,6 +24,7 @@ DIFFERS = {
     "aug": "pre-training augments pairs of views, fine-tuning labelled crops",
     "backbone": "a benchmark trains a smaller one on a CPU",
     "batch_size": "pairs of views in pre-training, crops in fine-tuning",
+    "crops": "how the two views of a track are cut, or how many crops of it are heard",
     "data": "pre-training has no run whose shards it could take",
     "epochs": "defaults of the paper",
     "gpus": "the doctor measures one of several that share the cores",
@@ -32,6 +33,8 @@ DIFFERS = {
     "procs": "packing takes all cores, training a process",
     "resume": "finetune is given the run as an argument",
     "sample_rate": "pre-training takes that of the shards",
+    "splits": "what an encoder learns from, what is scored, or what of shard sets is heard",
+    "top": "genres of a track, or similar tracks",
     "weight_decay": "a preset sets it in pre-training",
 }
 
