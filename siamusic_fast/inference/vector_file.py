@@ -14,7 +14,7 @@ from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.store import path_bytes
 from siamusic_fast.embedding.extract import Heard
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import atomic_write
+from siamusic_fast.files import atomic_write, open_regular
 
 ENDINGS = (".parquet", ".npz")
 """Endings of files of embeddings, which say the format."""
@@ -192,7 +192,7 @@ def _write_npz(file: BinaryIO, parts: Sequence[Path], columns: Sequence[str], ab
 
 def _read_parquet(path: Path) -> tuple[str, Columns]:
     _, parquet = _parquet()
-    with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
+    with open_regular(path) as opened, parquet.ParquetFile(opened) as file:
         text = file.schema_arrow.metadata[ABOUT.encode()].decode()
         kind = file.schema_arrow.field("vector").type
         vectors = np.empty((file.metadata.num_rows, kind.list_size), kind.value_type.to_pandas_dtype())
@@ -209,5 +209,5 @@ def _read_parquet(path: Path) -> tuple[str, Columns]:
 
 
 def _read_npz(path: Path) -> tuple[str, Columns]:
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
         return str(file[ABOUT]), {name: file[name] for name in ("key", "path", "vector")}
