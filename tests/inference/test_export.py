@@ -42,6 +42,7 @@ def save_classifier(folder: Path, **options: Any) -> Path:
         model = Classifier(values["backbone"], 3, head=values["head"], features=values["features"])
     saved = {
         **values,
+        "projection": {},
         "classes": list(CLASSES),
         "frontend": FRONTEND.dump(),
         "pretrained_on": ["training"],
