@@ -10,6 +10,8 @@ from pathlib import Path
 from siamusic_fast.audio.store import path_bytes
 
 SPLITS = ("training", "validation", "test")
+MAX_CLASSES = 100_000
+"""Number of classes that fit into a shard, where a label has five characters."""
 TAG_SEPARATOR = "|"
 """Stands between the tags of a track in a table. No tag has it in its name."""
 

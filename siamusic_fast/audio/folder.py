@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from siamusic_fast.audio.corpus import SPLITS, Corpus, Track
+from siamusic_fast.audio.corpus import MAX_CLASSES, SPLITS, Corpus, Track
 from siamusic_fast.audio.labels import BY_FOLDER, ListedFile, nfc, read_labels
 from siamusic_fast.audio.store import Store, find_root, open_store, path_bytes
 from siamusic_fast.errors import DataError
@@ -22,9 +22,6 @@ ENDINGS = (
 
 DRAWN_SHARES = {"validation": 0.1, "test": 0.1}
 """Share of each class that goes to a split if no column says which; the rest is for training."""
-
-MAX_CLASSES = 10_000
-"""Number of classes that fit into a shard, where labels have four digits."""
 
 
 def load_folder(
@@ -56,7 +53,9 @@ def as_tracks(listed: list[ListedFile], root: Path, seed: int) -> Sequence[Track
     """
     classes = {file.label for file in listed} - {""}
     if len(classes) > MAX_CLASSES:
-        raise DataError(f"{root} has {len(classes)} classes, at most {MAX_CLASSES} fit: merge some of them.")
+        raise DataError(
+            f"{root} has {len(classes)} classes, at most {MAX_CLASSES:,} fit: merge some of them."
+        )
     drawn = {} if all(file.split for file in listed) else draw_splits(_stratified(listed), seed)
     found: list[Any] = listed
     for place, file in enumerate(listed):

@@ -10,6 +10,7 @@ from siamusic_fast.audio.corpus import SPLITS, TAG_SEPARATOR, Corpus, Track, wit
 from siamusic_fast.audio.labels import nfc
 from siamusic_fast.audio.store import Store, leads_outside, open_store
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import LIST_LIMIT, read_regular
 
 MTG_JAMENDO = "mtg_jamendo"
 URL = "https://github.com/MTG/mtg-jamendo-dataset"
@@ -93,7 +94,7 @@ def _stored_path(store: Store, path: str) -> str:
 def _read_rows(file: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """Yield number, path and tags of each line behind the first."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(file, LIST_LIMIT).decode().splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}): get it again from {URL}.") from None
     if not lines or lines[0].split("\t") != _COLUMNS:

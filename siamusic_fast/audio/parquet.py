@@ -22,6 +22,7 @@ from siamusic_fast.audio.folder import ENDINGS, as_tracks
 from siamusic_fast.audio.labels import ListedFile, nfc
 from siamusic_fast.audio.store import FileStatus, Store, find_root, leads_outside, open_store
 from siamusic_fast.errors import DataError, not_installed
+from siamusic_fast.files import open_regular
 
 if TYPE_CHECKING:
     import pyarrow
@@ -57,13 +58,16 @@ def load_tables(
     """Return the rows of Parquet and Arrow files. Arguments and errors are those of `open_corpus`."""
     root = find_root(source, [Path(), data_dir], "give the path of the audio")
     folder = root if root.is_dir() else root.parent
-    names = [root.name] if root.is_file() else list(open_store(root).paths())
+    is_table = root.is_file() and root.name.endswith(TABLE_ENDINGS)
+    names = [root.name] if is_table else list(open_store(root).paths())
     names = sorted(name for name in names if name.endswith(TABLE_ENDINGS))
     if not names:
         raise DataError(
             f"{root} holds no file that ends in {' or '.join(TABLE_ENDINGS)}: leave out --label-column and "
             f"--split-column."
         )
+    if not (is_table or root.is_dir()):
+        raise DataError(f"{root} is a zip of Parquet or Arrow files: unpack it and give the folder.")
     splits = dict.fromkeys(names, "") if split_column else _splits_of_files(folder, names)
     listed = [
         ListedFile(f"{name}#{row}", label, split or splits[name], "")
@@ -156,6 +160,7 @@ class _Table:
         arrow = _pyarrow()
         self._parquet: Any = None
         with _naming(path):
+            open_regular(path).close()  # Arrow waits for a named pipe, and no signal ends that
             if path.name.endswith(".parquet"):
                 self._parquet = arrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
                 self.schema: pyarrow.Schema = self._parquet.schema_arrow

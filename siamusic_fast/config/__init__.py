@@ -123,7 +123,7 @@ class CommonConfig:
         check_settings(self)
         if not self.logger or (NO_LOGGER in self.logger and len(self.logger) > 1):
             raise ConfigError(
-                f"logger = {','.join(self.logger)!r} must name trackers, or {NO_LOGGER} alone (on the "
+                f"logger = {','.join(self.logger)!r} must be names of trackers, or {NO_LOGGER} alone (on the "
                 f"command line --logger {NO_LOGGER})."
             )
 

@@ -15,6 +15,7 @@ from siamusic_fast.audio.folder import ENDINGS, audio_paths
 from siamusic_fast.audio.store import local_name, open_store
 from siamusic_fast.embedding.pieces import Piece, file_piece, shard_piece
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.files import LIST_LIMIT, read_regular
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.tracks import open_tracks
@@ -274,7 +275,7 @@ def _file(path: Path) -> tuple[Path, str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read_regular(path, LIST_LIMIT).decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise DataError(f"the list {path} cannot be read: {error.strerror}.") from None
     return [line for line in text.splitlines() if line.strip()]

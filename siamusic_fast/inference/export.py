@@ -86,7 +86,10 @@ def export(
     check_value("to", to, OneOf(tuple(ENDINGS)))
     check_value("source", source, OneOf(INPUTS))
     if source != INPUTS[0] and to != "onnx":
-        raise ConfigError(f"source = {source!r} is for to = 'onnx' only (on the command line --to onnx).")
+        raise ConfigError(
+            f"source = {source!r} is for to = 'onnx' only (on the command line --to onnx): add it, or "
+            f"leave out source."
+        )
     path = _target(Path(run), Path(out) if out else None, to, source, classifier)
     written = (path, path.with_name(f"{path.name}.md"), sha256_file(path))
     if not force and (existing := [str(file) for file in written if file.exists()]):

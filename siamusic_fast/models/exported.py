@@ -48,6 +48,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 def _check(path: Path) -> None:
+    open_regular(path, WEIGHTS_LIMIT).close()
     beside = sha256_file(path)
     if not beside.is_file():
         return

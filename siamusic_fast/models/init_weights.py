@@ -57,7 +57,7 @@ def _of_file(path: Path) -> Mapping[str, Tensor]:
     try:
         content = read_weights(path)
     except DataError as error:
-        raise DataError(f"init = {error}") from error
+        raise DataError(f"init: {error}") from error
     weights = {name: value for name, value in content.items() if not name.startswith(_CLASSIFIERS)}
     for name in _FIRST_LAYERS:
         if name in weights and weights[name].shape[1:2] == (3,):

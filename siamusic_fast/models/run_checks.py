@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import SETTINGS_LIMIT, read_regular
 from siamusic_fast.models.run_files import BEST, CLASSIFIER, CONFIG, Checkpoints
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet
 
@@ -69,6 +70,6 @@ def _where_runs_are(folder: Path) -> str:
 def _recorded(run: Path, name: str) -> str:
     """Return what config.json in `run` says under `name`; nothing if it says nothing."""
     try:
-        return str(json.loads((run / CONFIG).read_text(encoding="utf-8"))[name])
+        return str(json.loads(read_regular(run / CONFIG, SETTINGS_LIMIT))[name])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

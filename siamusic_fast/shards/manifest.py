@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from siamusic_fast.audio.corpus import SPLITS
+from siamusic_fast.audio.corpus import MAX_CLASSES, SPLITS
 from siamusic_fast.config import CODECS, MAX_SEED
 from siamusic_fast.config.fields import Between, OneOf, Positive, check_value
 from siamusic_fast.errors import ConfigError, DataError
@@ -30,8 +30,6 @@ FRONTENDS = "frontends.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MAX_BYTES = 2**50
 """More bytes than a file can have, and more samples than one can hold."""
-_MAX_CLASSES = 99_999
-"""As many as there are labels of five characters."""
 _BYTES_PER_TRACK = 6 * 512
 """Bytes that a track takes at least in a tar: a header and a block of content for each of its three files."""
 
@@ -285,8 +283,8 @@ def _check_values(shard_set: ShardSet) -> None:
 
 
 def _check_splits_and_classes(shard_set: ShardSet) -> None:
-    if len(shard_set.classes) > _MAX_CLASSES:
-        raise ValueError(f"it has {len(shard_set.classes)} classes, and there are at most {_MAX_CLASSES}")
+    if len(shard_set.classes) > MAX_CLASSES:
+        raise ValueError(f"it has {len(shard_set.classes)} classes, and there are at most {MAX_CLASSES}")
     for kind, names in (("class", shard_set.classes), ("tag", shard_set.tags)):
         for name, count in Counter(names).items():
             if count > 1 or not name:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from siamusic_fast.audio.fma import SUBSETS
 from siamusic_fast.audio.folder import ENDINGS
+from siamusic_fast.audio.parquet import TABLE_ENDINGS
 from siamusic_fast.audio.store import open_store
 from siamusic_fast.errors import DataError
+from siamusic_fast.files import SETTINGS_LIMIT, read_regular
 from siamusic_fast.shards.manifest import MANIFEST
 
 _RUN = "config.json"
@@ -38,7 +40,7 @@ def remedy(data: str | Path, data_dir: Path) -> str:
 
 def _shards_of_run(path: Path) -> str:
     try:
-        return str(json.loads((path / _RUN).read_text(encoding="utf-8"))["data"])
+        return str(json.loads(read_regular(path / _RUN, SETTINGS_LIMIT))["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -49,7 +51,9 @@ def _sets_in(folder: Path) -> list[str]:
 
 def _holds_audio(path: Path) -> bool:
     try:
-        return path.exists() and any(name.lower().endswith(ENDINGS) for name in open_store(path).paths())
+        return path.exists() and any(
+            name.lower().endswith((*ENDINGS, *TABLE_ENDINGS)) for name in open_store(path).paths()
+        )
     except DataError:  # neither a folder nor a zip
         return False
 

@@ -3,8 +3,10 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -174,6 +176,21 @@ def test_a_file_that_is_cut_off_or_something_else_is_named(tmp_path: Path, endin
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"a\{ending} is no .* file, or is damaged or cut off"):
             pack(load(tmp_path / "t"), tmp_path / "set", CONFIG, procs=1)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path, ending: str) -> None:
+    os.mkfifo(tmp_path / f"a{ending}")
+    with pytest.raises(DataError, match=rf"a\{ending} is no .* file.*it is no regular file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("label_column", ["genre", None])
+def test_a_zip_of_tables_is_to_be_unpacked(tmp_path: Path, label_column: str | None) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as file:
+        file.write(write(tmp_path / "a.parquet", table(range(2))), "a.parquet")
+    with pytest.raises(DataError, match=r"t\.zip is a zip of Parquet or Arrow files: unpack it"):
+        load(tmp_path / "t.zip", label_column)
 
 
 def test_audio_that_is_damaged_in_the_file_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """MagnaTagATune and MTG-Jamendo, in folders laid out like those that their authors publish."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -124,16 +125,19 @@ def test_subsets_share_the_audio_of_the_whole_dataset(tmp_path: Path, subset: st
         ([HEADER, "t\ta\ta\t../1.mp3\t1.0\trock"], r"-test\.tsv, line 2 is no track with its tags"),
         ([HEADER, "t\ta\ta\t14/214.mp3\t1.0\trock"], r"line 2: '14/214\.mp3' is listed twice"),
         (None, r"-test\.tsv cannot be read"),
+        ("pipe", r"-test\.tsv cannot be read \(.*it is no regular file"),
     ],
 )
 def test_files_of_mtg_jamendo_that_are_something_else_are_named(
-    tmp_path: Path, lines: list[str] | None, words: str
+    tmp_path: Path, lines: list[str] | str | None, words: str
 ) -> None:
     write_jamendo(tmp_path)
     (tmp_path / "mtg_jamendo").mkdir()
     file = tmp_path / "mtg-jamendo-dataset" / "data" / "splits" / "split-0" / "autotagging-test.tsv"
     file.unlink()
-    if lines:
+    if lines == "pipe":
+        os.mkfifo(file)
+    elif lines:
         file.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=words):
         open_corpus("mtg_jamendo", data_dir=tmp_path)

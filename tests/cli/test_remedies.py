@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -126,6 +127,19 @@ def test_a_folder_of_audio_given_for_shards_is_packed_by_the_command_that_is_adv
     [command] = commands_in(refused("pretrain", "--data", data, "--gpus", 0, *options))
     assert call(*command, "--quiet", "--procs", 1).exit_code == 0
     assert "the checks are passed" in refused("pretrain", "--data", data, "--gpus", 0, *options)
+
+
+def test_a_folder_of_tables_given_for_shards_is_packed_by_the_command_that_is_advised(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "a.parquet").touch()
+    assert commands_in(refused("inspect", tmp_path / "hub")) == [["shard", str(tmp_path / "hub")]]
+
+
+@pytest.mark.parametrize("command", ["inspect", "finetune"])
+def test_a_pipe_in_the_place_of_settings_is_not_waited_for(command: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "classifier.pt").touch()
+    assert str(tmp_path) in refused(command, tmp_path)
 
 
 @pytest.mark.usefixtures("only_checks")

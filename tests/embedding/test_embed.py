@@ -1,5 +1,6 @@
 """Encoders and classifiers hear audio of any kind as evaluation hears packed tracks."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -163,6 +164,9 @@ def test_what_is_no_source_is_one_error(encoder: Encoder, tmp_path: Path) -> Non
         encoder.embed(tmp_path / "notes.txt")
     with pytest.raises(DataError, match=r"the list .*gone\.txt cannot be read: No such file"):
         encoder.embed(f"@{tmp_path / 'gone.txt'}")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"the list .*pipe cannot be read: it is no regular file"):
+        encoder.embed(f"@{tmp_path / 'pipe'}")
     with pytest.raises(ConfigError, match=r"splits = \['test'\] are for shard sets"):
         encoder.embed(tmp_path / "notes.txt", splits=["test"])
     with pytest.raises(ConfigError, match="sample_rate = None must be that of the waveforms"):

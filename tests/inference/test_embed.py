@@ -1,6 +1,7 @@
 """Embeddings in files: what is in them, that they go on after a stop, and who may read them."""
 
 import json
+import os
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -220,6 +221,10 @@ def test_embeddings_of_another_encoder_and_other_files_are_refused(
     np.savez(out, vector=np.zeros((2, 512)))
     with pytest.raises(DataError, match="holds no embeddings of siamusic-fast, or is damaged"):
         similar(pretrained, song, out)
+    for name in ("pipe.npz", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=r"or is damaged .*it is no regular file"):
+            similar(pretrained, song, tmp_path / name)
     with pytest.raises(DataError, match="does not exist: `siamusic-fast embed` writes such a file"):
         similar(pretrained, song, tmp_path / "none.parquet")
     with pytest.raises(ConfigError, match=r"is 4 tracks: give one audio file"):

@@ -181,14 +181,14 @@ def test_pretraining_starts_from_an_exported_file_and_not_from_a_damaged_one(
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"init = .* is damaged: it does not have the SHA-256 in .*\.sha256"):
+    with pytest.raises(DataError, match=r"init: .* is damaged: it does not have the SHA-256 in .*\.sha256"):
         load_init(encoder, str(file), "resnet18")
     assert subprocess.run(check, cwd=file.parent, check=False).returncode == 1
 
 
 def test_a_file_that_is_no_safetensors_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_text("no tensors")
-    with pytest.raises(DataError, match=r"init = .*bad\.safetensors' is no file of safetensors"):
+    with pytest.raises(DataError, match=r"init: .*bad\.safetensors' is no file of safetensors"):
         load_init(networks.encoder("resnet18"), str(tmp_path / "bad.safetensors"), "resnet18")
 
 

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def test_a_file_that_holds_no_weights_is_named_and_runs_no_code(tmp_path: Path) 
     ours = encoder("resnet18")
     (tmp_path / "text").write_text("no weights")
     run = save_run(tmp_path / "run")
+    os.mkfifo(tmp_path / "pipe")
     for init, words in (
+        (tmp_path / "pipe", "cannot be read: it is no regular file"),
         (tmp_path / "nowhere", "is neither the folder of a run nor a file"),
         (tmp_path / "text", "holds no weights that can be loaded safely"),
         (saved({"x": Malicious(tmp_path / "made")}, tmp_path / "bad.pth"), "loaded safely"),

@@ -166,5 +166,5 @@ def test_a_logger_is_one_of_those_there_are_or_none_alone(
     with pytest.raises(ConfigError, match=r"logger = 'neptune' is unknown: choose one of tensorboard, wandb"):
         config(logger=("wandb", "neptune"))
     for logger in (("none", "wandb"), ()):
-        with pytest.raises(ConfigError, match="must name trackers, or none alone"):
+        with pytest.raises(ConfigError, match="must be names of trackers, or none alone"):
             config(logger=logger)
