@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 
 from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.cli import main
+from siamusic_fast.files import MANIFEST_LIMIT
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.sealed import read_sealed, write_sealed
 from tests.conftest import BROKEN, tone
 from tests.shards.small import pack_small
 
@@ -154,9 +156,8 @@ def test_an_error_of_the_system_is_one_line(
 )
 def test_odd_terminals_show_all_figures(environment: dict[str, str], tmp_path: Path) -> None:
     folder = pack_small(tmp_path).folder
-    manifest = json.loads((folder / "manifest.json").read_text())
-    classes = ["Chanson française", "Пісня", "Rock"]
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "classes": classes}))
+    manifest, _ = read_sealed(folder / "manifest.json", MANIFEST_LIMIT)
+    write_sealed(folder / "manifest.json", {**manifest, "classes": ["Chanson française", "Пісня", "Rock"]})
     words = (sys.executable, "-m", "siamusic_fast", "inspect", str(folder))
     done = subprocess.run(words, capture_output=True, env=os.environ | environment, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -42,9 +42,13 @@ class Calls:
         self.options: dict[str, Any] = {}
         self.kept: list[tuple[Path, tuple[str, ...]]] = []
         self.error: BaseException | None = None
+        self.saves = False
 
     def __call__(self, config: PretrainConfig, shard_set: ShardSet, out: Path, **options: Any) -> Any:
         self.config, self.out, self.options = config, out, options
+        if self.saves:
+            out.mkdir()
+            (out / "checkpoint.pt").touch()
         if self.error:
             raise self.error
         figures = {"loss": -0.5, "collapse": 0.02, "pairs_per_second": 1.0, "waiting": 0.0, "seconds": 1.0}
@@ -149,8 +153,7 @@ def test_a_stopped_run_says_how_to_go_on(
         code,
         "Stopped before the first checkpoint: run cannot be resumed.\n",
     )
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint.pt").touch()
+    calls.saves = True
     result = call(shard_set, "--out", "run", "--procs", 1)
     assert result.output.endswith("go on with: siamusic-fast pretrain --resume run --gpus 0 --procs 1\n")
 
@@ -241,19 +244,17 @@ def test_an_abandoned_run_in_the_folder_is_started_over_by_auto_alone(
     settings.write_text(json.dumps({**dump(PretrainConfig()), "data": "fma_small", "processes": 1}))
     call(shard_set, "--out", "run", "--resume", "auto")
     assert (calls.options["resume"], calls.options["force"]) == (False, True)
-    call(shard_set, "--out", "run")
-    assert not calls.options["force"]
+    calls.options = {}
+    assert "already exists" in call(shard_set, "--out", "run").output
     with FolderLock() as lock:  # it has just been started and has no checkpoint yet
         lock.take(tmp_path / "run")
-        call(shard_set, "--out", "run", "--resume", "auto")
-    assert not calls.options["force"]
+        assert "already exists" in call(shard_set, "--out", "run", "--resume", "auto").output
     (tmp_path / "run" / "best.pt").touch()  # of a run whose last checkpoint was taken away
-    call(shard_set, "--out", "run", "--resume", "auto")
-    assert not calls.options["force"]
+    assert "already exists" in call(shard_set, "--out", "run", "--resume", "auto").output
     (tmp_path / "run" / "best.pt").unlink()
     settings.write_text(json.dumps(dump(FinetuneConfig())))
-    call(shard_set, "--out", "run", "--resume", "auto")
-    assert not calls.options["force"]
+    assert "already exists" in call(shard_set, "--out", "run", "--resume", "auto").output
+    assert calls.options == {}
 
 
 def test_torchrun_with_restarts_needs_the_name_of_the_run(

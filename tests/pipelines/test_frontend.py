@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_to_serves_as_well(
 
 def test_crops_longer_than_every_track_are_refused(shard_set: ShardSet) -> None:
     with pytest.raises(
-        ConfigError, match=r"seconds = 2.5 .*longest track in .*, 2.0 s: use 2 or less .*--seconds 2\)"
+        ConfigError, match=r"seconds = 2.5 .*longest track in .*, 2 s: use 2 or less .*--seconds 2\)"
     ):
         estimate_frontend(shard_set, MelConfig(seconds=2.5))
 

@@ -139,12 +139,12 @@ def test_everything_after_pretraining_has_its_frontend(
         mel=MEL, backbone="resnet18", short_tracks="pad", batch_size=12, epochs=1, knn_every=1
     )
     pretrain(pretraining, shard_set, run)
-    assert len(engines) == 3  # for the views and for kNN
+    assert len(engines) == 5  # for the views, and for kNN before the first step and at the end
     finetune(config(freeze=True), run, shard_set)
     evaluate(run, shard_set)
     probe(run, shard_set)
     frontend = Frontend.load(checkpoint.load(run / "checkpoint.pt", "pretraining")["frontend"])
-    assert engines == [("dali", frontend)] * (3 + 2 + 1 + 3)
+    assert engines == [("dali", frontend)] * (5 + 2 + 1 + 3)
     assert (frontend.mel, frontend.short_tracks) == (MEL, "pad")
     kept = read_frontends(shard_set.folder)
     assert "pad" in [entry["key"]["short_tracks"] for entry in kept]
@@ -159,7 +159,7 @@ def test_one_backend_serves_all_that_a_call_reads(
     finetune(config(freeze=True, backend="torch"), run, shard_set)
     evaluate(run, shard_set, backend="torch")
     probe(run, shard_set, backend="torch")
-    assert [backend for backend, _ in engines] == ["torch"] * (3 + 2 + 1 + 3)
+    assert [backend for backend, _ in engines] == ["torch"] * (5 + 2 + 1 + 3)
 
 
 def test_a_classifier_says_what_its_encoder_had_heard(shard_set: ShardSet, tmp_path: Path) -> None:
