@@ -4,6 +4,7 @@ Each is forked from a server that has imported torch and DALI, as every import t
 session of its own, so that a signal can be sent to it alone or to all that it started.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -51,7 +52,11 @@ def _run(
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     tempfile.tempdir = None
-    function(*arguments)
+    atexit._clear()  # of the server
+    try:
+        function(*arguments)
+    finally:
+        atexit._run_exitfuncs()  # as a program does at its end, and a process of `multiprocessing` does not
 
 
 def command(*words: object) -> None:
