@@ -703,7 +703,9 @@ def test_a_batch_larger_than_the_set_shrinks_with_a_warning_and_is_recorded(
     assert (result.steps, len(warned)) == (2, 1)
     assert load_run(result.run)[0] == dataclasses.replace(config, batch_size=tracks)
     assert json.loads((result.run / "config.json").read_text())["batch_size"] == tracks
-    with pytest.raises(ConfigError, match=f"each of {tracks} processes gets a batch of 1 from these tracks"):
+    with pytest.raises(
+        ConfigError, match=f"each of {tracks} processes gets a batch of 1 from these {tracks} tracks"
+    ):
         pretrain(config, shard_set, tmp_path / "other", world=World(world_size=tracks))
 
 
