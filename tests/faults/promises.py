@@ -42,8 +42,8 @@ PROMISES = (
     Promise(
         name="pack killed",
         topic="packing",
-        words="Packing that is killed at a random moment goes on with the same command and ends with the "
-        "same bytes.",
+        words="Packing that is killed at a random moment, alone or with its workers, goes on with the same "
+        "command and ends with the same bytes.",
         test=f"{_HERE}/test_packing.py::test_a_pack_killed_at_random_moments_resumes_to_identical_bytes",
         said=("README.md: Packing that was stopped, even by `kill -9` or a full disk, goes on",),
         tries=50,
