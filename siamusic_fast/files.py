@@ -1,6 +1,7 @@
 """Writing files atomically, and opening regular files of a sane size."""
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -66,6 +67,12 @@ def read_regular(path: Path, limit: int) -> bytes:
     """Return the content of `path`; raises `OSError` as `open_regular` does."""
     with open_regular(path, limit) as file:
         return file.readall()
+
+
+def file_sha256(path: Path, limit: int | None = None) -> str:
+    """Return the SHA-256 of a regular file of at most `limit` bytes in hexadecimal digits."""
+    with open_regular(path, limit) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_name(name: str) -> str:

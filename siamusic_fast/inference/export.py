@@ -17,9 +17,9 @@ import siamusic_fast
 from siamusic_fast.config import CHECKPOINTS
 from siamusic_fast.config.fields import OneOf, check_value
 from siamusic_fast.errors import ConfigError, DataError, not_installed
-from siamusic_fast.files import atomic_write
+from siamusic_fast.files import WEIGHTS_LIMIT, atomic_write, file_sha256
 from siamusic_fast.inference.model_card import model_card, read_facts
-from siamusic_fast.models.exported import SAFETENSORS, sha256_file, sha256_of
+from siamusic_fast.models.exported import SAFETENSORS, sha256_file
 from siamusic_fast.models.networks import Classifier, Encoder
 from siamusic_fast.models.pretrained import load_pretrained, read_classifier
 from siamusic_fast.models.run_checks import find_classifier
@@ -108,7 +108,7 @@ def export(
         _write_safetensors(path, network, about)
     else:
         _write_torch(path, network, about)
-    sha256 = sha256_of(path)
+    sha256 = file_sha256(path, WEIGHTS_LIMIT)
     _write_text(written[1], model_card(facts, path.name, sha256, about))
     _write_text(written[2], f"{sha256}  {path.name}\n")
     return ExportResult(file=path, card=written[1], sha256=sha256, difference=difference)
@@ -149,7 +149,7 @@ def _load(run: Path, checkpoint: str, classifier: bool) -> tuple[Encoder | Class
         "sample_rate": frontend.mel.sample_rate,
         "crop_seconds": frontend.mel.seconds,
         "frontend": frontend.dump(),
-        "checkpoint_sha256": sha256_of(path),
+        "checkpoint_sha256": file_sha256(path, WEIGHTS_LIMIT),
     }
     return network.to(memory_format=torch.contiguous_format), about, path.parent  # type: ignore[call-overload]
 

@@ -1,6 +1,5 @@
 """Weights that left the program: files of torch and safetensors, each with its SHA-256 beside it."""
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from siamusic_fast.errors import DataError, not_installed
-from siamusic_fast.files import SETTINGS_LIMIT, WEIGHTS_LIMIT, open_regular, read_regular
+from siamusic_fast.files import SETTINGS_LIMIT, WEIGHTS_LIMIT, file_sha256, open_regular, read_regular
 
 SAFETENSORS = ".safetensors"
 
@@ -17,12 +16,6 @@ SAFETENSORS = ".safetensors"
 def sha256_file(path: Path) -> Path:
     """Return the file that holds the SHA-256 of `path`, in the format that `sha256sum -c` reads."""
     return path.with_name(f"{path.name}.sha256")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of the file `path`."""
-    with open_regular(path, WEIGHTS_LIMIT) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -53,7 +46,7 @@ def _check(path: Path) -> None:
     if not beside.is_file():
         return
     expected = read_regular(beside, SETTINGS_LIMIT).decode(errors="replace").split()[:1]
-    if expected != [sha256_of(path)]:
+    if expected != [file_sha256(path, WEIGHTS_LIMIT)]:
         raise DataError(
             f"{str(path)!r} is damaged: it does not have the SHA-256 in {beside}; export it again."
         )

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import re
 import stat
 from collections import Counter
@@ -17,7 +16,7 @@ from siamusic_fast.audio.corpus import MAX_CLASSES, SPLITS
 from siamusic_fast.config import CODECS, MAX_SEED
 from siamusic_fast.config.fields import Between, OneOf, Positive, check_value
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, open_regular
+from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, file_sha256
 from siamusic_fast.shards.sealed import read_sealed, write_sealed
 
 MANIFEST_FORMAT = 4
@@ -227,12 +226,6 @@ def naming_damage(path: Path) -> Iterator[None]:
         raise DamageError(path, error.strerror or error) from None
     except (ValueError, OverflowError, IndexError, csv.Error) as error:
         raise DamageError(path, error) from None
-
-
-def file_sha256(path: Path, limit: int | None = None) -> str:
-    """Return the SHA-256 of a regular file of at most `limit` bytes in hexadecimal digits."""
-    with open_regular(path, limit) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parsed_fields(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -35,10 +35,11 @@ from siamusic_fast.files import (
     MANIFEST_LIMIT,
     SETTINGS_LIMIT,
     atomic_write,
+    file_sha256,
     open_regular,
     read_regular,
 )
-from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, REJECTED, TRACKS, Shard, file_sha256
+from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, REJECTED, TRACKS, Shard
 from siamusic_fast.shards.tables import PackedTrack, is_table
 
 UNFINISHED = ".packing"

@@ -18,7 +18,7 @@ from typing import Any
 import soundfile
 
 from siamusic_fast.audio.corpus import SPLITS
-from siamusic_fast.files import LIST_LIMIT, TABLE_LIMIT, open_regular, read_regular
+from siamusic_fast.files import LIST_LIMIT, TABLE_LIMIT, file_sha256, open_regular, read_regular
 from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
@@ -32,7 +32,6 @@ from siamusic_fast.shards.manifest import (
     DamageError,
     Shard,
     ShardSet,
-    file_sha256,
     parse_manifest,
 )
 from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks

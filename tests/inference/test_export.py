@@ -19,10 +19,10 @@ from torch import nn
 import siamusic_fast as sf
 from siamusic_fast.cli import main
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.files import file_sha256
 from siamusic_fast.inference import export as module
 from siamusic_fast.inference.export import export
 from siamusic_fast.models import networks
-from siamusic_fast.models.exported import sha256_of
 from siamusic_fast.models.heads import projector
 from siamusic_fast.models.init_weights import load_init
 from siamusic_fast.models.pretrained import load_classifier, load_encoder
@@ -91,7 +91,7 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
         assert all(torch.equal(file.get_tensor(name), weights[name]) for name in weights)
     assert sf.Frontend.load(about["frontend"]) == FRONTEND
     assert (about["sample_rate"], about["crop_seconds"], about["version"]) == (22_050, 0.5, sf.__version__)
-    assert about["checkpoint_sha256"] == sha256_of(run / "checkpoint.pt")
+    assert about["checkpoint_sha256"] == file_sha256(run / "checkpoint.pt")
     card = result.card.read_text()
     assert "/somewhere" not in card
     for words in (
@@ -140,7 +140,7 @@ def test_an_encoder_from_mels_in_onnx_equals_torch_for_any_batch_and_length(tmp_
         torch.testing.assert_close(run_onnx(result.file, mels), expected, rtol=0, atol=1e-4)
     session = onnxruntime.InferenceSession(str(result.file))
     about = json.loads(session.get_modelmeta().custom_metadata_map["siamusic_fast"])
-    assert about["checkpoint_sha256"] == sha256_of(run / "checkpoint.pt")
+    assert about["checkpoint_sha256"] == file_sha256(run / "checkpoint.pt")
     assert [one.name for one in (*session.get_inputs(), *session.get_outputs())] == ["mels", "features"]
 
 
@@ -262,4 +262,4 @@ def test_the_command_replaces_nothing_without_force(tmp_path: Path) -> None:
     other = CliRunner().invoke(main, ["export", str(run)])  # another format has files of its own
     assert other.exit_code == 0, other.output
     forced = CliRunner().invoke(main, ["export", str(run), "--to", "safetensors", "--force", "--json"])
-    assert json.loads(forced.stdout)["sha256"] == sha256_of(run / "export" / "encoder.safetensors")
+    assert json.loads(forced.stdout)["sha256"] == file_sha256(run / "export" / "encoder.safetensors")
