@@ -24,6 +24,8 @@ class TrackFeatures(NamedTuple):
     """float32 [tracks, d]."""
     labels: Tensor
     """int64 [tracks]."""
+    groups: list[str]
+    """Groups of the tracks, such as their artists; "" where the group is unknown."""
 
 
 class FeatureExtractor:
@@ -70,6 +72,8 @@ class FeatureExtractor:
         places = {name: place for place, name in enumerate(dict.fromkeys(tracks.names))}
         self.names = list(places)
         """Names of the tracks of all processes, in the order of the shards; segments of one count once."""
+        self.groups = list(dict(zip(tracks.names, tracks.groups, strict=True)).values())
+        """Groups of these tracks, in the same order; "" where the group is unknown."""
         self._place_of = torch.tensor([places[name] for name in tracks.names])
         self._labels = torch.from_numpy(tracks.labels)
 
@@ -84,7 +88,8 @@ class FeatureExtractor:
         tracks = len(self.names)
         sums = outputs.new_zeros(tracks, outputs.shape[1]).index_add(0, self._place_of, outputs)
         labels = self._labels.new_zeros(tracks).scatter(0, self._place_of, self._labels)
-        return TrackFeatures(self.names, sums / self._place_of.bincount().unsqueeze(1), labels)
+        features = sums / self._place_of.bincount().unsqueeze(1)
+        return TrackFeatures(self.names, features, labels, self.groups)
 
     def extract_own(self, network: Network, task: Task) -> list[Tensor]:
         """Return the features of this process's samples, by batches, each averaged over its crops.
