@@ -75,11 +75,11 @@ def test_tracks_of_one_group_are_drawn_together() -> None:
     # Five copies of each track, in one group each, say no more than one copy.
     probabilities, truths, names = some(tracks=40, tags=2)
     alone = tag_scores(probabilities, truths, names)
-    copies = [np.repeat(one.numpy(), 5, axis=0) for one in (probabilities, truths)]
+    copies = [one.repeat_interleave(5, dim=0) for one in (probabilities, truths)]
     groups = [str(track) for track in np.repeat(np.arange(40), 5)]
-    repeated = tag_scores(*map(torch.from_numpy, copies), names, groups=groups)
+    repeated = tag_scores(copies[0], copies[1], names, groups=groups)
     assert repeated.roc_auc == pytest.approx(alone.roc_auc)
     widths = [high - low for low, high in (one.intervals["roc_auc"] for one in (alone, repeated))]
     assert widths[0] == pytest.approx(widths[1], rel=0.15)
-    independent = tag_scores(*map(torch.from_numpy, copies), names).intervals["roc_auc"]
+    independent = tag_scores(copies[0], copies[1], names).intervals["roc_auc"]
     assert independent[1] - independent[0] < 0.6 * widths[0]
