@@ -6,13 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.nn.functional import one_hot
 
 from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.evaluation.features import FeatureExtractor, extract_features
-from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict
+from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict, knn_votes
 from siamusic_fast.models.networks import encoder
 from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.processes.launch import launch
@@ -24,28 +28,56 @@ from siamusic_fast.shards.tables import read_tracks
 from tests.runs import FRONTEND
 
 
-def at(*degrees: float) -> torch.Tensor:
-    """Return points on the unit circle."""
-    return torch.tensor([[math.cos(math.radians(x)), math.sin(math.radians(x))] for x in degrees])
+def corners() -> torch.Tensor:
+    """Return the corners of a square, whose features have mean 0 and variance 1."""
+    return torch.tensor([(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
+
+
+def test_votes_worked_by_hand() -> None:
+    # A query at (3, 0) has cosines of 1/sqrt(2) with two corners and of -1/sqrt(2) with two. At temperature
+    # sqrt(2) / ln 3, e^(s / T) is sqrt(3) and 1 / sqrt(3): 3 to 1, so 3/8 each for the near ones.
+    targets = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
+    temperature = math.sqrt(2) / math.log(3)
+    found = knn_votes(torch.tensor([[3.0, 0.0]]), corners(), targets, temperature=temperature)
+    torch.testing.assert_close(found, torch.tensor([[4 / 8, 4 / 8]]))
+    found = knn_votes(torch.tensor([[3.0, 0.1]]), corners(), targets, k=1)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0]]))
 
 
 def test_near_neighbors_outvote_more_of_them_that_are_farther() -> None:
-    # From 0 degrees: one of class 1 at 5 degrees, two of class 0 at 40. Votes of weight exp(cos / 0.07):
-    # exp(0.9962 / 0.07) = 1.51e6 against 2 exp(0.7660 / 0.07) = 1.13e5; at T = 1, 2.71 against 4.30.
-    bank, labels = at(40, -40, 5), torch.tensor([0, 0, 1])
-    assert knn_predict(at(0), bank, labels, 2, k=3).tolist() == [1]
-    assert knn_predict(at(0), bank, labels, 2, k=3, temperature=1.0).tolist() == [0]
+    query, labels = torch.tensor([[1.0, 0.5]]), torch.tensor([1, 0, 0, 0])
+    assert knn_predict(query, corners(), labels, 2, k=3).tolist() == [1]
+    assert knn_predict(query, corners(), labels, 2, k=3, temperature=10.0).tolist() == [0]
 
 
-def test_only_the_k_nearest_vote_and_a_small_bank_votes_as_a_whole() -> None:
-    bank, labels = at(10, 20, 30, 40), torch.tensor([0, 1, 1, 1])
-    assert knn_predict(at(0), bank, labels, 2, k=1).tolist() == [0]
-    assert knn_predict(at(0), bank, labels, 2, k=99, temperature=10.0).tolist() == [1]
+def test_votes_are_those_of_scikit_learn_on_standardized_features() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = (rng.gamma(2.0, 3.0, (n, 8)) + 50 for n in (90, 40))  # raw cosines are above 0.99
+    labels = rng.integers(0, 3, 90)
+    scaler = StandardScaler().fit(bank)
+    sklearn = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    sklearn.fit(scaler.transform(bank), labels)
+    expected = sklearn.predict_proba(scaler.transform(queries))
+    tensors = torch.tensor(queries), torch.tensor(bank), one_hot(torch.tensor(labels), 3)
+    assert knn_votes(*tensors).numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_lengths_do_not_count() -> None:
-    bank, labels = torch.tensor([[100.0, 1.0], [0.0, 0.01]]), torch.tensor([0, 1])
-    assert knn_predict(torch.tensor([[0.1, 7.0], [5.0, 0.1]]), bank, labels, 2, k=1).tolist() == [1, 0]
+def test_units_of_the_features_do_not_count_nor_do_constant_ones() -> None:
+    rng = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(30, 4, generator=rng), torch.randn(9, 4, generator=rng)
+    labels = torch.arange(30) % 3
+    units, offset = torch.tensor([1.0, 1000.0, 0.01, 3.0]), torch.tensor([0.0, 5e3, 1.0, -2.0])
+    bank_of_units, queries_of_units = (
+        torch.cat([rows * units + offset, torch.full((len(rows), 1), 7.1)], dim=1) for rows in (bank, queries)
+    )
+    expected = knn_predict(queries, bank, labels, 3, k=5)
+    assert torch.equal(knn_predict(queries_of_units, bank_of_units, labels, 3, k=5), expected)
+
+
+def test_a_small_bank_votes_as_a_whole() -> None:
+    query, labels = torch.tensor([[1.0, 0.5]]), torch.tensor([0, 1, 1, 1])
+    assert knn_predict(query, corners(), labels, 2, k=1).tolist() == [0]
+    assert knn_predict(query, corners(), labels, 2, k=99, temperature=10.0).tolist() == [1]
 
 
 def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) -> None:
