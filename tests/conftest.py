@@ -2,6 +2,7 @@
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
@@ -92,6 +93,19 @@ def shard_set(fma_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Sha
     """The shards of `fma_corpus`: up to 8 tracks each, so that the training split has several."""
     folder = tmp_path_factory.mktemp("shards") / "fma_medium"
     return pack(load_fma(fma_corpus), folder, PackConfig(tracks_per_shard=8), procs=2)
+
+
+TAGS = {"Electronic": ("low",), "Folk": ("middle", "voice"), "Rock": ("high", "voice"), "": ()}
+"""Tags of `tagged` by the genre that decides how the track sounds."""
+
+
+@pytest.fixture(scope="session")
+def tagged(fma_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """The tracks of `shard_set` with `TAGS` and no classes; the 3 without genre have no tags either."""
+    corpus = load_fma(fma_corpus)
+    tracks = tuple(replace(track, genre="", tags=TAGS[track.genre]) for track in corpus.tracks)
+    folder = tmp_path_factory.mktemp("tagged") / "tagged"
+    return pack(replace(corpus, tracks=tracks), folder, PackConfig(tracks_per_shard=8), procs=1)
 
 
 @pytest.fixture(scope="session")

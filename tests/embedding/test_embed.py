@@ -46,7 +46,7 @@ def test_a_shard_set_has_the_features_that_evaluation_computes(
     encoder: Encoder, packed: str, request: pytest.FixtureRequest
 ) -> None:
     shard_set: ShardSet = request.getfixturevalue(packed)
-    names, expected, labels, _ = extract_features(
+    names, expected, labels, *_ = extract_features(
         encoder, shard_set, "test", FRONTEND, crops=4, backend="torch"
     )
     found = encoder.embed(shard_set, splits=["test"], crops=4)
