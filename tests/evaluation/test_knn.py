@@ -2,6 +2,8 @@ import csv
 import functools
 import math
 from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.functional import one_hot
 
+from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.evaluation.features import FeatureExtractor, extract_features
 from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict, knn_votes
 from siamusic_fast.models.networks import encoder
@@ -20,6 +23,7 @@ from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.tables import read_tracks
 from tests.runs import FRONTEND
 
@@ -80,9 +84,9 @@ def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) ->
     def loudness(mels: torch.Tensor) -> torch.Tensor:
         return mels.mean(dim=(1, 2))
 
-    _, found, labels = extract_features(loudness, shard_set, "training", FRONTEND, crops=3)
+    _, found, labels, *_ = extract_features(loudness, shard_set, "training", FRONTEND, crops=3)
     settings: dict[str, Any] = {"splits": ["training"], "frontend": FRONTEND, "batch_size": 5}
-    with TrackLoader(shard_set, crops=3, labelled_only=True, **settings) as loader:
+    with TrackLoader(shard_set, crops=3, target="class", **settings) as loader:
         batches = list(loader)
     expected = torch.cat([mels.mean(dim=(1, 2, 3)) for mels, _ in batches])
     torch.testing.assert_close(found, expected)
@@ -114,18 +118,40 @@ def test_segments_of_a_track_count_as_one(segments: ShardSet) -> None:
     shards = [shard.file for shard in segments.shards(["test"], labelled_only=True)]
     in_order = sorted(rows, key=lambda row: shards.index(row["shard"]))
     settings: dict[str, Any] = {"splits": ["test"], "frontend": FRONTEND, "batch_size": 4}
-    with TrackLoader(segments, crops=1, labelled_only=True, **settings) as loader:
+    with TrackLoader(segments, crops=1, target="class", **settings) as loader:
         samples = torch.cat([pool(mels[:, 0]) for mels, _ in loader])
     expected = defaultdict(list)
     for row, sample in zip(in_order, samples, strict=True):
         expected[row["track_id"]].append(sample)
     assert {len(found) for found in expected.values()} == {2, 3}
-    names, outputs, labels = extract_features(pool, segments, "test", FRONTEND, crops=1)
+    names, outputs, labels, _, groups = extract_features(pool, segments, "test", FRONTEND, crops=1)
     assert names == list(expected)
     means = [torch.stack(found).mean(dim=0) for found in expected.values()]
     torch.testing.assert_close(outputs, torch.stack(means))
     classes = {row["track_id"]: row["class"] for row in rows}
     assert [segments.classes[label] for label in labels] == [classes[name] for name in names]
+    artists = {row["track_id"]: row["group"] for row in rows}
+    assert groups == [artists[name] for name in names]
+    assert len(set(groups)) > 1
+
+
+def test_a_track_has_the_tags_of_all_its_segments(fma_corpus: Path, tmp_path: Path) -> None:
+    corpus = load_fma(fma_corpus)
+    tracks = tuple(
+        replace(track, genre="", tags=(track.genre, "any") if track.genre else ())
+        for track in corpus.tracks
+        if track.split == "test"
+    )
+    config = PackConfig(min_seconds=2.0, max_seconds=3.0)
+    shard_set = pack(replace(corpus, tracks=tracks), tmp_path / "set", config, procs=1)
+    with FeatureExtractor(shard_set, "test", FRONTEND, crops=1) as extractor, SILENT.task("", 0) as task:
+        found = extractor.extract(pool, task)
+    tags_of = {track.key: track.tags for track in tracks if track.tags}
+    assert sorted(found.names) == sorted(tags_of)
+    assert extractor.samples > len(found.names) == len(found.features)
+    assert found.tags.dtype == torch.uint8
+    for name, own in zip(found.names, found.tags.tolist(), strict=True):
+        assert {tag for tag, has in zip(shard_set.tags, own, strict=True) if has} == set(tags_of[name])
 
 
 def test_knn_scores_tracks_and_not_their_segments(
@@ -169,7 +195,7 @@ def test_a_pass_has_as_many_crops_as_a_batch_whatever_the_length_of_the_tracks(s
 def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
     listed = [track for track in read_tracks(shard_set.folder) if track.split == "validation" and track.genre]
     assert len(listed) == 6
-    names, whole, labels = extract_features(pool, shard_set, "validation", FRONTEND)
+    names, whole, labels, *_ = extract_features(pool, shard_set, "validation", FRONTEND)
     assert names == [track.track_id for track in listed]
     assert [shard_set.classes[label] for label in labels] == [track.genre for track in listed]
     for processes in (2, 4):
@@ -186,7 +212,7 @@ def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
 
 def shares(shard_set: ShardSet, *, world: World) -> list[tuple[list[float], list[int]]]:
     """Return what every rank thinks that the features and labels of the validation tracks are."""
-    _, found, labels = extract_features(pool, shard_set, "validation", FRONTEND, world=world)
+    _, found, labels, *_ = extract_features(pool, shard_set, "validation", FRONTEND, world=world)
     return world.gather((found.flatten().tolist(), labels.tolist()))
 
 
