@@ -54,11 +54,12 @@ def write_metadata(folder: Path, rows: list[tuple[int, str, str, str]]) -> None:
     folder.mkdir(parents=True)
     with (folder / "tracks.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["", "album", "set", "set", "track", "track"])
-        writer.writerow(["", "comments", "split", "subset", "genre_top", "title"])
-        writer.writerow(["track_id", "", "", "", "", ""])
+        writer.writerow(["", "album", "artist", "artist", "set", "set", "track", "track"])
+        writer.writerow(["", "comments", "name", "id", "split", "subset", "genre_top", "title"])
+        writer.writerow(["track_id", *7 * [""]])
         for number, split, subset, genre in rows:
-            writer.writerow([number, "with a, comma\nand a line break", split, subset, genre, "NA"])
+            artist = ["A namesake", number // 300]  # three tracks of `fma_corpus`, which are in one split
+            writer.writerow([number, "with a, comma\nand a line break", *artist, split, subset, genre, "NA"])
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ class TrackFeatures(NamedTuple):
     """int64 [tracks]: the class of each, -1 for none."""
     tags: Tensor
     """uint8 [tracks, tags]: 1 for each tag that a track has."""
+    groups: list[str]
+    """Groups of the tracks, such as their artists; "" where the group is unknown."""
 
 
 class FeatureExtractor:
@@ -78,6 +80,8 @@ class FeatureExtractor:
         places = {name: place for place, name in enumerate(dict.fromkeys(tracks.names))}
         self.names = list(places)
         """Names of the tracks of all processes, in the order of the shards; segments of one count once."""
+        self.groups = list(dict(zip(tracks.names, tracks.groups, strict=True)).values())
+        """Groups of these tracks, in the same order; "" where the group is unknown."""
         self._place_of = torch.tensor([places[name] for name in tracks.names])
         self._labels, self._tags = torch.from_numpy(tracks.labels), torch.from_numpy(tracks.tags)
 
@@ -94,7 +98,8 @@ class FeatureExtractor:
         labels = self._labels.new_zeros(tracks).scatter(0, self._place_of, self._labels)
         tags = self._tags.new_zeros(tracks, self._tags.shape[1])
         tags[self._place_of] = self._tags  # segments of a track have the same
-        return TrackFeatures(self.names, sums / self._place_of.bincount().unsqueeze(1), labels, tags)
+        features = sums / self._place_of.bincount().unsqueeze(1)
+        return TrackFeatures(self.names, features, labels, tags, self.groups)
 
     def extract_own(self, network: Network, task: Task) -> list[Tensor]:
         """Return the features of this process's samples, by batches, each averaged over its crops.

@@ -45,6 +45,8 @@ class Tracks:
     `shard_set.tags`. None if labels are not asked for."""
     names: tuple[str, ...] = ()
     """Name of each track; segments of a track share its name. Empty if not asked for."""
+    groups: tuple[str, ...] = ()
+    """Group of each track, such as its artist, "" if it is unknown. Empty if not asked for."""
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -69,14 +71,17 @@ class Tracks:
         arrays: dict[str, Any] = {
             name: values[chosen] for name, values in vars(self).items() if isinstance(values, np.ndarray)
         }
-        names = tuple(self.names[track] for track in chosen.tolist()) if self.names else ()
-        return dataclasses.replace(self, names=names, **arrays)
+        names, groups = (
+            tuple(values[track] for track in chosen.tolist()) if values else ()
+            for values in (self.names, self.groups)
+        )
+        return dataclasses.replace(self, names=names, groups=groups, **arrays)
 
 
 def open_tracks(
     shard_set: ShardSet, splits: Sequence[str], *, target: str | None = None, labels: bool = False
 ) -> Tracks:
-    """Return the tracks of `splits`; with `labels` or a `target`, their classes, tags and names too.
+    """Return the tracks of `splits`; with `labels` or a `target`, their classes, tags, names and groups too.
 
     The `target` leaves out tracks without a class, or those without tags.
 
@@ -106,6 +111,7 @@ def open_tracks(
         labels=table.labels if table and labels else None,
         tags=table.tags if table and labels else None,
         names=tuple(table.track_ids) if table and labels else (),
+        groups=tuple(table.groups) if table and labels else (),
     )
     return _with_tags(tracks, splits) if target == "tags" else tracks
 

@@ -19,7 +19,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, file_sha256
 from siamusic_fast.shards.sealed import read_sealed, write_sealed
 
-MANIFEST_FORMAT = 4
+MANIFEST_FORMAT = 5
 MANIFEST = "manifest.json"
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"

@@ -84,7 +84,7 @@ def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) ->
     def loudness(mels: torch.Tensor) -> torch.Tensor:
         return mels.mean(dim=(1, 2))
 
-    _, found, labels, _ = extract_features(loudness, shard_set, "training", FRONTEND, crops=3)
+    _, found, labels, *_ = extract_features(loudness, shard_set, "training", FRONTEND, crops=3)
     settings: dict[str, Any] = {"splits": ["training"], "frontend": FRONTEND, "batch_size": 5}
     with TrackLoader(shard_set, crops=3, target="class", **settings) as loader:
         batches = list(loader)
@@ -124,12 +124,15 @@ def test_segments_of_a_track_count_as_one(segments: ShardSet) -> None:
     for row, sample in zip(in_order, samples, strict=True):
         expected[row["track_id"]].append(sample)
     assert {len(found) for found in expected.values()} == {2, 3}
-    names, outputs, labels, _ = extract_features(pool, segments, "test", FRONTEND, crops=1)
+    names, outputs, labels, _, groups = extract_features(pool, segments, "test", FRONTEND, crops=1)
     assert names == list(expected)
     means = [torch.stack(found).mean(dim=0) for found in expected.values()]
     torch.testing.assert_close(outputs, torch.stack(means))
     classes = {row["track_id"]: row["class"] for row in rows}
     assert [segments.classes[label] for label in labels] == [classes[name] for name in names]
+    artists = {row["track_id"]: row["group"] for row in rows}
+    assert groups == [artists[name] for name in names]
+    assert len(set(groups)) > 1
 
 
 def test_a_track_has_the_tags_of_all_its_segments(fma_corpus: Path, tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_a_pass_has_as_many_crops_as_a_batch_whatever_the_length_of_the_tracks(s
 def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
     listed = [track for track in read_tracks(shard_set.folder) if track.split == "validation" and track.genre]
     assert len(listed) == 6
-    names, whole, labels, _ = extract_features(pool, shard_set, "validation", FRONTEND)
+    names, whole, labels, *_ = extract_features(pool, shard_set, "validation", FRONTEND)
     assert names == [track.track_id for track in listed]
     assert [shard_set.classes[label] for label in labels] == [track.genre for track in listed]
     for processes in (2, 4):
@@ -209,7 +212,7 @@ def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
 
 def shares(shard_set: ShardSet, *, world: World) -> list[tuple[list[float], list[int]]]:
     """Return what every rank thinks that the features and labels of the validation tracks are."""
-    _, found, labels, _ = extract_features(pool, shard_set, "validation", FRONTEND, world=world)
+    _, found, labels, *_ = extract_features(pool, shard_set, "validation", FRONTEND, world=world)
     return world.gather((found.flatten().tolist(), labels.tolist()))
 
 
