@@ -111,7 +111,7 @@ def pretrain(
         torch.manual_seed(config.seed)
         network = place(method_of(config), world.device)
         if config.init and not saved:
-            load_init(network.encoder, config.init, config.backbone)
+            load_init(network.encoder, config.init)
         optimizer = optimizer_of(config, network)
         ddp = world.wrap(network, sync_batchnorm=config.synchronizes_batchnorm)
         model = _compiled_and_rehearsed(ddp, config, world)
