@@ -22,6 +22,8 @@ CROPS = ("same", "independent")
 """Which moments of a track the two views show: the same one, as in the paper, or one each."""
 SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
+NORMALIZATIONS = ("global", "band")
+"""What shares a mean and a standard deviation: all mel bands, as in the paper, or each band has its own."""
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine")
 PROJECTION_DIMS = {"simsiam": 2048, "simclr": 128, "vicreg": 8192, "byol": 256}
@@ -166,6 +168,9 @@ class PretrainConfig(CommonConfig):
     """Largest distance between the starts of independent crops, in seconds. None: anywhere in the track."""
     short_tracks: Annotated[str, OneOf(SHORT_TRACKS)] = SHORT_TRACKS[0]
     """What is done with a track that is shorter than a crop: it is repeated, or padded with silence."""
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = NORMALIZATIONS[0]
+    """Mean and standard deviation that normalize spectrograms: global, one of each for all mel bands; band,
+    one of each for every mel band."""
     window: Annotated[int | None, Positive()] = None
     """Number of shards whose tracks are shuffled together, for disks and networks that are slow at random
     reads. None: all shards."""
@@ -173,7 +178,7 @@ class PretrainConfig(CommonConfig):
     """Network that encodes a spectrogram."""
     stem: Annotated[str, OneOf(STEMS)] = STEMS[0]
     """First layers of the network: standard, as in its paper; keep-frequency, whose strides shorten time
-    alone, so that 6 rows of 48 mels are left at the end and not 2, for about 4 times the work."""
+    alone, so that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
     pooling: Annotated[str, OneOf(POOLINGS)] = POOLINGS[0]
     """How the last features become one vector: their mean; or mean-max, the mean over frequency, and of that
     the mean over time plus the maximum over time (Kong et al. 2020)."""

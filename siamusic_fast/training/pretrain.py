@@ -227,7 +227,13 @@ def _loader(
     """Return the loader of a run, with the frontend of its checkpoint or else one that is estimated."""
 
     def estimate() -> dict[str, Any]:
-        return estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks).dump()
+        return estimate_frontend(
+            shard_set,
+            config.mel,
+            progress,
+            short_tracks=config.short_tracks,
+            normalization=config.normalization,
+        ).dump()
 
     values = saved["frontend"] if saved else world.once(estimate)
     return TwoViewLoader(
