@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
+
+from siamusic_fast.evaluation.intervals import RESAMPLES, group_draws, middle
 
 Array = npt.NDArray[np.float64]
 Confusion = npt.NDArray[np.int64]
 """Tracks by truth (row) and prediction (column), [..., classes, classes]."""
-
-RESAMPLES = 1_000
-"""Bootstrap samples behind an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +44,27 @@ class Scores:
     f1: float
     classes: tuple[ClassScores, ...]
     intervals: dict[str, tuple[float, float]]
-    """95% bootstrap intervals of `accuracy`, `recall`, `precision` and `f1`, by name."""
+    """95% bootstrap intervals of `accuracy`, `recall`, `precision` and `f1`, by name; of whole groups of
+    tracks where groups are known."""
     confusion: tuple[tuple[int, ...], ...]
     """Tracks by truth (row) and prediction (column)."""
 
 
-def scores(predictions: Tensor, labels: Tensor, classes: Sequence[str], *, seed: int = 0) -> Scores:
-    """Compare predicted with true class numbers, both int64 [n] with n > 0; `seed` is for the intervals."""
+def scores(
+    predictions: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Compare predicted with true class numbers, both int64 [n] with n > 0.
+
+    `groups` and `seed` are for the intervals, see `bootstrap_intervals`.
+    """
     n = len(classes)
-    confusion = torch.bincount(labels * n + predictions, minlength=n * n).view(n, n).cpu().numpy()
+    cells = (labels * n + predictions).cpu().numpy()
+    confusion = np.bincount(cells, minlength=n * n).reshape(n, n)
     tracks = confusion.sum(axis=1).tolist()
     by_class = {name: values.tolist() for name, values in class_scores(confusion).items()}
     return Scores(
@@ -67,31 +77,34 @@ def scores(predictions: Tensor, labels: Tensor, classes: Sequence[str], *, seed:
             )
             for place, name in enumerate(classes)
         ),
-        intervals=bootstrap_intervals(confusion, seed=seed),
+        intervals=bootstrap_intervals(cells, n, groups, seed=seed),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
     )
 
 
 def bootstrap_intervals(
-    confusion: Confusion, *, resamples: int = RESAMPLES, seed: int = 0
+    cells: Confusion,
+    classes: int,
+    groups: Sequence[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the middle 95% of each score when the tracks are drawn anew, with replacement.
+    """Return the middle 95% of each score when the groups of tracks are drawn anew, with replacement.
 
-    This is Efron's percentile method. Drawing tracks is drawing cells of `confusion` [classes, classes], from
-    a multinomial distribution. Tracks count as independent, which those of one artist are not: then the true
-    interval is wider.
+    `cells` [n] is the cell of the confusion matrix that each track is counted in: truth x `classes` +
+    prediction. `groups` names the group of each track, such as its artist, and tracks of one group are drawn
+    together; "" is a group of its own. None: tracks count as independent, which those of one artist are not,
+    so that the true interval is wider.
     """
-    tracks = int(confusion.sum())
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(tracks, confusion.ravel() / tracks, size=resamples)
-    intervals = {}
-    for name, values in macro_scores(drawn.reshape(resamples, *confusion.shape)).items():
-        low, high = np.quantile(values, (0.025, 0.975))
-        intervals[name] = (float(low), float(high))
-    return intervals
+    drawn = [
+        np.bincount(cells, weights, classes * classes).reshape(classes, classes)
+        for weights in group_draws(groups or [""] * len(cells), resamples=resamples, seed=seed)
+    ]
+    return {name: middle(values) for name, values in macro_scores(np.stack(drawn)).items()}
 
 
-def macro_scores(confusion: Confusion) -> dict[str, Array]:
+def macro_scores(confusion: Confusion | Array) -> dict[str, Array]:
     """Return accuracy and the macro averages that `Scores` describes, each [...]."""
     occurs = confusion.sum(axis=-1) + confusion.sum(axis=-2) > 0
     right = np.trace(confusion, axis1=-2, axis2=-1)
@@ -104,7 +117,7 @@ def macro_scores(confusion: Confusion) -> dict[str, Array]:
     }
 
 
-def class_scores(confusion: Confusion) -> dict[str, Array]:
+def class_scores(confusion: Confusion | Array) -> dict[str, Array]:
     """Return `recall`, `precision` and `f1`, each [..., classes]; 0 for a class that never occurs."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1)
     truths, predictions = confusion.sum(axis=-1), confusion.sum(axis=-2)

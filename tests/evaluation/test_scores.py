@@ -50,7 +50,7 @@ def test_a_class_that_is_only_predicted_counts_with_zero() -> None:
 def test_the_interval_of_the_accuracy_is_that_of_a_binomial_distribution() -> None:
     # 50 of 100 are right: the number right among 100 drawn anew is binomial, and its quantiles at 2.5% and
     # 97.5% are 40 and 60 (any table).
-    found = bootstrap_intervals(np.array([[25, 25], [25, 25]]), resamples=20_000)
+    found = bootstrap_intervals(np.repeat([0, 1, 2, 3], 25), 2, resamples=20_000)
     assert found["accuracy"] == pytest.approx((0.40, 0.60))
 
 
@@ -60,9 +60,19 @@ def test_what_is_never_wrong_has_no_interval() -> None:
 
 
 def test_intervals_depend_on_the_seed_alone() -> None:
-    confusion = np.array([[5, 1, 0], [2, 3, 1], [0, 0, 8]])
-    assert bootstrap_intervals(confusion, seed=3) == bootstrap_intervals(confusion, seed=3)
-    assert bootstrap_intervals(confusion, seed=3) != bootstrap_intervals(confusion, seed=4)
+    cells = np.repeat(np.arange(9), [5, 1, 0, 2, 3, 1, 0, 0, 8])
+    assert bootstrap_intervals(cells, 3, seed=3) == bootstrap_intervals(cells, 3, seed=3)
+    assert bootstrap_intervals(cells, 3, seed=3) != bootstrap_intervals(cells, 3, seed=4)
+
+
+def test_tracks_of_one_group_are_drawn_together() -> None:
+    # Two artists, one of whom is always right and one never: 0, 1/2 or 1 of what is drawn is right.
+    predictions, labels = pairs([[10, 0], [10, 0]])
+    alone = scores(predictions, labels, ["Rock", "Folk"])
+    by_artist = scores(predictions, labels, ["Rock", "Folk"], groups=["ann"] * 10 + ["ben"] * 10)
+    assert by_artist.intervals["accuracy"] == (0.0, 1.0)
+    assert alone.intervals["accuracy"] == pytest.approx((0.3, 0.7), abs=0.051)  # binomial, as above
+    assert alone.accuracy == by_artist.accuracy == 0.5
 
 
 def by_the_definitions(confusion: list[list[int]]) -> dict[str, float]:
