@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from siamusic_fast.audio.corpus import SPLITS
-from siamusic_fast.config import BACKENDS
+from siamusic_fast.config import BACKENDS, Architecture
 from siamusic_fast.evaluation.checks import check_probe
 from siamusic_fast.evaluation.evaluate import RESULTS, results_folder
 from siamusic_fast.evaluation.features import extract_features
@@ -40,14 +40,14 @@ class EncoderProbes:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Probes of a pre-trained encoder and of two untrained ones with the same backbone."""
+    """Probes of a pre-trained encoder and of two untrained ones of the same architecture."""
 
     folder: Path
     """Folder of the results."""
     data: str
     """Name of the corpus that the tracks are from."""
-    backbone: str
-    """Name of the encoders' network, such as resnet50."""
+    architecture: Architecture
+    """What the encoders are built as."""
     checkpoint: str
     """Checkpoint of the run: `last` or `best`."""
     epoch: int
@@ -103,7 +103,7 @@ def probe(
     pretrained = load_pretrained(run, which)
     folder = results_folder(out, run / "probe", world, force=force)
 
-    random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(2))
+    random, initial = (random_encoder(pretrained.architecture, seed, world.device) for _ in range(2))
     encoders = [pretrained.build_encoder(world.device), activate_branches(random).eval(), initial.eval()]
     tracks: list[dict[str, Labelled]] = [{} for _ in encoders]
     for split in SPLITS:  # read once, for all encoders
@@ -122,7 +122,7 @@ def probe(
     result = ProbeResult(
         folder=folder,
         data=shard_set.source,
-        backbone=pretrained.backbone,
+        architecture=pretrained.architecture,
         checkpoint=which,
         epoch=pretrained.epoch,
         pretrained_on=pretrained.splits,
@@ -135,11 +135,11 @@ def probe(
     return result
 
 
-def random_encoder(backbone: str, seed: int, device: torch.device) -> nn.Module:
+def random_encoder(architecture: Architecture, seed: int, device: torch.device) -> nn.Module:
     """Return the encoder that pre-training with `seed` starts from; no global random generator is changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = networks.encoder(backbone)
+        model = networks.encoder(architecture)
     return networks.place(model, device)
 
 
