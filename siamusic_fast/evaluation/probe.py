@@ -159,7 +159,8 @@ def as_json(result: ProbeResult) -> dict[str, object]:
 def _probes(tracks: dict[str, Labelled], classes: tuple[str, ...], seed: int) -> EncoderProbes:
     """Fit the probes to the features of one encoder, by split, and score them on the test split."""
     features, labels = tracks["test"]
-    linear = choose_linear(tracks["training"], tracks["validation"], len(classes))
+    learnt, truths = tracks["training"]
+    linear = choose_linear(learnt, truths, len(classes), [""] * len(truths))
     return EncoderProbes(
         knn=scores(knn_predict(features, *tracks["training"], len(classes)), labels, classes, seed=seed),
         linear=scores(linear.predict(features), labels, classes, seed=seed),
