@@ -2,6 +2,7 @@
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
@@ -53,11 +54,12 @@ def write_metadata(folder: Path, rows: list[tuple[int, str, str, str]]) -> None:
     folder.mkdir(parents=True)
     with (folder / "tracks.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["", "album", "set", "set", "track", "track"])
-        writer.writerow(["", "comments", "split", "subset", "genre_top", "title"])
-        writer.writerow(["track_id", "", "", "", "", ""])
+        writer.writerow(["", "album", "artist", "artist", "set", "set", "track", "track"])
+        writer.writerow(["", "comments", "name", "id", "split", "subset", "genre_top", "title"])
+        writer.writerow(["track_id", *7 * [""]])
         for number, split, subset, genre in rows:
-            writer.writerow([number, "with a, comma\nand a line break", split, subset, genre, "NA"])
+            artist = ["A namesake", number // 300]  # three tracks of `fma_corpus`, which are in one split
+            writer.writerow([number, "with a, comma\nand a line break", *artist, split, subset, genre, "NA"])
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +93,19 @@ def shard_set(fma_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Sha
     """The shards of `fma_corpus`: up to 8 tracks each, so that the training split has several."""
     folder = tmp_path_factory.mktemp("shards") / "fma_medium"
     return pack(load_fma(fma_corpus), folder, PackConfig(tracks_per_shard=8), procs=2)
+
+
+TAGS = {"Electronic": ("low",), "Folk": ("middle", "voice"), "Rock": ("high", "voice"), "": ()}
+"""Tags of `tagged` by the genre that decides how the track sounds."""
+
+
+@pytest.fixture(scope="session")
+def tagged(fma_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """The tracks of `shard_set` with `TAGS` and no classes; the 3 without genre have no tags either."""
+    corpus = load_fma(fma_corpus)
+    tracks = tuple(replace(track, genre="", tags=TAGS[track.genre]) for track in corpus.tracks)
+    folder = tmp_path_factory.mktemp("tagged") / "tagged"
+    return pack(replace(corpus, tracks=tracks), folder, PackConfig(tracks_per_shard=8), procs=1)
 
 
 @pytest.fixture(scope="session")

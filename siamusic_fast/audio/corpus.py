@@ -32,6 +32,8 @@ class Track:
     """Class of the track. It is empty if the class is unknown."""
     tags: tuple[str, ...] = ()
     """Tags of the track, in alphabetical order."""
+    group: str = ""
+    """Group of the track, which is its artist in most corpora. It is empty if the group is unknown."""
 
     @property
     def key(self) -> str:

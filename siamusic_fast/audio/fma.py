@@ -24,6 +24,8 @@ METADATA = "fma_metadata"
 
 _TABLE = "tracks.csv"
 _TABLE_COLUMNS = (("set", "split"), ("set", "subset"), ("track", "genre_top"))
+_ARTIST_COLUMNS = (("artist", "id"), ("artist", "name"))
+"""Columns of the artist. The first one that is there is read, since two artists may share a name."""
 _AUDIO_PATH = re.compile(r"(\d{3})/\1\d{3}\.mp3")
 
 
@@ -62,10 +64,12 @@ def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path |
     name = _subset_name(store)
     subset = SUBSETS.get(name)
     tracks = []
-    for number, split, row_subset, genre in _read_metadata(_metadata_file(store.root, data_dir, metadata)):
+    for number, split, row_subset, genre, artist in _read_metadata(
+        _metadata_file(store.root, data_dir, metadata)
+    ):
         path = f"{number // 1000:03d}/{number:06d}.mp3"
         if row_subset in subset if subset else store.size(path) is not None:
-            tracks.append(Track(id=f"{number:06d}", path=path, split=split, genre=genre))
+            tracks.append(Track(id=f"{number:06d}", path=path, split=split, genre=genre, group=artist))
     if not tracks:
         raise DataError(
             f"{store.root} holds no track of the metadata: FMA names its files like 000/000002.mp3."
@@ -126,26 +130,28 @@ def _open_metadata(path: Path) -> BinaryIO:
     raise DataError(f"{path} holds no {_TABLE}: get {METADATA}.zip again.")
 
 
-def _read_metadata(path: Path) -> list[tuple[int, str, str, str]]:
-    """Return (track number, split, subset, genre or "") of every row."""
+def _read_metadata(path: Path) -> list[tuple[int, str, str, str, str]]:
+    """Return (track number, split, subset, genre or "", artist or "") of every row."""
     csv.field_size_limit(1 << 24)  # biographies are long
-    rows = []
+    rows: list[tuple[int, str, str, str, str]] = []
     try:
         with io.TextIOWrapper(_open_metadata(path), encoding="utf-8", newline="") as file:
             lines = csv.reader(file)
             upper, lower, _ = (next(lines, []) for _ in range(3))
             columns = list(zip(upper, lower, strict=False))
             split, subset, genre = map(columns.index, _TABLE_COLUMNS)
+            artist = next((columns.index(name) for name in _ARTIST_COLUMNS if name in columns), len(columns))
             for cells in filter(any, lines):
                 if len(cells) != len(columns):
                     raise ValueError(
                         f"line {lines.line_num} has {len(cells)} cells, and the header has {len(columns)}; "
                         f"the file is damaged or cut off, get it again"
                     )
-                rows.append((int(cells[0]), cells[split], cells[subset], cells[genre]))
+                cells.append("")
+                rows.append((int(cells[0]), cells[split], cells[subset], cells[genre], cells[artist]))
     except (ValueError, IndexError, OSError, csv.Error) as error:
         raise DataError(f"{path} is not FMA's tracks.csv with its three header lines: {error}.") from None
-    for number, name, _, _ in rows:
+    for number, name, *_ in rows:
         if name not in SPLITS:
             raise DataError(
                 f"{path}: track {number} is in split {name!r}, which is none of {', '.join(SPLITS)}."

@@ -60,7 +60,7 @@ def as_tracks(listed: list[ListedFile], root: Path, seed: int) -> Sequence[Track
     found: list[Any] = listed
     for place, file in enumerate(listed):
         split = file.split or drawn[file.path]
-        found[place] = Track("", file.path, split, file.label, file.tags)
+        found[place] = Track("", file.path, split, file.label, file.tags, file.group)
     return found
 
 

@@ -35,7 +35,8 @@ class ListedFile(NamedTuple):
     split: str
     """Split of the file. It is empty if it is to be drawn."""
     group: str
-    """Tracks of one group share a split. It is empty if the file is in none."""
+    """Group of the file, such as its artist. Splits that are drawn keep it together. It is empty if the group
+    is unknown."""
     tags: tuple[str, ...] = ()
     """Tags of the file, in alphabetical order."""
 
@@ -79,7 +80,7 @@ def read_labels(path: Path, store: Store | None = None, tags: bool = False) -> l
     Paths are relative to the folder of audio; an empty label is an unknown one; other columns are ignored. A
     path that is not in `store` is taken as another spelling of one that is, see `_spellings`. Raises
     `DataError` with the number of the row, the header being row 1, if it is short, repeats a path, has a path
-    that leads outside or an unknown split, or puts a group into a second split.
+    that leads outside or an unknown split.
     """
     listed = _listed_files(path, store, tags)
     if not all(file.split for file in listed) and any(file.split for file in listed):
@@ -103,22 +104,13 @@ def tags_of(text: str) -> list[str]:
 
 def _listed_files(path: Path, store: Store | None, tags: bool) -> list[ListedFile]:
     listed: list[ListedFile] = []
-    splits_of: dict[str, str] = {}
     with _open_table(path, tags) as (header, rows):
         parse = _row_parser(header, store)
         for number, cells in rows:
             try:
-                file = parse(cells)
+                listed.append(parse(cells))
             except ValueError as error:
                 raise DataError(f"{path}, row {number}: {error}") from None
-            if file.group and file.split and splits_of.setdefault(file.group, file.split) != file.split:
-                before = _first_row(path, tags, (file.group == other.group for other in listed))
-                raise DataError(
-                    f"{path}, row {number}: group {file.group!r} is in split {file.split}, and in "
-                    f"{splits_of[file.group]} in row {before}: put all of a group into one split, or leave "
-                    f"out the column group."
-                )
-            listed.append(file)
     return listed
 
 

@@ -3,6 +3,7 @@
 Law, West, Mandel, Bay and Downie, *Evaluation of Algorithms Using Games: The Case of Music Tagging*, 2009.
 """
 
+import sys
 from pathlib import Path
 
 from siamusic_fast.audio.corpus import Corpus, with_top_tags
@@ -30,7 +31,8 @@ def load_magnatagatune(
 ) -> Corpus:
     """Return the clips of MagnaTagATune. Arguments and errors are those of `open_corpus`.
 
-    The folder holds annotations_final.csv, and the folders 0 to f, in it or in its folder mp3.
+    The folder holds annotations_final.csv, and the folders 0 to f, in it or in its folder mp3. The artist is
+    the first part of the name of a file: ARTIST-ALBUM-NUMBER-TITLE-START-END.mp3.
     """
     root = find_root(source, [data_dir, Path()], f"unpack mp3.zip of {URL} there, beside {_ANNOTATIONS}")
     folder = root / "mp3" if (root / "mp3").is_dir() else root
@@ -42,11 +44,16 @@ def load_magnatagatune(
                 f"{annotations} has the path {file.path!r}, which is in none of the folders 0 to f: get "
                 f"it again from {URL}."
             )
-        listed[place] = file._replace(split=_SPLIT_OF[file.path[0]])
+        listed[place] = file._replace(split=_SPLIT_OF[file.path[0]], group=_artist(file.path))
     if not listed:
         raise DataError(f"{annotations} has no clips: get it again from {URL}.")
     tracks = with_top_tags(as_tracks(listed, root, seed=0), top_tags or TOP_TAGS)
     return Corpus(name=MAGNATAGATUNE, folder=folder, tracks=tracks)
+
+
+def _artist(path: str) -> str:
+    artist, hyphen, _ = path.rpartition("/")[2].partition("-")
+    return sys.intern(artist) if hyphen else ""
 
 
 def _annotations_file(root: Path, data_dir: Path, metadata: Path | None) -> Path:

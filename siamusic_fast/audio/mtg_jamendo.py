@@ -3,6 +3,7 @@
 Bogdanov, Won, Tovstogan, Porter and Serra, *The MTG-Jamendo Dataset for Automatic Music Tagging*, 2019.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,12 +47,12 @@ def load_mtg_jamendo(
     tracks: dict[str, Track] = {}
     for split, word in _FILE_NAMES.items():
         file = splits / f"{SUBSETS[name]}-{word}.tsv"
-        for number, path, tags in _read_rows(file):
+        for number, artist, path, tags in _read_rows(file):
             if path in tracks:
                 raise DataError(
                     f"{file}, line {number}: {path!r} is listed twice: get the file again from {URL}."
                 )
-            tracks[path] = Track("", _stored_path(store, path), split, "", tags)
+            tracks[path] = Track("", _stored_path(store, path), split, "", tags, artist)
     if not tracks:
         raise DataError(
             f"the files {SUBSETS[name]}-*.tsv in {splits} have no tracks: get them again from {URL}."
@@ -91,8 +92,8 @@ def _stored_path(store: Store, path: str) -> str:
     return low if store.size(path) is None and store.size(low) is not None else path
 
 
-def _read_rows(file: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Yield number, path and tags of each line behind the first."""
+def _read_rows(file: Path) -> Iterator[tuple[int, str, str, tuple[str, ...]]]:
+    """Yield number, artist, path and tags of each line behind the first."""
     try:
         lines = read_regular(file, LIST_LIMIT).decode().splitlines()
     except (OSError, ValueError) as error:
@@ -100,7 +101,7 @@ def _read_rows(file: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     if not lines or lines[0].split("\t") != _COLUMNS:
         raise DataError(f"{file} is no file of splits: its first line must be {' '.join(_COLUMNS)}.")
     for number, line in enumerate(lines[1:], start=2):
-        _, _, _, path, _, *tags = cells if len(cells := line.split("\t")) >= len(_COLUMNS) else [""] * 5
+        _, artist, _, path, _, *tags = cells if len(cells := line.split("\t")) >= len(_COLUMNS) else [""] * 5
         if leads_outside(path) or any(not tag or TAG_SEPARATOR in tag for tag in tags):
             raise DataError(f"{file}, line {number} is no track with its tags: get it again from {URL}.")
-        yield number, path, tuple(sorted({nfc(tag) for tag in tags}))
+        yield number, sys.intern(nfc(artist)), path, tuple(sorted({nfc(tag) for tag in tags}))

@@ -53,7 +53,12 @@ def holds_tables(source: str | Path, data_dir: Path) -> bool:
 
 
 def load_tables(
-    source: str | Path, data_dir: Path, label_column: str | None, split_column: str | None, seed: int
+    source: str | Path,
+    data_dir: Path,
+    label_column: str | None,
+    split_column: str | None,
+    group_column: str | None,
+    seed: int,
 ) -> Corpus:
     """Return the rows of Parquet and Arrow files. Arguments and errors are those of `open_corpus`."""
     root = find_root(source, [Path(), data_dir], "give the path of the audio")
@@ -63,16 +68,18 @@ def load_tables(
     names = sorted(name for name in names if name.endswith(TABLE_ENDINGS))
     if not names:
         raise DataError(
-            f"{root} holds no file that ends in {' or '.join(TABLE_ENDINGS)}: leave out --label-column and "
-            f"--split-column."
+            f"{root} holds no file that ends in {' or '.join(TABLE_ENDINGS)}: leave out --label-column, "
+            f"--split-column and --group-column."
         )
     if not (is_table or root.is_dir()):
         raise DataError(f"{root} is a zip of Parquet or Arrow files: unpack it and give the folder.")
     splits = dict.fromkeys(names, "") if split_column else _splits_of_files(folder, names)
     listed = [
-        ListedFile(f"{name}#{row}", label, split or splits[name], "")
+        ListedFile(f"{name}#{row}", label, split or splits[name], group)
         for name in names
-        for row, (label, split) in enumerate(_rows(folder / name, label_column, split_column))
+        for row, (label, split, group) in enumerate(
+            _rows(folder / name, (label_column, split_column, group_column))
+        )
     ]
     if not listed:
         raise DataError(f"{root} has no tracks: its files have no rows.")
@@ -247,20 +254,22 @@ def _status(group: int, content: Any) -> FileStatus:
     return FileStatus(len(content), checksum | group << 32, checksum)  # shards depend on groups too
 
 
-def _rows(path: Path, label_column: str | None, split_column: str | None) -> Iterator[tuple[str, str]]:
-    """Yield class and split of each row; both are empty where they are not known."""
+def _rows(path: Path, about: Sequence[str | None]) -> Iterator[tuple[str, str, str]]:
+    """Yield class, split and group of each row, which are in the columns `about`; "" where not known."""
     table = _Table(path)
     table.audio_is_struct()
-    columns = [column for column in (label_column, split_column) if column]
+    columns = list(dict.fromkeys(filter(None, about)))
     names = [_class_names(table, column) for column in columns]
     batches = (batch for group in range(table.groups) for batch in table.batches(columns, group, _LABEL_ROWS))
     for number, row in enumerate(itertools.chain.from_iterable(map(_values, batches))):
         try:
-            found = [_name(value, known) for value, known in zip(row, names, strict=True)]
-            split = _split(found.pop()) if split_column else ""
+            values = map(_name, row, names)
+            found = dict(zip(columns, values, strict=True))
+            label, split, group = (found[column] if column else "" for column in about)
+            split = _split(split) if about[1] else ""
         except ValueError as error:
             raise DataError(f"{path}, row {number}: {error}.") from None
-        yield found[0] if label_column else "", split
+        yield label, split, group
 
 
 def _values(batch: "pyarrow.RecordBatch") -> Iterable[tuple[Any, ...]]:
@@ -272,15 +281,15 @@ def _values(batch: "pyarrow.RecordBatch") -> Iterable[tuple[Any, ...]]:
 def _class_names(table: _Table, column: str) -> list[str]:
     """Return the names that the hub's metadata give the numbers in `column`, or none.
 
-    Raises `DataError` unless the column can hold names of classes or splits.
+    Raises `DataError` unless the column can hold names of classes, splits or groups.
     """
     types = _pyarrow().types
     kind = table.column(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)):
         raise DataError(
-            f"the column {column!r} of {table.path} is {kind}: names of classes and splits are words or "
-            f"whole numbers."
+            f"the column {column!r} of {table.path} is {kind}: names of classes, splits and groups are "
+            f"words or whole numbers."
         )
     try:
         about = json.loads((table.schema.metadata or {})[b"huggingface"])
@@ -290,7 +299,7 @@ def _class_names(table: _Table, column: str) -> list[str]:
 
 
 def _name(value: str | int | None, names: Sequence[str]) -> str:
-    """Return the name of a class or split; -1 of named numbers and a missing value are no name."""
+    """Return the name of a class, split or group; -1 of named numbers and a missing value are no name."""
     if value is None or (names and value == -1):
         return ""
     if isinstance(value, int) and names:

@@ -26,9 +26,10 @@ def open_corpus(
     top_tags: int | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    group_column: str | None = None,
     seed: int = 0,
 ) -> Corpus:
-    """Return the tracks of `source`, with the class or the tags and the split of each. No audio is read.
+    """Return the tracks of `source`, each with its class or tags, split and group. No audio is read.
 
         corpus = open_corpus("fma_small")
         corpus = open_corpus("/music/mine", labels="labels.csv")
@@ -56,9 +57,10 @@ def open_corpus(
             the metadata that the Hugging Face hub writes.
         split_column: Column of a Parquet or Arrow file that has the splits. None: names of files tell it,
             such as train-00000-of-00004.parquet.
+        group_column: Column of a Parquet or Arrow file that has the groups, such as the artists.
         seed: Draws the splits of the tracks that have classes or tags, where nothing names their split: 80%
-            of each class for training, 10% for validation and 10% for test. Tracks of one group stay
-            together.
+            of each class for training, 10% for validation and 10% for test. Tracks of one group, such
+            as those of an artist, stay together.
 
     Raises:
         ConfigError: Arguments do not go together, or tables are read without pyarrow.
@@ -67,7 +69,7 @@ def open_corpus(
 
     """
     data_dir, metadata = Path(data_dir), None if metadata is None else Path(metadata)
-    column = label_column or split_column
+    column = label_column or split_column or group_column
     _check_together(metadata, labels, tags, column)
     load_tagged = TAGGED.get(Path(source).name) if labels is None and not column else None
     if top_tags is not None and not (tags or load_tagged):
@@ -77,11 +79,11 @@ def open_corpus(
     if load_tagged:
         return load_tagged(source, data_dir, metadata, top_tags)
     if column or (labels is None and str(source).endswith(TABLE_ENDINGS)):
-        return load_tables(source, data_dir, label_column, split_column, seed)
+        return load_tables(source, data_dir, label_column, split_column, group_column, seed)
     if labels is None and (metadata is not None or is_fma(source, data_dir)):
         return load_fma(source, data_dir, metadata)
     if labels is None and holds_tables(source, data_dir):
-        return load_tables(source, data_dir, None, None, seed)
+        return load_tables(source, data_dir, None, None, None, seed)
     corpus = load_folder(source, data_dir, labels, seed, tags)
     return replace(corpus, tracks=with_top_tags(corpus.tracks, top_tags)) if top_tags else corpus
 

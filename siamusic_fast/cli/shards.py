@@ -96,6 +96,13 @@ _MAX_FILES = 3
     panel="Data",
 )
 @click.option(
+    "--group-column",
+    metavar="NAME",
+    help="For Parquet and Arrow files: the column with the groups, such as artists. Splits that are drawn "
+    "keep a group together.  [default: no groups]",
+    panel="Data",
+)
+@click.option(
     "--download",
     is_flag=True,
     help="Fetch FMA's zips first, if SOURCE is the name of a subset.",
@@ -121,6 +128,7 @@ def shard(
     top_tags: int | None,
     label_column: str | None,
     split_column: str | None,
+    group_column: str | None,
     download: bool,
     data_dir: Path,
     procs: int | None,
@@ -159,6 +167,7 @@ def shard(
         top_tags=top_tags,
         label_column=label_column,
         split_column=split_column,
+        group_column=group_column,
         seed=config.seed,
     )
     if not (quiet or corpus.classes or corpus.tags):
@@ -198,9 +207,9 @@ def shard(
 def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
     """Show what is in SHARDS, a folder or a name found under DATA_DIR/shards.
 
-    Splits, classes, hours, sizes, tracks that are marked, the files that were left out and why, and tracks
-    whose audio is the same, sample by sample, as that of another: a copy in two splits makes a test easier
-    than it should be.
+    Splits, classes, groups, hours, sizes, tracks that are marked, the files that were left out and why, and
+    tracks whose audio is the same, sample by sample, as that of another: a copy or an artist in two splits
+    makes a test easier than it should be.
 
     \b
     siamusic-fast inspect fma_medium
@@ -301,6 +310,8 @@ def _as_json(shard_set: ShardSet, summary: Summary) -> dict[str, Any]:
         "classes": {name: summary.of_class(name) for name in shard_set.classes},
         "unlabelled": summary.unlabelled,
         "tags": {name: summary.with_tag(name) for name in shard_set.tags},
+        "groups": summary.groups,
+        "divided_groups": summary.divided_groups,
         "marks": summary.marks,
         "equal_audio": equal,
     }
@@ -360,7 +371,16 @@ def _bars(kind: str, counts: dict[str, list[int]], summary: Summary) -> Table:
 
 
 def _facts(shard_set: ShardSet, summary: Summary) -> Iterator[tuple[str, str]]:
-    """Give what is said of marked tracks, of files that were left out, and of tracks that are the same."""
+    """Give what is said of groups, marked tracks, files that were left out, and tracks that are the same."""
+    if summary.groups:
+        per_split = ", ".join(f"{name} {split.groups:,}" for name, split in summary.splits.items())
+        yield "groups", f"{summary.groups:,}: {per_split}"
+    if summary.divided_groups:
+        divided = count(summary.divided_groups, "group")
+        yield (
+            "",
+            f"{divided} in more than one split: scores are too high if an artist is in training and test",
+        )
     for mark, tracks in summary.marks.items():
         yield "marked", f"{tracks} {mark}: {MARKS[mark]}"
     paths: dict[str, list[str]] = defaultdict(list)

@@ -34,6 +34,8 @@ MAX_SEED = 2**31 - 1
 NO_LOGGER = "none"
 LOGGERS = ("tensorboard", "wandb", "mlflow", NO_LOGGER)
 """Trackers that get the figures of a run."""
+TARGETS = ("class", "tags")
+"""What a classifier learns of a track: its class, or which tags it has."""
 PROTOCOLS = ("clean", "paper")
 HEADS = ("linear", "mlp")
 HEAD_INPUTS = ("encoder", "projector")

@@ -69,7 +69,7 @@ def evaluate(
             f"--data)."
         )
     folder = results_folder(out, path.parent / "evaluate", world, force=force)
-    names, probabilities, labels = extract_features(
+    names, probabilities, labels, *_ = extract_features(
         lambda mels: model(mels).softmax(dim=1),
         shard_set,
         "test",

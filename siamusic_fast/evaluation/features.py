@@ -10,6 +10,7 @@ from siamusic_fast.embedding.extract import CROPS_PER_PASS, Network
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.pipelines.loaders import TrackLoader
+from siamusic_fast.pipelines.tracks import count_tracks
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.manifest import ShardSet
@@ -23,7 +24,11 @@ class TrackFeatures(NamedTuple):
     features: Tensor
     """float32 [tracks, d]."""
     labels: Tensor
-    """int64 [tracks]."""
+    """int64 [tracks]: the class of each, -1 for none."""
+    tags: Tensor
+    """uint8 [tracks, tags]: 1 for each tag that a track has."""
+    groups: list[str]
+    """Groups of the tracks, such as their artists; "" where the group is unknown."""
 
 
 class FeatureExtractor:
@@ -32,7 +37,9 @@ class FeatureExtractor:
     The processes of `world` share the tracks. The features of a track are the mean over `crops` of it, evenly
     spaced, and over its segments if it was packed in several; by default as many crops as cover the longest
     track, up to 128. `batch_size` crops go through the network together, by default 256 on a GPU and 64 on
-    the CPU. Raises DataError if `split` has no labelled tracks, ConfigError if the crops do not fit them.
+    the CPU. The labelled tracks are those with a class, or those with tags if that is the `target`; its
+    default is that of the shard set. Raises DataError if `split` has none, ConfigError if the crops do not
+    fit them.
     """
 
     def __init__(
@@ -41,14 +48,16 @@ class FeatureExtractor:
         split: str,
         frontend: Frontend,
         *,
+        target: str | None = None,
         crops: int | None = None,
         backend: str = BACKENDS[0],
         batch_size: int | None = None,
         world: World | None = None,
     ) -> None:
+        target = target or shard_set.target
         self._world = world or World()
         self._crops_per_pass = batch_size or CROPS_PER_PASS[self._world.device.type]
-        self.samples = shard_set.tracks([split], labelled_only=True)
+        self.samples = count_tracks(shard_set, [split], target)
         """Number of samples of all processes: whole tracks, and segments of others."""
         sharing = min(self._world.world_size, self.samples)
         self._has_part = self._world.rank < sharing
@@ -56,7 +65,7 @@ class FeatureExtractor:
             shard_set,
             crops=crops,
             crops_per_batch=self._crops_per_pass,
-            labelled_only=True,
+            target=target,
             splits=[split],
             frontend=frontend,
             batch_size=self._crops_per_pass,
@@ -67,11 +76,14 @@ class FeatureExtractor:
         )
         tracks = self._loader.plan.tracks
         assert tracks.labels is not None
+        assert tracks.tags is not None
         places = {name: place for place, name in enumerate(dict.fromkeys(tracks.names))}
         self.names = list(places)
         """Names of the tracks of all processes, in the order of the shards; segments of one count once."""
+        self.groups = list(dict(zip(tracks.names, tracks.groups, strict=True)).values())
+        """Groups of these tracks, in the same order; "" where the group is unknown."""
         self._place_of = torch.tensor([places[name] for name in tracks.names])
-        self._labels = torch.from_numpy(tracks.labels)
+        self._labels, self._tags = torch.from_numpy(tracks.labels), torch.from_numpy(tracks.tags)
 
     def extract(self, network: Network, task: Task) -> TrackFeatures:
         """Return the features that `network` computes of all tracks, the same in every process.
@@ -84,7 +96,10 @@ class FeatureExtractor:
         tracks = len(self.names)
         sums = outputs.new_zeros(tracks, outputs.shape[1]).index_add(0, self._place_of, outputs)
         labels = self._labels.new_zeros(tracks).scatter(0, self._place_of, self._labels)
-        return TrackFeatures(self.names, sums / self._place_of.bincount().unsqueeze(1), labels)
+        tags = self._tags.new_zeros(tracks, self._tags.shape[1])
+        tags[self._place_of] = self._tags  # segments of a track have the same
+        features = sums / self._place_of.bincount().unsqueeze(1)
+        return TrackFeatures(self.names, features, labels, tags, self.groups)
 
     def extract_own(self, network: Network, task: Task) -> list[Tensor]:
         """Return the features of this process's samples, by batches, each averaged over its crops.
@@ -119,6 +134,7 @@ def extract_features(
     split: str,
     frontend: Frontend,
     *,
+    target: str | None = None,
     crops: int | None = None,
     backend: str = BACKENDS[0],
     batch_size: int | None = None,
@@ -129,7 +145,14 @@ def extract_features(
     shown = SILENT if world and not world.leads else progress
     with (
         FeatureExtractor(
-            shard_set, split, frontend, crops=crops, backend=backend, batch_size=batch_size, world=world
+            shard_set,
+            split,
+            frontend,
+            target=target,
+            crops=crops,
+            backend=backend,
+            batch_size=batch_size,
+            world=world,
         ) as extractor,
         shown.task(f"Reading {split}", extractor.samples, "tracks") as task,
     ):

@@ -66,7 +66,7 @@ def group_weights(groups: Sequence[str], *, resamples: int = RESAMPLES, seed: in
 
 def middle(values: npt.ArrayLike) -> tuple[float, float]:
     """Return the quantiles at 2.5% and 97.5% of bootstrapped `values`, Efron's percentile interval."""
-    low, high = np.quantile(values, (0.025, 0.975))
+    low, high = np.quantile(np.asarray(values, np.float64), (0.025, 0.975))
     return float(low), float(high)
 
 

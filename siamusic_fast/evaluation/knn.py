@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.evaluation.features import extract_features
+from siamusic_fast.evaluation.standardize import scaling_of
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.networks import evaluating
 from siamusic_fast.processes.world import World
@@ -19,6 +20,33 @@ CROPS_PER_TRACK = 2
 _QUERIES_PER_PASS = 1024
 
 
+def knn_votes(
+    features: Tensor,
+    bank: Tensor,
+    bank_targets: Tensor,
+    *,
+    k: int = NEIGHBORS,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """Return the weighted mean of the targets of the k nearest of `bank`, float32 [n, t].
+
+    `features` are [n, d], `bank` is [m, d] and `bank_targets` [m, t], such as 1 for the class of each and 0
+    for others, or its tags. All features are centered and scaled by mean and standard deviation of the bank:
+    the cosines of raw outputs of a ReLU are all near 1, where no temperature tells them apart. The nearest
+    have the highest cosine s, and a neighbor's weight is exp(s / temperature), which Wu et al. 2018, section
+    3.4, take for cosines of raw features. If the bank has fewer than `k`, all vote.
+    """
+    scaled = scaling_of(bank)
+    directions, targets = F.normalize(scaled(bank).float(), dim=1), bank_targets.float().to(bank.device)
+    votes = []
+    for queries in torch.split(features, _QUERIES_PER_PASS):
+        cosines = F.normalize(scaled(queries).float(), dim=1) @ directions.T
+        nearest = cosines.topk(min(k, len(bank)), dim=1)
+        weights = (nearest.values / temperature).softmax(dim=1)
+        votes.append(torch.einsum("qk,qkt->qt", weights, targets[nearest.indices]))
+    return torch.cat(votes)
+
+
 def knn_predict(
     features: Tensor,
     bank: Tensor,
@@ -28,20 +56,12 @@ def knn_predict(
     k: int = NEIGHBORS,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """Return the class that the k nearest of `bank` vote for, int64 [n]; Wu et al. 2018, section 3.4.
+    """Return the class that the k nearest of `bank` vote for, int64 [n]; see `knn_votes`.
 
-    `features` are [n, d], `bank` is [m, d] and `bank_labels` [m]. The nearest have the highest cosine
-    similarity s, and a neighbor's vote weighs exp(s / temperature). If the bank has fewer than `k`, all vote.
+    `features` are [n, d], `bank` is [m, d] and `bank_labels` [m].
     """
-    directions, labels = F.normalize(bank.float(), dim=1), bank_labels.to(bank.device)
-    predictions = []
-    for queries in torch.split(features.float(), _QUERIES_PER_PASS):
-        cosines = F.normalize(queries, dim=1) @ directions.T
-        nearest = cosines.topk(min(k, len(bank)), dim=1)
-        votes = cosines.new_zeros(len(queries), classes)
-        votes.scatter_add_(1, labels[nearest.indices], (nearest.values / temperature).exp())
-        predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions)
+    targets = F.one_hot(bank_labels, classes)
+    return knn_votes(features, bank, targets, k=k, temperature=temperature).argmax(dim=1)
 
 
 def knn_possible(shard_set: ShardSet) -> bool:

@@ -107,7 +107,7 @@ def probe(
     encoders = [pretrained.build_encoder(world.device), activate_branches(random).eval(), initial.eval()]
     tracks: list[dict[str, Labelled]] = [{} for _ in encoders]
     for split in SPLITS:  # read once, for all encoders
-        _, outputs, labels = extract_features(
+        _, outputs, labels, *_ = extract_features(
             lambda mels: torch.cat([encoder(mels) for encoder in encoders], dim=1),
             shard_set,
             split,

@@ -44,8 +44,8 @@ class Scores:
     f1: float
     classes: tuple[ClassScores, ...]
     intervals: dict[str, tuple[float, float]]
-    """95% bootstrap intervals of `accuracy`, `recall`, `precision` and `f1`, by name; of whole groups of tracks
-    where groups are known."""
+    """95% bootstrap intervals of `accuracy`, `recall`, `precision` and `f1`, by name; of whole groups of
+    tracks where groups are known."""
     confusion: tuple[tuple[int, ...], ...]
     """Tracks by truth (row) and prediction (column)."""
 

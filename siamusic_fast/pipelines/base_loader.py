@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -201,16 +202,20 @@ class Loader(ABC, Generic[T]):
         """Return spectrograms in the precision asked for: without a copy if that is float32."""
         return images.to(self.dtype)
 
-    def _labels(self, batch: Batch) -> Tensor:
-        """Return the labels of the tracks of `batch`, int64 [tracks], on the device."""
-        assert self.plan.tracks.labels is not None
-        return torch.from_numpy(self.plan.tracks.labels[batch.tracks]).to(self.device, non_blocking=True)
+    def _labels(self, batch: Batch, target: str | None) -> Tensor:
+        """Return the classes of the tracks of `batch`, int64 [tracks], or tags, float32 [tracks, tags]."""
+        tracks = self.plan.tracks
+        assert tracks.labels is not None
+        assert tracks.tags is not None
+        rows = batch.tracks
+        known = tracks.tags[rows].astype(np.float32) if target == "tags" else tracks.labels[rows]
+        return torch.from_numpy(known).to(self.device, non_blocking=True)
 
-    def _opened(self, *, labels: bool = False, labelled_only: bool = False) -> tuple[Frontend, Tracks]:
+    def _opened(self, *, labels: bool = False, target: str | None = None) -> tuple[Frontend, Tracks]:
         """Return the features and the tracks; raise `ConfigError` if they do not fit each other."""
         shard_set = self.data if isinstance(self.data, ShardSet) else find_shards(self.data)
         frontend = self.frontend or estimate_frontend(shard_set)
-        tracks = open_tracks(shard_set, self.splits, labelled_only=labelled_only, labels=labels)
+        tracks = open_tracks(shard_set, self.splits, target=target, labels=labels)
         check_length(tracks, frontend.mel)
         return frontend, tracks
 

@@ -15,6 +15,7 @@ from siamusic_fast.pipelines.checks import check_crops
 from siamusic_fast.pipelines.plan import Batch, Plan, TrackPlan
 from siamusic_fast.pipelines.recipes import Recipe, check_unmixed, to_recipe
 from siamusic_fast.pipelines.tracks import Tracks, with_label_fraction
+from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 MAX_CROPS = 128
 """Crops of a track in evaluation unless more are asked for: 640 s of the paper's features, evenly spaced."""
@@ -77,7 +78,8 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
 class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
     """A random crop of every labelled track, for training a classifier.
 
-    Yields (mels, labels): float32 or bfloat16 [batch_size, 1, n_mels, frames] and int64 [batch_size]:
+    Yields (mels, labels): float32 or bfloat16 [batch_size, 1, n_mels, frames], and the classes, int64
+    [batch_size], or the tags, float32 [batch_size, tags] with 1 for each that the track has:
 
         with LabelledLoader("fma_small", aug="mask,hflip", label_fraction=0.1) as loader:
             for mels, labels in loader:
@@ -88,16 +90,22 @@ class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
 
     - `aug`: augmentations of the crops, as those of `TwoViewLoader`. Raises `ConfigError` for those that mix
       tracks, because the label would no longer be that of the crop.
-    - `label_fraction`: the fraction of the tracks of each class that is read; `seed` decides which.
+    - `target`: "class" or "tags"; tracks without are left out. None: the class if there are two of them,
+      else the tags.
+    - `label_fraction`: the fraction of the tracks of each class that is read, or of all tracks with tags;
+      `seed` decides which.
     """
 
     aug: str | Recipe = "none"
+    target: str | None = None
     label_fraction: float = 1.0
 
     def _planned(self) -> Plan:
         check_unmixed(self.aug)
-        features, tracks = self._opened(labels=True, labelled_only=True)
-        tracks = with_label_fraction(tracks, self.label_fraction, self.seed)
+        self.data = self.data if isinstance(self.data, ShardSet) else find_shards(self.data)
+        self.target = self.target or self.data.target
+        features, tracks = self._opened(target=self.target)
+        tracks = with_label_fraction(tracks, self.label_fraction, self.seed, self.target)
         return Plan(
             tracks,
             features,
@@ -110,7 +118,7 @@ class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
         )
 
     def _output(self, batch: Batch, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return self._mels(views[0]), self._labels(batch)
+        return self._mels(views[0]), self._labels(batch, self.target)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -129,17 +137,18 @@ class TrackLoader(Loader[tuple[Tensor, Tensor]]):
 
     - `crops`: crops of each track. None: as many as cover the longest track, up to 128.
     - `crops_per_batch`: upper limit of the crops in a batch, which then has fewer tracks. None: no limit.
-    - `labelled_only`: whether tracks without a class are left out.
+    - `target`: "class" leaves out tracks without a class. "tags" leaves out those without tags, and the
+      labels are the tags, float32 [tracks, tags]. None: all tracks, with their classes.
     """
 
     crops: int | None = None
     crops_per_batch: int | None = None
-    labelled_only: bool = False
+    target: str | None = None
 
     _endless = False
 
     def _planned(self) -> TrackPlan:
-        features, tracks = self._opened(labels=True, labelled_only=self.labelled_only)
+        features, tracks = self._opened(labels=True, target=self.target)
         _tracks_per_process(tracks, self.world_size)
         self.crops = covering_crops(tracks, features, self.crops)
         max_tracks = self.batch_size
@@ -156,7 +165,7 @@ class TrackLoader(Loader[tuple[Tensor, Tensor]]):
 
     def _output(self, batch: Batch, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         mels = self._mels(views[0])
-        return mels.view(len(batch.tracks), -1, *mels.shape[1:]), self._labels(batch)
+        return mels.view(len(batch.tracks), -1, *mels.shape[1:]), self._labels(batch, self.target)
 
 
 def covering_crops(tracks: Tracks, frontend: Frontend, crops: int | None) -> int:

@@ -45,6 +45,8 @@ class Tracks:
     `shard_set.tags`. None if labels are not asked for."""
     names: tuple[str, ...] = ()
     """Name of each track; segments of a track share its name. Empty if not asked for."""
+    groups: tuple[str, ...] = ()
+    """Group of each track, such as its artist, "" if it is unknown. Empty if not asked for."""
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -69,20 +71,26 @@ class Tracks:
         arrays: dict[str, Any] = {
             name: values[chosen] for name, values in vars(self).items() if isinstance(values, np.ndarray)
         }
-        names = tuple(self.names[track] for track in chosen.tolist()) if self.names else ()
-        return dataclasses.replace(self, names=names, **arrays)
+        names, groups = (
+            tuple(values[track] for track in chosen.tolist()) if values else ()
+            for values in (self.names, self.groups)
+        )
+        return dataclasses.replace(self, names=names, groups=groups, **arrays)
 
 
 def open_tracks(
-    shard_set: ShardSet, splits: Sequence[str], *, labelled_only: bool = False, labels: bool = False
+    shard_set: ShardSet, splits: Sequence[str], *, target: str | None = None, labels: bool = False
 ) -> Tracks:
-    """Return the tracks of `splits`; with `labels`, their classes, tags and names too.
+    """Return the tracks of `splits`; with `labels` or a `target`, their classes, tags, names and groups too.
+
+    The `target` leaves out tracks without a class, or those without tags.
 
     Compares every index and tracks.csv with its checksum in the manifest, and the first and the last sample
     of every tar with its index. Raises `DataError` if something does not fit, and for a split without
-    (labelled) tracks.
+    such tracks.
     """
-    shards = shard_set.shards(splits, labelled_only=labelled_only)
+    labels = labels or target is not None
+    shards = shard_set.shards(splits, labelled_only=target == "class")
     indices = [read_index(shard_set, shard) for shard in shards]
     counts = [shard.tracks for shard in shards]
     size = np.concatenate([index.audio_size for index in indices])
@@ -91,7 +99,7 @@ def open_tracks(
         table = read_track_table(shard_set, shards)
     else:
         check_tracks(shard_set)
-    return Tracks(
+    tracks = Tracks(
         shard_set=shard_set,
         shards=shards,
         shard=np.repeat(np.arange(len(shards)), counts),
@@ -103,12 +111,38 @@ def open_tracks(
         labels=table.labels if table and labels else None,
         tags=table.tags if table and labels else None,
         names=tuple(table.track_ids) if table and labels else (),
+        groups=tuple(table.groups) if table and labels else (),
     )
+    return _with_tags(tracks, splits) if target == "tags" else tracks
 
 
-def with_label_fraction(tracks: Tracks, label_fraction: float, seed: int) -> Tracks:
+def count_tracks(shard_set: ShardSet, splits: Sequence[str], target: str) -> int:
+    """Return how many tracks `open_tracks` returns for `splits` and `target`; errors are those of it."""
+    if target == "class":
+        return shard_set.tracks(splits, labelled_only=True)
+    return len(open_tracks(shard_set, splits, target=target))
+
+
+def _with_tags(tracks: Tracks, splits: Sequence[str]) -> Tracks:
+    """Return those of `tracks` that have a tag. Raises `DataError` for a split that has none of them."""
+    assert tracks.tags is not None
+    chosen = np.flatnonzero(tracks.tags.any(axis=1))
+    for split in splits:
+        places = [tracks.shards.index(shard) for shard in tracks.shard_set.splits[split]]
+        if not np.isin(tracks.shard[chosen], places).any():
+            raise DataError(
+                f"{tracks.shard_set.folder} has no tracks with tags in split {split!r}: pack the audio again "
+                f"with tags in it (on the command line --labels FILE.csv --tags; the file may have a column "
+                f"split)."
+            )
+    return tracks.only(chosen)
+
+
+def with_label_fraction(tracks: Tracks, label_fraction: float, seed: int, target: str = "class") -> Tracks:
     """Return a fraction of the tracks of each class, rounded, at least one; the same for a `seed`.
 
+    If the `target` is tags, it is a fraction of all tracks, whatever their tags. A larger fraction has the
+    tracks of a smaller one.
     A track that was packed in segments comes with all of them. Raises `ConfigError` for a fraction outside
     (0, 1].
     """
@@ -120,8 +154,9 @@ def with_label_fraction(tracks: Tracks, label_fraction: float, seed: int) -> Tra
     if label_fraction == 1:
         return tracks
     assert tracks.labels is not None
+    labels = [0] * len(tracks) if target == "tags" else tracks.labels.tolist()
     by_class: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for number, (label, name) in enumerate(zip(tracks.labels.tolist(), tracks.names, strict=True)):
+    for number, (label, name) in enumerate(zip(labels, tracks.names, strict=True)):
         by_class[label][name].append(number)
     rng = np.random.default_rng(seed)
     chosen: list[int] = []

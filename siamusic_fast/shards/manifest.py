@@ -19,7 +19,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, file_sha256
 from siamusic_fast.shards.sealed import read_sealed, write_sealed
 
-MANIFEST_FORMAT = 4
+MANIFEST_FORMAT = 5
 MANIFEST = "manifest.json"
 TRACKS = "tracks.csv"
 REJECTED = "rejected.csv"
@@ -86,6 +86,15 @@ class ShardSet:
     """Quality of Vorbis, 0 to 10; None for other codecs."""
     tables: dict[str, str] = field(default_factory=dict)
     """SHA-256 of tracks.csv and rejected.csv by name, which `write_manifest` fills in."""
+
+    @property
+    def target(self) -> str:
+        """What a classifier learns unless told otherwise: the class if there are two of them, else tags."""
+        return "tags" if self.tags and len(self.classes) < 2 else "class"
+
+    def names(self, target: str) -> tuple[str, ...]:
+        """Return the names of what `target` means, class or tags, in the order of a classifier's outputs."""
+        return self.tags if target == "tags" else self.classes
 
     def shards(self, splits: Sequence[str], labelled_only: bool = False) -> tuple[Shard, ...]:
         """Return the shards of `splits` in that order; with `labelled_only`, those whose tracks have classes.

@@ -34,6 +34,8 @@ class SplitSummary:
     """Number of tracks without a class."""
     tags: dict[str, int]
     """Number of tracks with every tag of the shard set, in their order."""
+    groups: int
+    """Number of groups, such as artists. Tracks whose group is unknown are in none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class Summary:
     splits: dict[str, SplitSummary]
     marks: dict[str, int]
     """Number of tracks with each of `MARKS`, without those that no track has."""
+    groups: int
+    """Number of groups of all splits."""
+    divided_groups: int
+    """Number of groups that are in more than one split."""
     equal_audio: tuple[tuple[PackedTrack, ...], ...]
     """Groups of tracks with equal samples; their files may differ."""
 
@@ -65,11 +71,14 @@ def summarize(shard_set: ShardSet) -> Summary:
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     seconds: dict[str, float] = defaultdict(float)
+    groups: dict[str, set[str]] = defaultdict(set)
     audio: Counter[bytes] = Counter()
     for track in read_tracks(shard_set.folder):
         classes[track.split][track.genre] += 1
         tags[track.split].update(track.tags)
         seconds[track.split] += track.seconds
+        if track.group:
+            groups[track.split].add(track.group)
         audio[bytes.fromhex(track.sha256)] += 1
     splits = {
         split: SplitSummary(
@@ -80,12 +89,20 @@ def summarize(shard_set: ShardSet) -> Summary:
             classes={name: classes[split][name] for name in shard_set.classes},
             unlabelled=classes[split][""],
             tags={name: tags[split][name] for name in shard_set.tags},
+            groups=len(groups[split]),
         )
         for split, shards in shard_set.splits.items()
     }
     repeated = {sha256 for sha256, count in audio.items() if count > 1}
+    splits_of_group = Counter(group for names in groups.values() for group in names)
     marks = count_marks(read_tracks(shard_set.folder), read_rejects(shard_set.folder))
-    return Summary(splits=splits, marks=marks, equal_audio=_equal_audio(shard_set, repeated))
+    return Summary(
+        splits=splits,
+        marks=marks,
+        groups=len(splits_of_group),
+        divided_groups=sum(count > 1 for count in splits_of_group.values()),
+        equal_audio=_equal_audio(shard_set, repeated),
+    )
 
 
 def count_marks(tracks: Iterable[PackedTrack], rejects: Iterable[Reject]) -> dict[str, int]:

@@ -55,6 +55,8 @@ class PackedTrack:
     """Factor on every sample of a track that would have been clipped throughout."""
     tags: tuple[str, ...] = ()
     """Tags of the track, in alphabetical order."""
+    group: str = ""
+    """Group of the track, such as its artist. It is empty if the group is unknown."""
 
 
 def _checked_sha256(text: str) -> str:
@@ -71,7 +73,7 @@ def tags_in_cell(cell: str) -> tuple[str, ...]:
 _Format = tuple[Callable[[Any], str], Callable[[str], Any]]
 """Turns a value into the text of a cell, and the text back into the value."""
 _FORMATS: dict[str, _Format] = {
-    **dict.fromkeys(("key", "track_id", "split", "class", "shard", "path"), (str, str)),
+    **dict.fromkeys(("key", "track_id", "split", "class", "shard", "path", "group"), (str, str)),
     **dict.fromkeys(("samples", "clipped", "damaged_packets"), (str, int)),
     **dict.fromkeys(("offset", "seconds", "seconds_missing"), ("{:.3f}".format, float)),
     "gain": ("{:.6g}".format, float),

@@ -1,6 +1,7 @@
 """The columns of tracks.csv that loading and scoring need, fast enough for a million tracks."""
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from siamusic_fast.shards.manifest import TRACKS, Shard, ShardSet, check_tracks
 from siamusic_fast.shards.tables import TRACK_COLUMNS, open_table, tags_in_cell
 
-_TRACK_ID, _CLASS, _SAMPLES, _SHARD, _TAGS = map(
-    TRACK_COLUMNS.index, ("track_id", "class", "samples", "shard", "tags")
+_TRACK_ID, _CLASS, _SAMPLES, _SHARD, _TAGS, _GROUP = map(
+    TRACK_COLUMNS.index, ("track_id", "class", "samples", "shard", "tags", "group")
 )
 
 
@@ -28,6 +29,8 @@ class TrackTable:
     """Length of the audio of each in samples, [tracks], at the sample rate of the shard set."""
     track_ids: list[str]
     """Key of the track that each is, or is a segment of."""
+    groups: list[str]
+    """Group of each, such as its artist, and "" where it is unknown. Equal names are one object."""
 
 
 def read_track_table(shard_set: ShardSet, shards: Sequence[Shard]) -> TrackTable:
@@ -56,6 +59,7 @@ def read_track_table(shard_set: ShardSet, shards: Sequence[Shard]) -> TrackTable
         tags=np.concatenate([part.tags for part in found]),
         samples=np.concatenate([part.samples for part in found]),
         track_ids=[track_id for part in found for track_id in part.track_ids],
+        groups=[group for part in found for group in part.groups],
     )
 
 
@@ -81,6 +85,7 @@ def _part(
         tags=_tag_matrix(shard, rows, place_of),
         samples=np.array([int(row[_SAMPLES]) for row in rows], dtype=np.int64),
         track_ids=[row[_TRACK_ID] for row in rows],
+        groups=[sys.intern(row[_GROUP]) for row in rows],
     )
 
 

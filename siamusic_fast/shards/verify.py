@@ -244,7 +244,7 @@ def _track_problems(job: ShardToVerify, track: _StoredTrack, row: PackedTrack | 
     expected: dict[str, object] = {"split": job.split, "sample_rate": shard_set.sample_rate}
     if row:
         expected |= {"track_id": row.track_id, "genre": row.genre, "source": row.path}
-        expected |= {"tags": list(row.tags)}
+        expected |= {"tags": list(row.tags), "group": row.group}
     if track.samples < 0:
         yield f"its {shard_set.codec} header is not that of mono audio at {shard_set.sample_rate} Hz"
     else:

@@ -76,6 +76,7 @@ def table_row(segment: Segment, stem: str, sample_rate: int, **decoding: Any) ->
         split=segment.track.split,
         genre=segment.track.genre,
         tags=segment.track.tags,
+        group=segment.track.group,
         seconds=len(segment.pcm) / sample_rate,
         samples=len(segment.pcm),
         shard=f"{stem}.tar",
@@ -88,6 +89,7 @@ def table_row(segment: Segment, stem: str, sample_rate: int, **decoding: Any) ->
 def _add_segment(tar: TarWriter, segment: Segment, encoding: Encoding) -> list[Member]:
     about = {
         "genre": segment.track.genre,
+        "group": segment.track.group,
         "sample_rate": encoding.sample_rate,
         "samples": len(segment.pcm),
         "source": segment.track.path,

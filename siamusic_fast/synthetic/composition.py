@@ -111,19 +111,42 @@ class Song:
     recording: Recording
 
 
-def compose(genre: str, rng: np.random.Generator, seconds: float) -> Song:
-    """Return a piece of music of at least `seconds` in the style of `genre`, a key of `STYLES`."""
-    return _Composer(genre, rng).song(seconds)
+@dataclass(frozen=True, kw_only=True)
+class Artist:
+    """What all pieces of an artist have in common."""
+
+    genre: str
+    """Key of `STYLES`."""
+    instruments: dict[str, tuple[str, float]]
+    """Instrument of chords, bass and lead, and how bright it is, from 0 to 1."""
+    kit: dict[str, str]
+    """Rhythm of each drum."""
+
+
+def form_artist(genre: str, rng: np.random.Generator) -> Artist:
+    """Return an artist who plays in the style of `genre`, a key of `STYLES`."""
+    return _Composer(genre, rng).artist()
+
+
+def compose(artist: Artist, rng: np.random.Generator, seconds: float) -> Song:
+    """Return a piece of music by `artist` of at least `seconds`."""
+    return _Composer(artist.genre, rng).song(artist, seconds)
 
 
 class _Composer:
-    """Draws all that is random in a piece of music from one generator."""
+    """Draws all that is random in an artist or in a piece of music from one generator."""
 
     def __init__(self, genre: str, rng: np.random.Generator) -> None:
         self._genre = genre
         self._rng = rng
 
-    def song(self, seconds: float) -> Song:
+    def artist(self) -> Artist:
+        chords, bass, lead, drums = (self._style() for _ in range(4))
+        options = {"chords": chords.chords, "bass": bass.basses, "lead": lead.leads}
+        instruments = {role: (self._pick(names), self._brightness()) for role, names in options.items()}
+        return Artist(genre=self._genre, instruments=instruments, kit=dict(self._pick(drums.kits)))
+
+    def song(self, artist: Artist, seconds: float) -> Song:
         style = self._style()
         bpm = round(self._uniform(*style.tempo), 1)
         meter = Meter(bpm=bpm, steps=self._pick(style.meters), swing=style.swing)
@@ -139,19 +162,18 @@ class _Composer:
             "bass": [self._pick(bass.bass_patterns)] * bars,
             "lead": self._melody(self._pick(lead.lead_densities), meter.steps, bars),
         }
-        instruments = [self._pick(options) for options in (chords.chords, bass.basses, lead.leads)]
         parts = []
-        for instrument, (role, pattern) in zip(instruments, patterns.items(), strict=True):
+        for role, pattern in patterns.items():
+            instrument, brightness = artist.instruments[role]
             tones = [harmony.tones(role, bar) for bar in range(bars)]
             notes = self._notes(meter, pattern, tones, playing[role])
-            parts.append(
-                self._part(instrument, LEVELS_DB[role], notes, max_pan=0.0 if role == "bass" else 0.6)
-            )
-        for drum, rhythm in self._pick(self._style().kits).items():
+            max_pan = 0.0 if role == "bass" else 0.6
+            parts.append(self._part(instrument, brightness, LEVELS_DB[role], notes, max_pan))
+        for drum, rhythm in artist.kit.items():
             pitch, level_db = DRUM_TUNINGS[drum]
             tuning = (pitch + int(self._rng.integers(-4, 5)),)
             notes = self._notes(meter, [rhythm] * bars, [tuning] * bars, playing["drums"])
-            parts.append(self._part(drum, level_db, notes))
+            parts.append(self._part(drum, self._brightness(), level_db, notes))
         key = f"{KEYS[harmony.tonic]} {harmony.scale}"
         return Song(meter=meter, key=key, parts=tuple(parts), recording=self._recording())
 
@@ -204,10 +226,15 @@ class _Composer:
                 notes += [Note(start, length, pitch, strength) for pitch in pitches]
         return tuple(notes)
 
-    def _part(self, sound: str, level_db: float, notes: tuple[Note, ...], max_pan: float = 0.0) -> Part:
+    def _brightness(self) -> float:
+        return self._uniform(0.25, 0.75)
+
+    def _part(
+        self, sound: str, brightness: float, level_db: float, notes: tuple[Note, ...], max_pan: float = 0.0
+    ) -> Part:
         return Part(
             sound=sound,
-            brightness=self._uniform(0.25, 0.75),
+            brightness=brightness,
             level_db=level_db + self._uniform(-LEVEL_SPREAD_DB, LEVEL_SPREAD_DB),
             pan=self._uniform(-max_pan, max_pan) if max_pan else 0.0,
             notes=notes,

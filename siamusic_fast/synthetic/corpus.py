@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.processes.pool import Count, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.synthetic.composition import compose, render_song
+from siamusic_fast.synthetic.composition import Song, compose, form_artist, render_song
 from siamusic_fast.synthetic.instruments import Waveform
 from siamusic_fast.synthetic.styles import STYLES
 
 GENRES = tuple(STYLES)
 SPLIT_CYCLE = ("validation", "test", *4 * ["training"], "test", *4 * ["training"])
 """Split of a genre's tracks 0, 1, 2, ...: of 45 tracks, 32 train, 5 validate and 8 test."""
+TRACKS_PER_ARTIST = 3
+"""Tracks of an artist, all in one split. The last artist of a genre in a split may have fewer."""
 MAX_TRACKS = 1_000
 """Tracks per genre in fma_small."""
 ENCODINGS = ((22_050, 1), (22_050, 2), (44_100, 1), (44_100, 2))
@@ -39,7 +42,7 @@ DEFECT_TITLES = (
 OTHER_SUBSETS = {20: "large", 26: "large", 130: "medium", 134: "medium"}
 """Numbers and subsets of the tracks that are not in fma_small. They have a row and no file."""
 COLUMNS = (
-    *(("artist", "bio"), ("artist", "name"), ("set", "split"), ("set", "subset")),
+    *(("artist", "bio"), ("artist", "id"), ("artist", "name"), ("set", "split"), ("set", "subset")),
     *(("track", "bit_rate"), ("track", "duration"), ("track", "genre_top"), ("track", "title")),
 )
 """The two header lines of tracks.csv. A third has the name of the index, `track_id`."""
@@ -69,6 +72,11 @@ class SyntheticCorpus:
         """Return the random generator of `track`, which depends on the seed, the genre and the index."""
         return np.random.default_rng([self.seed, GENRES.index(track.genre), track.index])
 
+    def compose(self, track: "SyntheticTrack", rng: np.random.Generator) -> Song:
+        """Return the piece of music that `track` is, by its artist. `rng` is the generator of the track."""
+        artist = form_artist(track.genre, np.random.default_rng([self.seed, MAX_TRACKS, track.artist]))
+        return compose(artist, rng, self.seconds)
+
 
 @dataclass(frozen=True)
 class SyntheticTrack:
@@ -83,6 +91,15 @@ class SyntheticTrack:
     @property
     def split(self) -> str:
         return "training" if self.number in DEFECTS else SPLIT_CYCLE[self.index % len(SPLIT_CYCLE)]
+
+    @property
+    def artist(self) -> int:
+        """Number of the artist, who has one genre and is in one split, from 1."""
+        cycle, place = divmod(self.index, len(SPLIT_CYCLE))
+        before = cycle * SPLIT_CYCLE.count(self.split) + SPLIT_CYCLE[:place].count(self.split)
+        artist_in_split = before // TRACKS_PER_ARTIST
+        artist_in_genre = artist_in_split * len(SPLITS) + SPLITS.index(self.split)
+        return 1 + artist_in_genre * len(GENRES) + GENRES.index(self.genre)
 
     @property
     def path(self) -> str:
@@ -123,7 +140,7 @@ def _write_tracks(root: Path, corpus: SyntheticCorpus, procs: int, progress: Pro
 
 def _write_track(root: Path, corpus: SyntheticCorpus, track: SyntheticTrack, count: Count) -> None:
     rng = corpus.generator(track)
-    song = compose(track.genre, rng, corpus.seconds)
+    song = corpus.compose(track, rng)
     sample_rate, channels = ENCODINGS[int(rng.choice(len(ENCODINGS), p=ENCODING_SHARES))]
     samples = render_song(song, corpus.seconds, sample_rate, channels)
     _write_file(root / track.path, track.number, samples, sample_rate)
@@ -151,15 +168,16 @@ def _write_metadata(root: Path, corpus: SyntheticCorpus) -> None:
     """Write tracks.csv as FMA has it, with three header lines."""
     titles = dict(zip(DEFECTS, DEFECT_TITLES, strict=True))
     rows: list[list[str | int]] = [
-        [number, "", "", "training", subset, "", "", "", "elsewhere"]
+        [number, "", "", "", "training", subset, "", "", "", "elsewhere"]
         for number, subset in OTHER_SUBSETS.items()
     ]
     for track in corpus.tracks:
         path = root / track.path
-        song = compose(track.genre, corpus.generator(track), corpus.seconds)
+        song = corpus.compose(track, corpus.generator(track))
         title = f"{track.genre} No. {track.index + 1} in {song.key}, {song.meter.bpm:g} bpm"
         bit_rate = round(8 * path.stat().st_size / corpus.seconds) if path.exists() else 0
-        rows.append([track.number, BIOGRAPHY, f"The {track.genre} Machine", track.split, "small", bit_rate])
+        rows.append([track.number, BIOGRAPHY, track.artist, f"{track.genre} Machine No. {track.artist}"])
+        rows[-1] += [track.split, "small", bit_rate]
         rows[-1] += [round(corpus.seconds), track.genre, titles.get(track.number, title)]
     header = [["", *names] for names in zip(*COLUMNS, strict=True)]
     (root / "fma_metadata").mkdir()

@@ -153,7 +153,7 @@ def finetune(
                 losses = state.mean_losses()
                 classifier.eval()
                 world.share_buffers(classifier)
-                _, probabilities, truths = validation.extract(
+                _, probabilities, truths, *_ = validation.extract(
                     lambda mels: classifier(mels).softmax(dim=1), task
                 )
                 accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from siamusic_fast.config import PretrainConfig
+from siamusic_fast.evaluation.effective_rank import effective_rank
 from siamusic_fast.evaluation.knn import knn_accuracy, knn_possible
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.frontend import Frontend
@@ -31,7 +32,6 @@ from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import (
     RunLog,
     collapse_measure,
-    effective_rank,
     healthy_collapse,
     peak_memory,
 )

@@ -304,7 +304,7 @@ def test_a_large_split_is_thinned_out_and_the_page_says_so(
 
 
 def test_a_clip_is_the_middle_of_its_track(shard_set: ShardSet) -> None:
-    tracks = open_tracks(shard_set, ["test"], labelled_only=True, labels=True)
+    tracks = open_tracks(shard_set, ["test"], target="class")
     name, length = tracks.names[1], int(tracks.samples[1])
     (whole,) = clips(shard_set, "test", [name], FRONTEND, 60.0)
     (middle,) = clips(shard_set, "test", [name], FRONTEND, 1.0)

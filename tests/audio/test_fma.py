@@ -41,12 +41,21 @@ def test_subsets_nest(tmp_path: Path, name: str, keys: list[str]) -> None:
 
 def test_rows_become_tracks(tmp_path: Path) -> None:
     corpus = load_fma("fma_large", make_fma(tmp_path, "fma_large"))
-    assert [(t.path, t.split, t.genre) for t in corpus.tracks] == [
-        ("000/000002.mp3", "training", "Folk"),
-        ("001/001003.mp3", "validation", "Hip-Hop"),
-        ("155/155004.mp3", "test", ""),
+    assert [(t.path, t.split, t.genre, t.group) for t in corpus.tracks] == [
+        ("000/000002.mp3", "training", "Folk", "0"),
+        ("001/001003.mp3", "validation", "Hip-Hop", "3"),
+        ("155/155004.mp3", "test", "", "516"),
     ]
     assert corpus.classes == ("Folk", "Hip-Hop")
+
+
+@pytest.mark.parametrize(("columns", "group"), [("name,uid", "A namesake"), ("label,uid", "")])
+def test_the_group_is_the_name_of_the_artist_where_there_is_no_number(
+    tmp_path: Path, columns: str, group: str
+) -> None:
+    table = make_fma(tmp_path, "fma_small") / "fma_metadata" / "tracks.csv"
+    table.write_text(table.read_text().replace("name,id", columns))
+    assert {track.group for track in load_fma("fma_small", tmp_path).tracks} == {group}
 
 
 def test_a_folder_that_holds_one_audio_folder_stands_for_it(fma_corpus: Path) -> None:

@@ -136,6 +136,21 @@ def test_splits_are_those_of_a_column_or_else_of_the_names_or_else_drawn(tmp_pat
         load(tmp_path / "a")
 
 
+def test_groups_are_those_of_a_column_and_drawn_splits_keep_them_together(tmp_path: Path) -> None:
+    artists = [f"artist {number % 4}" for number in range(12)]
+    write(tmp_path / "a" / "music.parquet", table(range(12), artist=artists, number=[*range(11), None]))
+    tracks = open_corpus(tmp_path / "a", label_column="genre", group_column="artist").tracks
+    assert [track.group for track in tracks] == artists
+    assert len({(track.group, track.split) for track in tracks}) == 4
+    assert len({track.split for track in tracks}) == 3
+    by_genre = open_corpus(tmp_path / "a", label_column="genre", group_column="genre").tracks
+    assert all(track.group == track.genre != "" for track in by_genre)
+    numbered = open_corpus(tmp_path / "a", group_column="number").tracks
+    assert [track.group for track in numbered] == [*map(str, range(11)), ""]
+    with pytest.raises(DataError, match=r"has no column 'singer', or several: its columns are 'audio'"):
+        open_corpus(tmp_path / "a", group_column="singer")
+
+
 def test_rows_without_good_audio_are_left_out(tmp_path: Path) -> None:
     audio = [
         {"bytes": clip(0), "path": "0.wav"},

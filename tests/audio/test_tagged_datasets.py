@@ -30,7 +30,7 @@ def write_magnatagatune(root: Path, clips: int = 16) -> Path:
     tags = [f"tag {n}" for n in range(60)]
     lines = ["\t".join(f'"{name}"' for name in ("clip_id", *tags, "mp3_path"))]
     for clip in range(clips):
-        path = f"{clip:x}/artist-album-{clip:02d}-title-0-29.mp3"
+        path = f"{clip:x}/an_artist_{clip // 4}-album-{clip:02d}-title-0-29.mp3"
         write_mp3(root / path, clip)
         cells = [str(clip + 2), *(str(int(n >= clip)) for n in range(60)), path]
         lines.append("\t".join(f'"{cell}"' for cell in cells))
@@ -43,7 +43,8 @@ def write_jamendo(data: Path, subset: str = "mtg_jamendo") -> None:
     splits.mkdir(parents=True, exist_ok=True)
     for split, ids in {"train": (214, 1376256), "validation": (215,), "test": (786434,)}.items():
         rows = [
-            f"track_{n:07d}\tartist_1\talbum_2\t{n % 100:02d}/{n}.mp3\t29.1\tgenre---rock\tmood/theme---id{n}"
+            f"track_{n:07d}\tartist_{n % 10}\talbum_2\t{n % 100:02d}/{n}.mp3\t29.1\tgenre---rock"
+            f"\tmood/theme---id{n}"
             for n in ids
         ]
         (splits / f"{SUBSETS[subset]}-{split}.tsv").write_text("\n".join([HEADER, *rows]) + "\n")
@@ -63,6 +64,11 @@ def test_magnatagatune_by_name_has_the_splits_and_the_tags_of_the_field(tmp_path
     splits = Counter(row.split for row in rows)
     assert splits == {"training": 12, "validation": 1, "test": 3}
     assert {row.path[0] for row in rows if row.split == "test"} == set("def")
+    assert {row.path[0]: row.group for row in rows}.items() >= {
+        "0": "an_artist_0",
+        "e": "an_artist_3",
+    }.items()
+    assert "4: training 3, validation 1, test 1" in shard("magnatagatune", "--data-dir", tmp_path, "--force")
     tags = {row.path[0]: set(row.tags) for row in rows}
     # Tags 15 to 59 have 16 clips each, tags 14, 13, ... one clip less each.
     assert tags["0"] == {f"tag {n}" for n in range(10, 60)}
@@ -94,12 +100,14 @@ def test_mtg_jamendo_by_name_has_the_splits_and_tags_of_its_repository(tmp_path:
     for number, path in enumerate(("14/214.mp3", "56/1376256.low.mp3", "15/215.low.mp3", "34/786434.mp3")):
         write_mp3(tmp_path / "mtg_jamendo" / path, number)
     assert "tags      5: genre---rock 4" in shard("mtg_jamendo", "--data-dir", tmp_path)
-    rows = {row.path: (row.split, row.tags) for row in read_tracks(tmp_path / "shards" / "mtg_jamendo")}
+    rows = {
+        row.path: (row.split, row.tags, row.group) for row in read_tracks(tmp_path / "shards" / "mtg_jamendo")
+    }
     assert rows == {
-        "14/214.mp3": ("training", ("genre---rock", "mood/theme---id214")),
-        "56/1376256.low.mp3": ("training", ("genre---rock", "mood/theme---id1376256")),
-        "15/215.low.mp3": ("validation", ("genre---rock", "mood/theme---id215")),
-        "34/786434.mp3": ("test", ("genre---rock", "mood/theme---id786434")),
+        "14/214.mp3": ("training", ("genre---rock", "mood/theme---id214"), "artist_4"),
+        "56/1376256.low.mp3": ("training", ("genre---rock", "mood/theme---id1376256"), "artist_6"),
+        "15/215.low.mp3": ("validation", ("genre---rock", "mood/theme---id215"), "artist_5"),
+        "34/786434.mp3": ("test", ("genre---rock", "mood/theme---id786434"), "artist_4"),
     }
 
 

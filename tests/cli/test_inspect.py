@@ -46,6 +46,7 @@ def test_inspect_says_the_same_as_json(shard_set: ShardSet) -> None:
     found = json.loads(result.stdout)
     assert found["classes"] == {"Electronic": 12, "Folk": 12, "Rock": 9}
     assert found["unlabelled"] == 3
+    assert (found["groups"], found["divided_groups"]) == (12, 0)
     assert found["rejected"] == dict.fromkeys(BROKEN.values(), 1)
     assert found["equal_audio"] == []
     assert sum(split["hours"] for split in found["splits"].values()) == pytest.approx(270 / 3600, abs=2e-3)
@@ -60,16 +61,19 @@ def test_inspect_lists_tracks_with_the_same_samples_in_other_files(tmp_path: Pat
     for name, content in {"a.wav": pcm, "b.flac": pcm, "c.wav": other}.items():
         soundfile.write(tmp_path / name, content, 22_050)
     tracks = (
-        Track("a", "a.wav", "training", "[red]Rock"),
-        Track("b", "b.flac", "test", "[red]Rock"),
-        Track("c", "c.wav", "test", ""),
+        Track("a", "a.wav", "training", "[red]Rock", group="Ann"),
+        Track("b", "b.flac", "test", "[red]Rock", group="Ann"),
+        Track("c", "c.wav", "test", "", group="Bob"),
     )
     corpus = Corpus(name="mine", folder=tmp_path, tracks=tracks)
     pack(corpus, tmp_path / "set", PackConfig(min_seconds=0.1), procs=1)
     result = run("inspect", tmp_path / "set")
     assert "same      a (training, 'a.wav'), b (test, 'b.flac')" in result.stdout
     assert "[red]Rock" in result.stdout
-    (group,) = json.loads(run("inspect", tmp_path / "set", "--json").stdout)["equal_audio"]
+    assert "groups    2: training 1, test 2\n          1 group in more than one split: " in result.stdout
+    found = json.loads(run("inspect", tmp_path / "set", "--json").stdout)
+    assert (found["groups"], found["divided_groups"], found["splits"]["test"]["groups"]) == (2, 1, 2)
+    (group,) = found["equal_audio"]
     assert [track["key"] for track in group] == ["a", "b"]
 
 

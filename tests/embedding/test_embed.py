@@ -34,7 +34,7 @@ def test_files_have_the_features_that_evaluation_computes_of_the_packed_tracks(
     encoder: Encoder, fma_corpus: Path, shard_set: ShardSet
 ) -> None:
     paths = {row.track_id: row.path for row in read_tracks(shard_set.folder)}
-    names, expected, _ = extract_features(encoder, shard_set, "test", FRONTEND, crops=4, backend="torch")
+    names, expected, *_ = extract_features(encoder, shard_set, "test", FRONTEND, crops=4, backend="torch")
     files = [fma_corpus / "fma_medium" / paths[name] for name in names]
     found = encoder.embed(files, crops=4)
     assert found.paths == [str(file) for file in files]
@@ -46,7 +46,9 @@ def test_a_shard_set_has_the_features_that_evaluation_computes(
     encoder: Encoder, packed: str, request: pytest.FixtureRequest
 ) -> None:
     shard_set: ShardSet = request.getfixturevalue(packed)
-    names, expected, labels = extract_features(encoder, shard_set, "test", FRONTEND, crops=4, backend="torch")
+    names, expected, labels, *_ = extract_features(
+        encoder, shard_set, "test", FRONTEND, crops=4, backend="torch"
+    )
     found = encoder.embed(shard_set, splits=["test"], crops=4)
     classes = shard_set.classes
     labelled = [row for row, label in enumerate(found.labels) if label]
@@ -180,7 +182,7 @@ def test_what_is_no_source_is_one_error(encoder: Encoder, tmp_path: Path) -> Non
 def test_a_classifier_predicts_what_evaluation_scores(shard_set: ShardSet, tmp_path: Path) -> None:
     classifier = load_classifier(save_classifier(tmp_path))
     assert classifier.classes == shard_set.classes
-    names, expected, _ = extract_features(
+    names, expected, *_ = extract_features(
         lambda mels: classifier(mels).softmax(dim=1), shard_set, "test", FRONTEND, crops=4, backend="torch"
     )
     found = classifier.predict(shard_set, splits=["test"], crops=4)

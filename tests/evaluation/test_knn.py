@@ -2,55 +2,91 @@ import csv
 import functools
 import math
 from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.nn.functional import one_hot
 
+from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.evaluation.features import FeatureExtractor, extract_features
-from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict
+from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict, knn_votes
 from siamusic_fast.models.networks import encoder
 from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.tables import read_tracks
 from tests.runs import FRONTEND
 
 
-def at(*degrees: float) -> torch.Tensor:
-    """Return points on the unit circle."""
-    return torch.tensor([[math.cos(math.radians(x)), math.sin(math.radians(x))] for x in degrees])
+def corners() -> torch.Tensor:
+    """Return the corners of a square, whose features have mean 0 and variance 1."""
+    return torch.tensor([(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
+
+
+def test_votes_worked_by_hand() -> None:
+    # A query at (3, 0) has cosines of 1/sqrt(2) with two corners and of -1/sqrt(2) with two. At temperature
+    # sqrt(2) / ln 3, e^(s / T) is sqrt(3) and 1 / sqrt(3): 3 to 1, so 3/8 each for the near ones.
+    targets = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
+    temperature = math.sqrt(2) / math.log(3)
+    found = knn_votes(torch.tensor([[3.0, 0.0]]), corners(), targets, temperature=temperature)
+    torch.testing.assert_close(found, torch.tensor([[4 / 8, 4 / 8]]))
+    found = knn_votes(torch.tensor([[3.0, 0.1]]), corners(), targets, k=1)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0]]))
 
 
 def test_near_neighbors_outvote_more_of_them_that_are_farther() -> None:
-    # From 0 degrees: one of class 1 at 5 degrees, two of class 0 at 40. Votes of weight exp(cos / 0.07):
-    # exp(0.9962 / 0.07) = 1.51e6 against 2 exp(0.7660 / 0.07) = 1.13e5; at T = 1, 2.71 against 4.30.
-    bank, labels = at(40, -40, 5), torch.tensor([0, 0, 1])
-    assert knn_predict(at(0), bank, labels, 2, k=3).tolist() == [1]
-    assert knn_predict(at(0), bank, labels, 2, k=3, temperature=1.0).tolist() == [0]
+    query, labels = torch.tensor([[1.0, 0.5]]), torch.tensor([1, 0, 0, 0])
+    assert knn_predict(query, corners(), labels, 2, k=3).tolist() == [1]
+    assert knn_predict(query, corners(), labels, 2, k=3, temperature=10.0).tolist() == [0]
 
 
-def test_only_the_k_nearest_vote_and_a_small_bank_votes_as_a_whole() -> None:
-    bank, labels = at(10, 20, 30, 40), torch.tensor([0, 1, 1, 1])
-    assert knn_predict(at(0), bank, labels, 2, k=1).tolist() == [0]
-    assert knn_predict(at(0), bank, labels, 2, k=99, temperature=10.0).tolist() == [1]
+def test_votes_are_those_of_scikit_learn_on_standardized_features() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = (rng.gamma(2.0, 3.0, (n, 8)) + 50 for n in (90, 40))  # raw cosines are above 0.99
+    labels = rng.integers(0, 3, 90)
+    scaler = StandardScaler().fit(bank)
+    sklearn = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    sklearn.fit(scaler.transform(bank), labels)
+    expected = sklearn.predict_proba(scaler.transform(queries))
+    tensors = torch.tensor(queries), torch.tensor(bank), one_hot(torch.tensor(labels), 3)
+    assert knn_votes(*tensors).numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_lengths_do_not_count() -> None:
-    bank, labels = torch.tensor([[100.0, 1.0], [0.0, 0.01]]), torch.tensor([0, 1])
-    assert knn_predict(torch.tensor([[0.1, 7.0], [5.0, 0.1]]), bank, labels, 2, k=1).tolist() == [1, 0]
+def test_units_of_the_features_do_not_count_nor_do_constant_ones() -> None:
+    rng = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(30, 4, generator=rng), torch.randn(9, 4, generator=rng)
+    labels = torch.arange(30) % 3
+    units, offset = torch.tensor([1.0, 1000.0, 0.01, 3.0]), torch.tensor([0.0, 5e3, 1.0, -2.0])
+    bank_of_units, queries_of_units = (
+        torch.cat([rows * units + offset, torch.full((len(rows), 1), 7.1)], dim=1) for rows in (bank, queries)
+    )
+    expected = knn_predict(queries, bank, labels, 3, k=5)
+    assert torch.equal(knn_predict(queries_of_units, bank_of_units, labels, 3, k=5), expected)
+
+
+def test_a_small_bank_votes_as_a_whole() -> None:
+    query, labels = torch.tensor([[1.0, 0.5]]), torch.tensor([0, 1, 1, 1])
+    assert knn_predict(query, corners(), labels, 2, k=1).tolist() == [0]
+    assert knn_predict(query, corners(), labels, 2, k=99, temperature=10.0).tolist() == [1]
 
 
 def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) -> None:
     def loudness(mels: torch.Tensor) -> torch.Tensor:
         return mels.mean(dim=(1, 2))
 
-    _, found, labels = extract_features(loudness, shard_set, "training", FRONTEND, crops=3)
+    _, found, labels, *_ = extract_features(loudness, shard_set, "training", FRONTEND, crops=3)
     settings: dict[str, Any] = {"splits": ["training"], "frontend": FRONTEND, "batch_size": 5}
-    with TrackLoader(shard_set, crops=3, labelled_only=True, **settings) as loader:
+    with TrackLoader(shard_set, crops=3, target="class", **settings) as loader:
         batches = list(loader)
     expected = torch.cat([mels.mean(dim=(1, 2, 3)) for mels, _ in batches])
     torch.testing.assert_close(found, expected)
@@ -82,18 +118,40 @@ def test_segments_of_a_track_count_as_one(segments: ShardSet) -> None:
     shards = [shard.file for shard in segments.shards(["test"], labelled_only=True)]
     in_order = sorted(rows, key=lambda row: shards.index(row["shard"]))
     settings: dict[str, Any] = {"splits": ["test"], "frontend": FRONTEND, "batch_size": 4}
-    with TrackLoader(segments, crops=1, labelled_only=True, **settings) as loader:
+    with TrackLoader(segments, crops=1, target="class", **settings) as loader:
         samples = torch.cat([pool(mels[:, 0]) for mels, _ in loader])
     expected = defaultdict(list)
     for row, sample in zip(in_order, samples, strict=True):
         expected[row["track_id"]].append(sample)
     assert {len(found) for found in expected.values()} == {2, 3}
-    names, outputs, labels = extract_features(pool, segments, "test", FRONTEND, crops=1)
+    names, outputs, labels, _, groups = extract_features(pool, segments, "test", FRONTEND, crops=1)
     assert names == list(expected)
     means = [torch.stack(found).mean(dim=0) for found in expected.values()]
     torch.testing.assert_close(outputs, torch.stack(means))
     classes = {row["track_id"]: row["class"] for row in rows}
     assert [segments.classes[label] for label in labels] == [classes[name] for name in names]
+    artists = {row["track_id"]: row["group"] for row in rows}
+    assert groups == [artists[name] for name in names]
+    assert len(set(groups)) > 1
+
+
+def test_a_track_has_the_tags_of_all_its_segments(fma_corpus: Path, tmp_path: Path) -> None:
+    corpus = load_fma(fma_corpus)
+    tracks = tuple(
+        replace(track, genre="", tags=(track.genre, "any") if track.genre else ())
+        for track in corpus.tracks
+        if track.split == "test"
+    )
+    config = PackConfig(min_seconds=2.0, max_seconds=3.0)
+    shard_set = pack(replace(corpus, tracks=tracks), tmp_path / "set", config, procs=1)
+    with FeatureExtractor(shard_set, "test", FRONTEND, crops=1) as extractor, SILENT.task("", 0) as task:
+        found = extractor.extract(pool, task)
+    tags_of = {track.key: track.tags for track in tracks if track.tags}
+    assert sorted(found.names) == sorted(tags_of)
+    assert extractor.samples > len(found.names) == len(found.features)
+    assert found.tags.dtype == torch.uint8
+    for name, own in zip(found.names, found.tags.tolist(), strict=True):
+        assert {tag for tag, has in zip(shard_set.tags, own, strict=True) if has} == set(tags_of[name])
 
 
 def test_knn_scores_tracks_and_not_their_segments(
@@ -137,7 +195,7 @@ def test_a_pass_has_as_many_crops_as_a_batch_whatever_the_length_of_the_tracks(s
 def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
     listed = [track for track in read_tracks(shard_set.folder) if track.split == "validation" and track.genre]
     assert len(listed) == 6
-    names, whole, labels = extract_features(pool, shard_set, "validation", FRONTEND)
+    names, whole, labels, *_ = extract_features(pool, shard_set, "validation", FRONTEND)
     assert names == [track.track_id for track in listed]
     assert [shard_set.classes[label] for label in labels] == [track.genre for track in listed]
     for processes in (2, 4):
@@ -154,7 +212,7 @@ def test_processes_share_the_tracks_in_order(shard_set: ShardSet) -> None:
 
 def shares(shard_set: ShardSet, *, world: World) -> list[tuple[list[float], list[int]]]:
     """Return what every rank thinks that the features and labels of the validation tracks are."""
-    _, found, labels = extract_features(pool, shard_set, "validation", FRONTEND, world=world)
+    _, found, labels, *_ = extract_features(pool, shard_set, "validation", FRONTEND, world=world)
     return world.gather((found.flatten().tolist(), labels.tolist()))
 
 

@@ -16,8 +16,8 @@ from tests.pipelines.helpers import RATE, Array
 class PackAudio(Protocol):
     """Packs float arrays of samples at `rate` as tracks.
 
-    They are training tracks, each in a class of its own name, unless `splits` and `genres` say otherwise;
-    further settings are those of `PackConfig`.
+    They are training tracks without tags, each in a class of its own name, unless `splits`, `tags` and
+    `genres` say otherwise; further settings are those of `PackConfig`.
     """
 
     def __call__(
@@ -27,6 +27,7 @@ class PackAudio(Protocol):
         rate: int = RATE,
         genres: dict[str, str] | None = None,
         splits: dict[str, str] | None = None,
+        tags: dict[str, tuple[str, ...]] | None = None,
         **settings: Any,
     ) -> ShardSet: ...
 
@@ -41,6 +42,7 @@ def pack_audio(tmp_path_factory: pytest.TempPathFactory) -> PackAudio:
         rate: int = RATE,
         genres: dict[str, str] | None = None,
         splits: dict[str, str] | None = None,
+        tags: dict[str, tuple[str, ...]] | None = None,
         **settings: Any,
     ) -> ShardSet:
         root = tmp_path_factory.mktemp("audio")
@@ -55,6 +57,7 @@ def pack_audio(tmp_path_factory: pytest.TempPathFactory) -> PackAudio:
                     path=f"{key}.wav",
                     split=(splits or {}).get(key, "training"),
                     genre=(genres or {}).get(key, key),
+                    tags=(tags or {}).get(key, ()),
                 )
                 for key in tracks
             ),

@@ -5,7 +5,7 @@ import gc
 import inspect
 import os
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoView
 from siamusic_fast.pipelines.tracks import open_tracks, with_label_fraction
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import read_tracks
-from tests.pipelines.conftest import PackAudio
+from tests.pipelines.conftest import PackAudio, noises
 from tests.pipelines.helpers import BACKENDS, LOADERS, MEL, RATE, config, labels_of, same, take, two_views
+from tests.runs import FRONTEND
 
 SMALL = Frontend(mel=MelConfig(seconds=0.25, n_mels=16), mean=-40.0, std=10.0)
 MEGABYTES = 4.0
@@ -155,7 +156,7 @@ def test_labels_are_those_of_the_crops_beside_them(genres: ShardSet, backend: st
     assert Counter(everything.values()) == {-1: 2, 0: 20, 1: 10, 2: 3}
     assert genres.classes == ("Folk", "Jazz", "Rock")
     labelled = {image: label for image, label in everything.items() if label >= 0}
-    assert by_image(TrackLoader(genres, labelled_only=True, **settings)) == labelled
+    assert by_image(TrackLoader(genres, target="class", **settings)) == labelled
     assert by_image(LabelledLoader(genres, **config(backend=backend, batch_size=11))) == labelled
     flipped = by_image(LabelledLoader(genres, aug="hflip(p=1)", **config(backend=backend, batch_size=11)))
     shape = (MEL.n_mels, MEL.frames)
@@ -186,7 +187,7 @@ def test_labels_are_those_of_the_crops_beside_them(genres: ShardSet, backend: st
 def test_a_share_of_the_labels_is_one_of_each_class(
     genres: ShardSet, share: float, counts: list[int]
 ) -> None:
-    tracks = open_tracks(genres, ["training"], labelled_only=True, labels=True)
+    tracks = open_tracks(genres, ["training"], target="class")
     chosen = with_label_fraction(tracks, share, seed=3)
     assert chosen.labels is not None
     assert np.bincount(chosen.labels).tolist() == counts
@@ -200,9 +201,7 @@ def test_a_share_is_one_of_tracks_whose_segments_come_together(pack_audio: PackA
     tracks = {f"{row:06d}": 0.1 * rng.standard_normal((2 + row % 3) * RATE) for row in range(12)}
     genres = {key: "Folk" if int(key) < 8 else "Rock" for key in tracks}
     segmented = pack_audio(tracks, genres=genres, max_seconds=1.0)
-    chosen = with_label_fraction(
-        open_tracks(segmented, ["training"], labelled_only=True, labels=True), 0.25, seed=3
-    )
+    chosen = with_label_fraction(open_tracks(segmented, ["training"], target="class"), 0.25, seed=3)
     segments = Counter(chosen.names)
     assert Counter(genres[key] for key in segments) == {"Folk": 2, "Rock": 1}  # of 8 and 4
     everything = Counter(sample.track_id for sample in read_tracks(segmented.folder))
@@ -210,6 +209,49 @@ def test_a_share_is_one_of_tracks_whose_segments_come_together(pack_audio: PackA
     settings = config(batch_size=1)
     with LabelledLoader(segmented, label_fraction=0.25, **settings) as loader:
         assert len(loader) == segments.total()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tags_are_those_of_the_crops_beside_them(tagged: ShardSet, backend: str) -> None:
+    # Each genre of the corpus has a pitch and tags of its own.
+    settings: dict[str, Any] = {"frontend": FRONTEND, "batch_size": 5, "backend": backend}
+    found: dict[tuple[float, ...], set[int]] = defaultdict(set)
+    with (
+        LabelledLoader(tagged, **settings) as loader,
+        TrackLoader(tagged, crops=2, target="tags", **settings) as whole,
+    ):
+        assert (
+            len(loader) * 5 <= len(whole.plan.tracks) == len(loader.plan.tracks) == 22
+        )  # 24, and 2 have no tags
+        batches = [*loader, *((mels[:, 1], tags) for mels, tags in whole)]
+    for mels, tags in batches:
+        assert tags.dtype == torch.float32
+        for mel, own in zip(mels, tags.tolist(), strict=True):
+            found[tuple(own)].add(int(mel.mean(dim=(0, 2)).argmax()))
+    names = [tuple(name for name, has in zip(tagged.tags, own, strict=True) if has) for own in found]
+    assert set(names) == {("low",), ("middle", "voice"), ("high", "voice")}
+    bands = dict(zip((own[0] for own in names), found.values(), strict=True))
+    assert [len(of_tag) for of_tag in bands.values()] == [1, 1, 1]
+    assert max(bands["low"]) < max(bands["middle"]) < max(bands["high"])
+
+
+def test_a_share_of_tagged_tracks_is_one_of_all_and_holds_any_smaller_one(tagged: ShardSet) -> None:
+    tracks = open_tracks(tagged, ["training"], target="tags")
+    half, fifth = (set(with_label_fraction(tracks, share, 3, "tags").names) for share in (0.5, 0.2))
+    assert (len(tracks), len(half), len(fifth)) == (22, 11, 4)
+    assert fifth < half < set(tracks.names)
+
+
+def test_a_split_without_tags_is_an_error(pack_audio: PackAudio) -> None:
+    tags = {"000000": ("calm", "slow"), "000001": ("calm",)}
+    splits = {"000002": "test"}
+    half = pack_audio(
+        noises(3), genres=dict.fromkeys(("000000", "000001", "000002"), ""), splits=splits, tags=tags
+    )
+    assert (half.target, half.names(half.target)) == ("tags", ("calm", "slow"))
+    words = r"has no tracks with tags in split 'test': .* --labels FILE\.csv --tags"
+    with pytest.raises(DataError, match=words):
+        TrackLoader(half, splits=["training", "test"], target="tags", **config())
 
 
 def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:

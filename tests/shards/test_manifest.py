@@ -79,8 +79,8 @@ def test_a_folder_without_manifest_is_no_shard_set(tmp_path: Path) -> None:
         "{}",
         "{",
         "[" * 100_000,
-        '{"format_version": 4}',
-        '{"format_version": 4, "splits": 3, "classes": []}',
+        '{"format_version": 5}',
+        '{"format_version": 5, "splits": 3, "classes": []}',
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
@@ -89,10 +89,10 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("version", [3, 5])
+@pytest.mark.parametrize("version", [4, 6])
 def test_another_format_is_refused(copied: Path, version: int) -> None:
     edit(copied, lambda values: values.update(format_version=version))
-    with pytest.raises(DataError, match=f"format version {version}, this version of siamusic-fast reads 4"):
+    with pytest.raises(DataError, match=f"format version {version}, this version of siamusic-fast reads 5"):
         read_manifest(copied)
 
 

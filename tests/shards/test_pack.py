@@ -139,9 +139,10 @@ def test_the_table_of_tracks_agrees_with_the_shards(shard_set: ShardSet) -> None
     assert [int(row["index"]) for row in rows] == list(range(36))
     for row, sample in zip(rows, samples, strict=True):
         about = json.loads(sample["json"])
-        assert (row["key"], row["split"], row["class"], row["path"]) == (
-            *(sample["__key__"], about["split"], about["genre"], about["source"]),
+        assert (row["key"], row["split"], row["class"], row["path"], row["group"]) == (
+            *(sample["__key__"], about["split"], about["genre"], about["source"], about["group"]),
         )
+        assert row["group"] == str(int(row["key"]) // 300)
         assert row["shard"] == sample["__url__"]
         assert row["sha256"] == hashlib.sha256(sample["wav"][44:]).hexdigest()
         assert int(row["samples"]) == (len(sample["wav"]) - 44) // 2

@@ -158,6 +158,13 @@ def test_other_audio_is_refused(audio: Path, interrupted: Path, tmp_path: Path) 
         pack_serially(changed, interrupted)
 
 
+def test_other_groups_are_refused(audio: Path, interrupted: Path) -> None:
+    corpus = load_folder(audio)
+    tracks = tuple(dataclasses.replace(track, group="Ann") for track in corpus.tracks)
+    with pytest.raises(DataError, match="unfinished work with other audio or metadata: use the same"):
+        pack(dataclasses.replace(corpus, tracks=tracks), interrupted, CONFIG, executor=Serial())
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_other_audio_of_the_same_size_is_refused(audio: Path, tmp_path: Path, zipped: bool) -> None:
     source = tmp_path / "music.zip" if zipped else Path(shutil.copytree(audio, tmp_path / "music"))

@@ -41,6 +41,8 @@ def test_labels_lengths_and_tracks_are_those_of_the_rows_in_the_order_of_the_sha
     assert [classes[label] for label in table.labels.tolist()] == [row["class"] for row in rows]
     assert table.samples.tolist() == [int(row["samples"]) for row in rows]
     assert table.track_ids == [row["track_id"] for row in rows]
+    assert table.groups == [row["group"] for row in rows]
+    assert len(set(table.groups)) == 10, "three tracks an artist, of whom one has the three without a class"
     assert -1 in table.labels
     assert table.labels.dtype == table.samples.dtype == np.int64
 

@@ -39,7 +39,8 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content = rng.uniform(-0.5, 0.5, 2205)
         soundfile.write(audio / f"{number}.wav", content, 22_050)
         split = "test" if number < 2 else "training"
-        tracks.append(Track(f"{number:06d}", f"{number}.wav", split, "Rock" if number < 4 else ""))
+        genre = "Rock" if number < 4 else ""
+        tracks.append(Track(f"{number:06d}", f"{number}.wav", split, genre, group=f"artist {number}"))
     (audio / "bad.wav").touch()
     tracks.append(Track("bad", "bad.wav", "training", "Rock"))
     corpus = Corpus(name="mine", folder=audio, tracks=tuple(tracks))
@@ -190,6 +191,11 @@ MANIFEST_CHANGED = r"manifest\.json: was changed: its own SHA-256 is \w+, it say
             lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Folk,0.100"),
             [rf"{TAR}: 00000\d: its description says genre 'Rock', expected 'Folk'", TABLE_CHANGED],
             id="class in tracks.csv",
+        ),
+        pytest.param(
+            lambda folder: replace(folder / "tracks.csv", ",artist 0\n", ",artist 1\n"),
+            [rf"{TAR}: 000000: its description says group 'artist 0', expected 'artist 1'", TABLE_CHANGED],
+            id="group in tracks.csv",
         ),
         pytest.param(
             lambda folder: replace(folder / "tracks.csv", ",test,Rock,0.100", ",test,Rock,0.200"),

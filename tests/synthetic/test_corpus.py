@@ -11,7 +11,15 @@ import pytest
 import soundfile
 
 from siamusic_fast.synthetic import corpus as synthetic
-from siamusic_fast.synthetic.composition import Meter, Note, Part, compose, render_part, render_song
+from siamusic_fast.synthetic.composition import (
+    Meter,
+    Note,
+    Part,
+    compose,
+    form_artist,
+    render_part,
+    render_song,
+)
 from siamusic_fast.synthetic.corpus import GENRES, SyntheticCorpus, synthesize
 from siamusic_fast.synthetic.instruments import INSTRUMENTS, SOUNDS, harmonics, midi_to_hz, play
 from siamusic_fast.synthetic.styles import SCALES, STYLES
@@ -78,8 +86,31 @@ def test_seeds_genres_and_tracks_differ(corpus: Path) -> None:
     files = [path for path in (corpus / "fma_small").rglob("*.mp3") if path.stat().st_size > 1_000]
     assert len({path.read_bytes() for path in files}) == len(files)
     first = SMALL.tracks[0]
-    songs = [compose("Folk", SyntheticCorpus(seed=seed).generator(first), 2.0) for seed in (0, 1)]
+    seeds = [SyntheticCorpus(seed=seed) for seed in (0, 1)]
+    assert seeds[0].compose(first, SMALL.generator(first)) != seeds[1].compose(first, SMALL.generator(first))
+    artist = form_artist("Folk", np.random.default_rng(0))
+    songs = [compose(artist, corpus.generator(first), 2.0) for corpus in seeds]
     assert songs[0] != songs[1]
+
+
+def test_an_artist_has_one_genre_is_in_one_split_and_sounds_alike_in_all_tracks() -> None:
+    corpus = SyntheticCorpus(seconds=1.0)
+    sound = [track for track in corpus.tracks if track.number not in synthetic.DEFECTS]
+    tracks: dict[int, list[synthetic.SyntheticTrack]] = {}
+    for track in sound:
+        tracks.setdefault(track.artist, []).append(track)
+    assert {len({(track.genre, track.split) for track in own}) for own in tracks.values()} == {1}
+    counts = Counter((own[0].genre, own[0].split) for own in tracks.values())
+    for genre in GENRES:
+        assert [counts[genre, split] for split in ("training", "validation", "test")] == [11, 2, 3]
+    assert max(map(len, tracks.values())) == 3
+    for own in list(tracks.values())[:20]:
+        songs = [corpus.compose(track, corpus.generator(track)) for track in own]
+        heard = {tuple((part.sound, part.brightness) for part in song.parts[:3]) for song in songs}
+        assert len(heard) == 1
+        assert len({song.key for song in songs} | {str(song.meter) for song in songs}) > len(songs)
+    bands = {str(form_artist("Rock", np.random.default_rng(seed)).instruments) for seed in range(20)}
+    assert len(bands) == 20
 
 
 def test_broken_files_are_what_their_titles_say(corpus: Path) -> None:
@@ -192,7 +223,8 @@ def test_swing_delays_every_second_sixteenth() -> None:
 
 @pytest.mark.parametrize("genre", GENRES)
 def test_melody_and_chords_keep_to_the_scale_of_the_key(genre: str) -> None:
-    song = compose(genre, np.random.default_rng(3), 10.0)
+    rng = np.random.default_rng(3)
+    song = compose(form_artist(genre, rng), rng, 10.0)
     scale = max((name for name in SCALES if song.key.endswith(f" {name}")), key=len)
     tonic = KEY_NUMBERS[song.key.removesuffix(f" {scale}")]
     chords, _, lead = song.parts[:3]
@@ -202,7 +234,8 @@ def test_melody_and_chords_keep_to_the_scale_of_the_key(genre: str) -> None:
 
 @pytest.mark.parametrize("genre", GENRES)
 def test_a_recording_is_as_loud_as_its_recording_says_whatever_the_genre(genre: str) -> None:
-    song = compose(genre, np.random.default_rng(5), 4.0)
+    rng = np.random.default_rng(5)
+    song = compose(form_artist(genre, rng), rng, 4.0)
     audio = render_song(song, 4.0, SAMPLE_RATE, 2)
     assert audio.shape == (4 * SAMPLE_RATE, 2)
     assert np.abs(audio).max() < 1.0

@@ -96,7 +96,8 @@ def test_a_protocol_says_which_epoch_is_kept(
     def extract(*_: object) -> TrackFeatures:
         certainty = next(certainties)
         probabilities = torch.tensor([[certainty, 1 - certainty, 0.0]] * 4)
-        return TrackFeatures(list("abcd"), probabilities, torch.zeros(4, dtype=torch.long))
+        labels, tags = torch.zeros(4, dtype=torch.long), torch.zeros(4, 0, dtype=torch.uint8)
+        return TrackFeatures(list("abcd"), probabilities, labels, tags, [""] * 4)
 
     monkeypatch.setattr("siamusic_fast.evaluation.features.FeatureExtractor.extract", extract)
     result = finetune(
@@ -290,7 +291,7 @@ def test_processes_share_training_validation_and_test(
 def validation_loss(folder: Path, shard_set: ShardSet) -> float:
     """Return the cross-entropy of the classifier in `folder`, read from its file, by one process."""
     model = load_classifier(folder)
-    _, probabilities, labels = extract_features(
+    _, probabilities, labels, *_ = extract_features(
         lambda mels: model(mels).softmax(dim=1), shard_set, "validation", model.frontend
     )
     return -float(probabilities.gather(1, labels[:, None]).log().mean())

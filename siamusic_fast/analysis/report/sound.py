@@ -53,7 +53,7 @@ def clips(
 
     A shorter track comes whole, and of a track that was packed in segments the first one is taken.
     """
-    tracks = open_tracks(shard_set, [split], labelled_only=True, labels=True)
+    tracks = open_tracks(shard_set, [split], target=shard_set.target)
     numbers = {name: number for number, name in reversed(list(enumerate(tracks.names)))}
     reader = Reader(tracks, frontend)
     try:

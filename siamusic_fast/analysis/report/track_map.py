@@ -73,7 +73,7 @@ def track_map(
     """
     world = world or World()
     encoder = pretrained.build_encoder(world.device)
-    names, features, labels = extract_features(
+    names, features, labels, *_ = extract_features(
         encoder, shard_set, _SPLIT, pretrained.frontend, backend=backend, world=world, progress=progress
     )
     if not features.isfinite().all():

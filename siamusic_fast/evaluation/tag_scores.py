@@ -1,0 +1,142 @@
+"""How good probabilities of tags are: ROC-AUC and PR-AUC of each tag, and their means over tags."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from siamusic_fast.errors import DataError
+from siamusic_fast.evaluation.intervals import RESAMPLES
+
+Array = npt.NDArray[np.float64]
+
+_RESAMPLES_PER_PASS = 100
+"""Bootstrap samples that are scored together, which bounds the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagScore:
+    """Scores of one tag, between 0 and 1. None if no track or every track has the tag."""
+
+    name: str
+    tracks: int
+    """Number of tracks with this tag."""
+    roc_auc: float | None
+    """Probability that a track with the tag gets a higher value than one without; 0.5 by chance."""
+    pr_auc: float | None
+    """Average precision; by chance the share of tracks with the tag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagScores:
+    """Scores of probabilities of tags on some tracks, as the field has them for MagnaTagATune.
+
+    ROC-AUC and PR-AUC are macro averages: the mean over the tags that some tracks have and others have not.
+    """
+
+    tracks: int
+    roc_auc: float
+    pr_auc: float
+    chance: float
+    """PR-AUC by chance: the mean share of tracks with a tag. That of ROC-AUC is 0.5."""
+    tags: tuple[TagScore, ...]
+    intervals: dict[str, tuple[float, float]]
+    """95% bootstrap intervals of `roc_auc` and `pr_auc`, by name."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the tags that no track or every track has, and which no mean has."""
+        return tuple(tag.name for tag in self.tags if tag.roc_auc is None)
+
+
+def tag_scores(
+    probabilities: Tensor, truths: Tensor, names: Sequence[str], *, groups: Sequence[str] = (), seed: int = 0
+) -> TagScores:
+    """Compare `probabilities` of tags with `truths` of 0 and 1, both [tracks, tags].
+
+    Any values do whose order is that of the probabilities, such as logits. The intervals are the middle 95%
+    of what comes out when the tracks, or their `groups` if these are known, are drawn anew with replacement;
+    `seed` is theirs. A tag that no or every drawn track has is left out of the means of that sample.
+
+    Raises DataError if each tag is that of no track or of every track.
+    """
+    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
+    tracks = found.sum(axis=0)
+    scored = np.flatnonzero((tracks > 0) & (tracks < len(found)))
+    if not len(scored):
+        raise DataError(
+            f"each of {len(names)} tags is that of no or every one of {len(found)} tracks, which leaves "
+            f"nothing to be scored: pack tracks with other tags, or other splits."
+        )
+    places = [(values[:, tag], found[:, tag]) for tag in scored.tolist()]
+    ones = np.ones((len(found), 1))
+    by_tag = {
+        tag: [float(score[0]) for score in weighted_aucs(*place, ones)]
+        for tag, place in zip(scored.tolist(), places, strict=True)
+    }
+    roc_auc, pr_auc = np.mean(list(by_tag.values()), axis=0).tolist()
+    return TagScores(
+        tracks=len(found),
+        roc_auc=roc_auc,
+        pr_auc=pr_auc,
+        chance=float(found[:, scored].mean()),
+        tags=tuple(
+            TagScore(name=name, tracks=int(tracks[tag]), roc_auc=auc[0], pr_auc=auc[1])
+            for tag, name in enumerate(names)
+            for auc in [by_tag.get(tag, (None, None))]
+        ),
+        intervals=_intervals(places, _weights(len(found), groups, seed)),
+    )
+
+
+def weighted_aucs(values: Array, truths: npt.NDArray[np.bool_], weights: Array) -> tuple[Array, Array]:
+    """Return ROC-AUC and average precision, each [samples], of `values` [tracks] for `truths` [tracks].
+
+    `weights`, [tracks, samples], say how often each sample has each track. Both are those of scikit-learn:
+    the area under the ROC curve by trapezoids, and the sum of precision times gain of recall over all
+    thresholds. NaN for a sample that has no track of one kind.
+    """
+    order = np.argsort(-values, kind="stable")
+    falls = np.append(0, np.cumsum(np.diff(values[order]) != 0))  # equal values share a threshold
+    ends = np.append(0, np.flatnonzero(np.append(np.diff(falls), 1)) + 1)  # tracks above each threshold
+    seen = np.zeros((len(order) + 1, weights.shape[1]))
+    np.cumsum(weights[order], axis=0, out=seen[1:])
+    hit = np.flatnonzero(truths[order])
+    thresholds, first = np.unique(falls[hit], return_index=True)  # those that a track with the tag passes
+    more_hits = np.add.reduceat(weights[order[hit]], first, axis=0)
+    hits = np.cumsum(more_hits, axis=0)
+    seen_before, seen_then = seen[ends[thresholds]], seen[ends[thresholds + 1]]
+    alarms = (seen_before + seen_then - 2 * hits + more_hits) / 2  # half of those that tie
+    with np.errstate(invalid="ignore"):
+        others = seen[-1] - hits[-1]
+        roc_auc = (more_hits * (others - alarms)).sum(axis=0) / (hits[-1] * others)
+        pr_auc = (more_hits * hits / np.maximum(seen_then, 1)).sum(axis=0) / hits[-1]
+    return roc_auc, np.where(others > 0, pr_auc, np.nan)
+
+
+def _intervals(
+    places: Sequence[tuple[Array, npt.NDArray[np.bool_]]], weights: Array
+) -> dict[str, tuple[float, float]]:
+    """Return the middle 95% of the means over tags, in the samples that `weights` [tracks, samples] draw."""
+    samples = weights.shape[1]
+    sums, counts = np.zeros((2, samples)), np.zeros(samples)
+    for first in range(0, samples, _RESAMPLES_PER_PASS):
+        of_pass = slice(first, first + _RESAMPLES_PER_PASS)
+        drawn = np.ascontiguousarray(weights[:, of_pass])
+        for values, truths in places:
+            scores = np.stack(weighted_aucs(values, truths, drawn))
+            counts[of_pass] += np.isfinite(scores[0])
+            sums[:, of_pass] += np.nan_to_num(scores)
+    means = sums[:, counts > 0] / counts[counts > 0]
+    edges = np.quantile(means, (0.025, 0.975), axis=1).T.tolist()
+    return {name: (low, high) for name, (low, high) in zip(("roc_auc", "pr_auc"), edges, strict=True)}
+
+
+def _weights(tracks: int, groups: Sequence[str], seed: int) -> Array:
+    """Return how often each of `tracks` is in each bootstrap sample, [tracks, samples]."""
+    _, group = np.unique(groups, return_inverse=True) if groups else (None, np.arange(tracks))
+    number = int(group.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
+    return drawn.T[group].astype(np.float64)
