@@ -51,6 +51,17 @@ PROMISES = (
         seconds=2.5,
     ),
     Promise(
+        name="pack worker killed",
+        topic="packing",
+        words="Packing of which a worker is killed at a random moment goes on by itself and ends with "
+        "the same bytes.",
+        test=f"{_HERE}/test_packing.py::test_a_pack_whose_worker_is_killed_goes_on_to_identical_bytes",
+        said=("docs/shards.md: A worker process that dies (killed for lack of memory) is replaced",),
+        tries=20,
+        short=1,
+        seconds=3,
+    ),
+    Promise(
         name="pack stopped at each operation",
         topic="packing",
         words="So does packing that is killed, or finds the disk full, at any of its operations on files.",
@@ -103,11 +114,12 @@ PROMISES = (
     Promise(
         name="deadly file",
         topic="packing",
-        words="A file at which a worker process dies is named, and the next run passes over it.",
+        words="A file at which a worker dies is left out, with its name, if a process that decodes it "
+        "alone dies as well.",
         test="tests/shards/test_resume.py::"
-        "test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run",
-        said=("docs/shards.md: A worker process that dies (killed for lack of memory) ends the run with",),
-        seconds=1,
+        "test_a_file_at_which_a_worker_was_killed_is_left_out_if_one_that_decodes_it_alone_dies_too",
+        said=("docs/shards.md: dies as well, the file is left out",),
+        seconds=3,
     ),
     Promise(
         name="files of others",

@@ -66,13 +66,30 @@ def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
     for number in tries:
         program = typed_command if number == 0 else command
         after = rng.uniform(0.1, 1.0) * seconds * (2 if number == 0 else 1)
-        whom = ("group", "one")[number % 2]  # a worker that is killed alone names the file it was at
+        whom = ("group", "one")[number % 2]
         with tries.attempt(f"{whom} after {after:.3f} s"):
             process = start(program, "shard", music, *_SMALL, folder, log=tmp_path / "log")
             moment(after)
             kill(process, whom)
             end(process, 10)
             assert_goes_on(music, folder, files)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_pack_whose_worker_is_killed_goes_on_to_identical_bytes(
+    music: Path, expected: tuple[dict[str, bytes], float], tmp_path: Path, tries: Tries
+) -> None:
+    files, seconds = expected
+    rng = random.Random(2)
+    folder, log = tmp_path / "set", tmp_path / "log"
+    for _ in tries:
+        after = rng.uniform(0.1, 0.9) * seconds
+        with tries.attempt(f"after {after:.3f} s"):
+            process = start(command, "shard", music, *_SMALL, folder, log=log)
+            moment(after)
+            kill(process, "child")
+            succeed(process, log)
+            assert contents(folder) == files
         shutil.rmtree(folder, ignore_errors=True)
 
 
