@@ -5,7 +5,7 @@ until that has ended well, it has a folder .packing with
 
     lock            what is being packed, as a line of JSON; locked by the packer as long as it lives
     STEM.json       the result of each shard that is finished
-    crashed-files   audio files at which a worker process died, as a list of JSON, if there are any
+    crashed-files   audio files at which every worker process dies, as a list of JSON, if there are any
 """
 
 import dataclasses
@@ -208,7 +208,7 @@ def finished_result(folder: Path, stem: str) -> ShardResult | None:
 
 
 def add_crashed_file(folder: Path, path: str) -> None:
-    """Note that a worker process died at the audio file `path`, so that the next run skips it."""
+    """Note that every worker process dies at the audio file `path`, so that the next run skips it too."""
     paths = crashed_files(folder) | {path}
     with atomic_write(folder / UNFINISHED / _CRASHED) as file:
         file.write(json.dumps(sorted(paths)).encode())
