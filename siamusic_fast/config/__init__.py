@@ -308,6 +308,29 @@ class FinetuneConfig(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the frozen features of an encoder are scored."""
+
+    checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
+    """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
+    cv: Annotated[int | None, Section("Scores"), Positive()] = None
+    """Number of times that all labelled tracks are scored by cross-validation in 5 folds, of whole groups
+    such as artists. None: fits to the training split are scored on the test split."""
+    label_curve: bool = False
+    """Whether the linear probe is scored with 1, 5, 10 and 100% of the labels too."""
+    retrieval_crops: Annotated[int | None, Between(2)] = None
+    """Number of crops of each test track that are compared with each other. None: from 2 to 20, so that there
+    are about 1,000 in all."""
+    backend: Annotated[str, Section("Running"), OneOf(BACKENDS)] = BACKENDS[0]
+    """Engine that computes spectrograms; torch needs no DALI."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of the random encoders, the folds and the intervals."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CropConfig:
     """Where crops are cut from a track that a trained network is to hear."""
 

@@ -75,6 +75,7 @@ def tag_scores(
         for tag, place in zip(scored.tolist(), places, strict=True)
     }
     roc_auc, pr_auc = np.mean(list(by_tag.values()), axis=0).tolist()
+    resampled = _resampled(places, group_weights(groups or [""] * len(found), seed=seed).T)
     return TagScores(
         tracks=len(found),
         roc_auc=roc_auc,
@@ -85,8 +86,22 @@ def tag_scores(
             for tag, name in enumerate(names)
             for auc in [by_tag.get(tag, (None, None))]
         ),
-        intervals=_intervals(places, group_weights(groups or [""] * len(found), seed=seed).T),
+        intervals={name: middle(drawn) for name, drawn in zip(("roc_auc", "pr_auc"), resampled, strict=True)},
     )
+
+
+def resampled_aucs(
+    probabilities: Tensor, truths: Tensor, groups: Sequence[str], *, seed: int = 0
+) -> dict[str, Array]:
+    """Return the bootstrapped `roc_auc` and `pr_auc` of `tag_scores`, each [samples], by name.
+
+    Samples depend on `truths`, `groups` and `seed` alone: those of two encoders can be subtracted.
+    """
+    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
+    scored = np.flatnonzero(found.any(axis=0) & ~found.all(axis=0)).tolist()
+    places = [(values[:, tag], found[:, tag]) for tag in scored]
+    roc_auc, pr_auc = _resampled(places, group_weights(groups, seed=seed).T)
+    return {"roc_auc": roc_auc, "pr_auc": pr_auc}
 
 
 def weighted_aucs(values: Array, truths: npt.NDArray[np.bool_], weights: Array) -> tuple[Array, Array]:
@@ -114,10 +129,11 @@ def weighted_aucs(values: Array, truths: npt.NDArray[np.bool_], weights: Array) 
     return roc_auc, np.where(others > 0, pr_auc, np.nan)
 
 
-def _intervals(
-    places: Sequence[tuple[Array, npt.NDArray[np.bool_]]], weights: Counts
-) -> dict[str, tuple[float, float]]:
-    """Return the middle 95% of the means over tags, in the samples that `weights` [tracks, samples] draw."""
+def _resampled(places: Sequence[tuple[Array, npt.NDArray[np.bool_]]], weights: Counts) -> Array:
+    """Return the means over tags of ROC-AUC and PR-AUC, [2, samples], in samples that `weights` draw.
+
+    `weights` are [tracks, samples]. A sample in which no tag can be scored is left out.
+    """
     samples = weights.shape[1]
     sums, counts = np.zeros((2, samples)), np.zeros(samples)
     for first in range(0, samples, _RESAMPLES_PER_PASS):
@@ -127,5 +143,5 @@ def _intervals(
             scores = np.stack(weighted_aucs(values, truths, drawn))
             counts[of_pass] += np.isfinite(scores[0])
             sums[:, of_pass] += np.nan_to_num(scores)
-    means = sums[:, counts > 0] / counts[counts > 0]
-    return {name: middle(drawn) for name, drawn in zip(("roc_auc", "pr_auc"), means, strict=True)}
+    means: Array = sums[:, counts > 0] / counts[counts > 0]
+    return means

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import warnings
 from typing import Any
@@ -53,7 +52,7 @@ def estimate_frontend(
     check_value("normalization", normalization, OneOf(NORMALIZATIONS))
     mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
     settings = {"mel": dataclasses.asdict(mel), "short_tracks": short_tracks}
-    key = {"shards": _digest(shard_set), **settings, "normalization": normalization}
+    key = {"shards": shard_set.digest, **settings, "normalization": normalization}
     kept = _kept(shard_set)
     for entry in kept:
         if entry["key"] == key:
@@ -107,10 +106,4 @@ def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:
             stacklevel=3,
         )
         return []
-    return [entry for entry in entries if entry["key"].get("shards") == _digest(shard_set)]
-
-
-def _digest(shard_set: ShardSet) -> str:
-    """Return one checksum of all shards, so that values of an earlier packing are not used for these."""
-    sums = sorted(shard.sha256 for shards in shard_set.splits.values() for shard in shards)
-    return hashlib.sha256("".join(sums).encode()).hexdigest()
+    return [entry for entry in entries if entry["key"].get("shards") == shard_set.digest]

@@ -39,6 +39,7 @@ from siamusic_fast.files import (
     open_regular,
     read_regular,
 )
+from siamusic_fast.shards.kept_features import KEPT_FEATURES
 from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, REJECTED, TRACKS, Shard
 from siamusic_fast.shards.tables import PackedTrack, is_table
 
@@ -57,7 +58,9 @@ _NO_OPTIONS = {"source", "shards", "inputs", "software"}
 
 _STEM = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}"
 _TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
-_SET_FILE = re.compile(rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES})(?(temporary)\.tmp)")
+_SET_FILE = re.compile(
+    rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES}|{KEPT_FEATURES})(?(temporary)\.tmp)"
+)
 """Names of the files of a shard set, and of those that are being written (see `files.temporary_name`)."""
 _STATE_FILE = re.compile(rf"(?P<temporary>\.)?(?:{_STEM}\.json|{_CRASHED})(?(temporary)\.tmp)")
 """Names of the files in `UNFINISHED` except the lock, and of those that are being written."""
