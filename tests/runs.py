@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from siamusic_fast import config as settings
-from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.config import Architecture, MelConfig, PretrainConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.methods import method_of
@@ -40,11 +40,17 @@ def save_classifier(folder: Path, **values: object) -> Path:
     """Write a classifier that has learnt nothing, with `values`."""
     head, features = str(values.get("head", "linear")), str(values.get("features", "encoder"))
     saved = {
-        **{"backbone": "resnet18", "head": head, "features": features, "epoch": 1, "projection": {}},
+        **{
+            "architecture": {"backbone": "resnet18"},
+            "head": head,
+            "features": features,
+            "epoch": 1,
+            "projection": {},
+        },
         "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
         "pretrained_on": ["training"],
-        "model": Classifier("resnet18", 3, head=head, features=features).state_dict(),
+        "model": Classifier(Architecture("resnet18"), 3, head=head, features=features).state_dict(),
     }
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})

@@ -10,6 +10,10 @@ from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
+STEMS = ("standard", "keep-frequency")
+"""First layers of an encoder: those of its paper, or ones that make time shorter and keep every mel band."""
+POOLINGS = ("mean", "mean-max")
+"""How an encoder makes one vector of its last features."""
 CODECS = ("wav", "flac", "ogg")
 """Ways to store the audio of a shard set, which are also the endings of the audio files in a shard."""
 BACKENDS = ("dali", "torch")
@@ -18,6 +22,8 @@ CROPS = ("same", "independent")
 """Which moments of a track the two views show: the same one, as in the paper, or one each."""
 SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
+NORMALIZATIONS = ("global", "band")
+"""What shares a mean and a standard deviation: all mel bands, as in the paper, or each band has its own."""
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine")
 PROJECTION_DIMS = {"simsiam": 2048, "simclr": 128, "vicreg": 8192, "byol": 256}
@@ -106,6 +112,23 @@ class MelConfig:
         return self.samples // self.hop_length + 1
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """What an encoder is built as; weights fit only the architecture that they were trained in.
+
+    Its values are those of the settings with the same names. The defaults are torchvision's networks.
+    """
+
+    backbone: str
+    stem: str = STEMS[0]
+    pooling: str = POOLINGS[0]
+
+    def __post_init__(self) -> None:
+        check_value("backbone", self.backbone, OneOf(BACKBONES))
+        check_value("stem", self.stem, OneOf(STEMS))
+        check_value("pooling", self.pooling, OneOf(POOLINGS))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
     """Settings that pre-training and fine-tuning share."""
@@ -150,11 +173,20 @@ class PretrainConfig(CommonConfig):
     """Largest distance between the starts of independent crops, in seconds. None: anywhere in the track."""
     short_tracks: Annotated[str, OneOf(SHORT_TRACKS)] = SHORT_TRACKS[0]
     """What is done with a track that is shorter than a crop: it is repeated, or padded with silence."""
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = NORMALIZATIONS[0]
+    """Mean and standard deviation that normalize spectrograms: global, one of each for all mel bands; band,
+    one of each for every mel band."""
     window: Annotated[int | None, Positive()] = None
     """Number of shards whose tracks are shuffled together, for disks and networks that are slow at random
     reads. None: all shards."""
     backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
     """Network that encodes a spectrogram."""
+    stem: Annotated[str, OneOf(STEMS)] = STEMS[0]
+    """First layers of the network: standard, as in its paper; keep-frequency, whose strides shorten time
+    alone, so that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
+    pooling: Annotated[str, OneOf(POOLINGS)] = POOLINGS[0]
+    """How the last features become one vector: their mean; or mean-max, the mean over frequency, and of that
+    the mean over time plus the maximum over time (Kong et al. 2020)."""
     method: Annotated[str, OneOf(METHODS)] = METHODS[0]
     """What the encoder learns by: simsiam (Chen & He 2021), as in the paper; simclr (Chen et al. 2020);
     vicreg (Bardes, Ponce, LeCun 2022); byol (Grill et al. 2020)."""
@@ -192,6 +224,11 @@ class PretrainConfig(CommonConfig):
     """Whether torch.compile is used. None: on GPUs."""
     knn_every: Annotated[int, Between(0)] = 5
     """Number of epochs between two measurements of the kNN accuracy on validation tracks; 0: none."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the encoder is built as."""
+        return Architecture(self.backbone, self.stem, self.pooling)
 
     @property
     def width(self) -> int:
@@ -269,6 +306,29 @@ class FinetuneConfig(CommonConfig):
             raise ConfigError(
                 "A frozen encoder does not learn: leave out encoder_lr and layer_decay, or freeze."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the frozen features of an encoder are scored."""
+
+    checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
+    """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
+    cv: Annotated[int | None, Section("Scores"), Positive()] = None
+    """Number of times that all labelled tracks are scored by cross-validation in 5 folds, of whole groups
+    such as artists. None: fits to the training split are scored on the test split."""
+    label_curve: bool = False
+    """Whether the linear probe is scored with 1, 5, 10 and 100% of the labels too."""
+    retrieval_crops: Annotated[int | None, Between(2)] = None
+    """Number of crops of each test track that are compared with each other. None: from 2 to 20, so that there
+    are about 1,000 in all."""
+    backend: Annotated[str, Section("Running"), OneOf(BACKENDS)] = BACKENDS[0]
+    """Engine that computes spectrograms; torch needs no DALI."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of the random encoders, the folds and the intervals."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,11 @@ def parse_recipe(text: str) -> Recipe:
     return tuple(_augmentation(item) for item in tree.elts)
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """Return the text that `parse_recipe` reads as `recipe`, whose augmentations have names."""
+    return ",".join(map(_augmentation_text, recipe)) or "none"
+
+
 def to_recipe(aug: str | Recipe, mel: MelConfig) -> Recipe:
     """Return `aug`, or what `parse_recipe` reads from it; raise `ConfigError` if it does not fit `mel`."""
     recipe = _checked(aug)
@@ -124,6 +129,16 @@ def _augmentation(item: ast.expr) -> Augmentation:
             f"{ast.unparse(item)} must have numbers as its parameters, such as p=0.5."
         ) from error
     return kind(**values)
+
+
+def _augmentation_text(augmentation: Augmentation) -> str:
+    """Return the name of an augmentation, with the parameters that are not its defaults."""
+    values = ",".join(
+        f"{field.name}={getattr(augmentation, field.name)!r}"
+        for field in dataclasses.fields(augmentation)
+        if getattr(augmentation, field.name) != field.default
+    )
+    return f"{aug_name(augmentation)}({values})" if values else aug_name(augmentation)
 
 
 def _kind(name: str) -> type[Augmentation]:

@@ -223,7 +223,11 @@ def _loaders(
 def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) -> Classifier:
     """Return a classifier whose encoder, and projector if it has one, are pre-trained as `config` says."""
     classifier = Classifier(
-        pretrained.backbone, classes, head=config.head, features=config.features, **pretrained.projection
+        pretrained.architecture,
+        classes,
+        head=config.head,
+        features=config.features,
+        **pretrained.projection,
     )
     if not config.from_scratch:
         classifier.encoder.load_state_dict(pretrained.encoder)
@@ -239,7 +243,7 @@ def _save_classifier(
 ) -> None:
     """Write the classifier, and what `evaluate` needs to know of it."""
     values = {
-        "backbone": pretrained.backbone,
+        "architecture": asdict(pretrained.architecture),
         "head": config.head,
         "features": config.features,
         "projection": pretrained.projection,

@@ -111,7 +111,7 @@ def pretrain(
         torch.manual_seed(config.seed)
         network = place(method_of(config), world.device)
         if config.init and not saved:
-            load_init(network.encoder, config.init, config.backbone)
+            load_init(network.encoder, config.init)
         optimizer = optimizer_of(config, network)
         ddp = world.wrap(network, sync_batchnorm=config.synchronizes_batchnorm)
         model = _compiled_and_rehearsed(ddp, config, world)
@@ -227,7 +227,13 @@ def _loader(
     """Return the loader of a run, with the frontend of its checkpoint or else one that is estimated."""
 
     def estimate() -> dict[str, Any]:
-        return estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks).dump()
+        return estimate_frontend(
+            shard_set,
+            config.mel,
+            progress,
+            short_tracks=config.short_tracks,
+            normalization=config.normalization,
+        ).dump()
 
     values = saved["frontend"] if saved else world.once(estimate)
     return TwoViewLoader(

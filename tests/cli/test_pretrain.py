@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -331,6 +332,13 @@ def test_a_terminal_shows_every_figure_in_one_panel_and_warns_of_a_collapse() ->
             task.advance(12, values={**VALUES, "encoder_rank": rank, "highest_rank": highest})
             time.sleep(0.3)
             assert ("low rank" in screen.getvalue().rsplit(TASK, 1)[1]) == warned
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_processes_that_train_together_get_what_shows_their_figures(quiet: bool) -> None:
+    shown = pickle.loads(pickle.dumps(training_progress(quiet, PretrainConfig())))
+    with shown.task(TASK, 40, "steps") as task:
+        task.advance(10, values=VALUES)
 
 
 def test_a_pipe_gets_lines_now_and_then_and_all_news(capsys: pytest.CaptureFixture[str]) -> None:

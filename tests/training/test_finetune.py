@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from siamusic_fast.config import FinetuneConfig, PretrainConfig
+from siamusic_fast.config import Architecture, FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import evaluate
 from siamusic_fast.evaluation.features import TrackFeatures, extract_features
@@ -213,7 +213,7 @@ def test_crops_are_augmented_if_asked_and_never_mixed(
 
 def test_rates_fall_from_the_head_to_the_first_layer() -> None:
     with torch.device("meta"):
-        classifier = Classifier("resnet18", 8, features="projector")
+        classifier = Classifier(Architecture("resnet18"), 8, features="projector")
     groups = learning_rates(classifier, config(lr=1e-2, encoder_lr=1e-3, layer_decay=0.5))
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     found = {name: rates[id(parameter)] for name, parameter in classifier.named_parameters()}
