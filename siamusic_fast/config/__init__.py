@@ -137,6 +137,9 @@ class CommonConfig:
     """Engine that computes spectrograms and augmentations; torch needs no DALI."""
     seed: Annotated[int, Between(0, MAX_SEED)] = 0
     """Seed of everything that is random."""
+    checkpoint_minutes: Annotated[float, Positive()] = 15.0
+    """Time between two checkpoints, in minutes. There is one more when training ends or is stopped, and in
+    pre-training whenever the kNN accuracy is the best so far."""
     keep_going: bool = False
     """Whether training goes on if a checkpoint cannot be written, such as on a full disk. The last checkpoint
     stays whole, and the one at the end of training has to be written in any case."""
@@ -221,8 +224,6 @@ class PretrainConfig(CommonConfig):
     """Whether torch.compile is used. None: on GPUs."""
     knn_every: Annotated[int, Between(0)] = 5
     """Number of epochs between two measurements of the kNN accuracy on validation tracks; 0: none."""
-    checkpoint_minutes: Annotated[float, Positive()] = 15.0
-    """Longest time between two checkpoints, in minutes; there is one at the end of each epoch too."""
 
     @property
     def architecture(self) -> Architecture:
