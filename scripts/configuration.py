@@ -12,6 +12,7 @@ from siamusic_fast.config import (
     preset_defaults,
 )
 from siamusic_fast.config.fields import Between, Positive, Setting, settings_of
+from siamusic_fast.config.studies import AblateConfig, ReproduceConfig
 from siamusic_fast.shards.pack import PackConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -40,6 +41,8 @@ SECTIONS = (
     ("Pre-training: `siamusic-fast pretrain`", "PretrainConfig", PretrainConfig),
     ("Mel spectrogram: `siamusic-fast pretrain`, under `mel:` in a file", "MelConfig", MelConfig),
     ("Fine-tuning: `siamusic-fast finetune`", "FinetuneConfig", FinetuneConfig),
+    ("The paper's grid: `siamusic-fast reproduce`", "ReproduceConfig", ReproduceConfig),
+    ("Parts of a recipe: `siamusic-fast ablate`", "AblateConfig", AblateConfig),
     ("Embedding: `siamusic-fast embed`", "EmbedConfig", EmbedConfig),
     ("Packing: `siamusic-fast shard`", "PackConfig", PackConfig),
 )
