@@ -3,7 +3,14 @@
 import sys
 from pathlib import Path
 
-from siamusic_fast.config import EmbedConfig, FinetuneConfig, MelConfig, PretrainConfig, preset_defaults
+from siamusic_fast.config import (
+    EmbedConfig,
+    FinetuneConfig,
+    MelConfig,
+    PretrainConfig,
+    ProbeConfig,
+    preset_defaults,
+)
 from siamusic_fast.config.fields import Between, Positive, Setting, settings_of
 from siamusic_fast.shards.pack import PackConfig
 
@@ -33,6 +40,7 @@ SECTIONS = (
     ("Pre-training: `siamusic-fast pretrain`", "PretrainConfig", PretrainConfig),
     ("Mel spectrogram: `siamusic-fast pretrain`, under `mel:` in a file", "MelConfig", MelConfig),
     ("Fine-tuning: `siamusic-fast finetune`", "FinetuneConfig", FinetuneConfig),
+    ("Probes: `siamusic-fast probe`", "ProbeConfig", ProbeConfig),
     ("Embedding: `siamusic-fast embed`", "EmbedConfig", EmbedConfig),
     ("Packing: `siamusic-fast shard`", "PackConfig", PackConfig),
 )
@@ -43,7 +51,7 @@ processes.
 """
 TAIL = """
 `predict` has `crops` and `hop_seconds` of embedding, `similar` has `checkpoint`.
-`probe` has `checkpoint`, `backend` and `seed` of fine-tuning, `evaluate` has `backend` and `seed`.
+`evaluate` has `backend` and `seed` of fine-tuning.
 `preview` has `aug`, `crops`, `max_distance`, `short_tracks` and `seed` of pre-training, and `seconds`.
 Without `sample_rate`, `pretrain` takes that of the shards.
 """
