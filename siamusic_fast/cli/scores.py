@@ -25,7 +25,7 @@ def evaluate(run: Path, common: CommonOptions, **settings: Any) -> None:
     tracks. Writes results.json, predictions.csv and confusion.png.
 
     \b
-    siamusic-fast evaluate runs/20260102-030405-image-resnet50
+    siamusic-fast evaluate runs/20260102-030405-music-resnet50
     """
     from siamusic_fast.evaluation.checks import check_evaluation
     from siamusic_fast.processes.environment import processes_wanted
@@ -62,7 +62,7 @@ def probe(run: Path, common: CommonOptions, **settings: Any) -> None:
     interval of the paired difference. Writes results.json and probes.png.
 
     \b
-    siamusic-fast probe runs/20260102-030405-image-resnet50
+    siamusic-fast probe runs/20260102-030405-music-resnet50
     siamusic-fast probe runs/first --cv 4 --label-curve
     """
     from siamusic_fast.evaluation.checks import check_probe

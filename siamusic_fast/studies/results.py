@@ -136,7 +136,7 @@ class _TestTracks:
     def __init__(self, study: Study) -> None:
         self.classes = study.test.classes
         found = {
-            track.track_id: (self.classes.index(track.genre), getattr(track, "group", ""))
+            track.track_id: (self.classes.index(track.genre), track.group)
             for track in read_tracks(study.test.folder)
             if track.split == "test" and track.genre
         }

@@ -143,10 +143,11 @@ def finetune(
                     state.losses.append(loss.detach())
                     task.advance(per_step, note=note)
 
-                    # ---- Save, if the run is to stop
-                    (stop,) = world.max(signals.received)
+                    # ---- Save
+                    stop, due = world.max(signals.received, state.checkpoint_due)
+                    if stop or due:
+                        state.save(last=bool(stop))
                     if stop:
-                        state.save(last=True)
                         raise Stopped(stop)
 
                 # ---- Score
@@ -170,7 +171,7 @@ def finetune(
                 )
                 note = f"epoch {epoch}: loss {validation_loss:.3f}, accuracy {accuracy:.1%} on validation"
 
-                # ---- Save
+                # ---- Save what is best or last
                 kept, last = state.figures, epoch == config.epochs
                 if config.protocol == "paper" or (accuracy, -validation_loss) > (kept.accuracy, -kept.loss):
                     state.figures = FinetuneFigures(kept_epoch=epoch, accuracy=accuracy, loss=validation_loss)
@@ -179,7 +180,8 @@ def finetune(
                         state.figures = kept
                 state.epoch = epoch
                 state.losses.clear()
-                state.save(last=last)
+                if last:
+                    state.save(last=True)
 
     return FinetuneResult(
         folder=folder.path,
