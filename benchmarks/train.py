@@ -19,10 +19,11 @@ from siamusic_fast.bench import train
 from siamusic_fast.bench.report import Measurement, Ratio
 from siamusic_fast.bench.stages import Setup, loader_workload
 from siamusic_fast.bench.timing import Timing, Workload, calls, measure_in_turns
-from siamusic_fast.bench.train import RESIDENT, WITH_DALI, TrainingStep, Views, noise
+from siamusic_fast.bench.train import RESIDENT, WITH_DALI, noise, training_step
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.models.methods import method_of
 from siamusic_fast.progress import SILENT, Progress
+from siamusic_fast.training.training_step import Views
 
 WITH_PAPER = "train: the paper's loader"
 PAPERS_STEP = "train: resident batch, the paper's step"
@@ -39,7 +40,7 @@ def measure(setup: Setup, aug: str, backbone: str, timing: Timing, progress: Pro
     (CUDA_LAUNCH_BLOCKING=1), in a process of its own.
     """
     report = train.measure(setup, aug, backbone, timing, progress)
-    step, notes = TrainingStep(backbone, setup), list(report.notes)
+    step, notes = training_step(backbone, setup), list(report.notes)
     resident = replace(train.resident_workload(step, setup), name=f"{RESIDENT}, beside the paper's")
     workloads = [
         resident,

@@ -10,7 +10,7 @@ FLOORS = [
     for names in (
         *("errors", "files progress", "config", "folder_lock frontend", "processes", "audio", "shards"),
         *("synthetic pipelines", "embedding", "models", "evaluation", "inference", "training", "analysis"),
-        *("bench", "cli"),
+        *("studies", "bench", "cli"),
     )
 ]
 """The rooms, as sub-packages and modules: each imports from lower floors only, which stand before its own."""

@@ -179,8 +179,18 @@ def decibel_range(found: list[Example]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
-    """Write a PNG to `path`: a row per track with original, view 1 and view 2, on one scale of dB."""
+def draw(
+    found: list[Example],
+    mel: MelConfig,
+    title: str,
+    path: Path,
+    *,
+    names: tuple[str, str] = ("View 1", "View 2"),
+) -> None:
+    """Write a PNG to `path`: a row per track with the original and two views, on one scale of dB.
+
+    `names` are the titles of the views.
+    """
     figure = Figure(figsize=(12, 1.2 + 1.9 * len(found)), layout="constrained")
     axes = figure.subplots(len(found), 3, sharex=True, sharey=True, squeeze=False)
     low, high = decibel_range(found)
@@ -188,7 +198,7 @@ def draw(found: list[Example], mel: MelConfig, title: str, path: Path) -> None:
         pictures = (view.decibels for view in (example.original, *example.views))
         done = (
             "Original",
-            *(f"View {n}: {view.done or 'unchanged'}" for n, view in enumerate(example.views, 1)),
+            *(f"{name}: {one.done or 'unchanged'}" for name, one in zip(names, example.views, strict=True)),
         )
         for axis, picture, text in zip(row, pictures, done, strict=True):
             image = axis.imshow(
@@ -227,9 +237,9 @@ def _computed(plan: Plan) -> list[list[ShownView]]:
     reader, engine = Reader(plan.tracks, plan.frontend), TorchEngine(plan, torch.device("cpu"))
     batch = plan.batch((0, 0))
     pcm, images = read_and_compute(batch, reader, engine)
-    found = []
+    (mean, std), found = plan.frontend.statistics, []
     for number, view in enumerate(batch.views):
-        decibels = images[number][:, 0].numpy() * plan.frontend.std + plan.frontend.mean
+        decibels = images[number][:, 0].numpy() * std + mean
         waves = final_waves(batch, pcm, number, plan)
         tempos = np.ones(plan.batch_size) if view.stretch is None else view.stretch
         found.append(

@@ -15,7 +15,7 @@ from siamusic_fast.bench.stages import (
     stages,
 )
 from siamusic_fast.bench.timing import Timing, measure_in_turns, waiting_of
-from siamusic_fast.bench.train import RESIDENT, WITH_DALI, TrainingStep, fed_workload, resident_workload
+from siamusic_fast.bench.train import RESIDENT, WITH_DALI, fed_workload, resident_workload, training_step
 from siamusic_fast.progress import SILENT, Progress
 
 TRAINING, TOGETHER, LOADER = "training on a resident batch", "training with the loader", "loader alone"
@@ -69,7 +69,7 @@ def examine(
 
     Raises `ConfigError` if training would refuse the options.
     """
-    step = TrainingStep(backbone, setup)
+    step = training_step(backbone, setup)
     plan, ours = plan_stage(setup, aug), loader_workload(setup, aug)
     resident, fed = resident_workload(step, setup), fed_workload(WITH_DALI, ours, step, setup.device)
     other = [loader_workload(setup, aug, "torch")] if setup.device.type == "cpu" else []

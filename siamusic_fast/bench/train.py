@@ -5,26 +5,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from siamusic_fast.bench.report import Ratio, Report, named
 from siamusic_fast.bench.stages import Setup, loader_workload
 from siamusic_fast.bench.timing import Stream, Timing, Workload, calls, measure_in_turns
 from siamusic_fast.config import PretrainConfig
-from siamusic_fast.models.methods import method_of
-from siamusic_fast.models.networks import place
-from siamusic_fast.models.precision import autocast
-from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.training.compiling import compiled
-from siamusic_fast.training.pretrain import optimizer_of
 from siamusic_fast.training.run_log import Stopwatch
+from siamusic_fast.training.training_step import TrainingStep, Views
 
 RESIDENT = "train: resident batch"
 WITH_DALI = "train: DALI loader"
 WITH_TORCH = "train: torch loader"
 
-Views = tuple[Tensor, Tensor]
 Step = Callable[[Views], None]
 """Trains on the two views of a batch."""
 
@@ -36,7 +29,7 @@ def measure(setup: Setup, aug: str, backbone: str, timing: Timing, progress: Pro
     the share of the time that the step waits for data is measured as well. Raises `ConfigError` if training
     would refuse the options.
     """
-    step = TrainingStep(backbone, setup)
+    step = training_step(backbone, setup)
     fed = {WITH_DALI: loader_workload(setup, aug), WITH_TORCH: loader_workload(setup, aug, "torch")}
     workloads = [
         resident_workload(step, setup),
@@ -53,30 +46,10 @@ def measure(setup: Setup, aug: str, backbone: str, timing: Timing, progress: Pro
     )
 
 
-class TrainingStep:
-    """The step of `training.pretrain` with the defaults of `PretrainConfig`, in one process.
-
-    Nothing is logged or saved, and the learning rate, which is constant by default, is not set anew.
-    """
-
-    def __init__(self, backbone: str, setup: Setup) -> None:
-        config = PretrainConfig(backbone=backbone, batch_size=setup.batch_size)
-        torch.manual_seed(config.seed)
-        self._device = setup.device
-        network = place(method_of(config), self._device)
-        self._model: nn.Module = network
-        self._optimizer = optimizer_of(config, network)
-        if config.compiles_on(self._device.type):
-            example = torch.zeros(setup.view_shape, device=self._device)
-            self._model = compiled(self._model, example, World(device=self._device))
-
-    def __call__(self, views: Views) -> None:
-        """Take one step."""
-        with autocast(self._device):
-            loss = self._model(*views).loss
-        loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+def training_step(backbone: str, setup: Setup) -> TrainingStep:
+    """Return the step of pre-training `backbone` with the defaults of `PretrainConfig`, in one process."""
+    config = PretrainConfig(mel=setup.frontend.mel, backbone=backbone, batch_size=setup.batch_size)
+    return TrainingStep(config, setup.device, compiles=config.compiles_on(setup.device.type))
 
 
 def resident_workload(step: Step, setup: Setup) -> Workload:

@@ -33,6 +33,8 @@ COMMANDS = {
     "similar": "Find the tracks that sound most like one.",
     "export": "Write a network to a file for other programs.",
     "report": "Write a page about runs, with sound.",
+    "reproduce": "Train the grid of the paper, and write its table.",
+    "ablate": "Say what each augmentation of a recipe adds.",
     "bench": "Measure how fast it is.",
     "demo": "Run everything on a small synthetic corpus.",
 }

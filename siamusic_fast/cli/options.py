@@ -13,11 +13,17 @@ import rich_click as click
 from siamusic_fast.cli import config_file
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.config.fields import Between, Setting, settings_of
+from siamusic_fast.config.studies import AblateConfig, ReproduceConfig
 from siamusic_fast.errors import DeviceError
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATA = "fma_medium"
-_OF_SEVERAL_WORDS = {setting.name for setting in settings_of(PretrainConfig) if setting.kind is tuple}
+_OF_SEVERAL_WORDS = {
+    setting.name
+    for config in (PretrainConfig, ReproduceConfig, AblateConfig)
+    for setting in settings_of(config)
+    if setting.kind is tuple
+}
 _METAVARS: dict[type, str] = {int: "N", float: "X"}
 
 

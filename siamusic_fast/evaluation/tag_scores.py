@@ -67,7 +67,7 @@ def tag_scores(
     aucs = {tag: _aucs(*place) for tag, place in scored.items()}
     roc_auc, pr_auc = np.mean(list(aucs.values()), axis=0).tolist()
     counts = (truths > 0).sum(dim=0).tolist()
-    weights = group_weights(groups or [""] * len(truths), seed=seed).T
+    resampled = resampled_aucs(probabilities, truths, groups or [""] * len(truths), seed=seed)
     return TagScores(
         tracks=len(truths),
         roc_auc=roc_auc,
@@ -78,7 +78,7 @@ def tag_scores(
             for tag, name in enumerate(names)
             for roc, pr in [aucs.get(tag, (None, None))]
         ),
-        intervals=_intervals(list(scored.values()), weights),
+        intervals={name: middle(drawn) for name, drawn in resampled.items()},
     )
 
 
@@ -87,6 +87,18 @@ def macro_aucs(probabilities: Tensor, truths: Tensor) -> tuple[float, float]:
     found = _scored(probabilities, truths)
     roc_auc, pr_auc = np.mean([_aucs(*place) for place in found.values()], axis=0).tolist()
     return roc_auc, pr_auc
+
+
+def resampled_aucs(
+    probabilities: Tensor, truths: Tensor, groups: Sequence[str], *, seed: int = 0
+) -> dict[str, Array]:
+    """Return the bootstrapped `roc_auc` and `pr_auc` of `tag_scores`, each [samples], by name.
+
+    Samples depend on `truths`, `groups` and `seed` alone: those of two encoders can be subtracted.
+    """
+    places = list(_scored(probabilities, truths).values())
+    roc_auc, pr_auc = _resampled(places, group_weights(groups, seed=seed).T)
+    return {"roc_auc": roc_auc, "pr_auc": pr_auc}
 
 
 def _scored(probabilities: Tensor, truths: Tensor) -> dict[int, tuple[Array, Truths]]:
@@ -135,8 +147,11 @@ def weighted_aucs(values: Array, truths: Truths, weights: Array) -> tuple[Array,
     return roc_auc, np.where(others > 0, pr_auc, np.nan)
 
 
-def _intervals(places: Sequence[tuple[Array, Truths]], weights: Counts) -> dict[str, tuple[float, float]]:
-    """Return the middle 95% of the means over tags, in the samples that `weights` [tracks, samples] draw."""
+def _resampled(places: Sequence[tuple[Array, Truths]], weights: Counts) -> Array:
+    """Return the means over tags of ROC-AUC and PR-AUC, [2, samples], in samples that `weights` draw.
+
+    `weights` are [tracks, samples]. A sample in which no tag can be scored is left out.
+    """
     samples = weights.shape[1]
     sums, counts = np.zeros((2, samples)), np.zeros(samples)
     for first in range(0, samples, _RESAMPLES_PER_PASS):
@@ -146,5 +161,5 @@ def _intervals(places: Sequence[tuple[Array, Truths]], weights: Counts) -> dict[
             scores = np.stack(weighted_aucs(values, truths, drawn))
             counts[of_pass] += np.isfinite(scores[0])
             sums[:, of_pass] += np.nan_to_num(scores)
-    means = sums[:, counts > 0] / counts[counts > 0]
-    return {name: middle(drawn) for name, drawn in zip(("roc_auc", "pr_auc"), means, strict=True)}
+    means: Array = sums[:, counts > 0] / counts[counts > 0]
+    return means

@@ -1,6 +1,6 @@
 """Recipes: tuples of augmentations in the order in which they are applied, and the text that `--aug` takes.
 
-image                       a recipe of the paper
+music                       a recipe by its name
 mask,cutout                 two augmentations with their defaults
 cutmix(p=0.3),hflip         one of them with another probability
 """
@@ -45,8 +45,23 @@ _AUDIO, _IMAGE = (
         ("cutmix", "mixup", "mask", "hflip", "vflip", "cutout"),
     )
 )
-RECIPES: dict[str, Recipe] = {"image": _IMAGE, "audio": _AUDIO, "both": _AUDIO + _IMAGE, "none": ()}
-"""The recipes of the paper, in the order of Table 1, and both of them one after the other."""
+_MUSIC = (
+    waves.Gain(),
+    waves.Noise(p=0.3, min_snr=20.0),
+    images.Tilt(),
+    images.RandomResizedCrop(min_mels=0.8, min_frames=0.6),
+    images.FrequencyMask(p=0.3, count=1, max_mels=0.2),
+    images.TimeMask(p=0.3, count=1),
+)
+RECIPES: dict[str, Recipe] = {
+    "music": _MUSIC,
+    "image": _IMAGE,
+    "audio": _AUDIO,
+    "both": _AUDIO + _IMAGE,
+    "none": (),
+}
+"""The recipe of the preset `music`; those of the paper, in the order of Table 1; and both of the paper's one
+after the other."""
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -67,6 +82,11 @@ def parse_recipe(text: str) -> Recipe:
             f"line --aug)."
         )
     return tuple(_augmentation(item) for item in tree.elts)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return the text that `parse_recipe` reads as `recipe`, whose augmentations have names."""
+    return ",".join(map(_augmentation_text, recipe)) or "none"
 
 
 def to_recipe(aug: str | Recipe, mel: MelConfig) -> Recipe:
@@ -124,6 +144,16 @@ def _augmentation(item: ast.expr) -> Augmentation:
             f"{ast.unparse(item)} must have numbers as its parameters, such as p=0.5."
         ) from error
     return kind(**values)
+
+
+def _augmentation_text(augmentation: Augmentation) -> str:
+    """Return the name of an augmentation, with the parameters that are not its defaults."""
+    values = ",".join(
+        f"{field.name}={getattr(augmentation, field.name)!r}"
+        for field in dataclasses.fields(augmentation)
+        if getattr(augmentation, field.name) != field.default
+    )
+    return f"{aug_name(augmentation)}({values})" if values else aug_name(augmentation)
 
 
 def _kind(name: str) -> type[Augmentation]:

@@ -153,10 +153,11 @@ def finetune(
                     state.losses.append(loss.detach())
                     task.advance(per_step, note=note)
 
-                    # ---- Save, if the run is to stop
-                    (stop,) = world.max(signals.received)
+                    # ---- Save
+                    stop, due = world.max(signals.received, state.checkpoint_due)
+                    if stop or due:
+                        state.save(last=bool(stop))
                     if stop:
-                        state.save(last=True)
                         raise Stopped(stop)
 
                 # ---- Score
@@ -180,7 +181,7 @@ def finetune(
                 )
                 note = f"epoch {epoch}: loss {found.loss:.3f}, {score} on validation"
 
-                # ---- Save
+                # ---- Save what is best or last
                 kept, last = state.figures, epoch == config.epochs
                 if config.protocol == "paper" or found.rank > kept.rank:
                     state.figures = found
@@ -189,7 +190,8 @@ def finetune(
                         state.figures = kept
                 state.epoch = epoch
                 state.losses.clear()
-                state.save(last=last)
+                if last:
+                    state.save(last=True)
 
     return FinetuneResult(
         folder=folder.path,
@@ -235,7 +237,7 @@ def _classifier(config: FinetuneConfig, pretrained: Pretrained, shard_set: Shard
     """Return a classifier whose encoder, and projector if it has one, are pre-trained as `config` says."""
     assert config.target is not None
     classifier = Classifier(
-        pretrained.backbone,
+        pretrained.architecture,
         len(shard_set.names(config.target)),
         head=config.head,
         features=config.features,
@@ -280,7 +282,7 @@ def _save_classifier(
 ) -> None:
     """Write the classifier, and what `evaluate` needs to know of it."""
     values = {
-        "backbone": pretrained.backbone,
+        "architecture": asdict(pretrained.architecture),
         "head": config.head,
         "features": config.features,
         "projection": pretrained.projection,

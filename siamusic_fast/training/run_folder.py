@@ -137,7 +137,9 @@ class RunFolder:
         """Raise ConfigError or DataError if this job cannot go on exactly from the checkpoint `saved`."""
         before, epochs = saved["config"].get("epochs"), self.config.epochs
         may_change = (*_MAY_CHANGE, "epochs") if before and epochs > before else _MAY_CHANGE
-        differing = [name for name in _differing(saved["config"], self.values) if name not in may_change]
+        differing = [
+            name for name in differing_settings(saved["config"], self.values) if name not in may_change
+        ]
         if differing == ["epochs"]:
             raise ConfigError(
                 f"epochs = {epochs} is less than the {before} of {self.path}: it can only become more "
@@ -166,13 +168,13 @@ class RunFolder:
             )
 
 
-def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def differing_settings(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Return the names of the settings that differ, such as lr or mel.seconds."""
     differing = []
     for name in sorted({**one, **other}, key=[*other, *one].index):
         value, others = one.get(name), other.get(name)
         if isinstance(value, dict) and isinstance(others, dict):
-            differing += [f"{name}.{inner}" for inner in _differing(value, others)]
+            differing += [f"{name}.{inner}" for inner in differing_settings(value, others)]
         elif value != others:
             differing.append(name)
     return differing

@@ -114,7 +114,7 @@ def test_what_training_refuses_is_refused(shard_set: ShardSet) -> None:
 
 
 def test_everything_on_the_way_is_measured(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "TrainingStep", lambda *arguments: lambda views: None)
+    monkeypatch.setattr(doctor, "training_step", lambda *arguments: lambda views: None)
     setup = prepare(shard_set, batch_size=2, device=torch.device("cpu"), loader_threads=1)
     found = examine(setup, "none", "resnet18", 2, Timing(windows=1, seconds=0.05))
     assert set(found.rates) == set(STAGES.values())

@@ -189,20 +189,14 @@ def _sound(wave: NDArray[np.float32], sample_rate: int) -> str:
 
 def _rendered(values: dict[str, Any]) -> bytes:
     """Return the page of `values`, with Bokeh's script and all else inlined."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(_HERE)
     environment.policies["json.dumps_kwargs"] = {}  # no sorted keys: Bokeh defines a model before it names it
-    environment.filters |= {"percent": "{:.1%}".format, "auc": "{:.3f}".format, "track_values": _track_values}
+    environment.filters |= {"auc": "{:.3f}".format, "track_values": _track_values}
     defaults: dict[str, Any] = {"problems": [], "classes": [], "legend": [], "map_item": None}
     text = environment.get_template("page.html").render(
         defaults | values,
         bokeh=Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw,
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        style=style(),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         differing=_differing(values["runs"]),
         scored=[(run.name, name, one) for run in values["runs"] for name, one in run.scored.items()],
@@ -210,6 +204,24 @@ def _rendered(values: dict[str, Any]) -> bytes:
         version=__version__,
     )
     return text.encode()
+
+
+def templates(folder: Path) -> Environment:
+    """Return what reads the templates of pages in `folder`."""
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = "{:.1%}".format
+    return environment
+
+
+def style() -> str:
+    """Return the style sheet of pages."""
+    return (_HERE / "page.css").read_text(encoding="utf-8")
 
 
 def _track_values(track: MappedTrack) -> dict[str, Any]:

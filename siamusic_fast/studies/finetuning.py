@@ -1,0 +1,17 @@
+"""The fine-tuning of a study's cells, with the settings of Kim, Hong, Lee 2022, section 4."""
+
+from siamusic_fast.config import FinetuneConfig
+from siamusic_fast.config.studies import StudyConfig
+
+
+def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneConfig:
+    """Return the settings of fine-tuning under `protocol` in so many processes."""
+    return FinetuneConfig(
+        protocol=protocol,
+        epochs=config.finetune_epochs,
+        batch_size=max(1, config.batch_size // processes),
+        backend=config.backend,
+        seed=config.seed,
+        keep_going=config.keep_going,
+        logger=config.logger,
+    )

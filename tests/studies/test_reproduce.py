@@ -1,0 +1,161 @@
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.folder_lock import FolderLock
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.studies.estimate import estimate
+from siamusic_fast.studies.reproduce import plan_reproduction
+from siamusic_fast.studies.results import StudyResult
+from siamusic_fast.studies.running import PlannedStudy
+from tests.studies.conftest import CONFIG, ON_CPU
+
+
+def evaluated(result: StudyResult, aug: str, protocol: str) -> Mapping[str, Any]:
+    """Return what `evaluate` itself wrote of a cell."""
+    cell = result.folder / "cells" / f"fma-medium-resnet18-{aug}-seed0"
+    values: Mapping[str, Any] = json.loads((cell / protocol / "evaluate" / "results.json").read_text())
+    return values
+
+
+def test_a_stopped_study_goes_on_without_doing_anything_twice(
+    planned: PlannedStudy, left_by_the_stop: dict[Path, int], result: StudyResult
+) -> None:
+    first, second = (planned.folder.cell(cell) for cell in planned.study.cells)
+    for path, time in left_by_the_stop.items():
+        of_first_cell, encoder = path.is_relative_to(first), second / "pretraining" / "checkpoint.pt"
+        if of_first_cell or path == encoder:
+            assert path.stat().st_mtime_ns == time, path
+    assert planned.folder.left(planned.study) == []
+    assert result.failed == {}
+
+
+def test_the_scores_and_intervals_of_a_row_are_those_of_evaluate(result: StudyResult) -> None:
+    assert [(one.row, one.protocol) for one in result.rows] == [
+        (("fma_medium", "resnet18", aug), protocol)
+        for aug in ("audio", "image")
+        for protocol in ("clean", "paper")
+    ]
+    for one in result.rows:
+        values = evaluated(result, one.row[-1], one.protocol)
+        assert one.scores == pytest.approx({name: values[name] for name in one.scores})
+        for name, interval in one.intervals.items():
+            assert interval == pytest.approx(values["intervals"][name]), name
+        assert result.tracks == values["tracks"]
+        assert result.chance == pytest.approx(values["chance"])
+
+
+def test_the_answer_is_the_difference_of_image_and_audio(result: StudyResult) -> None:
+    assert [one.protocol for one in result.answers] == ["clean", "paper"]
+    for one in result.answers:
+        assert one.words == "image - audio: fma_medium, resnet18"
+        assert one.found is not None
+        image, audio = (evaluated(result, aug, one.protocol)["accuracy"] for aug in ("image", "audio"))
+        assert one.found.difference == pytest.approx(image - audio)
+        assert one.found.low <= one.found.difference <= one.found.high
+
+
+def test_a_study_leaves_tables_pictures_and_a_page(result: StudyResult) -> None:
+    with (result.folder / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["augmentations"], row["protocol"]) for row in rows] == [
+        (one.row[-1], one.protocol) for one in result.rows
+    ]
+    assert [float(row["f1"]) for row in rows] == pytest.approx(
+        [one.scores["f1"] for one in result.rows], abs=1e-4
+    )
+    assert {row["paper_accuracy"] for row in rows} == {""}
+    with (result.folder / "differences.csv").open(newline="") as file:
+        assert [row["what"] for row in csv.DictReader(file)] == [one.words for one in result.answers]
+    for name in ("scores.png", "figure2.png"):
+        assert (result.folder / name).read_bytes().startswith(b"\x89PNG")
+    for text in ((result.folder / name).read_text() for name in ("table.md", "report.html")):
+        assert "Tiny." in text
+        assert "Does image augmentation beat audio augmentation?" in text
+        assert f"{result.rows[0].scores['accuracy']:.1%}" in text
+        assert "--paper FILE.csv" in text  # which is what puts the paper's figures there
+
+
+def test_the_papers_figures_stand_beside_ours_if_they_are_given(
+    planned: PlannedStudy, result: StudyResult
+) -> None:
+    paper = {("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}}
+    again = dataclasses.replace(planned, paper=paper).run()
+    assert again.rows == tuple(dataclasses.replace(one, paper=paper.get(one.row, {})) for one in result.rows)
+    text = (result.folder / "table.md").read_text()
+    assert "51.2%" in text
+    assert "not given" in text
+    planned.run()
+
+
+def test_a_finished_cell_keeps_its_encoder_and_its_classifiers(
+    planned: PlannedStudy, result: StudyResult
+) -> None:
+    for cell in planned.study.cells:
+        folder = planned.folder.cell(cell)
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*.pt")} == {
+            "pretraining/checkpoint.pt",
+            "clean/classifier.pt",
+            "paper/classifier.pt",
+        }
+
+
+def test_the_estimate_of_the_disk_is_what_finished_cells_take(
+    planned: PlannedStudy, result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siamusic_fast.studies.estimate._seconds_per_pair", lambda cell, device: 2.0)
+    folder = type(planned.folder)(tmp_path / "new")
+    expected = estimate(planned.study, folder, ON_CPU)
+    taken = sum(path.stat().st_size for path in (result.folder / "cells").rglob("*.pt"))
+    assert expected.gigabytes == pytest.approx(taken / 1e9, rel=0.02)
+    assert (expected.cells, expected.finished, expected.finetunings) == (2, 0, 4)
+    # 22 training tracks; 2 classifiers, each with 20 labelled crops at a half and, of 9 s in 18 crops, 3 or 4
+    # validation and 6 test tracks at a sixth of the time of a pair.
+    test = planned.study.test
+    training, crops = test.tracks(["training"]), 18
+    labelled = {split: test.tracks([split], labelled_only=True) for split in test.splits}
+    pairs = training + 2 * (
+        labelled["training"] / 2 + crops * (labelled["validation"] + labelled["test"]) / 6
+    )
+    assert expected.device_hours == pytest.approx(2 * 2.0 * pairs / 3600)
+    assert expected.hours == expected.device_hours
+
+
+def test_other_settings_are_refused_with_their_names(
+    planned: PlannedStudy, result: StudyResult, shard_set: ShardSet
+) -> None:
+    other = dataclasses.replace(CONFIG, epochs=2, finetune_epochs=3)
+    with pytest.raises(
+        ConfigError, match=r"another pretraining\.epochs, finetuning\.clean\.epochs, finetuning"
+    ):
+        plan_reproduction(other, [shard_set], shard_set, result.folder, ON_CPU)
+
+
+def test_more_seeds_and_another_logger_go_on_with_what_is_there(
+    planned: PlannedStudy, result: StudyResult, shard_set: ShardSet
+) -> None:
+    more = dataclasses.replace(CONFIG, seeds=2, logger=("tensorboard",))
+    again = plan_reproduction(more, [shard_set], shard_set, result.folder, ON_CPU)
+    left = again.folder.left(again.study)
+    assert [(cell.row[-1], cell.config.seed) for cell in left] == [("audio", 1), ("image", 1)]
+
+
+def test_two_studies_in_one_folder_are_refused(planned: PlannedStudy, result: StudyResult) -> None:
+    with FolderLock() as lock:
+        lock.take(result.folder)
+        with pytest.raises(DataError, match="in use"):
+            planned.run()
+
+
+def test_a_folder_with_something_else_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(DataError, match="not empty and no study"):
+        plan_reproduction(CONFIG, [shard_set], shard_set, tmp_path, ON_CPU)
+    with pytest.raises(ConfigError, match="have the same name"):
+        plan_reproduction(CONFIG, [shard_set, shard_set], shard_set, tmp_path / "new", ON_CPU)
