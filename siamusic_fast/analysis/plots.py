@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from siamusic_fast.config import PROJECTION_DIMS
+from siamusic_fast.evaluation.baselines import PRETRAINED
 from siamusic_fast.evaluation.evaluate import EvaluateResult
+from siamusic_fast.evaluation.measures import LabelPoint
+from siamusic_fast.evaluation.probe import ProbeResult
 from siamusic_fast.evaluation.tag_scores import TagScores
 from siamusic_fast.inference.predict import Prediction
 from siamusic_fast.models.run_files import read_config
@@ -87,6 +91,46 @@ def evaluation(result: EvaluateResult) -> None:
     title = f"{result.data}, test tracks: accuracy {scores.accuracy:.1%}, chance {scores.chance:.1%}"
     figure = confusion_matrix(scores.confusion, [one.name for one in scores.classes], title)
     _save(figure, result.folder / "confusion.png")
+
+
+def probes(result: ProbeResult) -> None:
+    """Draw every measure of `result`, and its curve of label efficiency, beside its figures."""
+    panels = len(result.measures) + bool(result.label_curve)
+    figure = Figure(figsize=(8, 0.6 + 1.6 * panels + 0.8 * bool(result.label_curve)), layout="constrained")
+    heights = [1.0] * len(result.measures) + [1.5] * bool(result.label_curve)
+    axes = figure.subplots(panels, 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, measure in zip(axes, result.measures, strict=False):
+        for row, (name, value) in enumerate(measure.values.items()):
+            low, high = measure.intervals[name]
+            color = "C0" if name == PRETRAINED else "gray"
+            axis.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+        axis.set_yticks(range(len(measure.values)), measure.values)
+        axis.set_ylim(len(measure.values) - 0.5, -0.5)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.grid(alpha=0.3)
+        words = f"{measure.title}: {measure.difference.words} above {measure.strongest}"
+        axis.set_title(words, fontsize="small", loc="left")
+    if result.label_curve:
+        _draw_label_curve(axes[-1], result.label_curve)
+    title = f"Probes of {result.architecture.backbone} on {result.data}, with 95% intervals"
+    figure.suptitle(textwrap.fill(title, 80), fontsize="medium")
+    _save(figure, result.folder / "probes.png")
+
+
+def _draw_label_curve(axis: Axes, points: Sequence[LabelPoint]) -> None:
+    fractions = [point.fraction for point in points]
+    for place, name in enumerate(points[0].measure.values):
+        values = [point.measure.values[name] for point in points]
+        lows, highs = zip(*(point.measure.intervals[name] for point in points), strict=True)
+        axis.plot(fractions, values, marker="o", markersize=4, color=f"C{place}", label=name)
+        axis.fill_between(fractions, lows, highs, color=f"C{place}", alpha=0.1, linewidth=0)
+    axis.set_xscale("log")
+    axis.set_xticks(fractions, [f"{point.fraction:.0%}\n{point.labels} tracks" for point in points])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    axis.set_title("Linear probe by share of the labels", fontsize="small", loc="left")
 
 
 def genres_over_time(found: Prediction, path: Path) -> None:

@@ -87,7 +87,7 @@ def _scores(run: Path) -> Iterator[str]:
     """Yield a line for each result in the folder of the run."""
     probes = run / "probe" / RESULTS
     for name in ("knn", "linear") if probes.is_file() else ():
-        yield f"- {name} probe of the frozen encoder: {_line(probes, 'pretrained', name)}"
+        yield f"- {name} probe of the frozen encoder: {_line(probes, 'probes', 'pretrained', name)}"
     for folder in (run / "evaluate", run / "finetune" / "evaluate"):
         if (folder / RESULTS).is_file():
             yield f"- fine-tuned classifier: {_line(folder / RESULTS)}"

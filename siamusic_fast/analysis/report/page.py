@@ -199,8 +199,9 @@ def _rendered(values: dict[str, Any]) -> bytes:
         style=style(),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         differing=_differing(values["runs"]),
-        scored=[(run.name, name, one) for run in values["runs"] for name, one in run.scored.items()],
+        scored=[(run.name, run.classifier) for run in values["runs"] if run.classifier],
         tagged=[run for run in values["runs"] if run.tagger],
+        probed=[(run.name, one) for run in values["runs"] for one in run.probes],
         version=__version__,
     )
     return text.encode()
