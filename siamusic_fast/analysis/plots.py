@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves over the epochs, and which genres a classifier takes for which."""
+"""Pictures of a run: its curves over the epochs, and how good a classifier is at each genre or tag."""
 
 import textwrap
 from collections import Counter
@@ -18,6 +18,7 @@ from siamusic_fast.evaluation.baselines import PRETRAINED
 from siamusic_fast.evaluation.evaluate import EvaluateResult
 from siamusic_fast.evaluation.measures import LabelPoint
 from siamusic_fast.evaluation.probe import ProbeResult
+from siamusic_fast.evaluation.tag_scores import TagScores
 from siamusic_fast.inference.predict import Prediction
 from siamusic_fast.models.run_files import read_config
 from siamusic_fast.shards.tables import read_tracks
@@ -58,22 +59,35 @@ def pretraining(run: Path) -> None:
 
 
 def finetuning(result: FinetuneResult) -> None:
-    """Draw losses and validation accuracy of the fine-tuning run `result` into its folder plots."""
+    """Draw losses and validation scores of the fine-tuning run `result` into its folder plots."""
     config = read_config(result.folder)
     loss = Panel(
         label="cross-entropy", curves={"loss": "training", "validation_loss": "validation"}, from_zero=True
     )
-    accuracy = _accuracy_panel("accuracy", "validation_accuracy", config)
+    score = (
+        Panel(
+            label="macro average over tags",
+            curves={"validation_roc_auc": "ROC-AUC", "validation_pr_auc": "PR-AUC"},
+            reference=(0.5, "ROC-AUC by chance: 0.5"),
+            from_zero=True,
+        )
+        if config["target"] == "tags"
+        else _accuracy_panel("accuracy", "validation_accuracy", config)
+    )
     title = f"Fine-tuning of {Path(config['run']).name} on {Path(config['data']).name}"
     figure = curves(
-        read_log(result.folder), [loss, accuracy], title, kept=(result.kept_epoch, "kept classifier")
+        read_log(result.folder), [loss, score], title, kept=(result.kept_epoch, "kept classifier")
     )
     _save(figure, result.folder / "plots" / "curves.png")
 
 
 def evaluation(result: EvaluateResult) -> None:
-    """Draw the confusion matrix of `result` beside its figures."""
+    """Draw the confusion matrix of `result`, or the scores of each tag, beside its figures."""
     scores = result.scores
+    if isinstance(scores, TagScores):
+        title = f"{result.data}, test tracks: ROC-AUC {scores.roc_auc:.3f}, PR-AUC {scores.pr_auc:.3f}"
+        _save(tag_bars(scores, title), result.folder / "tags.png")
+        return
     title = f"{result.data}, test tracks: accuracy {scores.accuracy:.1%}, chance {scores.chance:.1%}"
     figure = confusion_matrix(scores.confusion, [one.name for one in scores.classes], title)
     _save(figure, result.folder / "confusion.png")
@@ -220,6 +234,29 @@ def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
+
+
+def tag_bars(scores: TagScores, title: str) -> Figure:
+    """Return a picture of ROC-AUC and PR-AUC of each tag, the highest ROC-AUC at the top.
+
+    A mark on each bar of a PR-AUC is what chance has.
+    """
+    tags = sorted((tag for tag in scores.tags if tag.roc_auc is not None), key=lambda tag: tag.roc_auc or 0)
+    figure = Figure(figsize=(8, 1.4 + 0.3 * len(tags)), layout="constrained")
+    axis = figure.subplots()
+    places = np.arange(len(tags))
+    axis.barh(places + 0.2, [tag.roc_auc or 0 for tag in tags], height=0.36, label="ROC-AUC")
+    axis.barh(places - 0.2, [tag.pr_auc or 0 for tag in tags], height=0.36, label="PR-AUC")
+    shares = [tag.tracks / scores.tracks for tag in tags]
+    axis.scatter(shares, places - 0.2, marker="|", s=60, color="black", label="PR-AUC by chance")
+    axis.axvline(0.5, color="gray", linestyle="--", linewidth=1, label="ROC-AUC by chance")
+    axis.set_yticks(places, [f"{tag.name} ({tag.tracks})".replace("$", r"\$") for tag in tags])
+    axis.set_ylim(-0.6, len(tags) - 0.4)
+    axis.set_xlim(0, 1)
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    figure.suptitle(textwrap.fill(title, 80), fontsize="medium")
+    return figure
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:

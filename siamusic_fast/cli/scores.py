@@ -21,8 +21,10 @@ def evaluate(run: Path, common: CommonOptions, **settings: Any) -> None:
     """Score the classifier of RUN on every test track once.
 
     RUN is a pre-training run that was fine-tuned, or the folder of a classifier. Probabilities are averaged
-    over crops that cover a track, up to 128. Intervals are those of 95% over 1,000 bootstrap samples of the
-    tracks. Writes results.json, predictions.csv and confusion.png.
+    over crops that cover a track, up to 128. A classifier of classes has accuracy, recall, precision and F1,
+    one of tags macro ROC-AUC and PR-AUC. Intervals are those of 95% over 1,000 bootstrap samples of the
+    tracks, or of their groups where these are known. Writes results.json, predictions.csv and confusion.png,
+    or tags.png.
 
     \b
     siamusic-fast evaluate runs/20260102-030405-music-resnet50
@@ -96,8 +98,36 @@ def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions)
 
 
 def render_scores(result: Any, run: Path) -> None:
-    """Print the scores by class and overall, the folder of the results, and what to do next."""
-    scores = result.scores
+    """Print the scores by class or tag and overall, the folder of the results, and what to do next."""
+    facts = (_render_tags if result.target == "tags" else _render_classes)(result.scores)
+    facts |= {
+        "data": f"{count(result.scores.tracks, 'test track')} of {result.data}",
+        "results": str(result.folder),
+    }
+    if (run / "checkpoint.pt").is_file():
+        facts["next"] = next_command("probe", run)
+    show_facts(facts.items())
+
+
+def _render_tags(scores: Any) -> dict[str, str]:
+    """Print the scores of each tag, the best first, and return what else there is to say of them."""
+    table = table_of("tag", "tracks", "ROC-AUC", "PR-AUC")
+    for one in sorted(scores.tags, key=lambda tag: -(tag.roc_auc or 0)):
+        if one.roc_auc is not None:
+            table.add_row(one.name, str(one.tracks), f"{one.roc_auc:.3f}", f"{one.pr_auc:.3f}")
+    macro = (f"{scores.roc_auc:.3f}", f"{scores.pr_auc:.3f}")
+    table.add_row("macro average", str(scores.tracks), *macro, style="bold")
+    intervals = ("{:.3f} to {:.3f}".format(*scores.intervals[name]) for name in ("roc_auc", "pr_auc"))
+    table.add_row("95% interval", "", *intervals, style="dim")
+    output.print(table)
+    facts = {"chance": f"ROC-AUC 0.5, PR-AUC {scores.chance:.3f}"}
+    if scores.left_out:
+        facts["left out"] = f"{', '.join(scores.left_out)}: no or every test track has them"
+    return facts
+
+
+def _render_classes(scores: Any) -> dict[str, str]:
+    """Print the scores of each class, and return what else there is to say of them."""
     table = table_of("class", "tracks", "recall", "precision", "F1")
     for one in scores.classes:
         table.add_row(one.name, str(one.tracks), f"{one.recall:.1%}", f"{one.precision:.1%}", f"{one.f1:.1%}")
@@ -106,14 +136,8 @@ def render_scores(result: Any, run: Path) -> None:
     intervals = (_interval(scores, name) for name in ("recall", "precision", "f1"))
     table.add_row("95% interval", "", *intervals, style="dim")
     output.print(table)
-    facts = {
-        "accuracy": f"{scores.accuracy:.1%} ({_interval(scores, 'accuracy')}), chance {scores.chance:.1%}",
-        "data": f"{count(scores.tracks, 'test track')} of {result.data}",
-        "results": str(result.folder),
-    }
-    if (run / "checkpoint.pt").is_file():
-        facts["next"] = next_command("probe", run)
-    show_facts(facts.items())
+    accuracy = f"{scores.accuracy:.1%} ({_interval(scores, 'accuracy')}), chance {scores.chance:.1%}"
+    return {"accuracy": accuracy}
 
 
 def render_probes(result: Any) -> None:

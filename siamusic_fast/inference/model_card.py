@@ -24,6 +24,9 @@ commercial use: see the column `license` of its `tracks.csv`. Whether the licens
 weights is for you to judge, as it is for music of your own."""
 
 
+_WORDS = {"roc_auc": "macro ROC-AUC", "pr_auc": "macro PR-AUC"}
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What a card says of a run."""
@@ -98,13 +101,15 @@ def _line(path: Path, *names: str) -> str:
     try:
         for name in names:
             scores = scores[name]
+        of_tags = scores.get("target") == "tags"
+        number = "{:.3f}" if of_tags else "{:.1%}"
         figures = (
-            f"{name} {scores[name]:.1%} ({low:.1%} to {high:.1%})"
+            f"{_WORDS.get(name, name)} {number.format(scores[name])} "
+            f"({number.format(low)} to {number.format(high)})"
             for name, (low, high) in scores["intervals"].items()
         )
-        return (
-            f"{', '.join(figures)}; {scores['tracks']} tracks, chance {scores['chance']:.1%}, 95% intervals"
-        )
+        chance = f"{'ROC-AUC 0.5 and PR-AUC ' if of_tags else ''}{number.format(scores['chance'])} by chance"
+        return f"{', '.join(figures)}; {scores['tracks']} tracks, {chance}, 95% intervals"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, SwinTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from siamusic_fast.config import METHODS, PROJECTION_DIMS, Architecture, CropConfig
+from siamusic_fast.config import METHODS, PROJECTION_DIMS, TARGETS, Architecture, CropConfig
 from siamusic_fast.embedding.results import Audible, Embeddings, Listening, Predictions
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.heads import projector
@@ -225,11 +225,14 @@ class Classifier(nn.Module):
         heard = classifier.predict("folder/")
         print(heard.paths[0], heard.top(3)[0])  # song.mp3 [("Rock", 0.71), ("Punk", 0.12), ("Pop", 0.05)]
 
-    `classifier(mels)` maps float32 [B, 1, n_mels, frames] to logits [B, classes].
+    `classifier(mels)` maps float32 [B, 1, n_mels, frames] to logits [B, classes]. If its `target` is tags,
+    the classes are the tags, of which a track has any number: each has a probability of its own.
     """
 
     classes: tuple[str, ...]
-    """Names of the classes, in the order of the logits."""
+    """Names of the classes or tags, in the order of the logits."""
+    target: str
+    """What it says of a track: `class` or `tags`."""
     frontend: Frontend
     """Settings and statistics of the mel spectrograms that the classifier was trained on."""
     epoch: int
@@ -242,10 +245,12 @@ class Classifier(nn.Module):
         *,
         head: str = "linear",
         features: str = "encoder",
+        target: str = TARGETS[0],
         method: str = METHODS[0],
         width: int = PROJECTION_DIMS[METHODS[0]],
     ) -> None:
         super().__init__()
+        self.target = target
         self.encoder = encoder(architecture)
         self.projector: nn.Module = nn.Identity()
         dim = self.encoder.dim
@@ -264,6 +269,16 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.projector(self.encoder(mels)))
         return logits
 
+    def probabilities(self, mels: Tensor) -> Tensor:
+        """Return probabilities [B, classes] of `mels` [B, 1, n_mels, frames]: softmax, or sigmoid of tags."""
+        probabilities: Tensor = self.last(self(mels))
+        return probabilities
+
+    @property
+    def last(self) -> nn.Module:
+        """What makes probabilities of logits."""
+        return nn.Sigmoid() if self.target == "tags" else nn.Softmax(dim=1)
+
     def predict(
         self,
         source: Audible,
@@ -275,7 +290,7 @@ class Classifier(nn.Module):
         per_crop: bool = False,
         progress: Progress = SILENT,
     ) -> Predictions:
-        """Return the probabilities of the classes for every track of `source`, or for each crop.
+        """Return the probabilities of the classes, or tags, for every track of `source`, or for each crop.
 
         Those of a track are the mean over its crops, as in `evaluate`. Arguments and errors are those of
         `Encoder.embed`.
@@ -283,7 +298,7 @@ class Classifier(nn.Module):
         listening = listening_of(self, CropConfig(crops=crops, hop_seconds=hop_seconds), per_crop=per_crop)
         with evaluating(self):
             table, probabilities = listening.hear(source, sample_rate, splits, progress)
-        return Predictions(**table, classes=self.classes, probabilities=probabilities)
+        return Predictions(**table, classes=self.classes, target=self.target, probabilities=probabilities)
 
 
 def _mlp(dim: int, classes: int) -> nn.Sequential:
@@ -296,8 +311,7 @@ def listening_of(model: Encoder | Classifier, config: CropConfig, *, per_crop: b
 
     def network(mels: Tensor) -> Tensor:
         with autocast(device):
-            outputs = model(mels)
-            return outputs.softmax(dim=1) if isinstance(model, Classifier) else outputs
+            return model.probabilities(mels) if isinstance(model, Classifier) else model(mels)
 
     return Listening(
         network=network, frontend=model.frontend, device=device, config=config, per_crop=per_crop

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from siamusic_fast.evaluation.evaluate import RESULTS
 from siamusic_fast.evaluation.intervals import Difference
 from siamusic_fast.evaluation.measures import Measure
 from siamusic_fast.evaluation.scores import ClassScores, Scores
+from siamusic_fast.evaluation.tag_scores import TagScore, TagScores
 from siamusic_fast.files import LIST_LIMIT, read_regular
 from siamusic_fast.models.run_files import CONFIG, LOG_FILE
 from siamusic_fast.training.run_log import read_log
 
 _SCORES = ("accuracy", "recall", "precision", "f1")
+_TAG_SCORES = ("roc_auc", "pr_auc")
 
 Lines = Sequence[Mapping[str, float]]
 """Lines of a metrics.jsonl, in the order of their steps."""
@@ -42,7 +45,9 @@ class Run:
     finetuned: Lines
     """Log of the fine-tuning; empty if there is none."""
     classifier: Scores | None
-    """Scores of the classifier on the test split; None if it was not evaluated."""
+    """Scores of the classifier on the test split; None if it was not evaluated, or says tags."""
+    tagger: TagScores | None
+    """Scores of the classifier of tags on the test split; None if there is none, or it was not evaluated."""
     probes: list[Measure]
     """Measures of the frozen encoder's features and of the baselines; empty if it was not probed."""
 
@@ -56,7 +61,7 @@ class Run:
         """What has not been measured, and the words of the command that measures it."""
         run = str(self.folder)
         missing: list[tuple[str, tuple[str, ...]]] = []
-        if self.classifier is None:
+        if self.classifier is None and self.tagger is None:
             command = "evaluate" if self.finetuned else "finetune"
             missing.append(("The scores of a classifier", ("siamusic-fast", command, run)))
         if not self.probes:
@@ -114,6 +119,7 @@ def _read_run(folder: Path, name: str) -> Run:
     values = _read_config(folder)
     data, processes = str(values.pop("data", "")), int(values.pop("processes", 1))
     finetuned = folder / "finetune"
+    classifier = _read_classifier(folder)
     return Run(
         folder=folder,
         name=name,
@@ -122,7 +128,8 @@ def _read_run(folder: Path, name: str) -> Run:
         processes=processes,
         lines=_read_lines(folder),
         finetuned=_read_lines(finetuned) if (finetuned / LOG_FILE).is_file() else [],
-        classifier=_read_classifier(folder),
+        classifier=classifier if isinstance(classifier, Scores) else None,
+        tagger=classifier if isinstance(classifier, TagScores) else None,
         probes=_read_probes(folder),
     )
 
@@ -156,13 +163,13 @@ def _read_lines(folder: Path) -> Lines:
     return lines
 
 
-def _read_classifier(run: Path) -> Scores | None:
+def _read_classifier(run: Path) -> Scores | TagScores | None:
     for folder in (run / "finetune", run):
         path = folder / "evaluate" / RESULTS
         if path.is_file():
-            return _scores(
-                path, _read_json(path, f"`siamusic-fast evaluate {run}` writes it anew"), "evaluate", run
-            )
+            values = _read_json(path, f"`siamusic-fast evaluate {run}` writes it anew")
+            read = _tag_scores if values.get("target") == "tags" else _scores
+            return read(path, values, "evaluate", run)
     return None
 
 
@@ -209,7 +216,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def _scores(path: Path, values: Any, command: str, run: Path) -> Scores:
     """Return the scores that `path` has as plain `values`. Raises DataError if they are not scores."""
-    try:
+    with _naming_damage(path, command, run):
         found = {field.name: values[field.name] for field in dataclasses.fields(Scores)}
         found["classes"] = tuple(ClassScores(**one) for one in found["classes"])
         found["intervals"] = {name: _interval(found["intervals"][name]) for name in _SCORES}
@@ -218,6 +225,24 @@ def _scores(path: Path, values: Any, command: str, run: Path) -> Scores:
             raise ValueError("its confusion matrix does not fit its classes")
         found |= {name: float(found[name]) for name in ("chance", *_SCORES)}
         return Scores(**found)
+
+
+def _tag_scores(path: Path, values: Any, command: str, run: Path) -> TagScores:
+    """Return the scores of tags that `path` has as plain `values`. Raises DataError if they are none."""
+    with _naming_damage(path, command, run):
+        found = {field.name: values[field.name] for field in dataclasses.fields(TagScores)}
+        found["tags"] = tuple(TagScore(**one) for one in found["tags"])
+        found["intervals"] = {name: _interval(found["intervals"][name]) for name in _TAG_SCORES}
+        found |= {name: float(found[name]) for name in ("chance", *_TAG_SCORES)}
+        if not all((one.roc_auc is None) == (one.pr_auc is None) for one in found["tags"]):
+            raise ValueError("it has half of the scores of a tag")
+        return TagScores(**found)
+
+
+@contextmanager
+def _naming_damage(path: Path, command: str, run: Path) -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise _damaged(path, error, command, run) from error
 
