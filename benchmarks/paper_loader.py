@@ -141,7 +141,8 @@ class _PaperLoader:
     def _view(self, wave: Tensor) -> Tensor:
         if self.aug == "audio":
             wave = _augmented_wave(wave, self.frontend.mel)[:, : self.frontend.mel.samples]
-        image: Tensor = (self.log_mel(wave) - self.frontend.mean) / self.frontend.std
+        mean, std = (torch.from_numpy(values).float() for values in self.frontend.statistics)
+        image: Tensor = (self.log_mel(wave) - mean) / std
         if self.aug == "image":
             image = _augmented_image(image)
         return image[:, None]

@@ -3,7 +3,14 @@
 import sys
 from pathlib import Path
 
-from siamusic_fast.config import EmbedConfig, FinetuneConfig, MelConfig, PretrainConfig, preset_defaults
+from siamusic_fast.config import (
+    PRESETS,
+    EmbedConfig,
+    FinetuneConfig,
+    MelConfig,
+    PretrainConfig,
+    preset_defaults,
+)
 from siamusic_fast.config.fields import Between, Positive, Setting, settings_of
 from siamusic_fast.config.studies import AblateConfig, ReproduceConfig
 from siamusic_fast.shards.pack import PackConfig
@@ -82,14 +89,17 @@ def _values(setting: Setting) -> str:
 
 
 def _presets() -> str:
-    paper, simsiam = preset_defaults("paper", 256), preset_defaults("simsiam", 256)
-    rows = [f"| `{name}` | {_shown(paper, name)} | {_shown(simsiam, name)} |" for name in simsiam]
-    heading = "| setting | `paper` (default) | `simsiam` |\n|---|---|---|"
+    presets = [preset_defaults(preset, 256) for preset in PRESETS]
+    rows = [f"| `{name}` | {' | '.join(_shown(values[name]) for values in presets)} |" for name in presets[0]]
+    others = "".join(f" `{preset}` |" for preset in PRESETS[1:])
+    heading = f"| setting | `{PRESETS[0]}` (default) |{others}\n|---|{'---|' * len(PRESETS)}"
     return f"\n`--preset` sets some of these:\n\n{heading}\n" + "\n".join(rows) + f"\n{AFTER_PRESETS}"
 
 
-def _shown(preset: dict[str, object], name: str) -> str:
-    return f"`{preset[name]}`" if name in preset else "as above"
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "`on`" if value else "`off`"
+    return "none" if value is None else f"`{value}`"
 
 
 if __name__ == "__main__":

@@ -24,9 +24,18 @@ class FolderLock:
         self._file: BinaryIO | None = None
 
     def take(self, folder: Path) -> None:
-        """Lock the existing `folder`. Raises `DataError` if another job has locked it."""
+        """Lock the existing `folder`.
+
+        Raises `DataError` if another job has locked it, or if there is something else in the lock's place.
+        """
         self.close()
-        file = open(folder / LOCK, "ab", opener=without_waiting)  # noqa: SIM115
+        path = folder / LOCK
+        if path.exists() and not path.is_file():
+            raise DataError(
+                f"{path} is no regular file, and nothing else can be locked: remove it, or use another out "
+                f"(on the command line --out)."
+            )
+        file = open(path, "ab", opener=without_waiting)  # noqa: SIM115
         deadline = time.monotonic() + _TIMEOUT
         while not _try_to_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:

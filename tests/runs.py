@@ -1,12 +1,13 @@
 """Pre-training runs and classifiers that tests share, made without training."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from siamusic_fast import config as settings
-from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.config import Architecture, MelConfig, PretrainConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.methods import method_of
@@ -21,7 +22,7 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
     """Write what pre-training with `options` leaves: here a network that has learnt nothing yet."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
+        config = PretrainConfig(**{"mel": MEL, **asdict(Architecture("resnet18")), **options})
         network = method_of(config)
     frontend = Frontend(mel=config.mel, mean=-40.0, std=15.0, short_tracks=config.short_tracks)
     values = {
@@ -40,11 +41,17 @@ def save_classifier(folder: Path, **values: object) -> Path:
     """Write a classifier that has learnt nothing, with `values`."""
     head, features = str(values.get("head", "linear")), str(values.get("features", "encoder"))
     saved = {
-        **{"backbone": "resnet18", "head": head, "features": features, "epoch": 1, "projection": {}},
+        **{
+            "architecture": {"backbone": "resnet18"},
+            "head": head,
+            "features": features,
+            "epoch": 1,
+            "projection": {},
+        },
         "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
         "pretrained_on": ["training"],
-        "model": Classifier("resnet18", 3, head=head, features=features).state_dict(),
+        "model": Classifier(Architecture("resnet18"), 3, head=head, features=features).state_dict(),
     }
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,21 @@ def test_a_folder_has_one_job_at_a_time(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
     assert not is_locked(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/null")],
+    ids=["FIFO", "folder", "device"],
+)
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / ".lock")
+    with (
+        FolderLock() as held,
+        pytest.raises(DataError, match=r"\.lock is no regular file, .*: remove it, or"),
+    ):
+        held.take(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_a_process_that_is_killed_leaves_no_lock_not_even_with_a_forked_worker(tmp_path: Path) -> None:

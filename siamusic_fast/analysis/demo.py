@@ -1,7 +1,7 @@
 """The whole way on a small synthetic corpus: from MP3 files to a page about a genre classifier."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ PRETRAIN = PretrainConfig(
 )
 """Shorter crops, a smaller backbone and fewer epochs than the paper's: minutes on two CPU cores."""
 FINETUNE = FinetuneConfig(epochs=8, batch_size=32)
+
+QUICK_CORPUS = SyntheticCorpus(tracks_per_genre=3, seconds=6.0)
+QUICK_PRETRAIN = replace(PRETRAIN, mel=MelConfig(seconds=0.5), epochs=1, batch_size=4)
+QUICK_FINETUNE = replace(FINETUNE, epochs=1, batch_size=4)
+"""The least with which each step still works, to see that it does; nothing is learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,9 +237,9 @@ def _computed(plan: Plan) -> list[list[ShownView]]:
     reader, engine = Reader(plan.tracks, plan.frontend), TorchEngine(plan, torch.device("cpu"))
     batch = plan.batch((0, 0))
     pcm, images = read_and_compute(batch, reader, engine)
-    found = []
+    (mean, std), found = plan.frontend.statistics, []
     for number, view in enumerate(batch.views):
-        decibels = images[number][:, 0].numpy() * plan.frontend.std + plan.frontend.mean
+        decibels = images[number][:, 0].numpy() * std + mean
         waves = final_waves(batch, pcm, number, plan)
         tempos = np.ones(plan.batch_size) if view.stretch is None else view.stretch
         found.append(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from siamusic_fast.bench.corpus import make_corpus, make_shards
 from siamusic_fast.bench.report import Measurement, Ratio, Report
-from siamusic_fast.config import CropConfig
+from siamusic_fast.config import CropConfig, PretrainConfig
 from siamusic_fast.embedding.extract import Extractor, spectrograms
 from siamusic_fast.embedding.results import Listening
 from siamusic_fast.embedding.sources import Sources, open_sources
@@ -45,7 +45,7 @@ def measure(
     thread. What they allow is the cores over the sum of their CPU seconds, or on a GPU the tightest of cores
     over CPU seconds and one over seconds of the GPU.
     """
-    encoder = networks.encoder(backbone)
+    encoder = networks.encoder(PretrainConfig(backbone=backbone).architecture)
     encoder.frontend = FRONTEND
     listening = networks.listening_of(networks.place(encoder, device).eval(), CropConfig())
     found: dict[str, list[float]] = {}

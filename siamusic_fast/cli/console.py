@@ -125,24 +125,26 @@ def _wrapped(where: Console, text: str, indent: int = 0) -> str:
 
 
 def progress(
-    quiet: bool, figures: Mapping[str, Figures] | None = None, screen: Console = console
+    quiet: bool, figures: Mapping[str, Figures] | None = None, screen: Console | None = None
 ) -> Progress:
     """Return what shows tasks, and the `figures` of those that have some, by the task; nothing if `quiet`."""
     return SILENT if quiet else _Display(figures or {}, screen)
 
 
 class _Display:
-    def __init__(self, figures: Mapping[str, Figures], screen: Console) -> None:
+    def __init__(self, figures: Mapping[str, Figures], screen: Console | None) -> None:
         self._figures = figures
         self._screen = screen
+        """None: that of the process that shows a task, as a console cannot be given to another."""
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
         figures = self._figures.get(description)
-        if not self._screen.is_terminal or total == 0:
+        screen = self._screen or console
+        if not screen.is_terminal or total == 0:
             yield _Lines(description, total, unit, figures)
             return
-        with _Bars(self._screen) as bars:
+        with _Bars(screen) as bars:
             try:
                 yield _LiveTask(bars, description, total, unit, figures)
             except BaseException:

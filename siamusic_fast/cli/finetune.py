@@ -27,7 +27,7 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
     validation split, `paper` the last.
 
     \b
-    siamusic-fast finetune runs/20260102-030405-image-resnet50
+    siamusic-fast finetune runs/20260102-030405-music-resnet50
     siamusic-fast finetune runs/first --label-fraction 0.1 --out runs/tenth
     """
     from siamusic_fast.models.run_files import OF_CLASSIFIERS, check_free

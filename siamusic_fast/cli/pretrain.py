@@ -34,8 +34,9 @@ _DEFAULTS = {
     click.option(
         "--preset",
         type=options.Choices(PRESETS),
-        help="Way to train, which sets the optimizer, its momentum, the learning rate and its schedule, and "
-        "the weight decay: that of Kim, Hong, Lee 2022 or that of Chen & He 2021.  [default: paper]",
+        help="Way to train, which sets augmentations, crops, normalization, stem, pooling and optimization: "
+        "music, this project's own; paper, that of Kim, Hong, Lee 2022; simsiam, the paper's with the "
+        f"optimizer of Chen & He 2021.  [default: {PRESETS[0]}]",
         panel="Settings",
     ),
     options.settings(PretrainConfig, defaults=_DEFAULTS),
@@ -78,8 +79,9 @@ def pretrain(
 
     \b
     siamusic-fast pretrain --gpus 2 --aug image
+    siamusic-fast pretrain --gpus 2 --preset paper
     siamusic-fast pretrain --data fma_small --backbone resnet18 --epochs 5
-    siamusic-fast pretrain --resume runs/20260102-030405-image-resnet50
+    siamusic-fast pretrain --resume runs/20260102-030405-music-resnet50
     """
     from siamusic_fast.models.run_files import OF_RUNS, check_free
     from siamusic_fast.pipelines.recipes import file_name
@@ -153,29 +155,39 @@ def render(result: Any, shard_set: ShardSet) -> None:
     show_facts(facts.items())
 
 
-def training_progress(quiet: bool, config: PretrainConfig, **where: Any) -> Any:
-    """Return what shows a run of `config` by its figures."""
-    from siamusic_fast.training.pretrain import TASK
-    from siamusic_fast.training.run_log import LOW_RANK, healthy_collapse
+@dataclasses.dataclass(frozen=True)
+class _Figures:
+    """Rows of words that show the figures of a run. Processes that train together get it by pickle."""
 
-    healthy = healthy_collapse(config.width)
+    epochs: int
+    healthy: float
+    """The collapse measure of a healthy run."""
 
-    def figures(values: Mapping[str, float]) -> list[list[str]]:
+    def __call__(self, values: Mapping[str, float]) -> list[list[str]]:
+        from siamusic_fast.training.run_log import LOW_RANK
+
         knn = ["kNN {knn:.1%}"] if "knn" in values else []
         speed = ["{pairs_per_second:,.1f} pairs/s", "{waiting:.0%} waiting for data"]
+        collapse = f"collapse {{collapse:.4f}} (healthy {self.healthy:.4f})"
         rows = [
-            [f"epoch {{epoch:.0f}}/{config.epochs}", "step {step:,.0f}/{steps:,.0f}"],
-            ["loss {loss:.4f}", f"collapse {{collapse:.4f}} (healthy {healthy:.4f})", "lr {lr:.3g}"],
+            [f"epoch {{epoch:.0f}}/{self.epochs}", "step {step:,.0f}/{steps:,.0f}"],
+            ["loss {loss:.4f}", collapse, "lr {lr:.3g}"],
             ["rank {encoder_rank:.1f} of the encoder", "{projector_rank:.1f} of the projector"],
             [*speed, f"peak {values['peak_memory'] / 2**30:.2f} GiB", *knn],
         ]
-        if values["collapse"] < healthy / 2:
+        if values["collapse"] < self.healthy / 2:
             rows.append(["collapsing: all outputs are alike; try a lower learning rate or larger batches"])
         elif values["encoder_rank"] < min(LOW_RANK, values["highest_rank"] / 4):
             rows.append(["low rank: few dimensions are used; try a tenth of --lr, or --method vicreg"])
         return [[words.format(**values) for words in row] for row in rows]
 
-    return progress(quiet, {TASK: figures}, **where)
+
+def training_progress(quiet: bool, config: PretrainConfig, **where: Any) -> Any:
+    """Return what shows a run of `config` by its figures."""
+    from siamusic_fast.training.pretrain import TASK
+    from siamusic_fast.training.run_log import healthy_collapse
+
+    return progress(quiet, {TASK: _Figures(config.epochs, healthy_collapse(config.width))}, **where)
 
 
 def _configured(

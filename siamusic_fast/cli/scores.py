@@ -28,7 +28,7 @@ def evaluate(run: Path, common: CommonOptions, **settings: Any) -> None:
     tracks. Writes results.json, predictions.csv and confusion.png.
 
     \b
-    siamusic-fast evaluate runs/20260102-030405-image-resnet50
+    siamusic-fast evaluate runs/20260102-030405-music-resnet50
     """
     from siamusic_fast.evaluation.checks import check_evaluation
 
@@ -57,7 +57,7 @@ def probe(run: Path, common: CommonOptions, checkpoint: str | None, **settings: 
     branches begin at zero. Writes results.json.
 
     \b
-    siamusic-fast probe runs/20260102-030405-image-resnet50
+    siamusic-fast probe runs/20260102-030405-music-resnet50
     """
     from siamusic_fast.evaluation.checks import check_probe
 

@@ -10,6 +10,10 @@ from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
+STEMS = ("standard", "keep-frequency")
+"""First layers of an encoder: those of its paper, or ones that make time shorter and keep every mel band."""
+POOLINGS = ("mean", "mean-max")
+"""How an encoder makes one vector of its last features."""
 CODECS = ("wav", "flac", "ogg")
 """Ways to store the audio of a shard set, which are also the endings of the audio files in a shard."""
 BACKENDS = ("dali", "torch")
@@ -18,15 +22,17 @@ CROPS = ("same", "independent")
 """Which moments of a track the two views show: the same one, as in the paper, or one each."""
 SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
-OPTIMIZERS = ("adam", "sgd")
+NORMALIZATIONS = ("global", "band")
+"""What shares a mean and a standard deviation: all mel bands, as in the paper, or each band has its own."""
+OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 PROJECTION_DIMS = {"simsiam": 2048, "simclr": 128, "vicreg": 8192, "byol": 256}
 """Methods that pre-train an encoder, the default first, and the width of the projector's output in each: d of
 Chen & He 2021, section 4.3; Chen et al. 2020, section 2.1; Bardes, Ponce, LeCun 2022, section 4.2; Grill et
 al. 2020, section 3.2."""
 METHODS = tuple(PROJECTION_DIMS)
-PRESETS = ("paper", "simsiam")
-"""Ways to pre-train, see `preset_defaults`."""
+PRESETS = ("music", "paper", "simsiam")
+"""Ways to pre-train, the default first, see `preset_defaults`."""
 SYNC_BATCHNORM_BELOW = 64
 """Batch norm of several processes is synchronized if each of them has fewer pairs in a batch."""
 MAX_SEED = 2**31 - 1
@@ -106,6 +112,23 @@ class MelConfig:
         return self.samples // self.hop_length + 1
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """What an encoder is built as; weights fit only the architecture that they were trained in.
+
+    Its values are those of the settings with the same names. The defaults are torchvision's networks.
+    """
+
+    backbone: str
+    stem: str = STEMS[0]
+    pooling: str = POOLINGS[0]
+
+    def __post_init__(self) -> None:
+        check_value("backbone", self.backbone, OneOf(BACKBONES))
+        check_value("stem", self.stem, OneOf(STEMS))
+        check_value("pooling", self.pooling, OneOf(POOLINGS))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
     """Settings that pre-training and fine-tuning share."""
@@ -114,6 +137,9 @@ class CommonConfig:
     """Engine that computes spectrograms and augmentations; torch needs no DALI."""
     seed: Annotated[int, Between(0, MAX_SEED)] = 0
     """Seed of everything that is random."""
+    checkpoint_minutes: Annotated[float, Positive()] = 15.0
+    """Time between two checkpoints, in minutes. There is one more when training ends or is stopped, and in
+    pre-training whenever the kNN accuracy is the best so far."""
     keep_going: bool = False
     """Whether training goes on if a checkpoint cannot be written, such as on a full disk. The last checkpoint
     stays whole, and the one at the end of training has to be written in any case."""
@@ -132,26 +158,36 @@ class CommonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(CommonConfig):
-    """One pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
+    """One pre-training run. Defaults: the preset `music`; `preset_defaults` has what the others set."""
 
     mel: MelConfig = MelConfig()
     splits: Annotated[tuple[str, ...], Section("Views")] = ("training",)
     """Splits whose tracks the encoder learns from, such as training,validation. A classifier is scored on
     test tracks: leave them out if it matters that the encoder has never met them."""
-    aug: str = "image"
-    """Augmentations of the two views: image, audio, both, none, or a list such as "mask,cutout" or
-    "cutmix(p=0.3),hflip"."""
-    crops: Annotated[str, OneOf(CROPS)] = CROPS[0]
+    aug: str = "music"
+    """Augmentations of the two views: music; the paper's image, audio or both; none; or a list such as
+    "mask,cutout" or "cutmix(p=0.3),hflip"."""
+    crops: Annotated[str, OneOf(CROPS)] = "independent"
     """Whether the two views show the same seconds of a track or independent ones."""
-    max_distance: float | None = None
-    """Largest distance between the starts of independent crops, in seconds. None: anywhere in the track."""
+    max_distance: Annotated[float | None, Between(0)] = 10.0
+    """Largest distance between the starts of independent crops, in seconds, such as 1000 for anywhere in any
+    shorter track. None: anywhere in the track."""
     short_tracks: Annotated[str, OneOf(SHORT_TRACKS)] = SHORT_TRACKS[0]
     """What is done with a track that is shorter than a crop: it is repeated, or padded with silence."""
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = "band"
+    """Mean and standard deviation that normalize spectrograms: global, one of each for all mel bands; band,
+    one of each for every mel band."""
     window: Annotated[int | None, Positive()] = None
     """Number of shards whose tracks are shuffled together, for disks and networks that are slow at random
     reads. None: all shards."""
     backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
     """Network that encodes a spectrogram."""
+    stem: Annotated[str, OneOf(STEMS)] = "keep-frequency"
+    """First layers of the network: standard, as in its paper; keep-frequency, whose strides shorten time
+    alone, so that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
+    pooling: Annotated[str, OneOf(POOLINGS)] = "mean-max"
+    """How the last features become one vector: their mean; or mean-max, the mean over frequency, and of that
+    the mean over time plus the maximum over time (Kong et al. 2020)."""
     method: Annotated[str, OneOf(METHODS)] = METHODS[0]
     """What the encoder learns by: simsiam (Chen & He 2021), as in the paper; simclr (Chen et al. 2020);
     vicreg (Bardes, Ponce, LeCun 2022); byol (Grill et al. 2020)."""
@@ -171,17 +207,17 @@ class PretrainConfig(CommonConfig):
     """Pairs of views per process that go through the network together; batch norm sees these."""
     grad_accum_steps: Annotated[int, Positive()] = 1
     """Number of batches whose gradients are averaged for one step of the optimizer."""
-    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
-    """Optimizer."""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    """Optimizer: adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019) or sgd."""
     momentum: float = 0.9
-    """Momentum of SGD; Adam does not use it."""
-    lr: Annotated[float, Positive()] = 1e-3
+    """Momentum of SGD; adam and adamw do not use it."""
+    lr: Annotated[float, Positive()] = 3e-4
     """Peak learning rate."""
-    weight_decay: Annotated[float, Between(0)] = 1e-5
-    """Weight decay, as an L2 penalty on the weights."""
-    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    weight_decay: Annotated[float, Between(0)] = 1e-2
+    """Weight decay, as an L2 penalty on the weights; adamw subtracts it from them, in proportion to lr."""
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
     """Schedule of the learning rate after the warm-up."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = 1.0
     """Number of epochs in which the learning rate rises linearly from 0."""
     fixed_predictor_lr: bool = False
     """Whether the learning rate of the predictor stays at `lr` (Chen & He 2021, section 4.2)."""
@@ -189,8 +225,11 @@ class PretrainConfig(CommonConfig):
     """Whether torch.compile is used. None: on GPUs."""
     knn_every: Annotated[int, Between(0)] = 5
     """Number of epochs between two measurements of the kNN accuracy on validation tracks; 0: none."""
-    checkpoint_minutes: Annotated[float, Positive()] = 15.0
-    """Longest time between two checkpoints, in minutes; there is one at the end of each epoch too."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the encoder is built as."""
+        return Architecture(self.backbone, self.stem, self.pooling)
 
     @property
     def width(self) -> int:
@@ -271,6 +310,29 @@ class FinetuneConfig(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the frozen features of an encoder are scored."""
+
+    checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
+    """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
+    cv: Annotated[int | None, Section("Scores"), Positive()] = None
+    """Number of times that all labelled tracks are scored by cross-validation in 5 folds, of whole groups
+    such as artists. None: fits to the training split are scored on the test split."""
+    label_curve: bool = False
+    """Whether the linear probe is scored with 1, 5, 10 and 100% of the labels too."""
+    retrieval_crops: Annotated[int | None, Between(2)] = None
+    """Number of crops of each test track that are compared with each other. None: from 2 to 20, so that there
+    are about 1,000 in all."""
+    backend: Annotated[str, Section("Running"), OneOf(BACKENDS)] = BACKENDS[0]
+    """Engine that computes spectrograms; torch needs no DALI."""
+    seed: Annotated[int, Between(0, MAX_SEED)] = 0
+    """Seed of the random encoders, the folds and the intervals."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CropConfig:
     """Where crops are cut from a track that a trained network is to hear."""
 
@@ -327,23 +389,37 @@ def _check_fields(kind: type[MelConfig] | type[PretrainConfig], values: Mapping[
         )
 
 
+_PAPER: dict[str, Any] = {
+    "aug": "image",
+    "crops": "same",
+    "max_distance": None,
+    "normalization": "global",
+    "stem": "standard",
+    "pooling": "mean",
+    "optimizer": "adam",
+    "momentum": 0.9,
+    "lr": 1e-4,
+    "weight_decay": 1e-5,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "fixed_predictor_lr": False,
+}
+_SIMSIAM = {"optimizer": "sgd", "weight_decay": 1e-4, "schedule": "cosine", "fixed_predictor_lr": True}
+
+
 def preset_defaults(preset: str, total_batch: int) -> dict[str, Any]:
     """Return the fields of `PretrainConfig` that `preset` sets, for `total_batch` pairs per step.
 
-    `paper` is Kim, Hong, Lee 2022, section 4; `simsiam` is Chen & He 2021, section 3 and 4.2. Raises
-    ConfigError for another name.
+    `music` is this project's own and has the defaults of `PretrainConfig`. `paper` is Kim, Hong, Lee 2022,
+    section 4; the paper does not state its learning rate, and with the one here the encoder's features do not
+    collapse to a few dimensions. `simsiam` is the optimizer of Chen & He 2021, sections 3 and 4.2, with the
+    rest of `paper`. Raises ConfigError for another name.
     """
     check_value("preset", preset, OneOf(PRESETS))
-    if preset == "paper":
-        return {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "schedule": "constant"}
-    return {
-        "optimizer": "sgd",
-        "momentum": 0.9,
-        "lr": 0.05 * total_batch / 256,
-        "weight_decay": 1e-4,
-        "schedule": "cosine",
-        "fixed_predictor_lr": True,
-    }
+    if preset == "music":
+        return {name: getattr(PretrainConfig, name) for name in _PAPER}
+    of_authors = {"lr": 0.05 * total_batch / 256, **_SIMSIAM} if preset == "simsiam" else {}
+    return {**_PAPER, **of_authors}
 
 
 def from_preset(preset: str, processes: int, tracks: int, **given: Any) -> PretrainConfig:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from siamusic_fast.audio.corpus import SPLITS
+from siamusic_fast.config import ProbeConfig
 from siamusic_fast.models.run_checks import check_labels, check_run, find_classifier
 from siamusic_fast.models.run_files import OF_RESULTS, check_free
 from siamusic_fast.models.run_shards import shards_of_run
@@ -23,15 +24,29 @@ def check_evaluation(
 
 
 def check_probe(
-    run: Path, data: ShardSet | Path | str | None, out: Path | str | None, *, backend: str, force: bool
-) -> ShardSet:
-    """Return the shards of a probe; arguments and errors are those of `probe`."""
-    check_backend(backend)
+    run: Path, data: ShardSet | Path | str | None, out: Path | str | None, config: ProbeConfig, *, force: bool
+) -> tuple[ShardSet, list[str]]:
+    """Return the shards and the splits of a probe; arguments and errors are those of `probe`.
+
+    The splits are those that are learnt from and scored, the one that crops are retrieved from last.
+    """
+    check_backend(config.backend)
     check_run(run)
     shard_set = shards_of_run(run, data)
-    check_labels(shard_set, SPLITS, "a probe")
+    labelled = shard_set.target == "class"
+    splits = ["training", "test"]
+    if config.cv is not None:
+        splits = [
+            split
+            for split in SPLITS
+            if any(shard.labelled or not labelled for shard in shard_set.splits.get(split, ()))
+        ]
+    if labelled:
+        check_labels(shard_set, splits, "a probe")
+    for split in splits or ["training"]:
+        shard_set.shards([split], labelled_only=labelled)
     _check_out(out, force)
-    return shard_set
+    return shard_set, splits
 
 
 def _check_out(out: Path | str | None, force: bool) -> None:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from siamusic_fast.embedding.extract import CROPS_PER_PASS, Network
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.precision import autocast
 from siamusic_fast.pipelines.loaders import TrackLoader
+from siamusic_fast.pipelines.plan import TrackPlan
 from siamusic_fast.pipelines.tracks import count_tracks
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress, Task
@@ -29,6 +31,20 @@ class TrackFeatures(NamedTuple):
     """uint8 [tracks, tags]: 1 for each tag that a track has."""
     groups: list[str]
     """Groups of the tracks, such as their artists; "" where the group is unknown."""
+
+
+class CropFeatures(NamedTuple):
+    """Features of crops of the tracks of a split, track by track, on the CPU."""
+
+    names: list[str]
+    """Name of the track of each crop."""
+    features: Tensor
+    """float32 [crops, d]."""
+    starts: Tensor
+    """Where in its track each crop starts, in lengths of a crop, float64 [crops]: those less than 1 apart
+    overlap. Segments of a track lie one after the other."""
+    groups: list[str]
+    """Group of the track of each crop; "" where it is unknown."""
 
 
 class FeatureExtractor:
@@ -90,9 +106,7 @@ class FeatureExtractor:
 
         No gradients are kept and no random numbers drawn. `task` advances by the number of samples.
         """
-        own = self.extract_own(network, task)
-        parts = self._world.gather(torch.cat(own).cpu() if own else None)
-        outputs = torch.cat([part for part in parts if part is not None])
+        outputs = self._gathered(self.extract_own(network, task))
         tracks = len(self.names)
         sums = outputs.new_zeros(tracks, outputs.shape[1]).index_add(0, self._place_of, outputs)
         labels = self._labels.new_zeros(tracks).scatter(0, self._place_of, self._labels)
@@ -101,25 +115,51 @@ class FeatureExtractor:
         features = sums / self._place_of.bincount().unsqueeze(1)
         return TrackFeatures(self.names, features, labels, tags, self.groups)
 
-    def extract_own(self, network: Network, task: Task) -> list[Tensor]:
+    def extract_crops(self, network: Network, task: Task) -> CropFeatures:
+        """Return the features of each crop, where `extract` returns their mean over those of a track."""
+        outputs = self._gathered(self.extract_own(network, task, per_crop=True))
+        plan = self._loader.plan
+        assert isinstance(plan, TrackPlan)
+        lengths = torch.from_numpy(plan.tracks.samples) + plan.crop_samples
+        before = torch.zeros(len(self.names), dtype=torch.int64)
+        starts = torch.from_numpy(plan.starts(np.arange(len(lengths))))
+        for sample, track in enumerate(self._place_of.tolist()):
+            starts[sample] += before[track]
+            before[track] += lengths[sample]
+        tracks = self._place_of.repeat_interleave(plan.crops).tolist()
+        return CropFeatures(
+            names=[self.names[track] for track in tracks],
+            features=outputs.flatten(0, 1),
+            starts=starts.flatten().double() / plan.crop_samples,
+            groups=[self.groups[track] for track in tracks],
+        )
+
+    def _gathered(self, own: list[Tensor]) -> Tensor:
+        """Return the features of the samples of all processes, on the CPU."""
+        parts = self._world.gather(torch.cat(own).cpu() if own else None)
+        return torch.cat([part for part in parts if part is not None])
+
+    def extract_own(self, network: Network, task: Task, *, per_crop: bool = False) -> list[Tensor]:
         """Return the features of this process's samples, by batches, each averaged over its crops.
 
-        They stay on the device of the network, so that the host need not wait for it.
+        They stay on the device of the network, so that the host need not wait for it. With `per_crop`, they
+        are [samples, crops, d].
         """
         found = []
         for mels, labels in self._loader if self._has_part else ():
-            found.append(self._mean_over_crops(network, mels))
+            by_crop = self._by_crop(network, mels)
+            found.append(by_crop if per_crop else by_crop.mean(dim=1))
             task.advance(len(labels) * self._world.world_size)
         return found
 
     @torch.no_grad()
-    def _mean_over_crops(self, network: Network, mels: Tensor) -> Tensor:
-        """Return the features of `mels`, [samples, crops, 1, n_mels, frames], averaged over the crops."""
+    def _by_crop(self, network: Network, mels: Tensor) -> Tensor:
+        """Return the features, [samples, crops, d], of `mels`, [samples, crops, 1, n_mels, frames]."""
         samples, crops = mels.shape[:2]
         passes = torch.split(mels.flatten(0, 1), self._crops_per_pass)
         with autocast(mels.device):
             outputs = [network(part).float() for part in passes]
-        return torch.cat(outputs).view(samples, crops, -1).mean(dim=1)
+        return torch.cat(outputs).view(samples, crops, -1)
 
     def __enter__(self) -> Self:
         return self

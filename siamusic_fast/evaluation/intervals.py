@@ -70,18 +70,22 @@ def middle(values: npt.ArrayLike) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def resampled_means(
+    scores: npt.ArrayLike, groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Array:
+    """Return the mean of `scores` [n], one of each item, in each bootstrap sample of `groups`."""
+    numbers = group_numbers(groups)
+    sums, sizes = np.bincount(numbers, np.asarray(scores, np.float64)), np.bincount(numbers)
+    rng, count = np.random.default_rng(seed), len(sizes)
+    drawn = (rng.integers(count, size=count) for _ in range(resamples))  # as `group_draws` does
+    return np.array([sums[of_sample].sum() / sizes[of_sample].sum() for of_sample in drawn])
+
+
 def mean_interval(
     scores: npt.ArrayLike, groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Return the 95% interval of the mean of `scores` [n], one of each item, resampled by `groups`."""
-    numbers = group_numbers(groups)
-    sums, sizes = np.bincount(numbers, np.asarray(scores, np.float64)), np.bincount(numbers)
-    rng, count = np.random.default_rng(seed), len(sizes)
-    means = []
-    for _ in range(resamples):
-        drawn = rng.integers(count, size=count)  # the same groups as `group_draws` draws
-        means.append(sums[drawn].sum() / sizes[drawn].sum())
-    return middle(means)
+    return middle(resampled_means(scores, groups, resamples=resamples, seed=seed))
 
 
 def paired_difference(

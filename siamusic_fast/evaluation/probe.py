@@ -1,167 +1,223 @@
-"""Probes of an encoder's frozen features, and of those of random encoders, which show what it learnt."""
+"""Probes of an encoder's frozen features, beside those of features that learnt nothing."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from siamusic_fast.audio.corpus import SPLITS
-from siamusic_fast.config import BACKENDS
+from siamusic_fast.config import Architecture, ProbeConfig
+from siamusic_fast.evaluation.baselines import BASELINES, PRETRAINED, Competitors
 from siamusic_fast.evaluation.checks import check_probe
+from siamusic_fast.evaluation.cross_validation import (
+    Examples,
+    classify_knn,
+    classify_linear,
+    repeated_folds,
+)
+from siamusic_fast.evaluation.effective_rank import effective_rank
 from siamusic_fast.evaluation.evaluate import RESULTS, results_folder
-from siamusic_fast.evaluation.features import extract_features
-from siamusic_fast.evaluation.knn import knn_predict
-from siamusic_fast.evaluation.linear_probe import choose_linear
+from siamusic_fast.evaluation.features import TrackFeatures
+from siamusic_fast.evaluation.folds import Fold
 from siamusic_fast.evaluation.scores import Scores, scores
-from siamusic_fast.models import networks
+from siamusic_fast.evaluation.tag_scores import TagScores, tag_scores
 from siamusic_fast.models.pretrained import load_pretrained
 from siamusic_fast.models.run_files import save_json
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.manifest import ShardSet
 
-Labelled = tuple[Tensor, Tensor]
-"""Features [tracks, d] and labels [tracks]."""
+_FEWEST_CROPS = 1_000
+"""Crops of all tracks that retrieval aims at, from 2 to 20 of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderProbes:
-    """Scores of the probes of one encoder on the test split."""
+    """Scores of the probes of one kind of features."""
 
-    knn: Scores
+    knn: Scores | TagScores
     """Scores of the kNN probe."""
-    linear: Scores
+    linear: Scores | TagScores
     """Scores of the linear probe."""
-    penalty: float
-    """Strength of the linear probe's L2 penalty, chosen on the validation split."""
+    effective_rank: float
+    """How many dimensions the features of the retrieved crops use (RankMe)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Probes of a pre-trained encoder and of two untrained ones with the same backbone."""
+    """Probes of a pre-trained encoder, and of features that no pre-training made."""
 
     folder: Path
     """Folder of the results."""
     data: str
     """Name of the corpus that the tracks are from."""
-    backbone: str
-    """Name of the encoders' network, such as resnet50."""
+    architecture: Architecture
+    """What the encoders are built as."""
     checkpoint: str
     """Checkpoint of the run: `last` or `best`."""
     epoch: int
     """Epochs of pre-training behind the checkpoint."""
     pretrained_on: tuple[str, ...]
     """Splits that the encoder was pre-trained on."""
-    pretrained: EncoderProbes
-    """Probes of the pre-trained encoder."""
-    random: EncoderProbes
-    """Probes of an encoder with torchvision's own random weights, the usual baseline."""
-    initial: EncoderProbes
-    """Probes of the encoder that pre-training starts from: the same random weights, but the residual branches
-    of a ResNet begin at zero."""
+    target: str
+    """What the probes tell of a track: its class, or its tags."""
+    scored_on: str
+    """`test`: fits to the training split are scored on the test split. `cross-validation`: all labelled
+    tracks are scored, each by a fit that has met none of its group."""
+    tracks: int
+    """Number of tracks that are scored."""
+    chance: float
+    """Accuracy of always saying the most frequent class; of tags, PR-AUC by chance."""
+    probes: dict[str, EncoderProbes]
+    """Scores by the name of the features: `pretrained`, and the baselines `random`, `initial`, `log-mels` and
+    `MFCCs`."""
+    measures: tuple[Measure, ...]
+    """All measures: of classes, accuracy of `knn` and `linear`; of tags, ROC-AUC and PR-AUC of both; and the
+    retrieval of crops, `same_track` (R@1) and `same_artist` (mean average precision, where groups are known).
+    """
+    label_curve: tuple[LabelPoint, ...]
+    """The linear probe with fractions of the labels, if asked for."""
 
-    @property
-    def gain(self) -> float:
-        """Accuracy of the linear probe minus that of the random encoder's."""
-        return self.pretrained.linear.accuracy - self.random.linear.accuracy
+    def measure(self, name: str) -> Measure:
+        """Return the measure `name`."""
+        return next(one for one in self.measures if one.name == name)
 
 
 def probe(
     run: Path | str,
     data: ShardSet | Path | str | None = None,
     out: Path | str | None = None,
+    config: ProbeConfig | None = None,
     *,
-    which: str = "last",
-    seed: int = 0,
-    backend: str = BACKENDS[0],
     world: World | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ProbeResult:
-    """Probe the encoder of the pre-training run `run`, `last` or `best`, and random ones beside it.
+    """Score the frozen features of the encoder of `run`, and those of baselines beside it.
 
     Called in every process of `world`, which share the tracks; default: one process on the CPU. `data` is a
-    shard set, its folder, or its name; by default the shards that the run was trained on, if they have
-    labels. The features of a track are the mean over crops that cover it, up to 128; `backend` computes their
-    spectrograms. The kNN probe has the labelled training tracks as its bank. The linear probe learns from
-    them, with the penalty that does best on the validation tracks. Both are scored on the labelled test
-    tracks.
+    shard set, its folder, or its name; by default the shards that the run was trained on. The features of a
+    track are the mean over crops that cover it, up to 128. What is told of a track is its class, or its tags
+    if the shards have no two classes.
 
-    The encoders are in evaluation mode, where the batch norms of the random ones have mean 0 and variance 1.
-    The random weights depend on `seed`, which is that of the bootstrap too.
+    - The kNN probe has the labelled training tracks as its bank (`knn_votes`). The linear probe is a logistic
+      regression of them, whose penalty is chosen by grouped cross-validation among them (`choose_linear`).
+      Both are scored on the labelled test tracks; with `config.cv`, on all labelled tracks by repeated
+      grouped cross-validation.
+    - Retrieval takes no labels: for each crop of the labelled test tracks, whether the nearest one is of the
+      same track, and how well those of other tracks of its group are found (`retrieval`).
+    - Baselines are described by `baselines`, and kept beside the shards (`Competitors`).
+
+    Intervals are resampled by group, such as artists, where the shards know them; `config.seed` is that of
+    the intervals, the folds and the random encoders.
 
     Results go to `out`, which must be empty or with `force` may hold earlier results. The default is the
     folder probe in `run`, where they replace earlier results.
 
-    Raises DataError if `run` holds no such encoder, if the shards have fewer than two classes or a split
-    without labelled tracks; ConfigError if the features do not fit the shards.
+    Raises DataError if `run` holds no such encoder, if the shards have neither two classes nor tags, or a
+    split without labelled tracks; ConfigError if the features do not fit the shards.
     """
-    world, run = world or World(), Path(run)
-    shard_set = check_probe(run, data, out, backend=backend, force=force)
-    pretrained = load_pretrained(run, which)
+    world, run, config = world or World(), Path(run), config or ProbeConfig()
+    shard_set, splits = check_probe(run, data, out, config, force=force)
+    pretrained = load_pretrained(run, config.checkpoint)
     folder = results_folder(out, run / "probe", world, force=force)
 
-    random, initial = (random_encoder(pretrained.backbone, seed, world.device) for _ in range(2))
-    encoders = [pretrained.build_encoder(world.device), activate_branches(random).eval(), initial.eval()]
-    tracks: list[dict[str, Labelled]] = [{} for _ in encoders]
-    for split in SPLITS:  # read once, for all encoders
-        _, outputs, labels, *_ = extract_features(
-            lambda mels: torch.cat([encoder(mels) for encoder in encoders], dim=1),
-            shard_set,
-            split,
-            pretrained.frontend,
-            backend=backend,
-            world=world,
-            progress=progress,
+    competitors = Competitors(
+        pretrained=pretrained,
+        shard_set=shard_set,
+        seed=config.seed,
+        backend=config.backend,
+        world=world,
+        progress=progress,
+    )
+    by_split = {split: competitors.tracks(split) for split in splits}
+    names = (PRETRAINED, *BASELINES)
+    examples = {name: _examples([by_split[split][name] for split in splits], shard_set) for name in names}
+    sizes = {split: len(by_split[split][PRETRAINED].names) for split in splits}
+    rounds = _rounds(examples[PRETRAINED], sizes, config)
+    crops = competitors.crops(splits[-1], config.retrieval_crops or _crops(sizes[splits[-1]]))
+
+    found = {
+        name: {
+            "knn": probabilities(classify_knn, one, rounds),
+            "linear": probabilities(classify_linear, one, rounds),
+        }
+        for name, one in examples.items()
+    }
+    scored = examples[PRETRAINED].only(scored_rows(rounds))
+    labels = shard_set.names(shard_set.target)
+    probes = {
+        name: EncoderProbes(
+            knn=_scores(of_probe["knn"], scored, labels, config.seed),
+            linear=_scores(of_probe["linear"], scored, labels, config.seed),
+            effective_rank=float(effective_rank(crops[name].features)),
         )
-        for of_one, features in zip(tracks, outputs.chunk(len(encoders), dim=1), strict=True):
-            of_one[split] = features, labels
-    probes = [_probes(of_one, shard_set.classes, seed) for of_one in tracks]
+        for name, of_probe in found.items()
+    }
     result = ProbeResult(
         folder=folder,
         data=shard_set.source,
-        backbone=pretrained.backbone,
-        checkpoint=which,
+        architecture=pretrained.architecture,
+        checkpoint=config.checkpoint,
         epoch=pretrained.epoch,
         pretrained_on=pretrained.splits,
-        pretrained=probes[0],
-        random=probes[1],
-        initial=probes[2],
+        target=shard_set.target,
+        scored_on="test" if config.cv is None else "cross-validation",
+        tracks=len(scored),
+        chance=probes[PRETRAINED].linear.chance,
+        probes=probes,
+        measures=(
+            *probe_measures(found, scored, config.seed),
+            *retrieval_measures(crops, config.seed),
+        ),
+        label_curve=label_curve(examples, rounds, config.seed) if config.label_curve else (),
     )
     if world.leads:
         save_json(folder / RESULTS, as_json(result))
     return result
 
 
-def random_encoder(backbone: str, seed: int, device: torch.device) -> nn.Module:
-    """Return the encoder that pre-training with `seed` starts from; no global random generator is changed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = networks.encoder(backbone)
-    return networks.place(model, device)
-
-
-def activate_branches(model: nn.Module) -> nn.Module:
-    """Set the batch norm weights that `zero_init_residual` made 0 to 1, and return `model`."""
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d) and not part.weight.any():
-            nn.init.ones_(part.weight)
-    return model
-
-
 def as_json(result: ProbeResult) -> dict[str, object]:
     """Return `result` as plain values."""
-    return {**dataclasses.asdict(result), "folder": str(result.folder), "gain": result.gain}
+    return {**dataclasses.asdict(result), "folder": str(result.folder)}
 
 
-def _probes(tracks: dict[str, Labelled], classes: tuple[str, ...], seed: int) -> EncoderProbes:
-    """Fit the probes to the features of one encoder, by split, and score them on the test split."""
-    features, labels = tracks["test"]
-    linear = choose_linear(tracks["training"], tracks["validation"], len(classes))
-    return EncoderProbes(
-        knn=scores(knn_predict(features, *tracks["training"], len(classes)), labels, classes, seed=seed),
-        linear=scores(linear.predict(features), labels, classes, seed=seed),
-        penalty=linear.penalty,
+def _crops(tracks: int) -> int:
+    """Return how many crops of each of `tracks` retrieval takes unless it is told."""
+    return min(max(-(-_FEWEST_CROPS // tracks), 2), 20)
+
+
+def _examples(splits: Sequence[TrackFeatures], shard_set: ShardSet) -> Examples:
+    """Return the labelled tracks of all `splits`, one split after the other."""
+    of_tags = shard_set.target == "tags"
+    return Examples(
+        features=torch.cat([split.features for split in splits]),
+        targets=torch.cat([split.tags if of_tags else split.labels for split in splits]),
+        groups=[group for split in splits for group in split.groups],
+        outputs=len(shard_set.names(shard_set.target)),
+    )
+
+
+def _rounds(examples: Examples, sizes: Mapping[str, int], config: ProbeConfig) -> list[list[Fold]]:
+    """Return the folds of each repeat; without cross-validation, the training and the test split."""
+    if config.cv is not None:
+        return repeated_folds(examples.targets, examples.groups, repeats=config.cv, seed=config.seed)
+    training = sizes["training"]
+    return [[(torch.arange(training), torch.arange(training, len(examples)))]]
+
+
+def _scores(found: Tensor, scored: Examples, names: Sequence[str], seed: int) -> Scores | TagScores:
+    """Return the scores of the probabilities, averaged over repeats in the case of tags."""
+    if scored.targets.ndim > 1:
+        return tag_scores(found.mean(dim=0), scored.targets, names, groups=scored.groups, seed=seed)
+    repeats = len(found)
+    groups = [group or f"track {number}" for number, group in enumerate(scored.groups)]
+    return scores(
+        found.argmax(dim=2).flatten(),
+        scored.targets.repeat(repeats),
+        names,
+        groups=groups * repeats,
+        seed=seed,
     )

@@ -8,9 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.evaluation.intervals import RESAMPLES
-
-Array = npt.NDArray[np.float64]
+from siamusic_fast.evaluation.intervals import Array, Counts, group_weights, middle
 
 _RESAMPLES_PER_PASS = 100
 """Bootstrap samples that are scored together, which bounds the memory."""
@@ -56,9 +54,9 @@ def tag_scores(
 ) -> TagScores:
     """Compare `probabilities` of tags with `truths` of 0 and 1, both [tracks, tags].
 
-    Any values do whose order is that of the probabilities, such as logits. The intervals are the middle 95%
-    of what comes out when the tracks, or their `groups` if these are known, are drawn anew with replacement;
-    `seed` is theirs. A tag that no or every drawn track has is left out of the means of that sample.
+    Any values do whose order is that of the probabilities, such as logits. `groups` and `seed` are for the
+    intervals: the middle 95% of what comes out when the groups of tracks are drawn anew, see `group_weights`;
+    by default each track is a group. A sample leaves out the tags that no or every track in it has.
 
     Raises DataError if each tag is that of no track or of every track.
     """
@@ -77,6 +75,7 @@ def tag_scores(
         for tag, place in zip(scored.tolist(), places, strict=True)
     }
     roc_auc, pr_auc = np.mean(list(by_tag.values()), axis=0).tolist()
+    resampled = _resampled(places, group_weights(groups or [""] * len(found), seed=seed).T)
     return TagScores(
         tracks=len(found),
         roc_auc=roc_auc,
@@ -87,8 +86,22 @@ def tag_scores(
             for tag, name in enumerate(names)
             for auc in [by_tag.get(tag, (None, None))]
         ),
-        intervals=_intervals(places, _weights(len(found), groups, seed)),
+        intervals={name: middle(drawn) for name, drawn in zip(("roc_auc", "pr_auc"), resampled, strict=True)},
     )
+
+
+def resampled_aucs(
+    probabilities: Tensor, truths: Tensor, groups: Sequence[str], *, seed: int = 0
+) -> dict[str, Array]:
+    """Return the bootstrapped `roc_auc` and `pr_auc` of `tag_scores`, each [samples], by name.
+
+    Samples depend on `truths`, `groups` and `seed` alone: those of two encoders can be subtracted.
+    """
+    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
+    scored = np.flatnonzero(found.any(axis=0) & ~found.all(axis=0)).tolist()
+    places = [(values[:, tag], found[:, tag]) for tag in scored]
+    roc_auc, pr_auc = _resampled(places, group_weights(groups, seed=seed).T)
+    return {"roc_auc": roc_auc, "pr_auc": pr_auc}
 
 
 def weighted_aucs(values: Array, truths: npt.NDArray[np.bool_], weights: Array) -> tuple[Array, Array]:
@@ -116,27 +129,19 @@ def weighted_aucs(values: Array, truths: npt.NDArray[np.bool_], weights: Array) 
     return roc_auc, np.where(others > 0, pr_auc, np.nan)
 
 
-def _intervals(
-    places: Sequence[tuple[Array, npt.NDArray[np.bool_]]], weights: Array
-) -> dict[str, tuple[float, float]]:
-    """Return the middle 95% of the means over tags, in the samples that `weights` [tracks, samples] draw."""
+def _resampled(places: Sequence[tuple[Array, npt.NDArray[np.bool_]]], weights: Counts) -> Array:
+    """Return the means over tags of ROC-AUC and PR-AUC, [2, samples], in samples that `weights` draw.
+
+    `weights` are [tracks, samples]. A sample in which no tag can be scored is left out.
+    """
     samples = weights.shape[1]
     sums, counts = np.zeros((2, samples)), np.zeros(samples)
     for first in range(0, samples, _RESAMPLES_PER_PASS):
         of_pass = slice(first, first + _RESAMPLES_PER_PASS)
-        drawn = np.ascontiguousarray(weights[:, of_pass])
+        drawn = np.ascontiguousarray(weights[:, of_pass], dtype=np.float64)
         for values, truths in places:
             scores = np.stack(weighted_aucs(values, truths, drawn))
             counts[of_pass] += np.isfinite(scores[0])
             sums[:, of_pass] += np.nan_to_num(scores)
-    means = sums[:, counts > 0] / counts[counts > 0]
-    edges = np.quantile(means, (0.025, 0.975), axis=1).T.tolist()
-    return {name: (low, high) for name, (low, high) in zip(("roc_auc", "pr_auc"), edges, strict=True)}
-
-
-def _weights(tracks: int, groups: Sequence[str], seed: int) -> Array:
-    """Return how often each of `tracks` is in each bootstrap sample, [tracks, samples]."""
-    _, group = np.unique(groups, return_inverse=True) if groups else (None, np.arange(tracks))
-    number = int(group.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
-    return drawn.T[group].astype(np.float64)
+    means: Array = sums[:, counts > 0] / counts[counts > 0]
+    return means

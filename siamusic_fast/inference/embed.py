@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def embed(
 def description(encoder: Encoder, config: EmbedConfig) -> dict[str, Any]:
     """Return what embeddings depend on, as plain values: the weights, the features and the crops."""
     return {
-        "backbone": encoder.backbone,
+        **asdict(encoder.architecture),
         "epoch": encoder.epoch,
         "weights": weights_digest(encoder),
         "frontend": encoder.frontend.dump(),

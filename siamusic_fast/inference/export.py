@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,16 +133,17 @@ def _load(run: Path, checkpoint: str, classifier: bool) -> tuple[Encoder | Class
     if classifier:
         path = find_classifier(run)
         network, saved = read_classifier(path, torch.device("cpu"))
-        pretrained_on, backbone = saved["pretrained_on"], saved["backbone"]
+        pretrained_on = saved["pretrained_on"]
     else:
         pretrained = load_pretrained(run, checkpoint)
         network, path = pretrained.build_encoder(torch.device("cpu")), pretrained.path
-        pretrained_on, backbone = pretrained.splits, pretrained.backbone
+        pretrained_on = pretrained.splits
     frontend = network.frontend
+    encoder = network.encoder if isinstance(network, Classifier) else network
     about = {
         "version": siamusic_fast.__version__,
         "network": "classifier" if classifier else "encoder",
-        "backbone": backbone,
+        **asdict(encoder.architecture),
         "classes": list(network.classes) if isinstance(network, Classifier) else [],
         "epoch": network.epoch,
         "pretrained_on": list(pretrained_on),
@@ -160,7 +161,7 @@ def _state_dict(network: Encoder | Classifier) -> dict[str, Tensor]:
         return dict(network.state_dict())
     parts = [part for part in (network.projector, network.head) if not isinstance(part, nn.Identity)]
     last = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-    name = _LAST_LAYERS.get(network.encoder.backbone, "fc")
+    name = _LAST_LAYERS.get(network.encoder.architecture.backbone, "fc")
     return {**network.encoder.state_dict(), **last.state_dict(prefix=f"{name}.")}
 
 

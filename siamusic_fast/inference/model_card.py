@@ -49,7 +49,7 @@ def model_card(facts: RunFacts, file: str, sha256: str, about: Mapping[str, Any]
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {file}",
         f"A {about['backbone']} {about['network']} of mel spectrograms of music, exported by siamusic-fast "
-        f"{about['version']}.",
+        f"{about['version']}.{_unlike_torchvision(about)}",
         "## Data",
         f"Shards: `{data}`. Splits that the encoder was "
         f"pre-trained on: {', '.join(about['pretrained_on']) or 'none'}.",
@@ -66,6 +66,18 @@ def model_card(facts: RunFacts, file: str, sha256: str, about: Mapping[str, Any]
         _CITATION,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _unlike_torchvision(about: Mapping[str, Any]) -> str:
+    """Return sentences on what the weights do not say of the network; none if it is torchvision's."""
+    first, first_pool = ("features.0.0", "") if about["backbone"] == "swin_t" else ("conv1", " and maxpool")
+    stride = (1, 4) if about["backbone"] == "swin_t" else (1, 2)
+    sentences = {
+        "keep-frequency": f" Stem keep-frequency: the stride of {first}{first_pool} is {stride}.",
+        "mean-max": " Pooling mean-max: the features of a frame are the mean over frequency, and those of a "
+        "spectrogram their mean over time plus their maximum over time (Kong et al. 2020).",
+    }
+    return "".join(sentences.get(about[name], "") for name in ("stem", "pooling"))
 
 
 def _scores(run: Path) -> Iterator[str]:

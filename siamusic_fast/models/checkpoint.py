@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import WEIGHTS_LIMIT, atomic_write, open_regular, temporary_name
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 """The only format that this version writes and reads."""
 _LAST_LINE = re.compile(rb"\nsiamusic-fast checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})\n\Z")
 _AFTER_SHA = 64 + 1

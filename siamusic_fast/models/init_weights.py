@@ -4,10 +4,11 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.models.exported import read_weights
+from siamusic_fast.models.networks import Encoder
 from siamusic_fast.models.pretrained import load_pretrained
 
 _FIRST_LAYERS = ("conv1.weight", "features.0.0.weight")
@@ -17,15 +18,17 @@ _MAX_TEXT = 600
 """Characters of an error message that list weights."""
 
 
-def load_init(encoder: nn.Module, init: str, backbone: str) -> None:
-    """Give `encoder`, a `backbone`, the weights and the batch norm statistics of `init`.
+def load_init(encoder: Encoder, init: str) -> None:
+    """Give `encoder` the weights and the batch norm statistics of `init`.
 
     `init` is the folder of a run, or a file of torch or safetensors with a state dict that has torchvision's
     names. The weights of a first layer for three channels are summed over the channels: a spectrogram then
-    counts as a gray image. The classifier in the file, `fc` or `head`, is left out.
+    counts as a gray image. The classifier in the file, `fc` or `head`, is left out. Stem and pooling may be
+    others than those that the weights were trained with.
 
-    Raises ConfigError if the weights are not those of `backbone`, DataError if they cannot be read.
+    Raises ConfigError if the weights are those of another backbone, DataError if they cannot be read.
     """
+    backbone = encoder.architecture.backbone
     weights = _of_run(Path(init), backbone) if Path(init).is_dir() else _of_file(Path(init))
     try:
         encoder.load_state_dict(weights)
@@ -39,10 +42,10 @@ def load_init(encoder: nn.Module, init: str, backbone: str) -> None:
 
 def _of_run(run: Path, backbone: str) -> Mapping[str, Tensor]:
     pretrained = load_pretrained(run)
-    if pretrained.backbone != backbone:
+    if (found := pretrained.architecture.backbone) != backbone:
         raise ConfigError(
-            f"init = {str(run)!r} is a run of {pretrained.backbone}, and backbone = {backbone!r}: use the "
-            f"same (on the command line --backbone {pretrained.backbone})."
+            f"init = {str(run)!r} is a run of {found}, and backbone = {backbone!r}: use the "
+            f"same (on the command line --backbone {found})."
         )
     return pretrained.encoder
 

@@ -39,7 +39,7 @@ class Method(nn.Module):
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__()
-        self.encoder = networks.encoder(config.backbone)
+        self.encoder = networks.encoder(config.architecture)
         self.projector = heads.projector(config.method, self.encoder.dim, config.width)
         if self.has_predictor:
             self.predictor = heads.predictor(config.method, config.width)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, SwinTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from siamusic_fast.config import BACKBONES, METHODS, PROJECTION_DIMS, CropConfig
+from siamusic_fast.config import METHODS, PROJECTION_DIMS, Architecture, CropConfig
 from siamusic_fast.embedding.results import Audible, Embeddings, Listening, Predictions
-from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.heads import projector
 from siamusic_fast.models.precision import autocast
@@ -38,10 +37,11 @@ class Encoder(nn.Module):
     identity in place of the last layer (`fc`, or `head` of swin_t). So its state dict has the names that
     torchvision's has, its layers are attributes such as `encoder.layer4`, and a classifier is made by
     `encoder.fc = nn.Linear(encoder.dim, 10)`. It is in evaluation mode; `encoder.train()` ends that.
+    Other strides in the stem and another pooling, if the run had them, have no weights.
     """
 
-    backbone: str
-    """Name of the network, such as resnet50."""
+    architecture: Architecture
+    """Names of the network, such as resnet50, of its stem and of its pooling."""
     dim: int
     """Number of features of a spectrogram."""
     frontend: Frontend
@@ -93,14 +93,28 @@ class Encoder(nn.Module):
         return Embeddings(**table, vectors=vectors)
 
 
-def encoder(backbone: str) -> Encoder:
+def encoder(architecture: Architecture) -> Encoder:
     """Return an encoder that maps [B, 1, n_mels, frames], of any size, to [B, dim]; its weights are random.
 
     `dim` is 512 for resnet18 and resnet34, 2,048 for the deeper ones, 768 for swin_t.
     """
-    if backbone not in BACKBONES:
-        raise ConfigError(f"backbone = {backbone!r} is unknown: choose one of {', '.join(BACKBONES)}.")
-    return _SwinEncoder() if backbone == "swin_t" else _ResNetEncoder(backbone)
+    kind = _SwinEncoder if architecture.backbone == "swin_t" else _ResNetEncoder
+    model = kind(architecture)
+    model.architecture = architecture
+    if architecture.pooling == "mean-max":
+        model.avgpool = _MeanMax()
+    return model
+
+
+class _MeanMax(nn.Module):
+    """Pools [B, C, rows, columns] to [B, C] as PANNs do (Kong et al. 2020, `Cnn14` of their code).
+
+    The mean over frequency, and of that the mean over time plus the maximum over time.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        over_time = features.mean(dim=2)
+        return over_time.mean(dim=2) + over_time.amax(dim=2)
 
 
 class _ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]
@@ -108,10 +122,12 @@ class _ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]
 
     fc: Any
 
-    def __init__(self, backbone: str) -> None:
-        super().__init__(*_RESNETS[backbone], zero_init_residual=True)
-        self.backbone, self.dim = backbone, self.fc.in_features
-        self.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(*_RESNETS[architecture.backbone], zero_init_residual=True)
+        self.dim = self.fc.in_features
+        stride = (2, 2) if architecture.stem == "standard" else (1, 2)
+        self.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=stride, padding=3, bias=False)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=stride, padding=1)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.fc = nn.Identity()
 
@@ -130,13 +146,14 @@ class _SwinEncoder(Encoder, SwinTransformer):  # type: ignore[misc]
     """The Swin-T of Liu et al. 2021 with windows that fit the paper's features.
 
     48 x 431 mels become 12 x 108 patches of 4 x 4. Windows of 6 x 9 tile these without a remainder, and the
-    6 x 54 patches of the second stage too. With the original's 7 x 7, a sixth would be padding.
+    6 x 54 patches of the second stage too. With the original's 7 x 7, a sixth would be padding. With the stem
+    keep-frequency, there is a row of patches at each of the 48 mels, and they overlap.
     """
 
     features: Any
     head: Any
 
-    def __init__(self) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         width = 96
         super().__init__(
             patch_size=[4, 4],
@@ -146,8 +163,9 @@ class _SwinEncoder(Encoder, SwinTransformer):  # type: ignore[misc]
             window_size=[6, 9],
             stochastic_depth_prob=0.2,
         )
-        self.backbone, self.dim = "swin_t", self.head.in_features
-        self.features[0][0] = _Patches(1, width, kernel_size=(4, 4), stride=(4, 4))
+        self.dim = self.head.in_features
+        stride = (4, 4) if architecture.stem == "standard" else (1, 4)
+        self.features[0][0] = _Patches(1, width, kernel_size=(4, 4), stride=stride)
         self.head = nn.Identity()
 
 
@@ -155,8 +173,11 @@ class _Patches(nn.Conv2d):
     """Cuts an image into patches. The last ones are filled up with 0, the mean color."""
 
     def forward(self, image: Tensor) -> Tensor:
-        (patch_rows, patch_columns), (rows, columns) = self.kernel_size, image.shape[-2:]
-        return super().forward(F.pad(image, (0, -columns % patch_columns, 0, -rows % patch_rows)))
+        rows, columns = (
+            size - stride + -extent % stride
+            for extent, size, stride in zip(image.shape[-2:], self.kernel_size, self.stride, strict=True)
+        )
+        return super().forward(F.pad(image, (0, columns, 0, rows)))
 
 
 STAGES = 5
@@ -195,7 +216,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        backbone: str,
+        architecture: Architecture,
         classes: int,
         *,
         head: str = "linear",
@@ -204,7 +225,7 @@ class Classifier(nn.Module):
         width: int = PROJECTION_DIMS[METHODS[0]],
     ) -> None:
         super().__init__()
-        self.encoder = encoder(backbone)
+        self.encoder = encoder(architecture)
         self.projector: nn.Module = nn.Identity()
         dim = self.encoder.dim
         if features == "projector":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from siamusic_fast import config as settings
-from siamusic_fast.config import CHECKPOINTS
+from siamusic_fast.config import CHECKPOINTS, Architecture
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint, networks
@@ -46,7 +46,7 @@ def read_classifier(path: Path, device: torch.device) -> tuple[Classifier, dict[
     saved = checkpoint.load(path, "classifier")
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
         classifier = Classifier(
-            saved["backbone"],
+            Architecture(**saved["architecture"]),
             len(saved["classes"]),
             head=saved["head"],
             features=saved["features"],
@@ -65,8 +65,8 @@ class Pretrained:
 
     path: Path
     """File of the checkpoint."""
-    backbone: str
-    """Name of the encoder's network."""
+    architecture: Architecture
+    """What the encoder is built as."""
     frontend: Frontend
     """Settings and statistics of the mel spectrograms that the encoder was trained on."""
     splits: tuple[str, ...]
@@ -89,7 +89,7 @@ class Pretrained:
     def build_encoder(self, device: torch.device) -> Encoder:
         """Return the encoder with its weights, on `device` and in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
-            encoder = networks.encoder(self.backbone)
+            encoder = networks.encoder(self.architecture)
         encoder.frontend, encoder.epoch = self.frontend, self.epoch
         encoder.load_state_dict(self.encoder)
         return networks.place(encoder, device).eval()
@@ -124,7 +124,7 @@ def load_pretrained(run: Path, which: str = "last") -> Pretrained:
     config = settings.load_pretrain(saved["config"])
     return Pretrained(
         path=path,
-        backbone=config.backbone,
+        architecture=config.architecture,
         frontend=Frontend.load(saved["frontend"]),
         splits=config.splits,
         encoder=saved["encoder"],

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import warnings
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from siamusic_fast.config import SHORT_TRACKS, MelConfig
+from siamusic_fast.config import NORMALIZATIONS, SHORT_TRACKS, MelConfig
+from siamusic_fast.config.fields import OneOf, check_value
 from siamusic_fast.errors import DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.checks import check_length
@@ -28,6 +28,8 @@ _MAX_TRACKS = 512
 """Tracks that these crops are taken from, each as a whole."""
 _MIN_VARIANCE = 1e-4
 """Smallest variance that can be normalized, in dB squared."""
+_MIN_BAND_STD = 1.0
+"""Smallest standard deviation of a mel band, in dB: what hardly ever changes is not made loud."""
 
 
 def estimate_frontend(
@@ -36,29 +38,34 @@ def estimate_frontend(
     progress: Progress = SILENT,
     *,
     short_tracks: str = SHORT_TRACKS[0],
+    normalization: str = NORMALIZATIONS[0],
 ) -> Frontend:
     """Return the frontend of `shard_set` for the features `mel`, by default the paper's at its sample rate.
 
     Mean and standard deviation are those of whole tracks: up to 512, spread over the training split, or over
-    all splits if there is no training split. They depend on the shards and the arguments alone. They are kept
-    in the folder of the shard set and read from there the next time; a warning says so if they are damaged
-    and measured again. Raises `ConfigError` if `mel` does not
-    fit the shards, `DataError` if the shards hold nothing but one constant sound.
+    all splits if there is no training split. With the `normalization` global they are one number each; with
+    band, one for every mel band, where a standard deviation is at least 1 dB. They depend on the shards and
+    the arguments alone. They are kept in the folder of the shard set and read from there the next time; a
+    warning says so if they are damaged and measured again. Raises `ConfigError` if `mel` does not fit the
+    shards or `normalization` is unknown, `DataError` if the shards hold nothing but one constant sound.
     """
+    check_value("normalization", normalization, OneOf(NORMALIZATIONS))
     mel = mel or MelConfig(sample_rate=shard_set.sample_rate)
-    key = {"shards": _digest(shard_set), "mel": dataclasses.asdict(mel), "short_tracks": short_tracks}
+    settings = {"mel": dataclasses.asdict(mel), "short_tracks": short_tracks}
+    key = {"shards": shard_set.digest, **settings, "normalization": normalization}
     kept = _kept(shard_set)
     for entry in kept:
         if entry["key"] == key:
-            return Frontend(mel=mel, mean=entry["mean"], std=entry["std"], short_tracks=short_tracks)
-    found = _measured(shard_set, Frontend(mel=mel, mean=0.0, std=1.0, short_tracks=short_tracks), progress)
+            return Frontend.load({**settings, "mean": entry["mean"], "std": entry["std"]})
+    raw = Frontend(mel=mel, mean=0.0, std=1.0, short_tracks=short_tracks)
+    found = _measured(shard_set, raw, normalization, progress)
     entry = {"key": key, "mean": found.mean, "std": found.std}
     with contextlib.suppress(OSError):  # a shard set that cannot be written to serves as well
         write_frontends(shard_set.folder, [*kept, entry])
     return found
 
 
-def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Frontend:
+def _measured(shard_set: ShardSet, raw: Frontend, normalization: str, progress: Progress) -> Frontend:
     splits = ["training"] if "training" in shard_set.splits else list(shard_set.splits)
     tracks = open_tracks(shard_set, splits)
     check_length(tracks, raw.mel)
@@ -67,21 +74,26 @@ def _measured(shard_set: ShardSet, raw: Frontend, progress: Progress) -> Fronten
     chosen = tracks.only(np.linspace(0, len(tracks) - 1, count).round().astype(np.int64))
     plan = TrackPlan(chosen, raw, crops=min(crops, _MAX_TOTAL_CROPS), batch_size=1)
     reader, engine = Reader(chosen, raw), TorchEngine(plan, torch.device("cpu"))
-    total = squares = values = 0.0
+    sums = torch.zeros(
+        2, raw.mel.n_mels, dtype=torch.float64
+    )  # of the values of each band, and their squares
     with progress.task("Estimating mean and standard deviation", count, "tracks") as task:
         for number in range(plan.batches):
             _, (view,) = read_and_compute(plan.batch((0, number)), reader, engine)
             images = view.double()
-            total, squares = total + float(images.sum()), squares + float(images.square().sum())
-            values += images.numel()
+            sums += torch.stack([images, images.square()]).sum(dim=(1, 2, 4))
             task.advance()
-    mean = total / values
-    variance = squares / values - mean**2
+    means, squares = (sums / (plan.batches * view.numel() / raw.mel.n_mels)).numpy()
+    mean = float(means.mean())
+    variance = float(squares.mean()) - mean**2
     if variance < _MIN_VARIANCE:
         raise DataError(
             f"{shard_set.folder} holds the same sound everywhere: there is nothing to learn from it."
         )
-    return dataclasses.replace(raw, mean=mean, std=math.sqrt(variance))
+    if normalization == "global":
+        return dataclasses.replace(raw, mean=mean, std=math.sqrt(variance))
+    stds = np.sqrt(np.maximum(squares - means**2, _MIN_BAND_STD**2))
+    return dataclasses.replace(raw, mean=tuple(means.tolist()), std=tuple(stds.tolist()))
 
 
 def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:
@@ -94,10 +106,4 @@ def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:
             stacklevel=3,
         )
         return []
-    return [entry for entry in entries if entry["key"].get("shards") == _digest(shard_set)]
-
-
-def _digest(shard_set: ShardSet) -> str:
-    """Return one checksum of all shards, so that values of an earlier packing are not used for these."""
-    sums = sorted(shard.sha256 for shards in shard_set.splits.values() for shard in shards)
-    return hashlib.sha256("".join(sums).encode()).hexdigest()
+    return [entry for entry in entries if entry["key"].get("shards") == shard_set.digest]

@@ -39,9 +39,12 @@ class CutMix(ImageAugmentation):
     p: float = probability(0.6)
     alpha: float = bounded(1.0, 0, MAX_ALPHA, above=True)
     """Both parameters of the Beta distribution."""
+    max_share: float = fraction(1.0)
+    """Largest share of the partner in the area, to which what is drawn is scaled."""
 
     def draw(self, rng: RandomNumbers, mel: MelConfig) -> Paste:
-        on, partner, side = rng.bernoulli(self.p), rng.partners(), np.sqrt(1 - rng.beta(self.alpha))
+        on, partner, area = rng.bernoulli(self.p), rng.partners(), 1 - rng.beta(self.alpha)
+        side = np.sqrt(self.max_share * area)
         height, width = np.floor(side * mel.n_mels), np.floor(side * mel.frames)
         boxes = _centered_boxes(rng, mel, height[:, None], width[:, None])
         return Paste(partner=partner, boxes=_only_where(on, boxes))
@@ -55,10 +58,13 @@ class Mixup(ImageAugmentation):
     p: float = probability(0.6)
     alpha: float = bounded(1.0, 0, MAX_ALPHA, above=True)
     """Both parameters of the Beta distribution."""
+    max_share: float = fraction(1.0)
+    """Largest share of the partner, 1 - w; the shares that are drawn are scaled to it. 0.4 and alpha = 1 give
+    shares that are uniform from 0 to 0.4, as in BYOL-A [Niizumi 2021]."""
 
     def draw(self, rng: RandomNumbers, mel: MelConfig) -> MixImages:
-        on, partner, weight = rng.bernoulli(self.p), rng.partners(), 1 - rng.beta(self.alpha)
-        return MixImages(partner=partner, weight=np.where(on, weight, 0.0))
+        on, partner, share = rng.bernoulli(self.p), rng.partners(), 1 - rng.beta(self.alpha)
+        return MixImages(partner=partner, weight=np.where(on, self.max_share * share, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)

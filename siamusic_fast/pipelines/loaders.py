@@ -38,6 +38,7 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
       "cutmix(p=0.3),hflip", or as a tuple of augmentations.
     - `crops`: "same" if both views show the same seconds of a track, "independent" if each has its own.
     - `max_distance`: how far apart the starts of independent crops may be, in seconds. None: any distance.
+      With the same crops it means nothing.
     """
 
     aug: str | Recipe = "image"

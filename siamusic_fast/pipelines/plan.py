@@ -225,15 +225,15 @@ class TrackPlan:
         first = self._first + number * self.batch_size
         tracks = np.arange(first, min(first + self.batch_size, self._end))
         rows = np.repeat(tracks, self.crops)
-        spare = lengthened(self.tracks.samples[rows], self.frontend, self.rate) - self.crop_samples
         samples = np.full(len(rows), self.crop_samples)
-        spans = Spans(
-            tracks=rows,
-            starts=nearest(np.tile(even_positions(self.crops), len(tracks)), spare),
-            samples=samples,
-        )
+        spans = Spans(tracks=rows, starts=self.starts(tracks).ravel(), samples=samples)
         view = View(starts=np.zeros(len(rows), dtype=np.int64), samples=samples)
         return Batch(place=place, tracks=tracks, spans=(spans,), views=(view,))
+
+    def starts(self, tracks: Array) -> Array:
+        """Return the first sample of each crop of `tracks`, which are numbers, int64 [tracks, crops]."""
+        spare = lengthened(self.tracks.samples[tracks], self.frontend, self.rate) - self.crop_samples
+        return nearest(even_positions(self.crops), spare[:, None])
 
 
 def lengthened(samples: Array, frontend: Frontend, rate: int) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines import noise
-from siamusic_fast.pipelines.augmentation import WaveAugmentation, bounded, probability
+from siamusic_fast.pipelines.augmentation import WaveAugmentation, bounded, fraction, probability
 from siamusic_fast.pipelines.ops import PITCH_GRID, AddNoise, MixWaves, Speed, WaveFunction
 from siamusic_fast.pipelines.random_numbers import RandomNumbers
 
@@ -28,9 +28,13 @@ class WaveMixup(WaveAugmentation):
     p: float = probability(0.6)
     alpha: float = bounded(1.0, 0, MAX_ALPHA, above=True)
     """Both parameters of the Beta distribution."""
+    max_share: float = fraction(1.0)
+    """Largest share of the partner, 1 - w; the shares that are drawn are scaled to it. 0.4 and alpha = 1 give
+    shares that are uniform from 0 to 0.4, as in BYOL-A [Niizumi 2021]."""
 
     def draw(self, rng: RandomNumbers, mel: MelConfig) -> MixWaves:
-        on, partner, weight = rng.bernoulli(self.p), rng.partners(), 1 - rng.beta(self.alpha)
+        on, partner, share = rng.bernoulli(self.p), rng.partners(), 1 - rng.beta(self.alpha)
+        weight = self.max_share * share
         own = np.arange(rng.count)
         return MixWaves(partner=np.where(on, partner, own), weight=np.where(on, weight, 0.0))
 

@@ -17,6 +17,8 @@ _MAX_DB = 1_000.0
 def read_frontends(folder: Path, *, every_byte: bool = False) -> list[dict[str, Any]]:
     """Return what `write_frontends` wrote into `folder`: entries with `key`, `mean` and `std`; none at first.
 
+    Mean and std are numbers of decibels, or lists with one for each mel band.
+
     Raises `DamageError` if the file is not what was written, for `every_byte` see `read_sealed`.
     """
     path = folder / FRONTENDS
@@ -43,7 +45,13 @@ def _check(entry: Any) -> None:
     """Raise `ValueError` for an entry that no shard set can have."""
     match entry:
         case {"key": dict(), "mean": float(mean), "std": float(std)}:
-            if not (math.isfinite(mean) and abs(mean) <= _MAX_DB and 0 < std <= _MAX_DB):
-                raise ValueError(f"mean {mean:g} dB and std {std:g} dB cannot be")
+            statistics = [(mean, std)]
+        case {"key": dict(), "mean": [float(), *_] as means, "std": [float(), *_] as stds} if len(
+            means
+        ) == len(stds) and {type(value) for value in means + stds} == {float}:
+            statistics = list(zip(means, stds, strict=True))
         case _:
             raise ValueError(f"it has the entry {entry!r}")
+    for mean, std in statistics:
+        if not (math.isfinite(mean) and abs(mean) <= _MAX_DB and 0 < std <= _MAX_DB):
+            raise ValueError(f"mean {mean:g} dB and std {std:g} dB cannot be")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import re
 import stat
 from collections import Counter
@@ -91,6 +92,12 @@ class ShardSet:
     def target(self) -> str:
         """What a classifier learns unless told otherwise: the class if there are two of them, else tags."""
         return "tags" if self.tags and len(self.classes) < 2 else "class"
+
+    @property
+    def digest(self) -> str:
+        """One checksum of all shards, by which what is kept of them is known to be of these."""
+        sums = sorted(shard.sha256 for shards in self.splits.values() for shard in shards)
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
 
     def names(self, target: str) -> tuple[str, ...]:
         """Return the names of what `target` means, class or tags, in the order of a classifier's outputs."""

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import time
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from siamusic_fast.audio.corpus import Corpus
 from siamusic_fast.audio.decode import REASONS, DecodeConfig
@@ -18,10 +19,10 @@ from siamusic_fast.config import MAX_SEED
 from siamusic_fast.config.fields import Between, Section
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
-from siamusic_fast.progress import SILENT, Progress
+from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.manifest import MANIFEST, REJECTED, Shard, ShardSet, read_manifest, write_manifest
-from siamusic_fast.shards.pack_shard import COUNTED, ShardToPack, pack_shard
+from siamusic_fast.shards.pack_shard import COUNTED, ShardToPack, decode_alone, pack_shard
 from siamusic_fast.shards.plan import plan_shards
 from siamusic_fast.shards.resuming import (
     add_crashed_file,
@@ -63,6 +64,8 @@ class PackConfig(DecodeConfig, Encoding):
 
 
 _DEFAULTS = PackConfig()
+_MOST_BY_CHANCE = 3
+"""Most workers that may die in one call for other reasons than their file; mostly the memory is too small."""
 
 
 def pack(
@@ -91,9 +94,12 @@ def pack(
     `folder` under the same paths. `force` replaces a shard set that is in `folder`, or an unfinished one with
     other settings; other files are never removed. `progress` shows how far the packing has come.
 
+    A worker process that dies, killed for lack of memory for example, is replaced with a warning. The file
+    that it was decoding is decoded once more in a process of its own, and rejected if that dies as well.
+
     Raises `DataError` if no file can be packed, if `folder` holds something else, is being packed by another
-    process or cannot be written, if a file changes or goes away while it is packed, or if a worker process
-    dies. The message says how to go on; finished shards stay.
+    process or cannot be written, if a file changes or goes away while it is packed, or if workers die time
+    and again. The message says how to go on; finished shards stay.
     """
     folder = Path(folder)
     check_free(folder, force)
@@ -146,43 +152,65 @@ def pack(
 
 
 def _pack_shards(
-    shards: Iterable[ShardToPack],
+    shards: Sequence[ShardToPack],
     found: ScanResult,
     procs: int,
     executor: Executor | None,
     progress: Progress,
 ) -> None:
     """Pack those of `shards` that are not finished."""
-    todo = []
-    files_before = reported = 0
-    rejected_before = Counter(reject.reason for reject in found.rejects)
-    for shard in shards:
-        if result := finished_result(shard.folder, shard.plan.stem):
-            files_before += len(shard.plan.tracks)
-            rejected_before.update(reject.reason for reject in result.rejects)
-        else:
-            todo.append(shard)
-    start = time.monotonic()
     with progress.task("Packing", len(found.tracks), "tracks") as task:
-
-        def on_counts(counts: Counts) -> None:
-            nonlocal reported
-            files, size, *rejected = counts
-            if files_before + files > reported:
-                seconds = max(time.monotonic() - start, 1e-3)
-                left_out = rejected_before + Counter(dict(zip(REASONS, rejected, strict=True)))
-                note = packing_note(files, size, seconds, left_out)
-                task.advance(files_before + files - reported, note=note)
-                reported = files_before + files
-
-        on_counts((0,) * len(COUNTED))
+        meter = _Meter(task, Counter(reject.reason for reject in found.rejects))
+        todo = meter.leave_out_finished(shards)
+        options: dict[str, Any] = {"counters": len(COUNTED), "on_counts": meter.on_counts}
         if executor:
-            run_in_executor(pack_shard, todo, executor, counters=len(COUNTED), on_counts=on_counts)
-        elif todo:
+            run_in_executor(pack_shard, todo, executor, **options)
+            return
+        by_chance = 0
+        while todo:
             try:
-                run_in_processes(pack_shard, todo, procs=procs, counters=len(COUNTED), on_counts=on_counts)
+                run_in_processes(pack_shard, todo, procs=procs, **options)
+                return
             except WorkerDiedError as error:
-                raise _naming_file(error, todo) from None
+                deadly = _deadly_file(error, todo)
+                by_chance += not deadly
+                if by_chance > _MOST_BY_CHANCE:
+                    raise
+            if deadly:
+                add_crashed_file(todo[0].folder, deadly)
+                todo = [dataclasses.replace(shard, crashed=shard.crashed | {deadly}) for shard in todo]
+            todo = meter.leave_out_finished(todo)
+
+
+class _Meter:
+    """Shows how far the packing has come: in shards that are finished, and in those that workers are at."""
+
+    def __init__(self, task: Task, rejected: Counter[str]) -> None:
+        self._task, self._rejected = task, rejected
+        self._finished = self._shown = 0
+
+    def leave_out_finished(self, shards: Iterable[ShardToPack]) -> list[ShardToPack]:
+        """Count those of `shards` that are finished, once each, and return the others."""
+        todo = []
+        for shard in shards:
+            if result := finished_result(shard.folder, shard.plan.stem):
+                self._finished += len(shard.plan.tracks)
+                self._rejected.update(reject.reason for reject in result.rejects)
+            else:
+                todo.append(shard)
+        self._start = time.monotonic()
+        self.on_counts((0,) * len(COUNTED))
+        return todo
+
+    def on_counts(self, counts: Counts) -> None:
+        """Show what workers have done since the last call of `leave_out_finished`."""
+        files, size, *rejected = counts
+        if self._finished + files > self._shown:
+            seconds = max(time.monotonic() - self._start, 1e-3)
+            left_out = self._rejected + Counter(dict(zip(REASONS, rejected, strict=True)))
+            note = packing_note(files, size, seconds, left_out)
+            self._task.advance(self._finished + files - self._shown, note=note)
+            self._shown = self._finished + files
 
 
 def packing_note(files: int, size: int, seconds: float, left_out: Counter[str]) -> str:
@@ -191,17 +219,27 @@ def packing_note(files: int, size: int, seconds: float, left_out: Counter[str]) 
     return f"{rates}, left out: {_in_words(left_out)}" if left_out else rates
 
 
-def _naming_file(error: WorkerDiedError, shards: list[ShardToPack]) -> DataError:
-    """Return the error that names the file at which a worker died, and let the next run skip that file."""
+def _deadly_file(error: WorkerDiedError, shards: Sequence[ShardToPack]) -> str | None:
+    """Return the file at which a worker died, if one that decodes it alone dies as well; else None.
+
+    Warns of what was found. Raises `WorkerDiedError` if a worker dies before it decodes anything.
+    """
     if error.job is None or error.step >= len(shards[error.job].plan.tracks):
-        return error
-    shard = shards[error.job]
-    path = shard.plan.tracks[error.step].path
-    add_crashed_file(shard.folder, path)
-    return DataError(
-        f"a worker process died ({error.how}) while it decoded {path}: the same command goes on without that "
-        f"file; --force starts over and tries it again."
-    )
+        return None
+    alone = shards[error.job].only(error.step)
+    path = alone.plan.tracks[0].path
+    died = f"a worker process died ({error.how}) while it decoded {path}"
+    try:
+        run_in_processes(decode_alone, [alone], procs=1, counters=len(COUNTED), on_counts=lambda counts: None)
+    except WorkerDiedError as again:
+        if not again.step:
+            raise
+        warnings.warn(
+            f"{died}, and so did one that decoded nothing else: that file is left out", stacklevel=2
+        )
+        return path
+    warnings.warn(f"{died}, which can be decoded: it is tried again", stacklevel=2)
+    return None
 
 
 def _write_tables(

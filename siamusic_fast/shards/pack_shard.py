@@ -1,5 +1,6 @@
 """One planned shard: its tracks are decoded, judged, and packed or listed with a reason."""
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -43,13 +44,18 @@ class ShardToPack:
     sizes: tuple[int, ...]
     """Sizes in bytes that the files of its tracks had when they were planned."""
     crashed: frozenset[str]
-    """Paths of files at which a worker process died in an earlier run."""
+    """Paths of files at which every worker process dies."""
     labels: dict[str, int]
     """Label of every genre."""
     demands: DecodeConfig
     encoding: Encoding
     max_seconds: float | None
     """Length in seconds of the segments that longer tracks are cut into; None keeps tracks whole."""
+
+    def only(self, place: int) -> "ShardToPack":
+        """Return the same with the track at `place` alone."""
+        plan = dataclasses.replace(self.plan, tracks=(self.plan.tracks[place],))
+        return dataclasses.replace(self, plan=plan, sizes=(self.sizes[place],))
 
 
 def pack_shard(job: ShardToPack, count: Count = lambda counts: None) -> None:
@@ -68,6 +74,16 @@ def pack_shard(job: ShardToPack, count: Count = lambda counts: None) -> None:
         )
     result = ShardResult(shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
     write_result(job.folder, job.plan.stem, result)
+
+
+def decode_alone(job: ShardToPack, count: Count) -> None:
+    """Decode, judge and encode the tracks of one shard, and write nothing.
+
+    Calls `count` before the first track too: a process that dies earlier does not die of a track.
+    """
+    count((0,) * len(COUNTED))
+    for _ in _fit_segments(job, [], [], count):
+        pass
 
 
 def cut(samples: int, sample_rate: int, min_seconds: float, max_seconds: float | None) -> list[range]:
@@ -91,7 +107,7 @@ def _fit_segments(
         counts = Counter({"files": 1})
         try:
             if track.path in job.crashed:
-                raise AudioError(track.path, "error", "a worker process died while it decoded this file")
+                raise AudioError(track.path, "error", "worker processes died while they decoded this file")
             decoded = decode_planned(store, track.path, size, job.demands)
             counts["bytes"] = decoded.bytes_read
             before = len(tracks)

@@ -5,7 +5,7 @@ until that has ended well, it has a folder .packing with
 
     lock            what is being packed, as a line of JSON; locked by the packer as long as it lives
     STEM.json       the result of each shard that is finished
-    crashed-files   audio files at which a worker process died, as a list of JSON, if there are any
+    crashed-files   audio files at which every worker process dies, as a list of JSON, if there are any
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ from siamusic_fast.files import (
     open_regular,
     read_regular,
 )
+from siamusic_fast.shards.kept_features import KEPT_FEATURES
 from siamusic_fast.shards.manifest import FRONTENDS, MANIFEST, REJECTED, TRACKS, Shard
 from siamusic_fast.shards.tables import PackedTrack, is_table
 
@@ -57,7 +58,9 @@ _NO_OPTIONS = {"source", "shards", "inputs", "software"}
 
 _STEM = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}"
 _TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
-_SET_FILE = re.compile(rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES})(?(temporary)\.tmp)")
+_SET_FILE = re.compile(
+    rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES}|{KEPT_FEATURES})(?(temporary)\.tmp)"
+)
 """Names of the files of a shard set, and of those that are being written (see `files.temporary_name`)."""
 _STATE_FILE = re.compile(rf"(?P<temporary>\.)?(?:{_STEM}\.json|{_CRASHED})(?(temporary)\.tmp)")
 """Names of the files in `UNFINISHED` except the lock, and of those that are being written."""
@@ -205,7 +208,7 @@ def finished_result(folder: Path, stem: str) -> ShardResult | None:
 
 
 def add_crashed_file(folder: Path, path: str) -> None:
-    """Note that a worker process died at the audio file `path`, so that the next run skips it."""
+    """Note that every worker process dies at the audio file `path`, so that the next run skips it too."""
     paths = crashed_files(folder) | {path}
     with atomic_write(folder / UNFINISHED / _CRASHED) as file:
         file.write(json.dumps(sorted(paths)).encode())

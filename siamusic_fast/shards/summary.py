@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from siamusic_fast.audio.decode import SHORT_SECONDS
 from siamusic_fast.audio.rejects import CONFLICT, Reject
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.manifest import ShardSet, check_tracks
 from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
 
 MARKS = {
@@ -68,6 +68,7 @@ class Summary:
 
 def summarize(shard_set: ShardSet) -> Summary:
     """Count what is in `shard_set` by its manifest and tracks.csv. Raises `DataError` if that is damaged."""
+    check_tracks(shard_set)
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     seconds: dict[str, float] = defaultdict(float)

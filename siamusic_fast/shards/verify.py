@@ -24,6 +24,7 @@ from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
 from siamusic_fast.shards.frontends import read_frontends
 from siamusic_fast.shards.index import index_lines
+from siamusic_fast.shards.kept_features import KEPT_FEATURES, check_features
 from siamusic_fast.shards.manifest import (
     FRONTENDS,
     MANIFEST,
@@ -40,6 +41,8 @@ from siamusic_fast.shards.tar import Member, TarError, TarReader
 _MB = 1_000_000
 _SHARD_FILE = re.compile(rf"(?:{'|'.join(SPLITS)})-.*\.(?:tar|idx)")
 """Names that readers of WebDataset may take for shards of this set."""
+_KEPT = re.compile(KEPT_FEATURES)
+_REMEDY = "remove it, and it is made again when it is needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +86,17 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
     Every tar is read once: its size and SHA-256, its headers, the WAV header, label and description of every
     track, its index, and its rows of tracks.csv. If the SHA-256 of a tar is wrong, the audio of its tracks is
     compared with tracks.csv one by one. Both tables are compared with their SHA-256 in the manifest, and the
-    manifest and frontends.json with the one that each states of itself. Links, and shards that the manifest
-    does not name, are problems. Raises `DataError` if the manifest cannot be read.
+    manifest, frontends.json and features that probes keep with the one that each states of itself. Links,
+    and shards that the manifest does not name, are problems. Raises `DataError` if the manifest cannot be read.
     """
     shard_set, change = parse_manifest(folder, every_byte=True)
     names = sorted(file.name for file in folder.iterdir())
-    unknown = [name for name in names if name not in _known(shard_set)]
+    kept = [name for name in names if _KEPT.fullmatch(name)]
+    unknown = [name for name in names if name not in {*_known(shard_set), *kept}]
     size = sum(shard.bytes for shards in shard_set.splits.values() for shard in shards)
     problems = [Problem(MANIFEST, change)] if change else []
     problems += [*_set_problems(shard_set), *_reject_problems(shard_set), *_frontend_problems(folder)]
+    problems += [problem for name in kept for problem in _kept_problems(folder / name)]
     problems += [Problem(name, "is not in the manifest") for name in unknown if _SHARD_FILE.fullmatch(name)]
     with tempfile.TemporaryDirectory() as scratch:
         rows: Path | None = Path(scratch)
@@ -362,8 +367,18 @@ def _frontend_problems(folder: Path) -> Iterator[Problem]:
     try:
         read_frontends(folder, every_byte=True)
     except DamageError as error:
-        remedy = "remove it, and it is made again when it is needed"
-        yield Problem(FRONTENDS, f"cannot be used: {error.reason}; {remedy}")
+        yield Problem(FRONTENDS, f"cannot be used: {error.reason}; {_REMEDY}")
+
+
+def _kept_problems(path: Path) -> Iterator[Problem]:
+    """Check a file of features, which probes write and read."""
+    if path.is_symlink():
+        yield Problem(path.name, "is a link, which may lead anywhere: put the file itself in its place")
+        return
+    try:
+        check_features(path)
+    except DamageError as error:
+        yield Problem(path.name, f"cannot be used: {error.reason}; {_REMEDY}")
 
 
 def _reject_problems(shard_set: ShardSet) -> Iterator[Problem]:

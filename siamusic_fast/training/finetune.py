@@ -143,10 +143,11 @@ def finetune(
                     state.losses.append(loss.detach())
                     task.advance(per_step, note=note)
 
-                    # ---- Save, if the run is to stop
-                    (stop,) = world.max(signals.received)
+                    # ---- Save
+                    stop, due = world.max(signals.received, state.checkpoint_due)
+                    if stop or due:
+                        state.save(last=bool(stop))
                     if stop:
-                        state.save(last=True)
                         raise Stopped(stop)
 
                 # ---- Score
@@ -170,7 +171,7 @@ def finetune(
                 )
                 note = f"epoch {epoch}: loss {validation_loss:.3f}, accuracy {accuracy:.1%} on validation"
 
-                # ---- Save
+                # ---- Save what is best or last
                 kept, last = state.figures, epoch == config.epochs
                 if config.protocol == "paper" or (accuracy, -validation_loss) > (kept.accuracy, -kept.loss):
                     state.figures = FinetuneFigures(kept_epoch=epoch, accuracy=accuracy, loss=validation_loss)
@@ -179,7 +180,8 @@ def finetune(
                         state.figures = kept
                 state.epoch = epoch
                 state.losses.clear()
-                state.save(last=last)
+                if last:
+                    state.save(last=True)
 
     return FinetuneResult(
         folder=folder.path,
@@ -221,7 +223,11 @@ def _loaders(
 def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) -> Classifier:
     """Return a classifier whose encoder, and projector if it has one, are pre-trained as `config` says."""
     classifier = Classifier(
-        pretrained.backbone, classes, head=config.head, features=config.features, **pretrained.projection
+        pretrained.architecture,
+        classes,
+        head=config.head,
+        features=config.features,
+        **pretrained.projection,
     )
     if not config.from_scratch:
         classifier.encoder.load_state_dict(pretrained.encoder)
@@ -237,7 +243,7 @@ def _save_classifier(
 ) -> None:
     """Write the classifier, and what `evaluate` needs to know of it."""
     values = {
-        "backbone": pretrained.backbone,
+        "architecture": asdict(pretrained.architecture),
         "head": config.head,
         "features": config.features,
         "projection": pretrained.projection,

@@ -111,7 +111,7 @@ def pretrain(
         torch.manual_seed(config.seed)
         network = place(method_of(config), world.device)
         if config.init and not saved:
-            load_init(network.encoder, config.init, config.backbone)
+            load_init(network.encoder, config.init)
         optimizer = optimizer_of(config, network)
         ddp = world.wrap(network, sync_batchnorm=config.synchronizes_batchnorm)
         model = _compiled_and_rehearsed(ddp, config, world)
@@ -181,10 +181,8 @@ def pretrain(
                     task.advance(note=note, values=values)
 
                     # ---- Save
-                    minutes = (time.perf_counter() - state.saved_at) / 60
-                    late = minutes >= config.checkpoint_minutes or (knn_due and batch == len(loader))
-                    stop, save = world.max(signals.received, late)
-                    if stop or save:
+                    stop, due = world.max(signals.received, state.checkpoint_due)
+                    if stop or due:
                         state.save(last=bool(stop))
                     if stop:
                         raise Stopped(stop)
@@ -192,15 +190,17 @@ def pretrain(
                 # ---- Score
                 best, best_before = False, state.figures.best_knn
                 if knn_due:
-                    with signals.at_once(), state.stopwatch.paused():
+                    with state.saved_if_interrupted(), signals.at_once():
                         knn = _knn(state, network, config)
                     best = best_before is None or knn > best_before
                     state.figures = replace(state.figures, knn=knn, best_knn=knn if best else best_before)
                     log.write(state.step, epoch=epoch, knn=knn)
                     values = {"epoch": epoch, "knn": knn, "step": state.step, "steps": plan.steps}
                     task.advance(0, values=values)
-                state.epoch = epoch
-                if not state.save(best=best, last=epoch == config.epochs):
+
+                # ---- Save what is best or last
+                state.epoch, last = epoch, epoch == config.epochs
+                if (best or last) and not state.save(best=best, last=last):
                     state.figures = replace(state.figures, best_knn=best_before)
 
     seconds = time.perf_counter() - started
@@ -227,7 +227,13 @@ def _loader(
     """Return the loader of a run, with the frontend of its checkpoint or else one that is estimated."""
 
     def estimate() -> dict[str, Any]:
-        return estimate_frontend(shard_set, config.mel, progress, short_tracks=config.short_tracks).dump()
+        return estimate_frontend(
+            shard_set,
+            config.mel,
+            progress,
+            short_tracks=config.short_tracks,
+            normalization=config.normalization,
+        ).dump()
 
     values = saved["frontend"] if saved else world.once(estimate)
     return TwoViewLoader(
@@ -258,7 +264,8 @@ def optimizer_of(config: PretrainConfig, network: Method) -> torch.optim.Optimiz
         return torch.optim.SGD(
             groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def _compiled_and_rehearsed(ddp: nn.Module, config: PretrainConfig, world: World) -> nn.Module:

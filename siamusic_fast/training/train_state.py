@@ -1,11 +1,12 @@
 """The state of a run while it trains: what a checkpoint saves, and a resumed run restores."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -139,21 +140,47 @@ class TrainState(Generic[F]):
         The time does not count as training. Returns whether the checkpoint was written, see `written`. Raises
         DataError in all processes, and saves nothing, if a loss or a weight is not finite.
         """
-        world = self.folder.world
         with self.stopwatch.paused():
-            self.mean_losses()
-            world.share_buffers(self.model)
-            if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
-                raise DataError(
-                    f"the weights became infinite or NaN at step {self.step}, mostly a sign of too high a "
-                    f"learning rate: {self._remedy()}."
-                )
+            content = self._finite_state_dict()
             # The other processes wait for the leading one: if one of them ended now, it would end that too.
-            written = self.written(functools.partial(self._write, self.state_dict(), best), last=last)
+            written = self.written(functools.partial(self._write, content, best), last=last)
             self.saved_at = time.perf_counter()
             if written:
                 self.saved_step = self.step
             return written
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the time between two checkpoints is over. Processes may differ about it."""
+        return time.perf_counter() - self.saved_at >= 60 * self.folder.config.checkpoint_minutes
+
+    @contextlib.contextmanager
+    def saved_if_interrupted(self) -> Iterator[None]:
+        """Return a context that saves if an exception leaves it. Called in every process.
+
+        It may be left at any moment, also while processes wait for each other: all that a checkpoint needs of
+        the others is gathered before. Nothing that a checkpoint holds may change in the context. Its time
+        does not count as training. Raises DataError as `save` does.
+        """
+        with self.stopwatch.paused():
+            content = self._finite_state_dict()
+            try:
+                yield
+            except BaseException:
+                if self.folder.world.leads and self.saved_step != self.step:
+                    self._write(content, best=False)
+                raise
+
+    def _finite_state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds. Raises DataError if a loss or a weight is not finite."""
+        self.mean_losses()
+        self.folder.world.share_buffers(self.model)
+        if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
+            raise DataError(
+                f"the weights became infinite or NaN at step {self.step}, mostly a sign of too high a "
+                f"learning rate: {self._remedy()}."
+            )
+        return self.state_dict()
 
     def written(self, write: Callable[[], None], *, last: bool) -> bool:
         """Call `write` in the leading process and return whether it wrote its file. Called in every process.

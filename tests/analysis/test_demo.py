@@ -1,18 +1,20 @@
 import pytest
 
-from siamusic_fast.analysis.demo import DemoResult, demo, shards
-from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig
+from siamusic_fast.analysis.demo import (
+    QUICK_CORPUS,
+    QUICK_FINETUNE,
+    QUICK_PRETRAIN,
+    DemoResult,
+    demo,
+    shards,
+)
 from siamusic_fast.progress import SILENT
-from siamusic_fast.synthetic.corpus import SyntheticCorpus
-
-CORPUS = SyntheticCorpus(tracks_per_genre=3, seconds=6.0)
-PRETRAIN = PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=1, batch_size=4)
-FINETUNE = FinetuneConfig(epochs=1, batch_size=4)
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return demo(tmp_path_factory.mktemp("demo") / "here", CORPUS, PRETRAIN, FINETUNE, procs=2)
+    root = tmp_path_factory.mktemp("demo") / "here"
+    return demo(root, QUICK_CORPUS, QUICK_PRETRAIN, QUICK_FINETUNE, procs=2)
 
 
 def test_the_demo_packs_what_is_sound_and_rejects_what_is_broken(result: DemoResult) -> None:
@@ -52,5 +54,5 @@ def test_the_demo_ends_with_a_page_that_has_every_test_track(result: DemoResult)
 def test_a_second_demo_uses_the_same_audio_and_shards(result: DemoResult) -> None:
     data = result.run.parents[1] / "data"
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    assert shards(data, CORPUS, 1, SILENT) == result.shard_set
+    assert shards(data, QUICK_CORPUS, 1, SILENT) == result.shard_set
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before

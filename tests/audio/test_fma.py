@@ -195,5 +195,5 @@ def test_blank_rows_of_the_metadata_are_passed_over(tmp_path: Path, blank: str) 
 def test_a_row_of_the_metadata_that_is_cut_off_is_named_with_its_line(tmp_path: Path) -> None:
     table = make_fma(tmp_path, "fma_small") / "fma_metadata" / "tracks.csv"
     table.write_bytes(table.read_bytes()[:-5])
-    with pytest.raises(DataError, match=r"line 9 has 5 cells, and the header has 6; .* get it again"):
+    with pytest.raises(DataError, match=r"line 9 has 7 cells, and the header has 8; .* get it again"):
         load_fma("fma_small", tmp_path)

@@ -65,7 +65,7 @@ def test_the_papers_loader_makes_what_we_make(shard_set: ShardSet, tmp_path: Pat
     setup = small(shard_set)
     ours = sample_of(loader_workload(setup, aug))
     like = papers_peer(setup, aug, tmp_path, QUICK)
-    other = dataclasses.replace(setup.frontend, mean=setup.frontend.mean - 20)
+    other = dataclasses.replace(setup.frontend, mean=setup.frontend.statistics[0].item() - 20)
     louder = papers_peer(dataclasses.replace(setup, frontend=other), aug, tmp_path, QUICK)
     assert isinstance(like, Peer)
     assert isinstance(louder, Peer)

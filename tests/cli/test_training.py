@@ -65,9 +65,9 @@ def test_the_classifier_kept_is_that_of_the_best_validation_epoch(run: Path) -> 
         ),
         (("best.pt",), ("finetune", "RUN", "--checkpoint", "best", "--out", "OUT")),
         (("finetune/classifier.pt",), ("evaluate", "RUN", "--out", "OUT")),
-        (("checkpoint.pt", "checkpoint-previous.pt"), ("pretrain", "--resume", "RUN", "--epochs", "3")),
+        (("checkpoint.pt",), ("pretrain", "--resume", "RUN", "--epochs", "3")),
         (
-            ("finetune/finetune-checkpoint.pt", "finetune/finetune-checkpoint-previous.pt"),
+            ("finetune/finetune-checkpoint.pt",),
             ("finetune", "RUN", "--resume", "--epochs", "3", "--batch-size", "6"),
         ),
     ],

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from siamusic_fast.audio.fma import load_fma
+from siamusic_fast.config import Architecture
 from siamusic_fast.evaluation.features import FeatureExtractor, extract_features
 from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict, knn_votes
 from siamusic_fast.models.networks import encoder
@@ -95,7 +96,7 @@ def test_features_of_a_track_are_the_mean_over_its_crops(shard_set: ShardSet) ->
 
 def test_a_look_at_the_encoder_leaves_it_and_the_random_numbers_as_they_were(shard_set: ShardSet) -> None:
     torch.manual_seed(0)
-    resnet = encoder("resnet18")
+    resnet = encoder(Architecture("resnet18"))
     resnet.layer1.eval()  # type: ignore[union-attr]
     weights = {name: value.clone() for name, value in resnet.state_dict().items()}
     modes = [part.training for part in resnet.modules()]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 
+from siamusic_fast.config import Architecture
 from siamusic_fast.evaluation.probe import activate_branches, as_json, probe, random_encoder
 from siamusic_fast.processes.launch import launch
 from siamusic_fast.processes.world import World
@@ -28,7 +29,7 @@ def test_an_encoder_that_learnt_nothing_is_as_good_as_the_initial_one(
 
 
 def test_a_random_encoder_is_torchvisions_but_for_the_first_and_last_layer() -> None:
-    ours = activate_branches(random_encoder("resnet18", 7, torch.device("cpu"))).state_dict()
+    ours = activate_branches(random_encoder(Architecture("resnet18"), 7, torch.device("cpu"))).state_dict()
     torch.manual_seed(7)
     theirs = torchvision.models.resnet18(weights=None).state_dict()
     for name in ours.keys() - {"conv1.weight"}:

@@ -1,6 +1,8 @@
 """What the tests of promises share: how often to try, audio to pack, and a shard set to damage."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import soundfile
 
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.estimate import estimate_frontend
+from siamusic_fast.shards import verify as module
 from tests.faults.promises import promise_of
 from tests.faults.tries import PROPERTY, SHARE, Tries
 from tests.shards.small import pack_small
@@ -43,3 +46,14 @@ def small(tmp_path: Path) -> Path:
     shard_set = pack_small(tmp_path)
     estimate_frontend(shard_set, MEL)
     return shard_set.folder
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify in this process: to start others takes most of a second."""
+
+    def run(function: Callable[..., None], jobs: Any, **_: object) -> None:
+        for job in jobs:
+            function(job, lambda _: None)
+
+    monkeypatch.setattr(module, "run_in_processes", run)

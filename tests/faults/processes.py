@@ -69,12 +69,29 @@ def typed_command(*words: object) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "siamusic_fast", *map(str, words)])
 
 
-def train(config: PretrainConfig, shard_set: ShardSet, run: Path, procs: int, resume: bool = False) -> None:
+def train(
+    config: PretrainConfig, shard_set: ShardSet, run: Path, procs: int | None, resume: bool = False
+) -> None:
     """Pre-train a tiny encoder in `procs` processes; stopped, end with the exit code of the signal."""
     try:
         launch(_TinyRun(config, shard_set, run, resume), gpus=0, procs=procs)
     except Stopped as stop:
         sys.exit(stop.exit_code)
+
+
+def torchrun(config: PretrainConfig, data: Path, run: Path, max_restarts: int) -> None:
+    """Become torchrun with two processes that do what `train` does, and go on when they are started again."""
+    program = run.with_name("program.py")
+    program.write_text(
+        "from pathlib import Path\n"
+        "from siamusic_fast.config import MelConfig, PretrainConfig\n"
+        "from siamusic_fast.shards.manifest import read_manifest\n"
+        "from tests.faults.processes import train\n"
+        f"train({config!r}, read_manifest(Path({str(data)!r})), Path({str(run)!r}), procs=None)\n"
+    )
+    words = ["--standalone", "--nproc-per-node=2", f"--max-restarts={max_restarts}", str(program)]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    os.execve(sys.executable, [sys.executable, "-m", "torch.distributed.run", *words], here)
 
 
 class _TinyRun:

@@ -35,7 +35,7 @@ TOPICS = {
     "packing": "Packing",
     "reading": "Reading what was packed",
     "training": "Training",
-    "processes": "Processes, signals and what is left",
+    "processes": "Processes, signals, environments and what is left",
 }
 
 PROMISES = (
@@ -49,6 +49,17 @@ PROMISES = (
         tries=50,
         short=2,
         seconds=2.5,
+    ),
+    Promise(
+        name="pack worker killed",
+        topic="packing",
+        words="Packing of which a worker is killed at a random moment goes on by itself and ends with "
+        "the same bytes.",
+        test=f"{_HERE}/test_packing.py::test_a_pack_whose_worker_is_killed_goes_on_to_identical_bytes",
+        said=("docs/shards.md: A worker process that dies (killed for lack of memory) is replaced",),
+        tries=20,
+        short=1,
+        seconds=3,
     ),
     Promise(
         name="pack stopped at each operation",
@@ -103,11 +114,12 @@ PROMISES = (
     Promise(
         name="deadly file",
         topic="packing",
-        words="A file at which a worker process dies is named, and the next run passes over it.",
+        words="A file at which a worker dies is left out, with its name, if a process that decodes it "
+        "alone dies as well.",
         test="tests/shards/test_resume.py::"
-        "test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run",
-        said=("docs/shards.md: A worker process that dies (killed for lack of memory) ends the run with",),
-        seconds=1,
+        "test_a_file_at_which_a_worker_was_killed_is_left_out_if_one_that_decodes_it_alone_dies_too",
+        said=("docs/shards.md: dies as well, the file is left out",),
+        seconds=3,
     ),
     Promise(
         name="files of others",
@@ -194,6 +206,15 @@ PROMISES = (
         tries=2000,
         short=30,
         seconds=0.02,
+    ),
+    Promise(
+        name="no sane file",
+        topic="reading",
+        words="A FIFO, a device, a huge file or a folder in the place of a table, a file of labels or "
+        "settings, a shard or a checkpoint is refused in one line, and never waited for.",
+        test=f"{_HERE}/test_processes.py::"
+        "test_what_is_no_sane_file_is_refused_in_one_line_and_not_waited_for",
+        seconds=2,
     ),
     Promise(
         name="soak",
@@ -292,6 +313,31 @@ PROMISES = (
         seconds=0.1,
     ),
     Promise(
+        name="keep going",
+        topic="training",
+        words="With --keep-going, a disk that fills up costs checkpoints, each in one line, and not the run, "
+        "unless the last one finds no room; the one that is there is whole, and the bits in the end are the "
+        "same.",
+        test=f"{_HERE}/test_training.py::test_with_keep_going_a_full_disk_costs_checkpoints_and_not_the_run",
+        said=(
+            "docs/training.md: With `--keep-going` a checkpoint that cannot be written is a warning",
+            "docs/configuration.md: and the one at the end of training has to be written in any case",
+        ),
+        tries=3,
+        short=1,
+        seconds=12,
+    ),
+    Promise(
+        name="killed while saving",
+        topic="training",
+        words="A process that is killed while a checkpoint is saved, the one that saves or another, leaves "
+        "the last one whole: the run goes on from it, with --max-restarts by itself, to the same bits.",
+        test=f"{_HERE}/test_training.py::"
+        "test_a_process_killed_while_a_checkpoint_is_saved_leaves_the_last_one_whole",
+        said=("docs/training.md: If a process dies while a checkpoint is saved, the last one is whole",),
+        seconds=25,
+    ),
+    Promise(
         name="loss that is no number",
         topic="training",
         words="A loss that becomes NaN ends the run and keeps the last good checkpoint.",
@@ -315,6 +361,24 @@ PROMISES = (
         test="tests/processes/test_launch.py::test_a_job_that_may_restart_starts_all_processes_again",
         said=("docs/training.md: With `--max-restarts 3`, all processes start again from",),
         seconds=15,
+    ),
+    Promise(
+        name="torchrun",
+        topic="training",
+        words="Under torchrun, a process that is killed ends all, and torchrun says which and why; with its "
+        "own --max-restarts all start again and end with the same bits.",
+        test=f"{_HERE}/test_training.py::test_under_torchrun_a_killed_process_ends_all_or_starts_all_again",
+        said=("docs/training.md: Under `torchrun`, its own `--max-restarts` does this",),
+        seconds=30,
+    ),
+    Promise(
+        name="two nodes of torchrun",
+        topic="training",
+        words="All nodes of torchrun start again when one loses a process.",
+        test="tests/processes/test_launch.py::"
+        "test_two_nodes_of_torchrun_start_again_together_when_one_loses_its_process",
+        said=("docs/training.md: and all nodes start",),
+        seconds=20,
     ),
     Promise(
         name="two trainings in one folder",
@@ -368,6 +432,44 @@ PROMISES = (
         tries=8,
         short=2,
         seconds=6,
+    ),
+    Promise(
+        name="worker killed while it counts",
+        topic="processes",
+        words="A worker process that is killed while it counts holds no lock: the job ends at once.",
+        test=f"{_HERE}/test_processes.py::test_a_worker_killed_while_it_counts_keeps_no_other_from_counting",
+        tries=20,
+        short=1,
+        seconds=2,
+    ),
+    Promise(
+        name="lock that is no file",
+        topic="processes",
+        words="What is no file in the place of the lock of a run is one clear error.",
+        test="tests/test_folder_lock.py::test_what_is_no_file_is_refused_and_not_waited_for",
+        seconds=0.1,
+    ),
+    Promise(
+        name="demo in every environment",
+        topic="processes",
+        words="The whole demo passes for a user without an entry in /etc/passwd, without HOME, with a "
+        "read-only one, without TMPDIR, with an odd TZ, in the locale C, and on latin-1 and ASCII terminals.",
+        test="tests/cli/test_environment.py::test_the_whole_demo_passes_in_every_environment",
+        seconds=40,
+    ),
+    Promise(
+        name="any terminal",
+        topic="processes",
+        words="Names of genres that a terminal cannot show do not keep `inspect` from showing the others.",
+        test="tests/cli/test_environment.py::test_a_shard_set_is_shown_on_every_terminal",
+        seconds=3,
+    ),
+    Promise(
+        name="user without a name",
+        topic="processes",
+        words="A user with a number and no name can import what training needs.",
+        test="tests/cli/test_environment.py::test_a_user_without_a_name_can_train",
+        seconds=8,
     ),
     Promise(
         name="loaders left open",

@@ -3,9 +3,8 @@
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from siamusic_fast.errors import DataError, SiamusicError
 from siamusic_fast.models import checkpoint
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import TrackLoader
-from siamusic_fast.shards import verify as module
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.index import read_index
 from siamusic_fast.shards.manifest import ShardSet, read_manifest
@@ -28,17 +26,6 @@ from tests.training.test_pretrain import TINY, tiny
 
 pytestmark = pytest.mark.faults
 __all__ = ["tiny"]
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verify in this process: to start others takes most of a second."""
-
-    def run(function: Callable[..., None], jobs: Any, **_: object) -> None:
-        for job in jobs:
-            function(job, lambda _: None)
-
-    monkeypatch.setattr(module, "run_in_processes", run)
 
 
 def is_found(folder: Path) -> bool:

@@ -1,18 +1,17 @@
 """Packing that is killed, told to stop, or out of space, in real processes."""
 
-import contextlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from siamusic_fast.shards.resuming import UNFINISHED
+from tests.faults.disks import small_disk
 from tests.faults.processes import command, end, finish, kill, moment, send, start, succeed, typed_command
 from tests.faults.tries import Tries
 from tests.shards.killing import contents, pack_serially
@@ -66,13 +65,30 @@ def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
     for number in tries:
         program = typed_command if number == 0 else command
         after = rng.uniform(0.1, 1.0) * seconds * (2 if number == 0 else 1)
-        whom = ("group", "one")[number % 2]  # a worker that is killed alone names the file it was at
+        whom = ("group", "one")[number % 2]
         with tries.attempt(f"{whom} after {after:.3f} s"):
             process = start(program, "shard", music, *_SMALL, folder, log=tmp_path / "log")
             moment(after)
             kill(process, whom)
             end(process, 10)
             assert_goes_on(music, folder, files)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_pack_whose_worker_is_killed_goes_on_to_identical_bytes(
+    music: Path, expected: tuple[dict[str, bytes], float], tmp_path: Path, tries: Tries
+) -> None:
+    files, seconds = expected
+    rng = random.Random(2)
+    folder, log = tmp_path / "set", tmp_path / "log"
+    for _ in tries:
+        after = rng.uniform(0.1, 0.9) * seconds
+        with tries.attempt(f"after {after:.3f} s"):
+            process = start(command, "shard", music, *_SMALL, folder, log=log)
+            moment(after)
+            kill(process, "child")
+            succeed(process, log)
+            assert contents(folder) == files
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -94,20 +110,6 @@ def test_a_pack_told_to_stop_ends_and_resumes_to_identical_bytes(
             assert finish(process) in (128 + number, -number, 0), (tmp_path / "log").read_text()
             assert_goes_on(music, folder, files)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Have a file system of `size` bytes at `folder`; skip the test where that is not allowed."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-        folder.rmdir()
 
 
 def test_a_pack_on_a_full_disk_ends_with_one_line_and_goes_on_when_there_is_room(

@@ -1,6 +1,7 @@
 """Exported networks, each loaded with the library that it is for."""
 
 import builtins
+import dataclasses
 import json
 import math
 import subprocess
@@ -18,6 +19,7 @@ from torch import nn
 
 import siamusic_fast as sf
 from siamusic_fast.cli import main
+from siamusic_fast.config import Architecture
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.files import file_sha256
 from siamusic_fast.inference import export as module
@@ -77,7 +79,7 @@ def test_a_head_on_the_projector_is_one_last_layer(tmp_path: Path) -> None:
 
 
 def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> None:
-    run = save_run(tmp_path / "run")
+    run = save_run(tmp_path / "run", stem="keep-frequency", pooling="mean-max")
     (run / "config.json").write_text('{"data": "/somewhere/fma_small", "lr": 0.001}')
     (run / "probe").mkdir()
     scores = {"accuracy": 0.5, "chance": 0.2, "tracks": 90, "intervals": {"accuracy": [0.4, 0.6]}}
@@ -92,12 +94,14 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
     assert sf.Frontend.load(about["frontend"]) == FRONTEND
     assert (about["sample_rate"], about["crop_seconds"], about["version"]) == (22_050, 0.5, sf.__version__)
     assert about["checkpoint_sha256"] == file_sha256(run / "checkpoint.pt")
+    assert (about["backbone"], about["stem"], about["pooling"]) == ("resnet18", "keep-frequency", "mean-max")
     card = result.card.read_text()
     assert "/somewhere" not in card
     for words in (
         "`fma_small`",
         "linear probe of the frozen encoder: accuracy 50.0% (40.0% to 60.0%); 90 tracks, chance 20.0%",
         '"lr": 0.001',
+        "the stride of conv1 and maxpool is (1, 2). Pooling mean-max:",
         "CC BY 4.0",
         "Kim, Hong, Lee 2022",
         result.sha256,
@@ -118,9 +122,9 @@ def test_damaged_scores_are_one_error_before_anything_is_written(tmp_path: Path,
 class Small(networks.Encoder, nn.Sequential):
     """A network that is exported in a second."""
 
-    def __init__(self, backbone: str) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__(nn.Conv2d(1, 8, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.backbone, self.dim = backbone, 8
+        self.architecture, self.dim = architecture, 8
 
 
 @pytest.fixture
@@ -145,10 +149,12 @@ def test_an_encoder_from_mels_in_onnx_equals_torch_for_any_batch_and_length(tmp_
 
 
 def test_a_classifier_from_waveforms_in_onnx_equals_torch_for_any_batch_and_length(tmp_path: Path) -> None:
-    run = save_classifier(tmp_path / "run")
+    of_bands = tuple(range(-48, -32)), tuple(range(8, 24))
+    frontend = dataclasses.replace(FRONTEND, mean=of_bands[0], std=of_bands[1])
+    run = save_classifier(tmp_path / "run", frontend=frontend.dump())
     result = export(run, tmp_path / "heard.onnx", to="onnx", source="waveform", classifier=True)
     classifier = load_classifier(run)
-    log_mel = LogMel(FRONTEND, MEL.sample_rate, torch.device("cpu"))
+    log_mel = LogMel(frontend, MEL.sample_rate, torch.device("cpu"))
     for waves in (WAVES, WAVES[:1]):
         with torch.no_grad():
             expected = classifier(log_mel.plain(waves * 32_768)[:, None]).softmax(dim=1)
@@ -160,8 +166,12 @@ def test_a_classifier_from_waveforms_in_onnx_equals_torch_for_any_batch_and_leng
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["mels", "waveform"])
 @pytest.mark.parametrize("backbone", ["resnet50", "swin_t"])
-def test_every_kind_of_backbone_in_onnx_equals_torch(tmp_path: Path, backbone: str, source: str) -> None:
-    result = export(save_run(tmp_path / "run", backbone=backbone), to="onnx", source=source)
+@pytest.mark.parametrize(("stem", "pooling"), [("standard", "mean"), ("keep-frequency", "mean-max")])
+def test_every_kind_of_network_in_onnx_equals_torch(
+    tmp_path: Path, backbone: str, stem: str, pooling: str, source: str
+) -> None:
+    run = save_run(tmp_path / "run", backbone=backbone, stem=stem, pooling=pooling)
+    result = export(run, to="onnx", source=source)
     assert result.difference is not None
     assert result.difference < 1e-4
 
@@ -172,8 +182,8 @@ def test_pretraining_starts_from_an_exported_file_and_not_from_a_damaged_one(
 ) -> None:
     run = save_classifier(save_run(tmp_path / "run"))
     file = export(run, to=to, classifier=classifier).file
-    encoder = networks.encoder("resnet18")
-    load_init(encoder, str(file), "resnet18")
+    encoder = networks.encoder(Architecture("resnet18"))
+    load_init(encoder, str(file))
     expected = (load_classifier(run).encoder if classifier else load_encoder(run)).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in encoder.state_dict().items())
     check = ["sha256sum", "-c", f"{file.name}.sha256"]
@@ -182,14 +192,14 @@ def test_pretraining_starts_from_an_exported_file_and_not_from_a_damaged_one(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"init: .* is damaged: it does not have the SHA-256 in .*\.sha256"):
-        load_init(encoder, str(file), "resnet18")
+        load_init(encoder, str(file))
     assert subprocess.run(check, cwd=file.parent, check=False).returncode == 1
 
 
 def test_a_file_that_is_no_safetensors_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_text("no tensors")
     with pytest.raises(DataError, match=r"init: .*bad\.safetensors' is no file of safetensors"):
-        load_init(networks.encoder("resnet18"), str(tmp_path / "bad.safetensors"), "resnet18")
+        load_init(networks.encoder(Architecture("resnet18")), str(tmp_path / "bad.safetensors"))
 
 
 def test_a_backbone_that_cannot_be_exported_is_one_line(

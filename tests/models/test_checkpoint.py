@@ -86,7 +86,7 @@ def test_torch_and_sha256sum_read_what_was_saved(tmp_path: Path) -> None:
         )
     command = f"head -c -65 {shlex.quote(str(path))} | sha256sum"
     found = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
-    assert path.read_bytes().endswith(f"format 3, sha256 {found.split()[0]}\n".encode())
+    assert path.read_bytes().endswith(f"format 4, sha256 {found.split()[0]}\n".encode())
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "CHECKPOINT_FORMAT", 99)
         checkpoint.save(path, "pretraining", {})
-    with pytest.raises(DataError, match=r"checkpoint\.pt has format 99, this siamusic-fast reads 3: use the"):
+    with pytest.raises(DataError, match=r"checkpoint\.pt has format 99, this siamusic-fast reads 4: use the"):
         checkpoint.load(path, "pretraining")
 
 

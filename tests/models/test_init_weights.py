@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from siamusic_fast.config import Architecture
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.models.init_weights import load_init
 from siamusic_fast.models.networks import encoder
@@ -30,8 +31,8 @@ def test_an_encoder_with_torchvisions_weights_computes_what_torchvision_computes
     tmp_path: Path,
 ) -> None:
     weights = resnet18()
-    ours = encoder("resnet18")
-    load_init(ours, saved(weights, tmp_path / "weights.pth"), "resnet18")
+    ours = encoder(Architecture("resnet18"))
+    load_init(ours, saved(weights, tmp_path / "weights.pth"))
     theirs = torchvision.models.resnet18(weights=None)
     theirs.load_state_dict(weights)
     theirs.fc = torch.nn.Identity()
@@ -48,9 +49,9 @@ def test_weights_that_do_not_fit_are_one_error_with_their_names(tmp_path: Path) 
     del weights["bn1.weight"]
     weights["module.bn1.weight"] = torch.zeros(64)
     weights["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
-    ours = encoder("resnet18")
+    ours = encoder(Architecture("resnet18"))
     with pytest.raises(ConfigError) as error:
-        load_init(ours, saved(weights, tmp_path / "weights.pth"), "resnet18")
+        load_init(ours, saved(weights, tmp_path / "weights.pth"))
     for words in (
         "does not fit the backbone resnet18",
         'Missing key(s) in state_dict: "bn1.weight".',
@@ -59,9 +60,9 @@ def test_weights_that_do_not_fit_are_one_error_with_their_names(tmp_path: Path) 
     ):
         assert words in str(error.value), words
     assert "\n" not in str(error.value)
-    other = encoder("resnet50")
+    other = encoder(Architecture("resnet50"))
     with pytest.raises(ConfigError, match=r"does not fit the backbone resnet50 .*layer1\.0\.conv3\.weight"):
-        load_init(other, saved(resnet18(), tmp_path / "weights.pth"), "resnet50")
+        load_init(other, saved(resnet18(), tmp_path / "weights.pth"))
 
 
 class Malicious:
@@ -73,7 +74,7 @@ class Malicious:
 
 
 def test_a_file_that_holds_no_weights_is_named_and_runs_no_code(tmp_path: Path) -> None:
-    ours = encoder("resnet18")
+    ours = encoder(Architecture("resnet18"))
     (tmp_path / "text").write_text("no weights")
     run = save_run(tmp_path / "run")
     os.mkfifo(tmp_path / "pipe")
@@ -85,5 +86,5 @@ def test_a_file_that_holds_no_weights_is_named_and_runs_no_code(tmp_path: Path) 
         (run / "checkpoint.pt", "is no state dict: .* give the folder of a run"),
     ):
         with pytest.raises(DataError, match=words):
-            load_init(ours, str(init), "resnet18")
+            load_init(ours, str(init))
     assert not (tmp_path / "made").exists()

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -6,11 +7,12 @@ import torch
 import torchvision
 from torch import nn
 
+from siamusic_fast.config import Architecture
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.models.networks import Encoder
-from siamusic_fast.models.pretrained import load_encoder, load_pretrained
+from siamusic_fast.models.networks import Classifier, Encoder
+from siamusic_fast.models.pretrained import load_classifier, load_encoder, load_pretrained
 from siamusic_fast.models.run_checks import find_classifier
-from tests.runs import FRONTEND, MEL, save_run
+from tests.runs import FRONTEND, MEL, save_classifier, save_run
 
 MELS = torch.randn(3, 1, MEL.n_mels, MEL.frames, generator=torch.Generator().manual_seed(0))
 
@@ -22,7 +24,7 @@ def test_the_encoder_has_the_weights_of_the_run_and_carries_its_frontend(tmp_pat
     assert torch.equal(torch.get_rng_state(), random_state)
     assert isinstance(encoder, Encoder)
     assert not encoder.training
-    assert (encoder.backbone, encoder.dim, encoder.epoch) == ("resnet18", 512, 3)
+    assert (encoder.architecture, encoder.dim, encoder.epoch) == (Architecture("resnet18"), 512, 3)
     assert encoder.frontend == FRONTEND
     weights = load_pretrained(run).encoder
     state = encoder.state_dict()
@@ -41,6 +43,22 @@ def test_torchvisions_resnet_takes_the_state_dict_and_gives_the_same_features(tm
     features = encoder(MELS)
     assert features.shape == (3, 512)
     torch.testing.assert_close(features, resnet.eval()(MELS), rtol=1e-4, atol=1e-4)
+
+
+def test_encoder_and_classifier_are_built_as_they_were_trained(tmp_path: Path) -> None:
+    ours = Architecture("resnet18", stem="keep-frequency", pooling="mean-max")
+    run = save_run(tmp_path / "run", **asdict(ours))
+    encoder, plain = load_encoder(run), load_encoder(save_run(tmp_path / "plain"))
+    rows = torch.cat([MELS, MELS.flip(0)], dim=2)  # 32 mels, of which the standard stem leaves one row
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[name]), name
+    assert not torch.allclose(encoder(rows), plain(rows))
+    plain.conv1.stride = plain.maxpool.stride = (1, 2)  # type: ignore[assignment, union-attr]
+    plain.avgpool = encoder.avgpool
+    torch.testing.assert_close(encoder(rows), plain(rows))
+    trained = Classifier(ours, 3)
+    path = save_classifier(run, architecture=asdict(ours), model=trained.state_dict())
+    torch.testing.assert_close(load_classifier(path)(rows), trained.eval()(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_the_encoder_is_a_part_of_other_modules_as_torchvisions_is(tmp_path: Path) -> None:

@@ -56,6 +56,29 @@ def test_constants_are_those_of_whole_tracks(shard_set: ShardSet, short_tracks: 
     np.testing.assert_allclose((found.mean, found.std), statistics(images), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")
+def test_each_band_has_a_mean_and_a_deviation_of_its_own(
+    pack_audio: PackAudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mel = MelConfig(seconds=0.5, n_mels=128)  # some bands are narrower than a bin and stay empty
+    rng = np.random.default_rng(1)
+    shard_set = pack_audio({f"{row:06d}": chord(RATE // 2, rng) for row in range(4)})
+    images = np.stack([torchaudio_log_mel(audio, mel) for audio in pcm_of(shard_set)])
+    found = estimate_frontend(shard_set, mel, normalization="band")
+    np.testing.assert_allclose(found.mean, images.mean(axis=(0, 2)), rtol=1e-5)
+    stds = images.std(axis=(0, 2))
+    assert stds.min() == 0
+    np.testing.assert_allclose(found.std, np.maximum(stds, 1.0), rtol=1e-4)
+    whole = estimate_frontend(shard_set, mel)
+    np.testing.assert_allclose((whole.mean, whole.std), statistics(list(images)), rtol=1e-5)
+    assert Frontend.load(json.loads(json.dumps(found.dump()))) == found
+    monkeypatch.setattr(product, "open_tracks", None)  # nothing is read any more
+    assert estimate_frontend(shard_set, mel, normalization="band") == found
+    assert estimate_frontend(shard_set, mel) == whole
+    with pytest.raises(ConfigError, match="normalization = 'bands' is unknown: choose one of global, band"):
+        estimate_frontend(shard_set, mel, normalization="bands")
+
+
 def test_short_tracks_count_as_they_are_lengthened(shard_set: ShardSet) -> None:
     mel = MelConfig(seconds=1.9)
     for short_tracks in ("repeat", "pad"):
@@ -114,7 +137,7 @@ def test_entries_of_other_shards_are_not_used(shard_set: ShardSet) -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "std"])
-@pytest.mark.parametrize("value", [None, "loud", True, [], 0, math.nan, -math.inf, -1e4])
+@pytest.mark.parametrize("value", [None, "loud", True, [], [1.0, 2.0], 0, math.nan, -math.inf, -1e4])
 def test_constants_that_cannot_be_are_measured_again(shard_set: ShardSet, name: str, value: object) -> None:
     first = estimate_frontend(shard_set, MEL)
     (entry,) = read_frontends(shard_set.folder)
@@ -160,6 +183,10 @@ def test_a_frontend_survives_json(tmp_path: Path) -> None:
 def test_constants_that_cannot_normalize_are_refused(mean: float, std: float) -> None:
     with pytest.raises(ConfigError, match=f"mean = {mean:g} dB and std = {std:g} dB must be finite"):
         Frontend(mel=MEL, mean=mean, std=std)
+    with pytest.raises(ConfigError, match=f"mean = {mean:g} dB and std = {std:g} dB must be finite"):
+        Frontend(mel=MEL, mean=(0.0,) * 47 + (mean,), std=(1.0,) * 47 + (std,))
+    with pytest.raises(ConfigError, match=r"mean has 1 and std 48 values: give one number .* tuple of 48"):
+        Frontend(mel=MEL, mean=mean, std=(1.0,) * 48)
     with pytest.raises(ConfigError, match="short_tracks = 'loop' is unknown: choose one of repeat, pad"):
         Frontend(mel=MEL, mean=0, std=1, short_tracks="loop")
 

@@ -228,6 +228,8 @@ def test_a_probability_of_zero_changes_nothing() -> None:
         (WaveMixup(p=1, alpha=0.5), lambda c: c.weight, BETA[0.5]),
         (Mixup(p=1), lambda c: c.weight, BETA[1.0]),
         (Mixup(p=1, alpha=0.5), lambda c: c.weight, BETA[0.5]),
+        (Mixup(p=1, max_share=0.4), lambda c: c.weight, uniform(0, 0.4)),
+        (WaveMixup(p=1, max_share=0.4), lambda c: c.weight, uniform(0, 0.4)),
         (Tilt(p=1, max_rise=0.8), lambda c: c.values["line"][:, -1], uniform(-0.8, 0.8)),
         (FrequencyMask(p=1), lambda c: sizes_and_begins(c.boxes)[0][:, 0], whole(1, 16)),  # 27/80 of 48: 16.2
         (TimeMask(p=1), lambda c: sizes_and_begins(c.boxes)[0][:, 1], whole(1, 100)),
@@ -266,12 +268,14 @@ def test_a_mask_is_one_band_of_mels_or_as_often_of_frames() -> None:
         assert_distributed((begin + spread) / (extent - width + 1), uniform(0, 1))
 
 
-@pytest.mark.parametrize("alpha", BETA)
-def test_cutmix_boxes_have_the_areas_of_a_beta_distribution_and_lie_anywhere(alpha: float) -> None:
-    sizes, begins = sizes_and_begins(drawn(CutMix(p=1, alpha=alpha)).boxes)
-    # A side of s pixels is floor(sqrt(w) extent): P(side <= s) = P(w < ((s + 1) / extent)^2).
+@pytest.mark.parametrize(("alpha", "share"), [*((alpha, 1.0) for alpha in BETA), (1.0, 0.4)])
+def test_cutmix_boxes_have_the_areas_of_a_beta_distribution_and_lie_anywhere(
+    alpha: float, share: float
+) -> None:
+    sizes, begins = sizes_and_begins(drawn(CutMix(p=1, alpha=alpha, max_share=share)).boxes)
+    # A side of s pixels is floor(sqrt(share w) extent): P(side <= s) = P(share w < ((s + 1) / extent)^2).
     for axis, extent in enumerate((48, 431)):
-        steps = BETA[alpha](np.square((np.arange(extent + 1) + 1) / extent).clip(0, 1))
+        steps = BETA[alpha]((np.square((np.arange(extent + 1) + 1) / extent) / share).clip(0, 1))
         assert_distributed(sizes[:, axis], lambda s, steps=steps: steps[s.astype(int)])  # type: ignore[misc]
         assert_distributed(begins[:, axis] + sizes[:, axis] // 2, whole(0, extent - 1))
     ratio = sizes[:, 0] * 431 / 48 - sizes[:, 1]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +32,7 @@ from siamusic_fast.progress import Task
 from siamusic_fast.shards import pack as pack_module
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.pack_shard import decode_alone
 from siamusic_fast.shards.plan import plan_shards
 from siamusic_fast.shards.resuming import UNFINISHED, Unfinished, unfinished
 from siamusic_fast.shards.tables import read_rejects
@@ -382,54 +383,110 @@ def test_a_worker_that_dies_tells_what_it_was_at() -> None:
     assert (caught.value.job, caught.value.step) == (1, 1)
 
 
-def _kill_reader(of: Path) -> None:
-    """Kill the child of this process that has the file open, as soon as there is one."""
-    while True:
+def _kill_readers(of: Path, times: int) -> None:
+    """Kill the first child of this process that has the file open, and the next ones, so many in all."""
+    killed: set[int | None] = set()
+    while len(killed) < times:
         for child in multiprocessing.active_children():
             with suppress(OSError):
                 for descriptor in Path(f"/proc/{child.pid}/fd").iterdir():
-                    if descriptor.readlink() == of:
+                    if descriptor.readlink() == of and child.pid not in killed:
                         child.kill()
-                        return
+                        killed.add(child.pid)
         time.sleep(0.001)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the reader of a file through /proc")
-def test_a_worker_that_is_killed_in_a_real_run_names_its_file_and_the_next_run_passes_over_it(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("times", "rejected", "words"),
+    [(1, {}, "which can be decoded: it is tried again"), (2, {"error": 1}, "that file is left out")],
+)
+def test_a_file_at_which_a_worker_was_killed_is_left_out_if_one_that_decodes_it_alone_dies_too(
+    tmp_path: Path, times: int, rejected: dict[str, int], words: str
 ) -> None:
     music = tmp_path / "music"
     music.mkdir()
-    soundfile.write(music / "deadly.flac", np.zeros(8000 * 3600, np.int16), 8000)
+    noise = np.random.default_rng(0).integers(-999, 999, 8000, np.int16)
+    soundfile.write(music / "deadly.flac", np.tile(noise, 300), 8000)
     soundfile.write(music / "good.wav", np.full(8000, 0.1), 8000)
-    killer = threading.Thread(target=_kill_reader, args=(music / "deadly.flac",), daemon=True)
-    killer.start()
-    words = r"died \(killed, perhaps for lack of memory\) while it decoded deadly\.flac"
-    with pytest.raises(DataError, match=words):
-        pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
-    packed = pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
-    assert packed.rejected == {"error": 1}
-    assert [reject.path for reject in read_rejects(tmp_path / "out")] == ["deadly.flac"]
+    target = (music / "deadly.flac", times)
+    threading.Thread(target=_kill_readers, args=target, daemon=True).start()
+    died = r"worker process died \(killed, perhaps for lack of memory\) while it decoded deadly\.flac, "
+    with pytest.warns(UserWarning, match=rf"{died}.*{words}"):
+        packed = pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
+    assert packed.rejected == rejected
+    reason = Reject("deadly.flac", "error", "worker processes died while they decoded this file")
+    assert list(read_rejects(tmp_path / "out")) == [reason] * len(rejected)
 
 
-def test_a_file_at_which_a_worker_dies_is_named_and_passed_over_by_the_next_run(
+class Deaths:
+    """Stands for `run_in_processes`: so many times, a worker dies at the second track of the second shard.
+
+    A worker that decodes that track alone dies with the error `alone`, if there is one.
+    """
+
+    def __init__(self, deaths: int, alone: WorkerDiedError | None = None) -> None:
+        self.left, self.alone = deaths, alone
+
+    def __call__(self, function: Callable[..., Any], jobs: Sequence[Any], **options: Any) -> None:
+        if function is decode_alone:
+            [job] = jobs
+            assert len(job.plan.tracks) == len(job.sizes) == 1
+            if self.alone:
+                raise self.alone
+        elif self.left:
+            self.left -= 1
+            raise WorkerDiedError("killed, perhaps for lack of memory", 2, job=1, step=1)
+        else:
+            for job in jobs:
+                function(job)
+
+
+def pack_with(deaths: Deaths, audio: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "run_in_processes", deaths)
+        pack(load_folder(audio), folder, CONFIG, procs=2)
+
+
+@pytest.mark.filterwarnings("ignore:a worker process died")
+def test_workers_may_die_a_few_times_by_chance_and_change_no_byte(
+    audio: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_with(Deaths(3), audio, tmp_path / "set", monkeypatch)
+    assert contents(tmp_path / "set") == contents(expected)
+    with pytest.raises(DataError, match=r"died .*: use fewer than 2 --procs; the same command goes on"):
+        pack_with(Deaths(4), audio, tmp_path / "other", monkeypatch)
+    pack_serially(audio, tmp_path / "other")
+    assert contents(tmp_path / "other") == contents(expected)
+
+
+def test_no_file_is_left_out_where_workers_die_before_they_decode_anything(
+    audio: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"a worker process died \(exit code 1\)"):
+        pack_with(Deaths(1, WorkerDiedError("exit code 1", 1, job=0)), audio, tmp_path, monkeypatch)
+    pack_serially(audio, tmp_path)
+    assert contents(tmp_path) == contents(expected)
+
+
+@pytest.mark.filterwarnings("ignore:a worker process died")
+def test_a_run_that_goes_on_passes_over_a_file_at_which_workers_died_and_force_tries_it_again(
     audio: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadly = plan_shards(
         scan(load_folder(audio), open_store(audio)).tracks, tracks_per_shard=CONFIG.tracks_per_shard, seed=0
     )[1].tracks[1]
+    dies = WorkerDiedError("killed, perhaps for lack of memory", 1, job=0, step=1)
 
-    def dies(function: object, jobs: object, **options: object) -> None:
-        raise WorkerDiedError("killed, perhaps for lack of memory", 2, job=1, step=1)
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
-    with monkeypatch.context() as broken:
-        broken.setattr(pack_module, "run_in_processes", dies)
-        with pytest.raises(DataError, match=rf"died .* decoded {deadly.path}: the same command goes on"):
-            pack(load_folder(audio), tmp_path, CONFIG, procs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "_write_tables", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pack_with(Deaths(1, dies), audio, tmp_path, monkeypatch)
     pack_serially(audio, tmp_path)
-    assert Reject(deadly.path, "error", "a worker process died while it decoded this file") in list(
-        read_rejects(tmp_path)
-    )
+    assert deadly.path in [reject.path for reject in read_rejects(tmp_path) if reject.reason == "error"]
     assert not (tmp_path / UNFINISHED).exists()
     pack_serially(audio, tmp_path, force=True)
     assert contents(tmp_path) == contents(expected)

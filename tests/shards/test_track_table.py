@@ -112,7 +112,7 @@ def set_class(row: int, genre: str) -> Edit:
             lambda lines: lines.__setitem__(0, lines[0].replace("samples", "frames")),
             "its columns are not index,",
         ),
-        (lambda lines: lines.append("1,2"), "row 8 has 2 cells, not 18"),
+        (lambda lines: lines.append("1,2"), "row 8 has 2 cells, not 19"),
         (lambda lines: lines.__setitem__(1, lines[1].replace(",2205,", ",2.2,")), "invalid literal"),
     ],
 )

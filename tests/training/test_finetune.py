@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from siamusic_fast.config import FinetuneConfig, PretrainConfig
+from siamusic_fast.config import Architecture, FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import evaluate
 from siamusic_fast.evaluation.features import TrackFeatures, extract_features
@@ -213,7 +213,7 @@ def test_crops_are_augmented_if_asked_and_never_mixed(
 
 def test_rates_fall_from_the_head_to_the_first_layer() -> None:
     with torch.device("meta"):
-        classifier = Classifier("resnet18", 8, features="projector")
+        classifier = Classifier(Architecture("resnet18"), 8, features="projector")
     groups = learning_rates(classifier, config(lr=1e-2, encoder_lr=1e-3, layer_decay=0.5))
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     found = {name: rates[id(parameter)] for name, parameter in classifier.named_parameters()}
@@ -376,6 +376,31 @@ def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "stopped")
+
+
+def test_a_fine_tuning_that_died_goes_on_from_its_last_checkpoint_which_time_makes(
+    tiny_run: Callable[..., FinetuneResult], tmp_path: Path
+) -> None:
+    class Crashing(Stopping):
+        def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise MemoryError
+
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 6, "aug": "mask", "lr": 0.01}
+    with pytest.raises(MemoryError):  # in the second epoch
+        tiny_run("rarely", progress=Crashing(8))
+    assert (tmp_path / "rarely" / "classifier.pt").exists()
+    assert not (tmp_path / "rarely" / "finetune-checkpoint.pt").exists()
+    often = config(**settings, checkpoint_minutes=1e-9)
+    with pytest.raises(MemoryError):
+        tiny_run("died", config=often, progress=Crashing(8))
+    assert checkpoint.load(tmp_path / "died" / "finetune-checkpoint.pt", "finetuning")["step"] >= 3
+    result, whole = tiny_run("died", config=often, resume=True), tiny_run("whole")
+    assert (result.kept_epoch, result.accuracy, result.loss) == (whole.kept_epoch, whole.accuracy, whole.loss)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "died")
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "died")
 
 
 def tiny_finetune(

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from siamusic_fast import folder_lock as lock
-from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.config import Architecture, MelConfig, PretrainConfig, preset_defaults
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.knn import knn_accuracy
 from siamusic_fast.files import atomic_write
@@ -36,7 +37,9 @@ from siamusic_fast.training.run_folder import is_abandoned, load_run, newest_unf
 from siamusic_fast.training.run_log import healthy_collapse, read_log
 from tests.training.networks import TinyEncoder
 
-CONFIG = PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=2, batch_size=6)
+CONFIG = PretrainConfig(
+    **preset_defaults("paper", 6), mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=2, batch_size=6
+)
 TINY = dataclasses.replace(
     CONFIG, batch_size=2, grad_accum_steps=2, optimizer="sgd", schedule="cosine", lr=0.05
 )
@@ -177,6 +180,75 @@ def test_a_run_told_to_stop_saves_within_a_step_and_ends_with_the_same_bits(
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_run_that_is_stopped_while_knn_is_looked_at_saves_and_ends_with_the_same_bits(
+    whole_runs: Callable[[str], tuple[PretrainConfig, PretrainResult]],
+    shard_set: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, whole = whole_runs("torch")
+    is_told_to_stop = iter([False, True])
+
+    def look(*args: Any, **options: Any) -> float:
+        if next(is_told_to_stop):
+            send(signal.SIGTERM)
+        return knn_accuracy(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "knn_accuracy", look)
+        with pytest.raises(Stopped):
+            pretrain(config, shard_set, tmp_path / "stopped")
+    saved = checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining")
+    assert (saved["step"], saved["epoch"], saved["figures"]["knn"]) == (6, 0, None)
+    result = pretrain(config, shard_set, tmp_path / "stopped", resume=True)
+    assert (result.steps, result.loss, result.knn, result.best_knn) == (
+        *(12, whole.loss, whole.knn, whole.best_knn),
+    )
+    assert_same_weights(whole.run, tmp_path / "stopped")
+    found = [{line["step"]: line.get("knn") for line in read_log(run)} for run in (whole.run, result.run)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("minutes", "accuracies", "steps"),
+    [
+        (15.0, (), [12]),
+        (15.0, (0.5, 0.4), [6, 12]),
+        (15.0, (0.4, 0.5), [6, 12]),
+        (1e-4, (), [*range(1, 13), 12]),
+    ],
+)
+def test_checkpoints_are_of_their_time_the_best_epochs_and_the_end(
+    shard_set: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: float,
+    accuracies: tuple[float, ...],
+    steps: list[int],
+) -> None:
+    left = iter([0.1, *accuracies])
+    monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(left))
+    found, save = [], checkpoint.save
+
+    def noted(path: Path, kind: str, content: dict[str, Any], **options: Any) -> None:
+        found.append(content["step"])
+        save(path, kind, content, **options)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    config = dataclasses.replace(TINY, checkpoint_minutes=minutes, knn_every=int(bool(accuracies)))
+    pretrain(config, shard_set, tmp_path / "run", progress=Slow())
+    assert found == steps
+
+
+class Slow(Watching):
+    """Progress that takes ten milliseconds after each step."""
+
+    def advance(self, steps: int = 1, note: str = "", values: Mapping[str, float] | None = None) -> None:
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_run_that_died_goes_on_from_its_last_checkpoint_to_the_same_bits(
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
@@ -289,15 +361,16 @@ TWO_LAST = ("checkpoint-previous.pt", "checkpoint.pt")
 @pytest.mark.usefixtures("tiny")
 def test_a_job_started_again_resumes_or_else_starts_over(shard_set: ShardSet, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, knn_every=0)
+    often = dataclasses.replace(config, checkpoint_minutes=1e-9)
     once, again = World(id="1"), World(id="1", restarts=1)
     with pytest.raises(MemoryError):
         pretrain(config, shard_set, tmp_path / "early", world=once, progress=Watching(2, crash))
     assert pretrain(config, shard_set, tmp_path / "early", world=again).steps == 12
     with pytest.raises(MemoryError):
-        pretrain(config, shard_set, tmp_path / "late", world=once, progress=Watching(8, crash))
+        pretrain(often, shard_set, tmp_path / "late", world=once, progress=Watching(8, crash))
     watching = Watching()
-    pretrain(config, shard_set, tmp_path / "late", world=again, progress=watching)
-    assert watching.left == -6  # the second epoch alone
+    pretrain(often, shard_set, tmp_path / "late", world=again, progress=watching)
+    assert watching.left == -5  # the steps after the seventh alone
     assert_same_weights(tmp_path / "early", tmp_path / "late")
     for others in (World(id="2", restarts=1), World(id="2")):
         with pytest.raises(DataError, match="already exists and is not empty"):
@@ -320,7 +393,7 @@ def test_a_run_that_is_going_on_is_left_alone(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "_TIMEOUT", 0.0)
-    config = dataclasses.replace(TINY, knn_every=0)
+    config = dataclasses.replace(TINY, knn_every=0, checkpoint_minutes=1e-9)
     run = tmp_path / "run"
     found: list[str] = []
 
@@ -475,8 +548,8 @@ def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, 
     config = dataclasses.replace(TINY, backend="torch", batch_size=4, sync_batchnorm=False, knn_every=1)
     function = functools.partial(shared_buffers, config, shard_set, tmp_path / "run")
     leading, other = launch(function, gpus=0, procs=2)
-    # Before the first step; then in each of two epochs: for the checkpoint before the look at kNN, for that,
-    # and for the one after it.
+    # Before the first step; then in each of two epochs: for the checkpoint of a stop while kNN is looked at,
+    # for that, and for the checkpoint of the best or the last epoch.
     assert len(leading) == len(other) == 7
     leading, other = leading[1:], other[1:]
     for place, ((own, shared), (others, others_shared)) in enumerate(zip(leading, other, strict=True)):
@@ -490,7 +563,7 @@ def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, 
         for name, value in saved[part].items()
     }
     assert equal(leading[-1][0], {name: states[name] for name in leading[-1][0]})
-    encoder = models.encoder("resnet18")
+    encoder = models.encoder(Architecture("resnet18"))
     encoder.load_state_dict(saved["encoder"])
     frontend = Frontend.load(saved["frontend"])
     accuracy = knn_accuracy(encoder, shard_set, frontend, backend="torch", batch_size=4)

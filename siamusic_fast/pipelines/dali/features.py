@@ -76,9 +76,11 @@ def log_mel(power: DataNode, frontend: Frontend) -> DataNode:
 
     Equals `torchaudio.transforms.MelSpectrogram(mel_scale="htk", norm=None)` followed by
     `AmplitudeToDB(top_db=None)` where `floor_db` is -100, torchaudio's own floor; less the mean, over the
-    standard deviation. All that is one logarithm with a reference and a factor.
+    standard deviation. All that is one logarithm with a reference and a factor, if all bands have the same.
     """
-    mel = frontend.mel
+    mel, (means, stds) = frontend.mel, frontend.statistics
+    same = len(means) == 1
+    mean, std = (means.item(), stds.item()) if same else (0.0, 1.0)
     bands = fn.mel_filter_bank(
         power,
         sample_rate=mel.sample_rate,
@@ -90,10 +92,15 @@ def log_mel(power: DataNode, frontend: Frontend) -> DataNode:
     )
     decibels = fn.to_decibels(
         bands,
-        multiplier=10 / frontend.std,
-        reference=10 ** (frontend.mean / 10) * FULL_SCALE**2,
-        cutoff_db=(mel.floor_db - frontend.mean) / frontend.std,
+        multiplier=10 / std,
+        reference=10 ** (mean / 10) * FULL_SCALE**2,
+        cutoff_db=(mel.floor_db - mean) / std,
     )
+    if not same:
+        mean_of_band, std_of_band = (
+            types.Constant(values.astype(np.float32), device=decibels.device) for values in (means, stds)
+        )
+        decibels = (decibels - mean_of_band) / std_of_band
     return fn.reshape(decibels, shape=[mel.n_mels, mel.frames, 1], layout="HWC")
 
 

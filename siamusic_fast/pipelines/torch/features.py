@@ -42,8 +42,11 @@ class LogMel:
         self._resample = torchaudio.transforms.Resample(
             rate, mel.sample_rate, lowpass_filter_width=_RATE_LOBES
         ).to(device)
-        self._factor = 10 / frontend.std
-        self._offset = (frontend.mean + 20 * math.log10(FULL_SCALE)) / frontend.std
+        mean, std = frontend.statistics
+        self._factor, self._offset = (
+            torch.tensor(values, dtype=torch.float32, device=device).ravel()
+            for values in (10 / std, (mean + 20 * math.log10(FULL_SCALE)) / std)
+        )
         self._floor = 10 ** (mel.floor_db / 10) * FULL_SCALE**2
         left = (mel.n_fft - mel.window) // 2
         self._window = torch.zeros(mel.n_fft, device=device)
