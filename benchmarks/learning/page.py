@@ -52,7 +52,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def mean_value(rows: Sequence[Row], measure: str, features: str) -> float:
     """Return the mean over seeds of a measure of these features."""
-    return statistics.mean(row["measures"][measure]["values"][features] for row in rows)
+    return float(statistics.mean(row["measures"][measure]["values"][features] for row in rows))
 
 
 def rank(rows: Sequence[Row], features: str) -> str:
@@ -218,7 +218,8 @@ def main() -> None:
         if PAGE.read_text(encoding="utf-8") != page():
             sys.exit(f"{PAGE.name} is not what the results say: run python -m benchmarks.learning.page")
         return
-    atomic_write(PAGE, page().encode())
+    with atomic_write(PAGE) as file:
+        file.write(page().encode())
     note(str(PAGE))
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,16 @@ def classified(fraction: float, seed: int, from_scratch: bool, shard_set: ShardS
 def keep(stage: str, wanted: dict[tuple[Any, ...], Callable[[], Row]]) -> None:
     """Measure each of `wanted` that is not in the results of `stage` yet, and add it to them."""
     path = RESULTS / f"{stage}.json"
-    known = json.loads(path.read_text()) if path.exists() else {"machine": describe_machine(), "rows": []}
+    known: Row = {"machine": describe_machine(), "rows": []}
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
     have = {(row["name"], row.get("fraction"), row["seed"]) for row in known["rows"]}
     for number, (key, measure) in enumerate(wanted.items(), start=1):
         if key not in have:
             note(f"{number} of {len(wanted)}: {', '.join(map(str, filter(None, key)))}")
             known["rows"].append(measure())
-            atomic_write(path, json.dumps(known, indent=1).encode())
+            with atomic_write(path) as file:
+                file.write(json.dumps(known, indent=1).encode())
 
 
 def main(stage: str, audio: Path, work: Path) -> None:
@@ -148,7 +152,7 @@ def main(stage: str, audio: Path, work: Path) -> None:
             stage,
             {
                 ("from scratch" if scratch else "fine-tuned", fraction, seed): (
-                    lambda f=fraction, s=seed, c=scratch: classified(f, s, c, shard_set, work)
+                    partial(classified, fraction, seed, scratch, shard_set, work)
                 )
                 for seed in settings.SEEDS
                 for fraction in settings.LABEL_FRACTIONS
@@ -160,7 +164,7 @@ def main(stage: str, audio: Path, work: Path) -> None:
     keep(
         stage,
         {
-            (name, None, seed): (lambda n=name, s=seed: scored(n, s, shard_set, work))
+            (name, None, seed): partial(scored, name, seed, shard_set, work)
             for seed in settings.SEEDS
             for name in names
         },

@@ -52,7 +52,8 @@ def test_mfccs_are_the_cosine_transform_of_decibels(per_band: bool) -> None:
     rng = np.random.default_rng(0)
     mel = MelConfig(seconds=0.5, n_mels=24, hop_length=512)
     decibels = rng.normal(-40, 12, (3, 24, 22)).astype(np.float32)
-    mean, std = -35.0, 15.0
+    mean: float | tuple[float, ...] = -35.0
+    std: float | tuple[float, ...] = 15.0
     if per_band:
         mean, std = tuple(rng.normal(-40, 5, 24).tolist()), tuple(rng.uniform(5, 20, 24).tolist())
     frontend = Frontend(mel=mel, mean=mean, std=std)

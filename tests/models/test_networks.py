@@ -67,7 +67,8 @@ def test_a_stem_that_keeps_frequency_has_torchvisions_weights_and_strides_in_tim
 def test_a_stem_with_a_frequency_channel_sees_how_high_each_band_is(backbone: str, stride: int) -> None:
     torch.manual_seed(0)
     model = encoder(Architecture(backbone, stem="frequency-channel"))
-    layer: Any = model.conv1 if backbone == "resnet18" else model.features[0][0]
+    parts: Any = model
+    layer = parts.conv1 if backbone == "resnet18" else parts.features[0][0]
     mels = torch.randn(2, 1, 48, 88)
     height = torch.tensor([-1 + 2 * band / 47 for band in range(48)]).repeat(88, 1).T.expand(2, 1, -1, -1)
     expected = nn.functional.conv2d(

@@ -85,7 +85,9 @@ def test_a_study_leaves_tables_pictures_and_a_page(result: StudyResult) -> None:
 def test_the_papers_figures_stand_beside_ours_if_they_are_given(
     planned: PlannedStudy, result: StudyResult
 ) -> None:
-    paper = {("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}}
+    paper: dict[tuple[str, ...], dict[str, float]] = {
+        ("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}
+    }
     again = dataclasses.replace(planned, paper=paper).run()
     assert again.rows == tuple(dataclasses.replace(one, paper=paper.get(one.row, {})) for one in result.rows)
     text = (result.folder / "table.md").read_text()
