@@ -14,7 +14,7 @@ from typing import Any
 from siamusic_fast.analysis import demo
 from siamusic_fast.bench.report import describe_machine
 from siamusic_fast.cli.console import output, progress
-from siamusic_fast.config import MelConfig, PretrainConfig, dump
+from siamusic_fast.config import MelConfig, PretrainConfig, dump, preset_defaults
 from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult, probe
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.run_files import Checkpoints
@@ -40,13 +40,15 @@ class GainConfig:
 
 DEFAULT = GainConfig(
     corpus=SyntheticCorpus(),
-    pretrain=PretrainConfig(
+    pretrain=dataclasses.replace(
+        PretrainConfig(**preset_defaults("paper", 64)),
         mel=MelConfig(seconds=2.0, n_fft=2048, hop_length=1024),
         aug="gain,rrc,mask",
         crops="independent",
         backend="torch",
         backbone="resnet18",
         epochs=150,
+        lr=1e-3,
         schedule="cosine",
         knn_every=0,
     ),

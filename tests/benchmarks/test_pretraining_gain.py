@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import pretraining_gain as gain
-from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.config import Architecture, MelConfig, PretrainConfig
 from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult
 from siamusic_fast.evaluation.scores import scores
 from siamusic_fast.shards.manifest import ShardSet
@@ -37,7 +37,7 @@ def test_a_table_has_each_seed_and_the_means(shard_set: ShardSet) -> None:
     one = ProbeResult(
         folder=Path("probe"),
         data="fma",
-        backbone="resnet18",
+        architecture=Architecture("resnet18"),
         checkpoint="last",
         epoch=1,
         pretrained_on=("training",),

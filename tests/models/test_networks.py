@@ -53,7 +53,9 @@ def test_a_stem_that_keeps_frequency_has_torchvisions_weights_and_strides_in_tim
     theirs.fc = nn.Identity()
     theirs.load_state_dict(ours.state_dict())
     shapes = []
-    ours.layer4.register_forward_hook(lambda layer, given, output: shapes.append(output.shape))  # type: ignore[operator]
+    ours.get_submodule("layer4").register_forward_hook(
+        lambda layer, given, output: shapes.append(output.shape)
+    )
     mels = torch.randn(2, 1, 48, 431)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(mels), theirs.eval()(mels))
@@ -65,14 +67,16 @@ def test_mean_and_maximum_over_time_are_added_after_the_mean_over_frequency() ->
     features = np.random.default_rng(0).random((3, 512, 2, 7))
     over_frequency = features.mean(axis=2)
     expected = over_frequency.mean(axis=2) + over_frequency.max(axis=2)
-    found = ours.avgpool(torch.from_numpy(features))  # type: ignore[operator]
+    found = ours.get_submodule("avgpool")(torch.from_numpy(features))
     np.testing.assert_allclose(found.numpy(), expected)
     assert ours.eval()(torch.randn(3, 1, 48, 87)).shape == (3, 512)
 
 
 def test_a_swin_that_keeps_frequency_has_a_patch_at_every_mel() -> None:
     model = encoder(Architecture("swin_t", stem="keep-frequency", pooling="mean-max"))
-    patches = model.features[0][0]  # type: ignore[index]
+    patches = model.get_submodule("features.0.0")
+    assert isinstance(patches, nn.Conv2d)
+    assert patches.bias is not None
     mels = torch.randn(1, 1, 48, 431)
     with torch.no_grad():
         found, weight = patches(mels)[0], patches.weight[:, 0]
