@@ -3,8 +3,17 @@
 import sys
 from pathlib import Path
 
-from siamusic_fast.config import EmbedConfig, FinetuneConfig, MelConfig, PretrainConfig, preset_defaults
+from siamusic_fast.config import (
+    PRESETS,
+    EmbedConfig,
+    FinetuneConfig,
+    MelConfig,
+    PretrainConfig,
+    ProbeConfig,
+    preset_defaults,
+)
 from siamusic_fast.config.fields import Between, Positive, Setting, settings_of
+from siamusic_fast.config.studies import AblateConfig, ReproduceConfig
 from siamusic_fast.shards.pack import PackConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -33,6 +42,9 @@ SECTIONS = (
     ("Pre-training: `siamusic-fast pretrain`", "PretrainConfig", PretrainConfig),
     ("Mel spectrogram: `siamusic-fast pretrain`, under `mel:` in a file", "MelConfig", MelConfig),
     ("Fine-tuning: `siamusic-fast finetune`", "FinetuneConfig", FinetuneConfig),
+    ("Probes: `siamusic-fast probe`", "ProbeConfig", ProbeConfig),
+    ("The paper's grid: `siamusic-fast reproduce`", "ReproduceConfig", ReproduceConfig),
+    ("Parts of a recipe: `siamusic-fast ablate`", "AblateConfig", AblateConfig),
     ("Embedding: `siamusic-fast embed`", "EmbedConfig", EmbedConfig),
     ("Packing: `siamusic-fast shard`", "PackConfig", PackConfig),
 )
@@ -43,7 +55,7 @@ processes.
 """
 TAIL = """
 `predict` has `crops` and `hop_seconds` of embedding, `similar` has `checkpoint`.
-`probe` has `checkpoint`, `backend` and `seed` of fine-tuning, `evaluate` has `backend` and `seed`.
+`evaluate` has `backend` and `seed` of fine-tuning.
 `preview` has `aug`, `crops`, `max_distance`, `short_tracks` and `seed` of pre-training, and `seconds`.
 Without `sample_rate`, `pretrain` takes that of the shards.
 """
@@ -79,14 +91,17 @@ def _values(setting: Setting) -> str:
 
 
 def _presets() -> str:
-    paper, simsiam = preset_defaults("paper", 256), preset_defaults("simsiam", 256)
-    rows = [f"| `{name}` | {_shown(paper, name)} | {_shown(simsiam, name)} |" for name in simsiam]
-    heading = "| setting | `paper` (default) | `simsiam` |\n|---|---|---|"
+    presets = [preset_defaults(preset, 256) for preset in PRESETS]
+    rows = [f"| `{name}` | {' | '.join(_shown(values[name]) for values in presets)} |" for name in presets[0]]
+    others = "".join(f" `{preset}` |" for preset in PRESETS[1:])
+    heading = f"| setting | `{PRESETS[0]}` (default) |{others}\n|---|{'---|' * len(PRESETS)}"
     return f"\n`--preset` sets some of these:\n\n{heading}\n" + "\n".join(rows) + f"\n{AFTER_PRESETS}"
 
 
-def _shown(preset: dict[str, object], name: str) -> str:
-    return f"`{preset[name]}`" if name in preset else "as above"
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "`on`" if value else "`off`"
+    return "none" if value is None else f"`{value}`"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pre-training runs and classifiers that tests share, made without training."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
     """Write what pre-training with `options` leaves: here a network that has learnt nothing yet."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
+        config = PretrainConfig(**{"mel": MEL, **asdict(Architecture("resnet18")), **options})
         network = method_of(config)
     frontend = Frontend(mel=config.mel, mean=-40.0, std=15.0, short_tracks=config.short_tracks)
     values = {
@@ -47,6 +48,7 @@ def save_classifier(folder: Path, **values: object) -> Path:
             "epoch": 1,
             "projection": {},
         },
+        "target": "class",
         "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
         "pretrained_on": ["training"],

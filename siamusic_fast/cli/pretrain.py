@@ -34,8 +34,9 @@ _DEFAULTS = {
     click.option(
         "--preset",
         type=options.Choices(PRESETS),
-        help="Way to train, which sets the optimizer, its momentum, the learning rate and its schedule, and "
-        "the weight decay: that of Kim, Hong, Lee 2022 or that of Chen & He 2021.  [default: paper]",
+        help="Way to train, which sets augmentations, crops, normalization, stem, pooling and optimization: "
+        "music, this project's own; paper, that of Kim, Hong, Lee 2022; simsiam, the paper's with the "
+        f"optimizer of Chen & He 2021.  [default: {PRESETS[0]}]",
         panel="Settings",
     ),
     options.settings(PretrainConfig, defaults=_DEFAULTS),
@@ -78,8 +79,9 @@ def pretrain(
 
     \b
     siamusic-fast pretrain --gpus 2 --aug image
+    siamusic-fast pretrain --gpus 2 --preset paper
     siamusic-fast pretrain --data fma_small --backbone resnet18 --epochs 5
-    siamusic-fast pretrain --resume runs/20260102-030405-image-resnet50
+    siamusic-fast pretrain --resume runs/20260102-030405-music-resnet50
     """
     from siamusic_fast.models.run_files import OF_RUNS, check_free
     from siamusic_fast.pipelines.recipes import file_name

@@ -10,7 +10,7 @@ from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
-STEMS = ("standard", "keep-frequency")
+STEMS = ("standard", "keep-frequency", "frequency-channel")
 """First layers of an encoder: those of its paper, or ones that make time shorter and keep every mel band."""
 POOLINGS = ("mean", "mean-max")
 """How an encoder makes one vector of its last features."""
@@ -24,15 +24,15 @@ SHORT_TRACKS = ("repeat", "pad")
 """What is done with tracks that are shorter than a crop: repeated, or followed by silence."""
 NORMALIZATIONS = ("global", "band")
 """What shares a mean and a standard deviation: all mel bands, as in the paper, or each band has its own."""
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 PROJECTION_DIMS = {"simsiam": 2048, "simclr": 128, "vicreg": 8192, "byol": 256}
 """Methods that pre-train an encoder, the default first, and the width of the projector's output in each: d of
 Chen & He 2021, section 4.3; Chen et al. 2020, section 2.1; Bardes, Ponce, LeCun 2022, section 4.2; Grill et
 al. 2020, section 3.2."""
 METHODS = tuple(PROJECTION_DIMS)
-PRESETS = ("paper", "simsiam")
-"""Ways to pre-train, see `preset_defaults`."""
+PRESETS = ("music", "paper", "simsiam")
+"""Ways to pre-train, the default first, see `preset_defaults`."""
 SYNC_BATCHNORM_BELOW = 64
 """Batch norm of several processes is synchronized if each of them has fewer pairs in a batch."""
 MAX_SEED = 2**31 - 1
@@ -53,6 +53,11 @@ def _check_batch_size(batch_size: int) -> None:
     """Raise ConfigError if batch norm cannot train on so few samples."""
     if batch_size < 2:
         raise ConfigError(f"batch_size = {batch_size} must be at least 2: batch norm needs two samples.")
+
+
+def _check_warmup(warmup_epochs: float, epochs: int) -> None:
+    if not 0 <= warmup_epochs <= epochs:
+        raise ConfigError(f"warmup_epochs = {warmup_epochs:g} must lie between 0 and epochs = {epochs}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,22 +163,23 @@ class CommonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(CommonConfig):
-    """One pre-training run. Defaults: Kim, Hong, Lee 2022, section 4, preset `paper`."""
+    """One pre-training run. Defaults: the preset `music`; `preset_defaults` has what the others set."""
 
     mel: MelConfig = MelConfig()
     splits: Annotated[tuple[str, ...], Section("Views")] = ("training",)
     """Splits whose tracks the encoder learns from, such as training,validation. A classifier is scored on
     test tracks: leave them out if it matters that the encoder has never met them."""
-    aug: str = "image"
-    """Augmentations of the two views: image, audio, both, none, or a list such as "mask,cutout" or
-    "cutmix(p=0.3),hflip"."""
-    crops: Annotated[str, OneOf(CROPS)] = CROPS[0]
+    aug: str = "music"
+    """Augmentations of the two views: music; the paper's image, audio or both; none; or a list such as
+    "mask,cutout" or "cutmix(p=0.3),hflip"."""
+    crops: Annotated[str, OneOf(CROPS)] = "independent"
     """Whether the two views show the same seconds of a track or independent ones."""
-    max_distance: float | None = None
-    """Largest distance between the starts of independent crops, in seconds. None: anywhere in the track."""
+    max_distance: Annotated[float | None, Between(0)] = 10.0
+    """Largest distance between the starts of independent crops, in seconds, such as 1000 for anywhere in any
+    shorter track. None: anywhere in the track."""
     short_tracks: Annotated[str, OneOf(SHORT_TRACKS)] = SHORT_TRACKS[0]
     """What is done with a track that is shorter than a crop: it is repeated, or padded with silence."""
-    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = NORMALIZATIONS[0]
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = "band"
     """Mean and standard deviation that normalize spectrograms: global, one of each for all mel bands; band,
     one of each for every mel band."""
     window: Annotated[int | None, Positive()] = None
@@ -181,10 +187,11 @@ class PretrainConfig(CommonConfig):
     reads. None: all shards."""
     backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
     """Network that encodes a spectrogram."""
-    stem: Annotated[str, OneOf(STEMS)] = STEMS[0]
-    """First layers of the network: standard, as in its paper; keep-frequency, whose strides shorten time
-    alone, so that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
-    pooling: Annotated[str, OneOf(POOLINGS)] = POOLINGS[0]
+    stem: Annotated[str, OneOf(STEMS)] = "frequency-channel"
+    """First layers of the network: standard, as in its paper; frequency-channel, which see the frequency of
+    each mel band as a second channel (Liu et al. 2018); keep-frequency, whose strides shorten time alone, so
+    that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
+    pooling: Annotated[str, OneOf(POOLINGS)] = "mean-max"
     """How the last features become one vector: their mean; or mean-max, the mean over frequency, and of that
     the mean over time plus the maximum over time (Kong et al. 2020)."""
     method: Annotated[str, OneOf(METHODS)] = METHODS[0]
@@ -206,17 +213,17 @@ class PretrainConfig(CommonConfig):
     """Pairs of views per process that go through the network together; batch norm sees these."""
     grad_accum_steps: Annotated[int, Positive()] = 1
     """Number of batches whose gradients are averaged for one step of the optimizer."""
-    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
-    """Optimizer."""
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    """Optimizer: adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019) or sgd."""
     momentum: float = 0.9
-    """Momentum of SGD; Adam does not use it."""
-    lr: Annotated[float, Positive()] = 1e-3
+    """Momentum of SGD; adam and adamw do not use it."""
+    lr: Annotated[float, Positive()] = 3e-4
     """Peak learning rate."""
-    weight_decay: Annotated[float, Between(0)] = 1e-5
-    """Weight decay, as an L2 penalty on the weights."""
-    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    weight_decay: Annotated[float, Between(0)] = 1e-2
+    """Weight decay, as an L2 penalty on the weights; adamw subtracts it from them, in proportion to lr."""
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
     """Schedule of the learning rate after the warm-up."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = 1.0
     """Number of epochs in which the learning rate rises linearly from 0."""
     fixed_predictor_lr: bool = False
     """Whether the learning rate of the predictor stays at `lr` (Chen & He 2021, section 4.2)."""
@@ -251,10 +258,7 @@ class PretrainConfig(CommonConfig):
         _check_batch_size(self.batch_size)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum = {self.momentum:g} must be at least 0 and below 1.")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ConfigError(
-                f"warmup_epochs = {self.warmup_epochs:g} must lie between 0 and epochs = {self.epochs}."
-            )
+        _check_warmup(self.warmup_epochs, self.epochs)
         if not self.splits:
             raise ConfigError("splits is empty: name at least one, such as training.")
 
@@ -273,22 +277,34 @@ class FinetuneConfig(CommonConfig):
     """What the head gets: the output of the encoder, or of the projector behind it."""
     head: Annotated[str, OneOf(HEADS)] = "linear"
     """Classifier on top: one linear layer, or an MLP with one hidden layer."""
-    protocol: Annotated[str, Section("Training"), OneOf(PROTOCOLS)] = "clean"
-    """Which classifier is kept: clean, that of the best epoch on validation; paper, that of the last one."""
+    target: Annotated[str | None, Section("Training"), OneOf(TARGETS)] = None
+    """What the classifier learns: the class of a track, or which tags it has. None: the class if the shards
+    have two of them, else the tags."""
+    protocol: Annotated[str, OneOf(PROTOCOLS)] = "clean"
+    """Which classifier is kept: clean, that of the best epoch on validation; paper, that of the last one,
+    which learns at one constant rate and from one crop of each track unless told otherwise."""
     label_fraction: float = 1.0
     """Fraction of the labelled training tracks that are used, the same of each class, such as 0.1."""
     aug: str = "none"
     """Augmentations of the training crops, none that mixes tracks, such as "mask,hflip,cutout"."""
+    crops_per_track: Annotated[int | None, Positive()] = None
+    """Number of random crops of each training track in an epoch. None: 4, or 1 with the protocol paper."""
     epochs: Annotated[int, Positive()] = 50
     """Number of passes over the training tracks."""
     batch_size: Annotated[int, Positive()] = 64
     """Crops per process and step, and per pass over validation tracks."""
     lr: Annotated[float, Positive()] = 1e-3
-    """Learning rate of the head, with Adam."""
+    """Highest learning rate of the head, with Adam."""
     encoder_lr: Annotated[float | None, Positive()] = None
-    """Learning rate of the encoder. None: that of the head."""
+    """Highest learning rate of the encoder. None: a tenth of that of the head; or all of it, from scratch and
+    with the protocol paper."""
     layer_decay: float = 1.0
     """Factor between the learning rate of one stage of the encoder and that of the stage after it."""
+    schedule: Annotated[str | None, OneOf(SCHEDULES)] = None
+    """Schedule of all learning rates after the warm-up. None: cosine, or constant with the protocol paper."""
+    warmup_epochs: float | None = None
+    """Number of epochs in which the learning rates rise linearly from 0. None: 1, or 0 with the protocol
+    paper."""
     weight_decay: Annotated[float, Between(0)] = 1e-5
     """Weight decay, as an L2 penalty on the weights."""
 
@@ -306,6 +322,23 @@ class FinetuneConfig(CommonConfig):
             raise ConfigError(
                 "A frozen encoder does not learn: leave out encoder_lr and layer_decay, or freeze."
             )
+        if self.warmup_epochs is not None:
+            _check_warmup(self.warmup_epochs, self.epochs)
+
+    def resolved(self, target: str) -> "FinetuneConfig":
+        """Return these settings with what each None means; `target` is what the shards have."""
+        by_paper = self.protocol == "paper"
+        values: dict[str, Any] = {
+            "target": target,
+            "crops_per_track": 1 if by_paper else 4,
+            "encoder_lr": self.lr if by_paper or self.from_scratch else self.lr / 10,
+            "schedule": "constant" if by_paper else "cosine",
+            "warmup_epochs": 0.0 if by_paper else 1.0,
+        }
+        if self.freeze:
+            del values["encoder_lr"]
+        missing = {name: value for name, value in values.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,23 +421,37 @@ def _check_fields(kind: type[MelConfig] | type[PretrainConfig], values: Mapping[
         )
 
 
+_PAPER: dict[str, Any] = {
+    "aug": "image",
+    "crops": "same",
+    "max_distance": None,
+    "normalization": "global",
+    "stem": "standard",
+    "pooling": "mean",
+    "optimizer": "adam",
+    "momentum": 0.9,
+    "lr": 1e-4,
+    "weight_decay": 1e-5,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "fixed_predictor_lr": False,
+}
+_SIMSIAM = {"optimizer": "sgd", "weight_decay": 1e-4, "schedule": "cosine", "fixed_predictor_lr": True}
+
+
 def preset_defaults(preset: str, total_batch: int) -> dict[str, Any]:
     """Return the fields of `PretrainConfig` that `preset` sets, for `total_batch` pairs per step.
 
-    `paper` is Kim, Hong, Lee 2022, section 4; `simsiam` is Chen & He 2021, section 3 and 4.2. Raises
-    ConfigError for another name.
+    `music` is this project's own and has the defaults of `PretrainConfig`. `paper` is Kim, Hong, Lee 2022,
+    section 4; the paper does not state its learning rate, and with the one here the encoder's features do not
+    collapse to a few dimensions. `simsiam` is the optimizer of Chen & He 2021, sections 3 and 4.2, with the
+    rest of `paper`. Raises ConfigError for another name.
     """
     check_value("preset", preset, OneOf(PRESETS))
-    if preset == "paper":
-        return {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "schedule": "constant"}
-    return {
-        "optimizer": "sgd",
-        "momentum": 0.9,
-        "lr": 0.05 * total_batch / 256,
-        "weight_decay": 1e-4,
-        "schedule": "cosine",
-        "fixed_predictor_lr": True,
-    }
+    if preset == "music":
+        return {name: getattr(PretrainConfig, name) for name in _PAPER}
+    of_authors = {"lr": 0.05 * total_batch / 256, **_SIMSIAM} if preset == "simsiam" else {}
+    return {**_PAPER, **of_authors}
 
 
 def from_preset(preset: str, processes: int, tracks: int, **given: Any) -> PretrainConfig:

@@ -24,14 +24,8 @@ def check_backend(backend: str) -> None:
 def check_crops(crops: str, max_distance: float | None) -> None:
     """Raise `ConfigError` unless the two views of a track can be taken from it in this way."""
     check_value("crops", crops, OneOf(CROPS))
-    if max_distance is None:
-        return
-    check_value("max_distance", max_distance, Between(0))
-    if crops != "independent":
-        raise ConfigError(
-            f"max_distance = {max_distance:g} s is for independent crops: use crops='independent' (on the "
-            f"command line --crops independent), or leave it out."
-        )
+    if max_distance is not None:
+        check_value("max_distance", max_distance, Between(0))
 
 
 def check_length(tracks: Tracks, mel: MelConfig) -> None:

@@ -119,7 +119,11 @@ def _seconds_per_pair(cell: Cell, device: torch.device) -> float:
         cell.data,
         aug=config.aug,
         splits=config.splits,
-        frontend=estimate_frontend(cell.data, config.mel, short_tracks=config.short_tracks),
+        frontend=estimate_frontend(
+            cell.data, config.mel, short_tracks=config.short_tracks, normalization=config.normalization
+        ),
+        crops=config.crops,
+        max_distance=config.max_distance,
         batch_size=config.batch_size,
         backend=config.backend,
         device=device,

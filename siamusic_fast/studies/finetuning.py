@@ -1,4 +1,4 @@
-"""The fine-tuning of a study's cells, with the settings of Kim, Hong, Lee 2022, section 4."""
+"""The fine-tuning of a study's cells: what `finetune` does by default under each protocol."""
 
 from siamusic_fast.config import FinetuneConfig
 from siamusic_fast.config.studies import StudyConfig

@@ -190,8 +190,7 @@ def _outcome(one: _Running, folder: StudyFolder) -> str:
         folder.cell(one.cell),
         SiamusicError(
             f"its process was ended {how}: the memory may not suffice; the same command goes on from the "
-            "last "
-            f"checkpoint."
+            "last checkpoint."
         ),
     )
 

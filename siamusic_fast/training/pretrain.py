@@ -264,7 +264,8 @@ def optimizer_of(config: PretrainConfig, network: Method) -> torch.optim.Optimiz
         return torch.optim.SGD(
             groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.Adam(groups, config.lr, weight_decay=config.weight_decay, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def _compiled_and_rehearsed(ddp: nn.Module, config: PretrainConfig, world: World) -> nn.Module:

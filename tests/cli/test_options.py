@@ -29,6 +29,7 @@ DIFFERS = {
     "epochs": "defaults of the paper",
     "gpus": "the doctor measures one of several that share the cores",
     "lr": "peak of a schedule in pre-training, the head's in fine-tuning",
+    "max_distance": "a preset sets it in pre-training",
     "out": "each command has a place of its own for results",
     "procs": "packing takes all cores, training a process",
     "resume": "finetune is given the run as an argument",

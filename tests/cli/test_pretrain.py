@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from rich.console import Console
 from siamusic_fast.analysis import plots
 from siamusic_fast.cli import main
 from siamusic_fast.cli.pretrain import training_progress
-from siamusic_fast.config import FinetuneConfig, PretrainConfig, dump, from_preset
+from siamusic_fast.config import PRESETS, Architecture, FinetuneConfig, PretrainConfig, dump, from_preset
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models import networks as models
@@ -99,11 +100,34 @@ def test_the_rate_of_chen_and_he_follows_a_batch_that_shrinks_to_the_tracks(
     assert of_two_processes.lr == pytest.approx(0.05 * 2 * 12 * 3 / 256)
 
 
-def test_the_recipe_of_the_paper_is_the_default(calls: Calls, shard_set: ShardSet) -> None:
+def test_the_preset_music_is_the_default_and_the_papers_is_a_word_away(
+    calls: Calls, shard_set: ShardSet
+) -> None:
     call(shard_set)
-    found = (calls.config.optimizer, calls.config.lr, calls.config.weight_decay, calls.config.epochs)
-    assert found == ("adam", 1e-3, 1e-5, 100)
-    assert calls.config.aug == "image"
+    music = calls.config
+    assert music == PretrainConfig()
+    assert music.method == "simsiam"
+    call(shard_set, "--preset", "music", "--aug", "image")
+    assert calls.config == dataclasses.replace(music, aug="image")
+    call(shard_set, "--preset", "paper")
+    paper = calls.config  # section 4: Adam, weight decay 1e-5; Table 1; torchvision's ResNet-50
+    assert (paper.optimizer, paper.weight_decay, paper.schedule) == ("adam", 1e-5, "constant")
+    assert (paper.aug, paper.crops, paper.normalization) == ("image", "same", "global")
+    assert paper.architecture == Architecture("resnet50")
+    call(shard_set, "--preset", "paper", "--aug", "audio", "--method", "vicreg")
+    assert calls.config == dataclasses.replace(paper, aug="audio", method="vicreg")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_every_preset_trains_for_any_number_of_epochs_with_any_crops_and_backbone(
+    calls: Calls, shard_set: ShardSet, preset: str, epochs: int
+) -> None:
+    options = ("--crops", "same", "--epochs", epochs, "--backbone", "swin_t", "--seconds", 2)
+    result = call(shard_set, "--preset", preset, *options)
+    assert result.exit_code == 0, result.output
+    assert (calls.config.crops, calls.config.epochs) == ("same", epochs)
+    assert calls.config.method == "simsiam"
 
 
 def test_a_file_beats_the_recipe_and_the_command_line_beats_the_file(
@@ -132,7 +156,7 @@ def test_a_file_beats_the_recipe_and_the_command_line_beats_the_file(
         ("lr: [", 1, "is not YAML"),
         ("epochs: 2.5", 2, "'2.5' is not a valid integer"),
         ("lr: -1", 1, "lr = -1 must be a number above 0"),
-        ("optimizer: lamb", 1, "optimizer = 'lamb' is unknown: choose one of adam, sgd"),
+        ("optimizer: lamb", 1, "optimizer = 'lamb' is unknown: choose one of adam, adamw, sgd"),
     ],
 )
 def test_a_file_that_cannot_be_is_one_error(

@@ -290,7 +290,6 @@ def test_a_small_labelled_split_is_one_batch(numbered: ShardSet) -> None:
         ({"aug": ["image"]}, r"aug = \['image'\] must be text such as 'image'"),
         ({"aug": "griddistortion(steps=60)"}, "steps = 60 of GridDistortion must be at most 48"),
         ({"crops": "apart"}, "crops = 'apart' is unknown: choose one of same, independent"),
-        ({"max_distance": 1.0}, "max_distance = 1 s is for independent crops: use crops='independent'"),
         (
             {"crops": "independent", "max_distance": -1.0},
             "max_distance = -1 must be a number that is not neg",

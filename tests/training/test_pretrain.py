@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from siamusic_fast import folder_lock as lock
-from siamusic_fast.config import MelConfig, PretrainConfig
+from siamusic_fast.config import Architecture, MelConfig, PretrainConfig, preset_defaults
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.knn import knn_accuracy
 from siamusic_fast.files import atomic_write
@@ -37,7 +37,9 @@ from siamusic_fast.training.run_folder import is_abandoned, load_run, newest_unf
 from siamusic_fast.training.run_log import healthy_collapse, read_log
 from tests.training.networks import TinyEncoder
 
-CONFIG = PretrainConfig(mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=2, batch_size=6)
+CONFIG = PretrainConfig(
+    **preset_defaults("paper", 6), mel=MelConfig(seconds=0.5), backbone="resnet18", epochs=2, batch_size=6
+)
 TINY = dataclasses.replace(
     CONFIG, batch_size=2, grad_accum_steps=2, optimizer="sgd", schedule="cosine", lr=0.05
 )
@@ -561,7 +563,7 @@ def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, 
         for name, value in saved[part].items()
     }
     assert equal(leading[-1][0], {name: states[name] for name in leading[-1][0]})
-    encoder = models.encoder("resnet18")
+    encoder = models.encoder(Architecture("resnet18"))
     encoder.load_state_dict(saved["encoder"])
     frontend = Frontend.load(saved["frontend"])
     accuracy = knn_accuracy(encoder, shard_set, frontend, backend="torch", batch_size=4)
