@@ -394,13 +394,13 @@ def test_a_fine_tuning_that_died_goes_on_from_its_last_checkpoint_which_time_mak
 
     settings: dict[str, Any] = {"epochs": 3, "batch_size": 6, "aug": "mask", "lr": 0.01}
     with pytest.raises(MemoryError):  # in the second epoch
-        tiny_run("rarely", progress=Crashing(8))
+        tiny_run("rarely", progress=Crashing(11))
     assert (tmp_path / "rarely" / "classifier.pt").exists()
     assert not (tmp_path / "rarely" / "finetune-checkpoint.pt").exists()
     often = config(**settings, checkpoint_minutes=1e-9)
     with pytest.raises(MemoryError):
-        tiny_run("died", config=often, progress=Crashing(8))
-    assert checkpoint.load(tmp_path / "died" / "finetune-checkpoint.pt", "finetuning")["step"] >= 3
+        tiny_run("died", config=often, progress=Crashing(11))
+    assert checkpoint.load(tmp_path / "died" / "finetune-checkpoint.pt", "finetuning")["step"] == 4
     result, whole = tiny_run("died", config=often, resume=True), tiny_run("whole")
     assert (result.kept_epoch, result.accuracy, result.loss) == (whole.kept_epoch, whole.accuracy, whole.loss)
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "died")
