@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from siamusic_fast.config import Architecture, FinetuneConfig, PretrainConfig
+from siamusic_fast.config import Architecture, FinetuneConfig, PretrainConfig, ProbeConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import evaluate
 from siamusic_fast.evaluation.features import TrackFeatures, extract_features
@@ -164,7 +164,7 @@ def test_one_backend_serves_all_that_a_call_reads(
     pretrain(pretraining, shard_set, run)
     finetune(config(freeze=True, backend="torch"), run, shard_set)
     evaluate(run, shard_set, backend="torch")
-    probe(run, shard_set, backend="torch")
+    probe(run, shard_set, config=ProbeConfig(backend="torch"))
     assert [backend for backend, _ in engines] == ["torch"] * (5 + 2 + 1 + 3)
 
 
