@@ -244,7 +244,8 @@ def verify(shards: str, data_dir: Path, procs: int | None, quiet: bool, as_json:
     Every file of the set is compared with its SHA-256, so that a single changed bit is found: shards,
     indices and tables with that in manifest.json, manifest.json, frontends.json and baselines with their
     own. Of every shard also size, number of tracks, headers, labels, index, and its rows of tracks.csv. All
-    that is wrong is named; the exit code is 1 if anything is. Files that are no part of it are named too.
+    that is wrong is named; the exit code is 1 if anything is. Files that are no part of the set are named
+    too.
 
     \b
     siamusic-fast verify fma_medium
