@@ -58,7 +58,7 @@ def test_the_tags_of_a_track_are_what_is_played_in_it(corpus: Path) -> None:
         number = int(Path(track.path).stem)
         row = table.loc[number]
         assert track.split == row["set", "split"]
-        assert track.group == f"artist {int(row['artist', 'id'])}"
+        assert track.group == f"artist {row['artist', 'id']:.0f}"
         bpm = float(str(row["track", "title"]).split(", ")[1].removesuffix(" bpm"))
         tempo = "slow" if bpm < 95 else "moderate" if bpm <= 120 else "fast"
         assert set(track.tags) & {"slow", "moderate", "fast"} == {tempo}
