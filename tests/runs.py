@@ -40,6 +40,8 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
 def save_classifier(folder: Path, **values: object) -> Path:
     """Write a classifier that has learnt nothing, with `values`."""
     head, features = str(values.get("head", "linear")), str(values.get("features", "encoder"))
+    values = {"classes": ["Electronic", "Folk", "Rock"], **values}
+    classes = len(values["classes"])  # type: ignore[arg-type]
     saved = {
         **{
             "architecture": {"backbone": "resnet18"},
@@ -49,10 +51,9 @@ def save_classifier(folder: Path, **values: object) -> Path:
             "projection": {},
         },
         "target": "class",
-        "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
         "pretrained_on": ["training"],
-        "model": Classifier(Architecture("resnet18"), 3, head=head, features=features).state_dict(),
+        "model": Classifier(Architecture("resnet18"), classes, head=head, features=features).state_dict(),
     }
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder / "classifier.pt", "classifier", {**saved, **values})

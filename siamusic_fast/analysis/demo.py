@@ -28,11 +28,11 @@ PRETRAIN = PretrainConfig(
     mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32, knn_every=0
 )
 """Shorter crops, a smaller backbone and fewer epochs than the default: minutes on two CPU cores."""
-FINETUNE = FinetuneConfig(epochs=8, batch_size=32)
+FINETUNE = FinetuneConfig(epochs=4, batch_size=32, crops_per_track=2)
 
 QUICK_CORPUS = SyntheticCorpus(tracks_per_genre=3, seconds=6.0)
 QUICK_PRETRAIN = replace(PRETRAIN, mel=MelConfig(seconds=0.5), epochs=1, batch_size=4)
-QUICK_FINETUNE = replace(FINETUNE, epochs=1, batch_size=4)
+QUICK_FINETUNE = replace(FINETUNE, epochs=1, batch_size=4, crops_per_track=1)
 """The least with which each step still works, to see that it does; nothing is learnt."""
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from siamusic_fast.audio.corpus import SPLITS
+from siamusic_fast.audio.corpus import SPLITS, TAG_SEPARATOR
 from siamusic_fast.processes.pool import Count, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.synthetic.composition import Song, compose, form_artist, render_song
-from siamusic_fast.synthetic.instruments import Waveform
+from siamusic_fast.synthetic.instruments import DRUMS, Waveform
 from siamusic_fast.synthetic.styles import STYLES
 
 GENRES = tuple(STYLES)
@@ -46,6 +46,13 @@ COLUMNS = (
     *(("track", "bit_rate"), ("track", "duration"), ("track", "genre_top"), ("track", "title")),
 )
 """The two header lines of tracks.csv. A third has the name of the index, `track_id`."""
+SLOW, FAST = 95, 120
+"""Quarter notes per minute below which a track has the tag slow, and above which it has the tag fast."""
+DRUM_TAGS = {
+    "drums": ("kick", "snare", "clap", "hat", "crash"),
+    "percussion": ("shaker", "hand_drum", "metal"),
+}
+"""Tags of tracks with drums, and the drums that each is for."""
 BIOGRAPHY = "A biography, with commas,\nand a line break."
 
 
@@ -76,6 +83,15 @@ class SyntheticCorpus:
         """Return the piece of music that `track` is, by its artist. `rng` is the generator of the track."""
         artist = form_artist(track.genre, np.random.default_rng([self.seed, MAX_TRACKS, track.artist]))
         return compose(artist, rng, self.seconds)
+
+    def tags(self, track: "SyntheticTrack") -> tuple[str, ...]:
+        """Return what is heard in `track`, in alphabetical order: its tempo, instruments and percussion."""
+        song = self.compose(track, self.generator(track))
+        sounds = {part.sound for part in song.parts if part.notes}
+        tempo = "slow" if song.meter.bpm < SLOW else "fast" if song.meter.bpm > FAST else "moderate"
+        kinds = {kind for kind, drums in DRUM_TAGS.items() if not sounds.isdisjoint(drums)}
+        instruments = {sound.replace("_", " ") for sound in sounds - DRUMS.keys()}
+        return tuple(sorted({tempo} | kinds | instruments))
 
 
 @dataclass(frozen=True)
@@ -110,14 +126,17 @@ class SyntheticTrack:
 def synthesize(root: Path, corpus: SyntheticCorpus, *, procs: int = 1, progress: Progress = SILENT) -> Path:
     """Write `corpus` into the new folder `root` and return `root`.
 
-    The folder then holds ``fma_small/000/000002.mp3`` and so on, and ``fma_metadata/tracks.csv``. The bytes
-    do not depend on `procs`, the number of processes. Until everything is written, `root` does not exist.
+    The folder then holds ``fma_small/000/000002.mp3`` and so on, and ``fma_metadata/tracks.csv``. The file
+    ``tags.csv`` has tags in place of genres: ``shard ROOT/fma_small --labels ROOT/tags.csv --tags`` packs
+    the tracks with them. The bytes do not depend on `procs`, the number of processes. Until everything is
+    written, `root` does not exist.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as workplace:
         unfinished = Path(workplace, root.name)
         _write_tracks(unfinished, corpus, procs, progress)
         _write_metadata(unfinished, corpus)
+        _write_tags(unfinished, corpus)
         unfinished.rename(root)
     return root
 
@@ -184,3 +203,19 @@ def _write_metadata(root: Path, corpus: SyntheticCorpus) -> None:
     with (root / "fma_metadata" / "tracks.csv").open("w", newline="", encoding="utf-8") as file:
         index = ["track_id", *("" for _ in COLUMNS)]
         csv.writer(file, lineterminator="\n").writerows([*header, index, *sorted(rows)])
+
+
+def _write_tags(root: Path, corpus: SyntheticCorpus) -> None:
+    """Write tags.csv: path below fma_small, tags, split and artist of each track that is whole."""
+    rows = [
+        (
+            track.path.removeprefix("fma_small/"),
+            TAG_SEPARATOR.join(corpus.tags(track)),
+            track.split,
+            f"artist {track.artist}",
+        )
+        for track in corpus.tracks
+        if track.number not in DEFECTS
+    ]
+    with (root / "tags.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("path", "tags", "split", "group"), *rows])

@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from siamusic_fast import config as settings
 from siamusic_fast.cli import main
+from siamusic_fast.config import PretrainConfig
 from siamusic_fast.evaluation.intervals import Difference
+from siamusic_fast.models.run_files import save_json
 from siamusic_fast.processes import launch as distributed
 from siamusic_fast.processes.failures import WorkerError
 from siamusic_fast.processes.signals import StopSignals
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import finetune as training
-from tests.runs import save_run
+from tests.runs import MEL, save_classifier, save_run
 
 
 def call(*arguments: object) -> Result:
@@ -49,6 +52,45 @@ def test_options_arrive_where_they_count_and_the_result_says_what_was_kept(
     values = json.loads(scored.stdout)
     low, high = values["intervals"]["accuracy"]
     assert 0 <= low <= values["accuracy"] <= high <= 1
+
+
+def test_a_classifier_of_tags_is_shown_drawn_and_reported(tagged: ShardSet, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run")
+    save_json(
+        run / "config.json",
+        {**settings.dump(PretrainConfig(mel=MEL, backbone="resnet18")), "data": str(tagged.folder)},
+    )
+    (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "loss": -0.5}\n')
+    tags = list(tagged.tags)
+    save_classifier(run / "finetune", target="tags", classes=tags)
+    scored = call("evaluate", run, "--data", tagged.folder, "--gpus", "0")
+    assert scored.exit_code == 0, scored.output
+    values = json.loads((run / "finetune" / "evaluate" / "results.json").read_text())
+    lines = [line.split() for line in scored.stdout.splitlines()]
+    assert ["macro", "average", "5", f"{values['roc_auc']:.3f}", f"{values['pr_auc']:.3f}"] in lines
+    assert {line[0] for line in lines if line and line[0] in tags} == set(tags)
+    assert (run / "finetune" / "evaluate" / "tags.png").stat().st_size > 10_000
+
+    page = call("report", run, "--quiet")
+    assert page.exit_code == 0, page.output
+    html = (run / "report.html").read_text()
+    assert f"<dt>Test ROC-AUC</dt><dd>{values['roc_auc']:.3f}</dd>" in html
+    for one in values["tags"]:
+        assert f'<bdi>{one["name"]}</bdi></th><td class="number">{one["tracks"]}</td>' in html
+
+    heard = call(
+        "predict", run, tagged.folder, "--splits", "test", "--threshold", "0.4", "--json", "--device", "cpu"
+    )
+    assert heard.exit_code == 0, heard.output
+    for line in heard.stdout.splitlines():
+        said = json.loads(line)["tags"]
+        assert all(value >= 0.4 for value in said.values())
+        assert said.keys() <= set(tags)
+    exported = call("export", run, "--classifier")
+    assert exported.exit_code == 0, exported.output
+    card = (run / "export" / "classifier.pt.md").read_text()
+    assert f"macro ROC-AUC {values['roc_auc']:.3f} (" in card
+    assert '"target": "tags"' in card
 
 
 def test_scores_on_tracks_that_pretraining_heard_come_with_a_line_that_says_so(

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from siamusic_fast.audio.sources import open_corpus
 from siamusic_fast.synthetic import corpus as synthetic
 from siamusic_fast.synthetic.composition import (
     Meter,
@@ -46,6 +47,23 @@ def mp3(root: Path, number: int) -> Path:
 def digests(root: Path) -> dict[str, str]:
     files = (path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_tags_of_a_track_are_what_is_played_in_it(corpus: Path) -> None:
+    packed = open_corpus(corpus / "fma_small", labels=corpus / "tags.csv", tags=True)
+    assert len(packed.tracks) == 8 * 3
+    assert {"slow", "moderate", "fast", "drums", "percussion", "electric piano"} <= set(packed.tags)
+    table = rows(corpus)
+    for track in packed.tracks:
+        number = int(Path(track.path).stem)
+        row = table.loc[number]
+        assert track.split == row["set", "split"]
+        assert track.group == f"artist {row['artist', 'id']:.0f}"
+        bpm = float(str(row["track", "title"]).split(", ")[1].removesuffix(" bpm"))
+        tempo = "slow" if bpm < 95 else "moderate" if bpm <= 120 else "fast"
+        assert set(track.tags) & {"slow", "moderate", "fast"} == {tempo}
+        instruments = {tag.replace(" ", "_") for tag in track.tags} & set(INSTRUMENTS)
+        assert instruments | {tempo, "drums", "percussion"} >= {tag.replace(" ", "_") for tag in track.tags}
 
 
 def test_pandas_reads_the_metadata_as_it_reads_fma(corpus: Path) -> None:
