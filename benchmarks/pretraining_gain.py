@@ -14,8 +14,9 @@ from typing import Any
 from siamusic_fast.analysis import demo
 from siamusic_fast.bench.report import describe_machine
 from siamusic_fast.cli.console import output, progress
-from siamusic_fast.config import MelConfig, PretrainConfig, dump
-from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult, probe
+from siamusic_fast.config import MelConfig, PretrainConfig, ProbeConfig, dump
+from siamusic_fast.evaluation.baselines import INITIAL, PRETRAINED, RANDOM
+from siamusic_fast.evaluation.probe import ProbeResult, probe
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.run_files import Checkpoints
 from siamusic_fast.processes.pool import cores
@@ -66,14 +67,18 @@ class Gain:
     @property
     def mean(self) -> float:
         """Mean over seeds of what pre-training added to the linear probe of a random encoder, -1 to 1."""
-        return statistics.mean(result.gain for result in self.probed)
+        return statistics.mean(gain_over(RANDOM, result) for result in self.probed)
 
     @property
     def mean_over_initial(self) -> float:
         """The same over the encoder that pre-training started from."""
-        return statistics.mean(
-            result.pretrained.linear.accuracy - result.initial.linear.accuracy for result in self.probed
-        )
+        return statistics.mean(gain_over(INITIAL, result) for result in self.probed)
+
+
+def gain_over(baseline: str, result: ProbeResult) -> float:
+    """Return the accuracy of the linear probe of the pre-trained encoder less that of `baseline`."""
+    accuracies = result.measure("linear").values
+    return accuracies[PRETRAINED] - accuracies[baseline]
 
 
 def measure(
@@ -96,9 +101,8 @@ def measure(
         settings = dataclasses.replace(config.pretrain, seed=seed)
         if not _is_finished(run, settings, shard_set):
             pretrain(settings, shard_set, run, force=True, world=world, progress=progress)
-        probed.append(
-            probe(run, shard_set, seed=seed, backend=settings.backend, world=world, progress=progress)
-        )
+        probing = ProbeConfig(seed=seed, backend=settings.backend)
+        probed.append(probe(run, shard_set, config=probing, world=world, progress=progress))
     return Gain(config=config, shard_set=shard_set, probed=tuple(probed))
 
 
@@ -115,31 +119,17 @@ def _is_finished(run: Path, config: PretrainConfig, shard_set: ShardSet) -> bool
 
 def table(gain: Gain) -> str:
     """Return the accuracies by seed and their means, in Markdown."""
-    columns = {
-        "pre-trained": [result.pretrained for result in gain.probed],
-        "random": [result.random for result in gain.probed],
-        "initial": [result.initial for result in gain.probed],
-    }
+    columns = {"pre-trained": PRETRAINED, "random": RANDOM, "initial": INITIAL}
     names = [f"{encoder}, {kind}" for kind in ("linear", "kNN") for encoder in columns]
     lines = [_row(["seed", *names, "gain"]), _row(["---", *["---:"] * (len(names) + 1)])]
-    for place, seed in enumerate(gain.config.seeds):
-        cells = [_cell(probes[place], kind) for kind in ("linear", "knn") for probes in columns.values()]
-        lines.append(_row([str(seed), *cells, f"{100 * gain.probed[place].gain:+.1f}"]))
-    means = [_mean(probes, kind) for kind in ("linear", "knn") for probes in columns.values()]
+    shown = [(kind, name) for kind in ("linear", "knn") for name in columns.values()]
+    found = [[result.measure(kind).values[name] for kind, name in shown] for result in gain.probed]
+    for seed, result, values in zip(gain.config.seeds, gain.probed, found, strict=True):
+        cells = [f"{value:.1%}" for value in values]
+        lines.append(_row([str(seed), *cells, f"{100 * gain_over(RANDOM, result):+.1f}"]))
+    means = [f"**{statistics.mean(values):.1%}**" for values in zip(*found, strict=True)]
     lines.append(_row(["**mean**", *means, f"**{100 * gain.mean:+.1f}**"]))
     return "\n".join(lines)
-
-
-def _accuracy(probes: EncoderProbes, kind: str) -> float:
-    return probes.linear.accuracy if kind == "linear" else probes.knn.accuracy
-
-
-def _cell(probes: EncoderProbes, kind: str) -> str:
-    return f"{_accuracy(probes, kind):.1%}"
-
-
-def _mean(probes: Sequence[EncoderProbes], kind: str) -> str:
-    return f"**{statistics.mean(_accuracy(one, kind) for one in probes):.1%}**"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -151,8 +141,9 @@ def page(gain: Gain, machine: Mapping[str, Any]) -> str:
     config, corpus, seeds = gain.config.pretrain, gain.config.corpus, gain.config.seeds
     splits = {split: gain.shard_set.tracks([split]) for split in gain.shard_set.splits}
     counts = ", ".join(f"{count} for {split}" for split, count in splits.items())
-    linear = gain.probed[0].pretrained.linear
-    low, high = linear.intervals["accuracy"]
+    first = gain.probed[0]
+    linear = first.measure("linear")
+    accuracy, (low, high) = linear.values[PRETRAINED], linear.intervals[PRETRAINED]
     over_random, over_initial = f"{100 * gain.mean:+.1f}", f"{100 * gain.mean_over_initial:+.1f}"
     return f"""# Results
 
@@ -168,8 +159,8 @@ the encoder that pre-training started from.
 
 {table(gain)}
 
-Accuracy on {linear.tracks} test tracks; chance is {linear.chance:.1%}. With so few tracks one accuracy is
-uncertain: {linear.accuracy:.1%}, the first in the table, has a 95% interval of {low:.1%} to {high:.1%}.
+Accuracy on {first.tracks} test tracks; chance is {first.chance:.1%}. With so few tracks one accuracy is
+uncertain: {accuracy:.1%}, the first in the table, has a 95% interval of {low:.1%} to {high:.1%}.
 
 - **Corpus**: that of `siamusic-fast demo`: {len(gain.shard_set.classes)} genres, {counts}, of
   {corpus.seconds:g} s. All seeds share it. It is synthetic: the figures say whether the code learns, and
@@ -181,7 +172,7 @@ uncertain: {linear.accuracy:.1%}, the first in the table, has a 95% interval of 
   weight decay {config.weight_decay:g}, `--backend {config.backend}`; the last epoch. It sees the training
   split alone, and no labels.
 - **Probes**: those of `siamusic-fast probe`, on features of whole tracks. The penalty of the linear probe is
-  chosen on the validation split.
+  chosen by cross-validation on the training split.
 - **random** has torchvision's own initial weights. **initial** is what SimSiam starts from: residual branches
   begin at zero, which leaves a shallower network. "gain" is over the random one.
 - **Seeds** are those of weights, order, crops and augmentations.

@@ -9,6 +9,7 @@ from siamusic_fast.config import (
     FinetuneConfig,
     MelConfig,
     PretrainConfig,
+    ProbeConfig,
     preset_defaults,
 )
 from siamusic_fast.config.fields import Between, Positive, Setting, settings_of
@@ -41,6 +42,7 @@ SECTIONS = (
     ("Pre-training: `siamusic-fast pretrain`", "PretrainConfig", PretrainConfig),
     ("Mel spectrogram: `siamusic-fast pretrain`, under `mel:` in a file", "MelConfig", MelConfig),
     ("Fine-tuning: `siamusic-fast finetune`", "FinetuneConfig", FinetuneConfig),
+    ("Probes: `siamusic-fast probe`", "ProbeConfig", ProbeConfig),
     ("The paper's grid: `siamusic-fast reproduce`", "ReproduceConfig", ReproduceConfig),
     ("Parts of a recipe: `siamusic-fast ablate`", "AblateConfig", AblateConfig),
     ("Embedding: `siamusic-fast embed`", "EmbedConfig", EmbedConfig),
@@ -53,7 +55,7 @@ processes.
 """
 TAIL = """
 `predict` has `crops` and `hop_seconds` of embedding, `similar` has `checkpoint`.
-`probe` has `checkpoint`, `backend` and `seed` of fine-tuning, `evaluate` has `backend` and `seed`.
+`evaluate` has `backend` and `seed` of fine-tuning.
 `preview` has `aug`, `crops`, `max_distance`, `short_tracks` and `seed` of pre-training, and `seconds`.
 Without `sample_rate`, `pretrain` takes that of the shards.
 """

@@ -9,6 +9,7 @@ from siamusic_fast.config import EmbedConfig as EmbedConfig
 from siamusic_fast.config import FinetuneConfig as FinetuneConfig
 from siamusic_fast.config import MelConfig as MelConfig
 from siamusic_fast.config import PretrainConfig as PretrainConfig
+from siamusic_fast.config import ProbeConfig as ProbeConfig
 from siamusic_fast.embedding.results import Embeddings as Embeddings
 from siamusic_fast.embedding.results import Predictions as Predictions
 from siamusic_fast.errors import ConfigError as ConfigError

@@ -48,6 +48,7 @@ def save_classifier(folder: Path, **values: object) -> Path:
             "epoch": 1,
             "projection": {},
         },
+        "target": "class",
         "classes": ["Electronic", "Folk", "Rock"],
         "frontend": FRONTEND.dump(),
         "pretrained_on": ["training"],

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves over the epochs, and which genres a classifier takes for which."""
+"""Pictures of a run: its curves over the epochs, and how good a classifier is at each genre or tag."""
 
 import textwrap
 from collections import Counter
@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from siamusic_fast.config import PROJECTION_DIMS
+from siamusic_fast.evaluation.baselines import PRETRAINED
 from siamusic_fast.evaluation.evaluate import EvaluateResult
+from siamusic_fast.evaluation.measures import LabelPoint
+from siamusic_fast.evaluation.probe import ProbeResult
+from siamusic_fast.evaluation.tag_scores import TagScores
 from siamusic_fast.inference.predict import Prediction
 from siamusic_fast.models.run_files import read_config
 from siamusic_fast.shards.tables import read_tracks
@@ -54,25 +59,78 @@ def pretraining(run: Path) -> None:
 
 
 def finetuning(result: FinetuneResult) -> None:
-    """Draw losses and validation accuracy of the fine-tuning run `result` into its folder plots."""
+    """Draw losses and validation scores of the fine-tuning run `result` into its folder plots."""
     config = read_config(result.folder)
     loss = Panel(
         label="cross-entropy", curves={"loss": "training", "validation_loss": "validation"}, from_zero=True
     )
-    accuracy = _accuracy_panel("accuracy", "validation_accuracy", config)
+    score = (
+        Panel(
+            label="macro average over tags",
+            curves={"validation_roc_auc": "ROC-AUC", "validation_pr_auc": "PR-AUC"},
+            reference=(0.5, "ROC-AUC by chance: 0.5"),
+            from_zero=True,
+        )
+        if config["target"] == "tags"
+        else _accuracy_panel("accuracy", "validation_accuracy", config)
+    )
     title = f"Fine-tuning of {Path(config['run']).name} on {Path(config['data']).name}"
     figure = curves(
-        read_log(result.folder), [loss, accuracy], title, kept=(result.kept_epoch, "kept classifier")
+        read_log(result.folder), [loss, score], title, kept=(result.kept_epoch, "kept classifier")
     )
     _save(figure, result.folder / "plots" / "curves.png")
 
 
 def evaluation(result: EvaluateResult) -> None:
-    """Draw the confusion matrix of `result` beside its figures."""
+    """Draw the confusion matrix of `result`, or the scores of each tag, beside its figures."""
     scores = result.scores
+    if isinstance(scores, TagScores):
+        title = f"{result.data}, test tracks: ROC-AUC {scores.roc_auc:.3f}, PR-AUC {scores.pr_auc:.3f}"
+        _save(tag_bars(scores, title), result.folder / "tags.png")
+        return
     title = f"{result.data}, test tracks: accuracy {scores.accuracy:.1%}, chance {scores.chance:.1%}"
     figure = confusion_matrix(scores.confusion, [one.name for one in scores.classes], title)
     _save(figure, result.folder / "confusion.png")
+
+
+def probes(result: ProbeResult) -> None:
+    """Draw every measure of `result`, and its curve of label efficiency, beside its figures."""
+    panels = len(result.measures) + bool(result.label_curve)
+    figure = Figure(figsize=(8, 0.6 + 1.6 * panels + 0.8 * bool(result.label_curve)), layout="constrained")
+    heights = [1.0] * len(result.measures) + [1.5] * bool(result.label_curve)
+    axes = figure.subplots(panels, 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, measure in zip(axes, result.measures, strict=False):
+        for row, (name, value) in enumerate(measure.values.items()):
+            low, high = measure.intervals[name]
+            color = "C0" if name == PRETRAINED else "gray"
+            axis.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=3)
+        axis.set_yticks(range(len(measure.values)), measure.values)
+        axis.set_ylim(len(measure.values) - 0.5, -0.5)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.grid(alpha=0.3)
+        words = f"{measure.title}: {measure.difference.words} above {measure.strongest}"
+        axis.set_title(words, fontsize="small", loc="left")
+    if result.label_curve:
+        _draw_label_curve(axes[-1], result.label_curve)
+    title = f"Probes of {result.architecture.backbone} on {result.data}, with 95% intervals"
+    figure.suptitle(textwrap.fill(title, 80), fontsize="medium")
+    _save(figure, result.folder / "probes.png")
+
+
+def _draw_label_curve(axis: Axes, points: Sequence[LabelPoint]) -> None:
+    fractions = [point.fraction for point in points]
+    for place, name in enumerate(points[0].measure.values):
+        values = [point.measure.values[name] for point in points]
+        lows, highs = zip(*(point.measure.intervals[name] for point in points), strict=True)
+        axis.plot(fractions, values, marker="o", markersize=4, color=f"C{place}", label=name)
+        axis.fill_between(fractions, lows, highs, color=f"C{place}", alpha=0.1, linewidth=0)
+    axis.set_xscale("log")
+    axis.set_xticks(fractions, [f"{point.fraction:.0%}\n{point.labels} tracks" for point in points])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    axis.set_title("Linear probe by share of the labels", fontsize="small", loc="left")
 
 
 def genres_over_time(found: Prediction, path: Path) -> None:
@@ -176,6 +234,29 @@ def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
+
+
+def tag_bars(scores: TagScores, title: str) -> Figure:
+    """Return a picture of ROC-AUC and PR-AUC of each tag, the highest ROC-AUC at the top.
+
+    A mark on each bar of a PR-AUC is what chance has.
+    """
+    tags = sorted((tag for tag in scores.tags if tag.roc_auc is not None), key=lambda tag: tag.roc_auc or 0)
+    figure = Figure(figsize=(8, 1.4 + 0.3 * len(tags)), layout="constrained")
+    axis = figure.subplots()
+    places = np.arange(len(tags))
+    axis.barh(places + 0.2, [tag.roc_auc or 0 for tag in tags], height=0.36, label="ROC-AUC")
+    axis.barh(places - 0.2, [tag.pr_auc or 0 for tag in tags], height=0.36, label="PR-AUC")
+    shares = [tag.tracks / scores.tracks for tag in tags]
+    axis.scatter(shares, places - 0.2, marker="|", s=60, color="black", label="PR-AUC by chance")
+    axis.axvline(0.5, color="gray", linestyle="--", linewidth=1, label="ROC-AUC by chance")
+    axis.set_yticks(places, [f"{tag.name} ({tag.tracks})".replace("$", r"\$") for tag in tags])
+    axis.set_ylim(-0.6, len(tags) - 0.4)
+    axis.set_xlim(0, 1)
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    figure.suptitle(textwrap.fill(title, 80), fontsize="medium")
+    return figure
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:

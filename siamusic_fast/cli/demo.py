@@ -34,6 +34,7 @@ def demo(
     siamusic-fast demo --quick
     """
     from siamusic_fast.analysis import demo as whole_way
+    from siamusic_fast.evaluation.scores import Scores
     from siamusic_fast.processes.pool import cores
     from siamusic_fast.processes.world import World
     from siamusic_fast.synthetic.corpus import SyntheticCorpus
@@ -60,6 +61,7 @@ def demo(
         places = {"run": str(result.run), "report": str(result.reported.path)}
         output.print_json(json.dumps({**places, **values, **speed}), indent=None, ensure_ascii=True)
         return
+    assert isinstance(scores, Scores)  # the corpus has classes
     packed = sum(result.shard_set.tracks([split]) for split in result.shard_set.splits)
     left_out = sum(result.shard_set.rejected.values())
     facts = {

@@ -1,4 +1,4 @@
-"""`siamusic-fast finetune`: a genre classifier on a pre-trained encoder."""
+"""`siamusic-fast finetune`: a classifier of genres or tags on a pre-trained encoder."""
 
 import dataclasses
 from pathlib import Path
@@ -21,10 +21,10 @@ from siamusic_fast.config import FinetuneConfig
     default_out="RUN/finetune",
 )
 def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) -> None:
-    """Train a genre classifier on the encoder of RUN.
+    """Train a classifier of genres or tags on the encoder of RUN.
 
     Learns from the training split. The protocol `clean` keeps the epoch with the best accuracy on the
-    validation split, `paper` the last.
+    validation split, or with tags the best macro ROC-AUC; `paper` keeps the last.
 
     \b
     siamusic-fast finetune runs/20260102-030405-music-resnet50
@@ -60,13 +60,20 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
     show_result(values, lambda: render(result, run, common), result.folder, common)
 
 
+def _score(result: Any) -> dict[str, str]:
+    tracks = count(result.tracks, "validation track")
+    if result.accuracy is not None:
+        return {"accuracy": f"{result.accuracy:.1%} of {tracks}"}
+    return {"ROC-AUC": f"{result.roc_auc:.3f} of {tracks}", "PR-AUC": f"{result.pr_auc:.3f}"}
+
+
 def render(result: Any, run: Path, common: CommonOptions) -> None:
     """Print what fine-tuning came to, its folder, and what to do with it."""
     which = "the best on validation" if result.protocol == "clean" else "the last"
     facts = {
         "trained": f"{count(result.epochs, 'epoch')} in {duration(result.seconds)}",
         "kept": f"epoch {result.kept_epoch}, {which}",
-        "accuracy": f"{result.accuracy:.1%} of {count(result.tracks, 'validation track')}",
+        **_score(result),
         "data": result.data,
         "classifier": str(result.folder),
         "next": next_command("evaluate", run if result.folder == run / "finetune" else result.folder),

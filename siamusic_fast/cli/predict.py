@@ -1,4 +1,4 @@
-"""`siamusic-fast predict`: the genres of any audio."""
+"""`siamusic-fast predict`: the genres or tags of any audio."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,8 @@ from siamusic_fast.errors import DataError
 
 _BAR = 30
 """Characters of a bar of 100%."""
+_KINDS = {"class": ("genre", "genres"), "tags": ("tag", "tags")}
+"""What one and several outputs are called, by what the classifier says."""
 
 
 @click.command()
@@ -23,7 +25,18 @@ _BAR = 30
 @options.data_dir
 @options.settings(CropConfig)
 @click.option(
-    "--top", type=click.IntRange(min=1), metavar="N", default=3, show_default=True, help="Genres per track."
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Genres or tags per track.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Say all genres or tags with at least this probability, in place of the --top.",
 )
 @click.option(
     "--over-time", is_flag=True, help="Say when the genre changes, and draw it into the folder --out."
@@ -40,6 +53,7 @@ def predict(
     splits: str | None,
     data_dir: Path,
     top: int,
+    threshold: float | None,
     over_time: bool,
     table: Path | None,
     device: Any,
@@ -49,7 +63,9 @@ def predict(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Say which genres tracks have, by the classifier of RUN.
+    """Say which genres or tags tracks have, by the classifier of RUN.
+
+    The probabilities of genres add up to 1. Each tag has a probability of its own.
 
     A SOURCE is an audio file of any format, a folder or zip of audio, a shard set (its folder or name), or
     @FILE, a text file with a source on each line. Probabilities are averaged over crops that cover a track,
@@ -69,6 +85,7 @@ def predict(
     folder = out or Path("genres")
     rows: list[tuple[object, ...]] = []
     classes: tuple[str, ...] = ()
+    kind = "genre"
     with stopping(lambda: ("Stopped.",)):
         for found in inference.predict(
             run,
@@ -83,16 +100,17 @@ def predict(
                 note_reject(found)
                 continue
             picture = _drawn(found, folder, force) if over_time else None
+            said = found.top(top) if threshold is None else found.above(threshold)
             if as_json:
-                output.print_json(json.dumps(_as_json(found, top, over_time, picture)), indent=None)
+                output.print_json(json.dumps(_as_json(found, said, over_time, picture)), indent=None)
             else:
-                _render(found, top, over_time, picture)
+                _render(found, said, over_time, picture)
             if table is not None:
-                classes = found.classes
+                classes, kind = found.classes, _KINDS[found.target][0]
                 (best,) = found.top(1)
                 rows.append((found.path, found.key, *best, *found.probabilities.tolist()))
     if table is not None:
-        write_table(table, ("path", "key", "genre", "probability", *classes), rows)
+        write_table(table, ("path", "key", kind, "probability", *classes), rows)
 
 
 def _drawn(found: Any, folder: Path, force: bool) -> Path:
@@ -106,25 +124,27 @@ def _drawn(found: Any, folder: Path, force: bool) -> Path:
     return path
 
 
-def _as_json(found: Any, top: int, over_time: bool, picture: Path | None) -> dict[str, Any]:
+def _as_json(
+    found: Any, said: list[tuple[str, float]], over_time: bool, picture: Path | None
+) -> dict[str, Any]:
+    one, several = _KINDS[found.target]
     values = {
         "path": found.path,
         "key": found.key,
         "seconds": round(found.seconds, 3),
-        "genres": dict(found.top(top)),
+        several: dict(said),
     }
     if over_time:
-        values["over_time"] = [{"start": round(start, 3), "genre": name} for start, name in found.spells()]
+        values["over_time"] = [{"start": round(start, 3), one: name} for start, name in found.spells()]
         values["picture"] = str(picture)
     return values
 
 
-def _render(found: Any, top: int, over_time: bool, picture: Path | None) -> None:
-    """Print a track and a bar for each of its genres."""
+def _render(found: Any, said: list[tuple[str, float]], over_time: bool, picture: Path | None) -> None:
+    """Print a track and a bar for each of its genres or tags."""
     output.print(link(found.path or found.key, found.path))
-    best = found.top(top)
     width = max(len(name) for name in found.classes)
-    for name, probability in best:
+    for name, probability in said:
         bar = "█" * max(1, round(_BAR * probability))
         output.print(f"  {name:{width}}  {probability:6.1%}  {bar}", markup=False)
     if over_time:

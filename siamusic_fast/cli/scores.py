@@ -1,6 +1,5 @@
 """`siamusic-fast evaluate` and `probe`: how good a classifier is, and what an encoder learnt."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ from siamusic_fast.cli import options
 from siamusic_fast.cli.console import count, note, output, show_facts, table_of
 from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result
 from siamusic_fast.cli.options import CommonOptions
-from siamusic_fast.config import CHECKPOINTS, FinetuneConfig
-from siamusic_fast.config.fields import OneOf, check_value
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.config import FinetuneConfig, ProbeConfig
 
 
 @click.command()
@@ -24,16 +21,21 @@ def evaluate(run: Path, common: CommonOptions, **settings: Any) -> None:
     """Score the classifier of RUN on every test track once.
 
     RUN is a pre-training run that was fine-tuned, or the folder of a classifier. Probabilities are averaged
-    over crops that cover a track, up to 128. Intervals are those of 95% over 1,000 bootstrap samples of the
-    tracks. Writes results.json, predictions.csv and confusion.png.
+    over crops that cover a track, up to 128. A classifier of classes has accuracy, recall, precision and F1,
+    one of tags macro ROC-AUC and PR-AUC. Intervals are those of 95% over 1,000 bootstrap samples of the
+    tracks, or of their groups where these are known. Writes results.json, predictions.csv and confusion.png,
+    or tags.png.
 
     \b
     siamusic-fast evaluate runs/20260102-030405-music-resnet50
     """
     from siamusic_fast.evaluation.checks import check_evaluation
+    from siamusic_fast.processes.environment import processes_wanted
 
     given, data = options.given(settings), shards_of(common)
-    _check(check_evaluation, run, data, common, given)
+    processes_wanted(common.gpus, common.procs)
+    backend = given.get("backend", FinetuneConfig.backend)
+    check_evaluation(run, data, common.out, backend=backend, force=common.force)
 
     from siamusic_fast.analysis import plots  # from here on torch is needed
     from siamusic_fast.evaluation import evaluate as evaluation
@@ -46,44 +48,38 @@ def evaluate(run: Path, common: CommonOptions, **settings: Any) -> None:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@options.common(options.settings(FinetuneConfig, "checkpoint", "backend", "seed"), default_out="RUN/probe")
-def probe(run: Path, common: CommonOptions, checkpoint: str | None, **settings: Any) -> None:
-    """Classify tracks by the frozen features of RUN's encoder, and by those of random ones.
+@options.common(options.settings(ProbeConfig), default_out="RUN/probe")
+def probe(run: Path, common: CommonOptions, **settings: Any) -> None:
+    """Score the frozen features of RUN's encoder, and those of baselines that learnt nothing.
 
     The kNN probe takes the vote of the 20 most similar training tracks; the linear probe is a logistic
-    regression on the training tracks, whose L2 penalty is chosen on validation. Both are scored on the test
-    tracks. A track's features are averaged over crops that cover it, up to 128. The random encoder has
-    torchvision's own initial weights; the initial one is what pre-training started from, where residual
-    branches begin at zero. Writes results.json.
+    regression on the training tracks, whose L2 penalty is chosen by cross-validation that leaves out whole
+    groups, such as artists. Both are scored on the test tracks, whose features are averaged over crops that
+    cover a track, up to 128; --cv scores all labelled tracks instead. Retrieval takes no labels: whether the
+    crop nearest to a crop is of the same track (R@1), and how well crops of other tracks of the same artist
+    are found (mAP).
+
+    The baselines are a random encoder, the initial one that pre-training started from, and means and
+    deviations of log-mels and of MFCCs. Each measure is compared with the strongest of them, with a 95%
+    interval of the paired difference. Writes results.json and probes.png.
 
     \b
     siamusic-fast probe runs/20260102-030405-music-resnet50
+    siamusic-fast probe runs/first --cv 4 --label-curve
     """
     from siamusic_fast.evaluation.checks import check_probe
-
-    given, data = options.given({"which": checkpoint, **settings}), shards_of(common)
-    check_value("checkpoint", checkpoint or CHECKPOINTS[0], OneOf(CHECKPOINTS))
-    _check(check_probe, run, data, common, given)
-
-    from siamusic_fast.evaluation import probe as probes  # from here on torch is needed
-
-    result = launch(probes.probe, run, data, common.out, common=common, **given)
-    _show(probes.as_json(result), result, run, common)
-
-
-def _check(
-    check: Callable[..., object],
-    run: Path,
-    data: ShardSet | None,
-    common: CommonOptions,
-    given: dict[str, Any],
-) -> None:
-    """Check the processes that are asked for, and by `check` the run, the shards and where results go."""
     from siamusic_fast.processes.environment import processes_wanted
 
+    config, data = ProbeConfig(**options.given(settings)), shards_of(common)
     processes_wanted(common.gpus, common.procs)
-    backend = given.get("backend", FinetuneConfig.backend)
-    check(run, data, common.out, backend=backend, force=common.force)
+    check_probe(run, data, common.out, config, force=common.force)
+
+    from siamusic_fast.analysis import plots  # from here on torch is needed
+    from siamusic_fast.evaluation import probe as probes
+
+    result = launch(probes.probe, run, data, common.out, config, common=common)
+    plots.probes(result)
+    _show(probes.as_json(result), result, run, common)
 
 
 def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions) -> None:
@@ -102,8 +98,36 @@ def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions)
 
 
 def render_scores(result: Any, run: Path) -> None:
-    """Print the scores by class and overall, the folder of the results, and what to do next."""
-    scores = result.scores
+    """Print the scores by class or tag and overall, the folder of the results, and what to do next."""
+    facts = (_render_tags if result.target == "tags" else _render_classes)(result.scores)
+    facts |= {
+        "data": f"{count(result.scores.tracks, 'test track')} of {result.data}",
+        "results": str(result.folder),
+    }
+    if (run / "checkpoint.pt").is_file():
+        facts["next"] = next_command("probe", run)
+    show_facts(facts.items())
+
+
+def _render_tags(scores: Any) -> dict[str, str]:
+    """Print the scores of each tag, the best first, and return what else there is to say of them."""
+    table = table_of("tag", "tracks", "ROC-AUC", "PR-AUC")
+    for one in sorted(scores.tags, key=lambda tag: -(tag.roc_auc or 0)):
+        if one.roc_auc is not None:
+            table.add_row(one.name, str(one.tracks), f"{one.roc_auc:.3f}", f"{one.pr_auc:.3f}")
+    macro = (f"{scores.roc_auc:.3f}", f"{scores.pr_auc:.3f}")
+    table.add_row("macro average", str(scores.tracks), *macro, style="bold")
+    intervals = ("{:.3f} to {:.3f}".format(*scores.intervals[name]) for name in ("roc_auc", "pr_auc"))
+    table.add_row("95% interval", "", *intervals, style="dim")
+    output.print(table)
+    facts = {"chance": f"ROC-AUC 0.5, PR-AUC {scores.chance:.3f}"}
+    if scores.left_out:
+        facts["left out"] = f"{', '.join(scores.left_out)}: no or every test track has them"
+    return facts
+
+
+def _render_classes(scores: Any) -> dict[str, str]:
+    """Print the scores of each class, and return what else there is to say of them."""
     table = table_of("class", "tracks", "recall", "precision", "F1")
     for one in scores.classes:
         table.add_row(one.name, str(one.tracks), f"{one.recall:.1%}", f"{one.precision:.1%}", f"{one.f1:.1%}")
@@ -112,35 +136,41 @@ def render_scores(result: Any, run: Path) -> None:
     intervals = (_interval(scores, name) for name in ("recall", "precision", "f1"))
     table.add_row("95% interval", "", *intervals, style="dim")
     output.print(table)
-    facts = {
-        "accuracy": f"{scores.accuracy:.1%} ({_interval(scores, 'accuracy')}), chance {scores.chance:.1%}",
-        "data": f"{count(scores.tracks, 'test track')} of {result.data}",
-        "results": str(result.folder),
-    }
-    if (run / "checkpoint.pt").is_file():
-        facts["next"] = next_command("probe", run)
-    show_facts(facts.items())
+    accuracy = f"{scores.accuracy:.1%} ({_interval(scores, 'accuracy')}), chance {scores.chance:.1%}"
+    return {"accuracy": accuracy}
 
 
 def render_probes(result: Any) -> None:
-    """Print the accuracies of the encoders, what pre-training added, and the folder of the results."""
-    test = result.pretrained.linear
-    table = table_of("accuracy (95% interval)", "kNN", "linear")
-    encoders = {
-        f"pre-trained, {count(result.epoch, 'epoch')}": result.pretrained,
-        "random": result.random,
-        "initial": result.initial,
-    }
-    for name, one in encoders.items():
-        cells = (f"{found.accuracy:.1%} ({_interval(found, 'accuracy')})" for found in (one.knn, one.linear))
-        table.add_row(name, *cells)
+    """Print every measure of all features, what they are above the strongest baseline, and the folder."""
+    of_rank = {name: one.effective_rank for name, one in result.probes.items()}
+    table = table_of("95% intervals", *(measure.title for measure in result.measures), "effective rank")
+    for name, rank in of_rank.items():
+        shown = f"pre-trained, {count(result.epoch, 'epoch')}" if name == "pretrained" else name
+        cells = (_value(measure, name) for measure in result.measures)
+        table.add_row(shown, *cells, f"{rank:.0f}", style="bold" if name == "pretrained" else None)
     output.print(table)
-    facts = {
-        "gain": f"Pre-training changed a random encoder's linear probe by {100 * result.gain:+.1f} points.",
-        "data": f"{count(test.tracks, 'test track')} of {result.data}; chance {test.chance:.1%}",
-        "results": str(result.folder),
-    }
-    show_facts(facts.items())
+    facts = {measure.title: _difference(measure) for measure in result.measures}
+    for point in result.label_curve:
+        facts[f"{point.fraction:.0%} of labels"] = (
+            f"{_value(point.measure, 'pretrained')} from {count(point.labels, 'track')}; "
+            f"{_difference(point.measure)}"
+        )
+    where = "test track" if result.scored_on == "test" else "track"
+    by = "" if result.scored_on == "test" else ", by grouped cross-validation"
+    facts["data"] = f"{count(result.tracks, where)} of {result.data}{by}; chance {result.chance:.1%}"
+    groups = {measure.groups for measure in result.measures if measure.items == result.tracks}
+    facts["intervals"] = f"drawn from {count(max(groups), 'group')}" if groups else ""
+    facts["results"] = str(result.folder)
+    show_facts((name, words) for name, words in facts.items() if words)
+
+
+def _value(measure: Any, name: str) -> str:
+    low, high = measure.intervals[name]
+    return f"{measure.values[name]:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _difference(measure: Any) -> str:
+    return f"{measure.difference.words} above {measure.strongest}, the strongest baseline"
 
 
 def _interval(scores: Any, name: str) -> str:

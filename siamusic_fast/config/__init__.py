@@ -10,7 +10,7 @@ from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
-STEMS = ("standard", "keep-frequency")
+STEMS = ("standard", "keep-frequency", "frequency-channel")
 """First layers of an encoder: those of its paper, or ones that make time shorter and keep every mel band."""
 POOLINGS = ("mean", "mean-max")
 """How an encoder makes one vector of its last features."""
@@ -53,6 +53,11 @@ def _check_batch_size(batch_size: int) -> None:
     """Raise ConfigError if batch norm cannot train on so few samples."""
     if batch_size < 2:
         raise ConfigError(f"batch_size = {batch_size} must be at least 2: batch norm needs two samples.")
+
+
+def _check_warmup(warmup_epochs: float, epochs: int) -> None:
+    if not 0 <= warmup_epochs <= epochs:
+        raise ConfigError(f"warmup_epochs = {warmup_epochs:g} must lie between 0 and epochs = {epochs}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +187,10 @@ class PretrainConfig(CommonConfig):
     reads. None: all shards."""
     backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
     """Network that encodes a spectrogram."""
-    stem: Annotated[str, OneOf(STEMS)] = "keep-frequency"
-    """First layers of the network: standard, as in its paper; keep-frequency, whose strides shorten time
-    alone, so that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
+    stem: Annotated[str, OneOf(STEMS)] = "frequency-channel"
+    """First layers of the network: standard, as in its paper; frequency-channel, which see the frequency of
+    each mel band as a second channel (Liu et al. 2018); keep-frequency, whose strides shorten time alone, so
+    that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
     pooling: Annotated[str, OneOf(POOLINGS)] = "mean-max"
     """How the last features become one vector: their mean; or mean-max, the mean over frequency, and of that
     the mean over time plus the maximum over time (Kong et al. 2020)."""
@@ -252,10 +258,7 @@ class PretrainConfig(CommonConfig):
         _check_batch_size(self.batch_size)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum = {self.momentum:g} must be at least 0 and below 1.")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ConfigError(
-                f"warmup_epochs = {self.warmup_epochs:g} must lie between 0 and epochs = {self.epochs}."
-            )
+        _check_warmup(self.warmup_epochs, self.epochs)
         if not self.splits:
             raise ConfigError("splits is empty: name at least one, such as training.")
 
@@ -274,22 +277,34 @@ class FinetuneConfig(CommonConfig):
     """What the head gets: the output of the encoder, or of the projector behind it."""
     head: Annotated[str, OneOf(HEADS)] = "linear"
     """Classifier on top: one linear layer, or an MLP with one hidden layer."""
-    protocol: Annotated[str, Section("Training"), OneOf(PROTOCOLS)] = "clean"
-    """Which classifier is kept: clean, that of the best epoch on validation; paper, that of the last one."""
+    target: Annotated[str | None, Section("Training"), OneOf(TARGETS)] = None
+    """What the classifier learns: the class of a track, or which tags it has. None: the class if the shards
+    have two of them, else the tags."""
+    protocol: Annotated[str, OneOf(PROTOCOLS)] = "clean"
+    """Which classifier is kept: clean, that of the best epoch on validation; paper, that of the last one,
+    which learns at one constant rate and from one crop of each track unless told otherwise."""
     label_fraction: float = 1.0
     """Fraction of the labelled training tracks that are used, the same of each class, such as 0.1."""
     aug: str = "none"
     """Augmentations of the training crops, none that mixes tracks, such as "mask,hflip,cutout"."""
+    crops_per_track: Annotated[int | None, Positive()] = None
+    """Number of random crops of each training track in an epoch. None: 4, or 1 with the protocol paper."""
     epochs: Annotated[int, Positive()] = 50
     """Number of passes over the training tracks."""
     batch_size: Annotated[int, Positive()] = 64
     """Crops per process and step, and per pass over validation tracks."""
     lr: Annotated[float, Positive()] = 1e-3
-    """Learning rate of the head, with Adam."""
+    """Highest learning rate of the head, with Adam."""
     encoder_lr: Annotated[float | None, Positive()] = None
-    """Learning rate of the encoder. None: that of the head."""
+    """Highest learning rate of the encoder. None: a tenth of that of the head; or all of it, from scratch and
+    with the protocol paper."""
     layer_decay: float = 1.0
     """Factor between the learning rate of one stage of the encoder and that of the stage after it."""
+    schedule: Annotated[str | None, OneOf(SCHEDULES)] = None
+    """Schedule of all learning rates after the warm-up. None: cosine, or constant with the protocol paper."""
+    warmup_epochs: float | None = None
+    """Number of epochs in which the learning rates rise linearly from 0. None: 1, or 0 with the protocol
+    paper."""
     weight_decay: Annotated[float, Between(0)] = 1e-5
     """Weight decay, as an L2 penalty on the weights."""
 
@@ -307,6 +322,23 @@ class FinetuneConfig(CommonConfig):
             raise ConfigError(
                 "A frozen encoder does not learn: leave out encoder_lr and layer_decay, or freeze."
             )
+        if self.warmup_epochs is not None:
+            _check_warmup(self.warmup_epochs, self.epochs)
+
+    def resolved(self, target: str) -> "FinetuneConfig":
+        """Return these settings with what each None means; `target` is what the shards have."""
+        by_paper = self.protocol == "paper"
+        values: dict[str, Any] = {
+            "target": target,
+            "crops_per_track": 1 if by_paper else 4,
+            "encoder_lr": self.lr if by_paper or self.from_scratch else self.lr / 10,
+            "schedule": "constant" if by_paper else "cosine",
+            "warmup_epochs": 0.0 if by_paper else 1.0,
+        }
+        if self.freeze:
+            del values["encoder_lr"]
+        missing = {name: value for name, value in values.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
 
 
 @dataclass(frozen=True, kw_only=True)

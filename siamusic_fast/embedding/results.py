@@ -1,4 +1,4 @@
-"""What networks said of tracks, as tables: embeddings, and probabilities of classes."""
+"""What networks said of tracks, as tables: embeddings, and probabilities of classes or tags."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -57,10 +57,12 @@ class Embeddings(TrackTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions(TrackTable):
-    """Probabilities of the classes for tracks, or for each crop of them."""
+    """Probabilities of the classes, or of tags, for tracks, or for each crop of them."""
 
     classes: tuple[str, ...]
-    """Names of the classes."""
+    """Names of the classes or tags."""
+    target: str
+    """`class`, whose probabilities add up to 1, or `tags`, each of which has one of its own."""
     probabilities: Tensor
     """float32 [rows, classes], on the CPU."""
 

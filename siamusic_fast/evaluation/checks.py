@@ -4,7 +4,7 @@ from pathlib import Path
 
 from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.config import ProbeConfig
-from siamusic_fast.models.run_checks import check_labels, check_run, find_classifier
+from siamusic_fast.models.run_checks import check_labels, check_run, find_classifier, recorded_target
 from siamusic_fast.models.run_files import OF_RESULTS, check_free
 from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.pipelines.checks import check_backend
@@ -18,7 +18,7 @@ def check_evaluation(
     check_backend(backend)
     classifier = find_classifier(run)
     shard_set = shards_of_run(classifier.parent, data)
-    check_labels(shard_set, ["test"], "an evaluation")
+    check_labels(shard_set, ["test"], "an evaluation", recorded_target(classifier.parent) or shard_set.target)
     _check_out(out, force)
     return classifier, shard_set
 

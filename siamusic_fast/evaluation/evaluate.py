@@ -4,11 +4,13 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from siamusic_fast.audio.corpus import TAG_SEPARATOR
 from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.checks import check_evaluation
-from siamusic_fast.evaluation.features import extract_features
+from siamusic_fast.evaluation.features import TrackFeatures, extract_features
 from siamusic_fast.evaluation.scores import Scores, scores
+from siamusic_fast.evaluation.tag_scores import TagScores, tag_scores
 from siamusic_fast.models.pretrained import read_classifier
 from siamusic_fast.models.run_files import OF_RESULTS, new_folder, save_json
 from siamusic_fast.processes.world import World
@@ -30,7 +32,10 @@ class EvaluateResult:
     """Name of the corpus that the tracks are from."""
     pretrained_on: tuple[str, ...]
     """Splits that the encoder was pre-trained on; empty if it began with random weights."""
-    scores: Scores
+    target: str
+    """What the classifier says of a track: `class` or `tags`."""
+    scores: Scores | TagScores
+    """`TagScores` if the target is tags."""
 
 
 def evaluate(
@@ -50,7 +55,8 @@ def evaluate(
     fine-tuned pre-training run, or the folder of a classifier. `data` is a shard set, its folder, or its
     name; by default the shards that the classifier was trained on. A track's class is the one with the
     highest probability, averaged over crops that cover the track, up to 128, and over its segments if it was
-    packed in several. `seed` is that of the bootstrap; `backend` computes the spectrograms.
+    packed in several. The probabilities of tags are averaged likewise. `seed` is that of the bootstrap, which
+    draws tracks of one group together; `backend` computes the spectrograms.
 
     Results go to `out`, which must be empty or with `force` may hold earlier results. The default is the
     folder evaluate beside the classifier, where they replace earlier results.
@@ -61,19 +67,21 @@ def evaluate(
     world = world or World()
     path, shard_set = check_evaluation(Path(run), data, out, backend=backend, force=force)
     model, saved = read_classifier(path, world.device)
-    classes = model.classes
-    if shard_set.classes != classes:
+    classes, target = model.classes, model.target
+    if shard_set.names(target) != classes:
+        kind = "tags" if target == "tags" else "classes"
         raise DataError(
-            f"the classifier has the classes {', '.join(classes)} and {shard_set.folder} has "
-            f"{', '.join(shard_set.classes)}: use the shards it was trained on (on the command line, without "
-            f"--data)."
+            f"the classifier has the {kind} {', '.join(classes)} and {shard_set.folder} has "
+            f"{', '.join(shard_set.names(target)) or 'none'}: use the shards it was trained on (on the "
+            f"command line, without --data)."
         )
     folder = results_folder(out, path.parent / "evaluate", world, force=force)
-    names, probabilities, labels, *_ = extract_features(
-        lambda mels: model(mels).softmax(dim=1),
+    found = extract_features(
+        model.probabilities,
         shard_set,
         "test",
         model.frontend,
+        target=target,
         backend=backend,
         world=world,
         progress=progress,
@@ -82,18 +90,43 @@ def evaluate(
         folder=folder,
         data=shard_set.source,
         pretrained_on=tuple(saved["pretrained_on"]),
-        scores=scores(probabilities.argmax(dim=1), labels, classes, seed=seed),
+        target=target,
+        scores=(
+            tag_scores(found.features, found.tags, classes, groups=found.groups, seed=seed)
+            if target == "tags"
+            else scores(found.features.argmax(dim=1), found.labels, classes, groups=found.groups, seed=seed)
+        ),
     )
     if world.leads:
-        certainties, predictions = probabilities.max(dim=1)
-        columns = labels.tolist(), predictions.tolist(), certainties.tolist()
-        rows = (
-            (name, classes[label], classes[prediction], f"{certainty:.4f}")
-            for name, label, prediction, certainty in zip(names, *columns, strict=True)
-        )
-        write_table(folder / PREDICTIONS, ("key", "truth", "prediction", "probability"), rows)
+        (_write_tags if target == "tags" else _write_classes)(folder / PREDICTIONS, found, classes)
         save_json(folder / RESULTS, as_json(result))
     return result
+
+
+def _write_classes(path: Path, found: TrackFeatures, classes: tuple[str, ...]) -> None:
+    """Write the class of each track, the most probable one, and its probability."""
+    certainties, predictions = found.features.max(dim=1)
+    columns = found.labels.tolist(), predictions.tolist(), certainties.tolist()
+    rows = (
+        (name, classes[label], classes[prediction], f"{certainty:.4f}")
+        for name, label, prediction, certainty in zip(found.names, *columns, strict=True)
+    )
+    write_table(path, ("key", "truth", "prediction", "probability"), rows)
+
+
+def _write_tags(path: Path, found: TrackFeatures, tags: tuple[str, ...]) -> None:
+    """Write the tags of each track, and the probability of every tag."""
+    rows = (
+        (
+            name,
+            TAG_SEPARATOR.join(tag for tag, has in zip(tags, truths, strict=True) if has),
+            *(f"{value:.4f}" for value in values),
+        )
+        for name, truths, values in zip(
+            found.names, found.tags.tolist(), found.features.tolist(), strict=True
+        )
+    )
+    write_table(path, ("key", "truth", *tags), rows)
 
 
 def as_json(result: EvaluateResult) -> dict[str, object]:
@@ -101,6 +134,7 @@ def as_json(result: EvaluateResult) -> dict[str, object]:
     return {
         "data": result.data,
         "pretrained_on": result.pretrained_on,
+        "target": result.target,
         **dataclasses.asdict(result.scores),
     }
 

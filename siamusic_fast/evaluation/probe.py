@@ -21,6 +21,15 @@ from siamusic_fast.evaluation.effective_rank import effective_rank
 from siamusic_fast.evaluation.evaluate import RESULTS, results_folder
 from siamusic_fast.evaluation.features import TrackFeatures
 from siamusic_fast.evaluation.folds import Fold
+from siamusic_fast.evaluation.measures import (
+    LabelPoint,
+    Measure,
+    label_curve,
+    probabilities,
+    probe_measures,
+    retrieval_measures,
+    scored_rows,
+)
 from siamusic_fast.evaluation.scores import Scores, scores
 from siamusic_fast.evaluation.tag_scores import TagScores, tag_scores
 from siamusic_fast.models.pretrained import load_pretrained

@@ -10,6 +10,9 @@ from torch import Tensor
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.intervals import Array, Counts, group_weights, middle
 
+Truths = npt.NDArray[np.bool_]
+"""Whether each track has a tag, [tracks]."""
+
 _RESAMPLES_PER_PASS = 100
 """Bootstrap samples that are scored together, which bounds the memory."""
 
@@ -60,34 +63,30 @@ def tag_scores(
 
     Raises DataError if each tag is that of no track or of every track.
     """
-    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
-    tracks = found.sum(axis=0)
-    scored = np.flatnonzero((tracks > 0) & (tracks < len(found)))
-    if not len(scored):
-        raise DataError(
-            f"each of {len(names)} tags is that of no or every one of {len(found)} tracks, which leaves "
-            f"nothing to be scored: pack tracks with other tags, or other splits."
-        )
-    places = [(values[:, tag], found[:, tag]) for tag in scored.tolist()]
-    ones = np.ones((len(found), 1))
-    by_tag = {
-        tag: [float(score[0]) for score in weighted_aucs(*place, ones)]
-        for tag, place in zip(scored.tolist(), places, strict=True)
-    }
-    roc_auc, pr_auc = np.mean(list(by_tag.values()), axis=0).tolist()
-    resampled = _resampled(places, group_weights(groups or [""] * len(found), seed=seed).T)
+    scored = _scored(probabilities, truths)
+    aucs = {tag: _aucs(*place) for tag, place in scored.items()}
+    roc_auc, pr_auc = np.mean(list(aucs.values()), axis=0).tolist()
+    counts = (truths > 0).sum(dim=0).tolist()
+    resampled = resampled_aucs(probabilities, truths, groups or [""] * len(truths), seed=seed)
     return TagScores(
-        tracks=len(found),
+        tracks=len(truths),
         roc_auc=roc_auc,
         pr_auc=pr_auc,
-        chance=float(found[:, scored].mean()),
+        chance=float(np.mean([found.mean() for _, found in scored.values()])),
         tags=tuple(
-            TagScore(name=name, tracks=int(tracks[tag]), roc_auc=auc[0], pr_auc=auc[1])
+            TagScore(name=name, tracks=counts[tag], roc_auc=roc, pr_auc=pr)
             for tag, name in enumerate(names)
-            for auc in [by_tag.get(tag, (None, None))]
+            for roc, pr in [aucs.get(tag, (None, None))]
         ),
-        intervals={name: middle(drawn) for name, drawn in zip(("roc_auc", "pr_auc"), resampled, strict=True)},
+        intervals={name: middle(drawn) for name, drawn in resampled.items()},
     )
+
+
+def macro_aucs(probabilities: Tensor, truths: Tensor) -> tuple[float, float]:
+    """Return ROC-AUC and PR-AUC of `TagScores`, without intervals; arguments are those of `tag_scores`."""
+    found = _scored(probabilities, truths)
+    roc_auc, pr_auc = np.mean([_aucs(*place) for place in found.values()], axis=0).tolist()
+    return roc_auc, pr_auc
 
 
 def resampled_aucs(
@@ -97,14 +96,33 @@ def resampled_aucs(
 
     Samples depend on `truths`, `groups` and `seed` alone: those of two encoders can be subtracted.
     """
-    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
-    scored = np.flatnonzero(found.any(axis=0) & ~found.all(axis=0)).tolist()
-    places = [(values[:, tag], found[:, tag]) for tag in scored]
+    places = list(_scored(probabilities, truths).values())
     roc_auc, pr_auc = _resampled(places, group_weights(groups, seed=seed).T)
     return {"roc_auc": roc_auc, "pr_auc": pr_auc}
 
 
-def weighted_aucs(values: Array, truths: npt.NDArray[np.bool_], weights: Array) -> tuple[Array, Array]:
+def _scored(probabilities: Tensor, truths: Tensor) -> dict[int, tuple[Array, Truths]]:
+    """Return values and truths of each tag that some tracks have and others have not, by its place.
+
+    Raises DataError if there is none.
+    """
+    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
+    tracks = found.sum(axis=0)
+    scored = np.flatnonzero((tracks > 0) & (tracks < len(found))).tolist()
+    if not scored:
+        raise DataError(
+            f"each of {found.shape[1]} tags is that of no or every one of {len(found)} tracks, which leaves "
+            f"nothing to be scored: pack tracks with other tags, or other splits."
+        )
+    return {tag: (values[:, tag], found[:, tag]) for tag in scored}
+
+
+def _aucs(values: Array, truths: Truths) -> tuple[float, float]:
+    roc_auc, pr_auc = weighted_aucs(values, truths, np.ones((len(values), 1)))
+    return float(roc_auc[0]), float(pr_auc[0])
+
+
+def weighted_aucs(values: Array, truths: Truths, weights: Array) -> tuple[Array, Array]:
     """Return ROC-AUC and average precision, each [samples], of `values` [tracks] for `truths` [tracks].
 
     `weights`, [tracks, samples], say how often each sample has each track. Both are those of scikit-learn:
@@ -129,7 +147,7 @@ def weighted_aucs(values: Array, truths: npt.NDArray[np.bool_], weights: Array) 
     return roc_auc, np.where(others > 0, pr_auc, np.nan)
 
 
-def _resampled(places: Sequence[tuple[Array, npt.NDArray[np.bool_]]], weights: Counts) -> Array:
+def _resampled(places: Sequence[tuple[Array, Truths]], weights: Counts) -> Array:
     """Return the means over tags of ROC-AUC and PR-AUC, [2, samples], in samples that `weights` draw.
 
     `weights` are [tracks, samples]. A sample in which no tag can be scored is left out.

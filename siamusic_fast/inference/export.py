@@ -75,9 +75,9 @@ def export(
       classifier, `probabilities` [batch, classes]. ResNets take any number of frames or samples, swin_t
       those of a crop.
 
-    Each file has metadata under the key siamusic_fast: classes, frontend, length of a crop, and the SHA-256
-    of the checkpoint. A model card in Markdown and the SHA-256 are written beside it. `checkpoint` is that of
-    the encoder, `last` or `best`. The default of `out` is the folder export in `run`.
+    Each file has metadata under the key siamusic_fast: target, classes or tags, frontend, length of a crop,
+    and the SHA-256 of the checkpoint. A model card in Markdown and the SHA-256 are written beside it.
+    `checkpoint` is that of the encoder, `last` or `best`. The default of `out` is the folder export in `run`.
 
     Raises ConfigError for an unknown format or ending and if a library of the extra `export` is not
     installed; DataError if `run` holds no such network, if a file exists and `force` is not set, or if the
@@ -144,6 +144,7 @@ def _load(run: Path, checkpoint: str, classifier: bool) -> tuple[Encoder | Class
         "version": siamusic_fast.__version__,
         "network": "classifier" if classifier else "encoder",
         **asdict(encoder.architecture),
+        "target": network.target if isinstance(network, Classifier) else None,
         "classes": list(network.classes) if isinstance(network, Classifier) else [],
         "epoch": network.epoch,
         "pretrained_on": list(pretrained_on),
@@ -189,7 +190,7 @@ class _OnnxNetwork(nn.Module):
         super().__init__()
         self.log_mel = ConvolutionalLogMel(network.frontend) if source == "waveform" else nn.Identity()
         self.network = network
-        self.last = nn.Softmax(dim=1) if isinstance(network, Classifier) else nn.Identity()
+        self.last = network.last if isinstance(network, Classifier) else nn.Identity()
 
     def forward(self, given: Tensor) -> Tensor:
         output: Tensor = self.last(self.network(self.log_mel(given)))

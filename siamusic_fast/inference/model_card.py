@@ -24,6 +24,9 @@ commercial use: see the column `license` of its `tracks.csv`. Whether the licens
 weights is for you to judge, as it is for music of your own."""
 
 
+_WORDS = {"roc_auc": "macro ROC-AUC", "pr_auc": "macro PR-AUC"}
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What a card says of a run."""
@@ -73,6 +76,8 @@ def _unlike_torchvision(about: Mapping[str, Any]) -> str:
     first, first_pool = ("features.0.0", "") if about["backbone"] == "swin_t" else ("conv1", " and maxpool")
     stride = (1, 4) if about["backbone"] == "swin_t" else (1, 2)
     sentences = {
+        "frequency-channel": f" Stem frequency-channel: {first} has a second input channel, which rises from "
+        "-1 at the lowest mel band to 1 at the highest (Liu et al. 2018).",
         "keep-frequency": f" Stem keep-frequency: the stride of {first}{first_pool} is {stride}.",
         "mean-max": " Pooling mean-max: the features of a frame are the mean over frequency, and those of a "
         "spectrogram their mean over time plus their maximum over time (Kong et al. 2020).",
@@ -84,7 +89,7 @@ def _scores(run: Path) -> Iterator[str]:
     """Yield a line for each result in the folder of the run."""
     probes = run / "probe" / RESULTS
     for name in ("knn", "linear") if probes.is_file() else ():
-        yield f"- {name} probe of the frozen encoder: {_line(probes, 'pretrained', name)}"
+        yield f"- {name} probe of the frozen encoder: {_line(probes, 'probes', 'pretrained', name)}"
     for folder in (run / "evaluate", run / "finetune" / "evaluate"):
         if (folder / RESULTS).is_file():
             yield f"- fine-tuned classifier: {_line(folder / RESULTS)}"
@@ -96,13 +101,15 @@ def _line(path: Path, *names: str) -> str:
     try:
         for name in names:
             scores = scores[name]
+        of_tags = scores.get("target") == "tags"
+        number = "{:.3f}" if of_tags else "{:.1%}"
         figures = (
-            f"{name} {scores[name]:.1%} ({low:.1%} to {high:.1%})"
+            f"{_WORDS.get(name, name)} {number.format(scores[name])} "
+            f"({number.format(low)} to {number.format(high)})"
             for name, (low, high) in scores["intervals"].items()
         )
-        return (
-            f"{', '.join(figures)}; {scores['tracks']} tracks, chance {scores['chance']:.1%}, 95% intervals"
-        )
+        chance = f"{'ROC-AUC 0.5 and PR-AUC ' if of_tags else ''}{number.format(scores['chance'])} by chance"
+        return f"{', '.join(figures)}; {scores['tracks']} tracks, {chance}, 95% intervals"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
 

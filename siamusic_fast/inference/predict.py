@@ -1,4 +1,4 @@
-"""Genres of any audio, one track after another as they are heard."""
+"""Genres or tags of any audio, one track after another as they are heard."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +29,9 @@ class Prediction:
     seconds: float
     """Length of the track."""
     classes: tuple[str, ...]
+    """Names of the classes or tags."""
+    target: str
+    """`class`, whose probabilities add up to 1, or `tags`, each of which has one of its own."""
     probabilities: Tensor
     """float32 [classes], the mean over the crops."""
     starts: list[float]
@@ -43,6 +46,10 @@ class Prediction:
             (self.classes[index], value)
             for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def above(self, threshold: float) -> list[tuple[str, float]]:
+        """Return the classes whose probability is at least `threshold`, the best first."""
+        return [(name, value) for name, value in self.top(len(self.classes)) if value >= threshold]
 
     def spells(self) -> list[tuple[float, str]]:
         """Return when the most probable class of the crops changes, in seconds, and what to."""
@@ -87,6 +94,7 @@ def _prediction(heard: Heard, classifier: Classifier) -> Prediction:
         label=heard.item.label,
         seconds=heard.seconds,
         classes=classifier.classes,
+        target=classifier.target,
         probabilities=heard.outputs.mean(dim=0),
         starts=heard.starts,
         over_time=heard.outputs,

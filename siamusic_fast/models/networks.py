@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, SwinTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from siamusic_fast.config import METHODS, PROJECTION_DIMS, Architecture, CropConfig
+from siamusic_fast.config import METHODS, PROJECTION_DIMS, TARGETS, Architecture, CropConfig
 from siamusic_fast.embedding.results import Audible, Embeddings, Listening, Predictions
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.heads import projector
@@ -37,7 +37,8 @@ class Encoder(nn.Module):
     identity in place of the last layer (`fc`, or `head` of swin_t). So its state dict has the names that
     torchvision's has, its layers are attributes such as `encoder.layer4`, and a classifier is made by
     `encoder.fc = nn.Linear(encoder.dim, 10)`. It is in evaluation mode; `encoder.train()` ends that.
-    Other strides in the stem and another pooling, if the run had them, have no weights.
+    With the stem frequency-channel the weights of the first layer have two input channels. Other strides in
+    the stem and another pooling, if the run had them, have no weights.
     """
 
     architecture: Architecture
@@ -125,11 +126,31 @@ class _ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(*_RESNETS[architecture.backbone], zero_init_residual=True)
         self.dim = self.fc.in_features
-        stride = (2, 2) if architecture.stem == "standard" else (1, 2)
-        self.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=stride, padding=3, bias=False)
+        stride = (1, 2) if architecture.stem == "keep-frequency" else (2, 2)
+        channels = input_channels(architecture)
+        self.conv1 = _Conv(channels, 64, kernel_size=7, stride=stride, padding=3, bias=False)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=stride, padding=1)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.fc = nn.Identity()
+
+
+def input_channels(architecture: Architecture) -> int:
+    """Return the channels that the first layer sees: the spectrogram, and with some stems the frequency."""
+    return 2 if architecture.stem == "frequency-channel" else 1
+
+
+class _Conv(nn.Conv2d):
+    """A convolution that may have, besides the spectrogram, the frequency of each mel band as a channel.
+
+    The frequency rises from -1 at the lowest band to 1 at the highest (CoordConv, Liu et al. 2018): what a
+    convolution finds does not tell in which band it is.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.in_channels > 1:
+            frequency = torch.linspace(-1, 1, image.shape[2], device=image.device, dtype=image.dtype)
+            image = torch.cat([image, frequency.view(1, 1, -1, 1).expand_as(image)], dim=1)
+        return super().forward(image)
 
 
 _RESNETS = {
@@ -164,12 +185,12 @@ class _SwinEncoder(Encoder, SwinTransformer):  # type: ignore[misc]
             stochastic_depth_prob=0.2,
         )
         self.dim = self.head.in_features
-        stride = (4, 4) if architecture.stem == "standard" else (1, 4)
-        self.features[0][0] = _Patches(1, width, kernel_size=(4, 4), stride=stride)
+        stride = (1, 4) if architecture.stem == "keep-frequency" else (4, 4)
+        self.features[0][0] = _Patches(input_channels(architecture), width, kernel_size=(4, 4), stride=stride)
         self.head = nn.Identity()
 
 
-class _Patches(nn.Conv2d):
+class _Patches(_Conv):
     """Cuts an image into patches. The last ones are filled up with 0, the mean color."""
 
     def forward(self, image: Tensor) -> Tensor:
@@ -204,11 +225,14 @@ class Classifier(nn.Module):
         heard = classifier.predict("folder/")
         print(heard.paths[0], heard.top(3)[0])  # song.mp3 [("Rock", 0.71), ("Punk", 0.12), ("Pop", 0.05)]
 
-    `classifier(mels)` maps float32 [B, 1, n_mels, frames] to logits [B, classes].
+    `classifier(mels)` maps float32 [B, 1, n_mels, frames] to logits [B, classes]. If its `target` is tags,
+    the classes are the tags, of which a track has any number: each has a probability of its own.
     """
 
     classes: tuple[str, ...]
-    """Names of the classes, in the order of the logits."""
+    """Names of the classes or tags, in the order of the logits."""
+    target: str
+    """What it says of a track: `class` or `tags`."""
     frontend: Frontend
     """Settings and statistics of the mel spectrograms that the classifier was trained on."""
     epoch: int
@@ -221,10 +245,12 @@ class Classifier(nn.Module):
         *,
         head: str = "linear",
         features: str = "encoder",
+        target: str = TARGETS[0],
         method: str = METHODS[0],
         width: int = PROJECTION_DIMS[METHODS[0]],
     ) -> None:
         super().__init__()
+        self.target = target
         self.encoder = encoder(architecture)
         self.projector: nn.Module = nn.Identity()
         dim = self.encoder.dim
@@ -243,6 +269,16 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.projector(self.encoder(mels)))
         return logits
 
+    def probabilities(self, mels: Tensor) -> Tensor:
+        """Return probabilities [B, classes] of `mels` [B, 1, n_mels, frames]: softmax, or sigmoid of tags."""
+        probabilities: Tensor = self.last(self(mels))
+        return probabilities
+
+    @property
+    def last(self) -> nn.Module:
+        """What makes probabilities of logits."""
+        return nn.Sigmoid() if self.target == "tags" else nn.Softmax(dim=1)
+
     def predict(
         self,
         source: Audible,
@@ -254,7 +290,7 @@ class Classifier(nn.Module):
         per_crop: bool = False,
         progress: Progress = SILENT,
     ) -> Predictions:
-        """Return the probabilities of the classes for every track of `source`, or for each crop.
+        """Return the probabilities of the classes, or tags, for every track of `source`, or for each crop.
 
         Those of a track are the mean over its crops, as in `evaluate`. Arguments and errors are those of
         `Encoder.embed`.
@@ -262,7 +298,7 @@ class Classifier(nn.Module):
         listening = listening_of(self, CropConfig(crops=crops, hop_seconds=hop_seconds), per_crop=per_crop)
         with evaluating(self):
             table, probabilities = listening.hear(source, sample_rate, splits, progress)
-        return Predictions(**table, classes=self.classes, probabilities=probabilities)
+        return Predictions(**table, classes=self.classes, target=self.target, probabilities=probabilities)
 
 
 def _mlp(dim: int, classes: int) -> nn.Sequential:
@@ -275,8 +311,7 @@ def listening_of(model: Encoder | Classifier, config: CropConfig, *, per_crop: b
 
     def network(mels: Tensor) -> Tensor:
         with autocast(device):
-            outputs = model(mels)
-            return outputs.softmax(dim=1) if isinstance(model, Classifier) else outputs
+            return model.probabilities(mels) if isinstance(model, Classifier) else model(mels)
 
     return Listening(
         network=network, frontend=model.frontend, device=device, config=config, per_crop=per_crop

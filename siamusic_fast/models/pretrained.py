@@ -50,6 +50,7 @@ def read_classifier(path: Path, device: torch.device) -> tuple[Classifier, dict[
             len(saved["classes"]),
             head=saved["head"],
             features=saved["features"],
+            target=saved["target"],
             **saved["projection"],
         )
     classifier.classes = tuple(saved["classes"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from siamusic_fast.errors import DataError
 from siamusic_fast.files import SETTINGS_LIMIT, read_regular
 from siamusic_fast.models.run_files import BEST, CLASSIFIER, CONFIG, Checkpoints
+from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet
 
 
@@ -45,8 +46,14 @@ def find_classifier(run: Path) -> Path:
     raise DataError(f"{run} has no classifier: `{command}` trains one.")
 
 
-def check_labels(shard_set: ShardSet, splits: Sequence[str], what: str) -> None:
-    """Raise DataError unless `shard_set` has two classes, and labels in all `splits`, as `what` needs."""
+def check_labels(shard_set: ShardSet, splits: Sequence[str], what: str, target: str = "class") -> None:
+    """Raise DataError unless `shard_set` has what `what` needs in all `splits`: two classes, or tags.
+
+    Of the tags, at least one must be that of some tracks of a split and not of others.
+    """
+    if target == "tags":
+        _check_tags(shard_set, splits, what)
+        return
     if len(shard_set.classes) < 2:
         found = ", ".join(shard_set.classes) or "none"
         raise DataError(
@@ -58,6 +65,25 @@ def check_labels(shard_set: ShardSet, splits: Sequence[str], what: str) -> None:
         shard_set.shards([split], labelled_only=True)
 
 
+def _check_tags(shard_set: ShardSet, splits: Sequence[str], what: str) -> None:
+    if not shard_set.tags:
+        raise DataError(
+            f"{shard_set.folder} has no tags, and {what} needs some: name other shards with data (on the "
+            f"command line --data), or pack the audio again with `siamusic-fast shard SOURCE --labels FILE "
+            f"--tags`."
+        )
+    for split in splits:
+        tracks = open_tracks(shard_set, [split], target="tags")
+        assert tracks.tags is not None
+        counts = tracks.tags.sum(axis=0, dtype=int)
+        if not ((counts > 0) & (counts < len(tracks))).any():
+            raise DataError(
+                f"no tag tells tracks of the split {split!r} of {shard_set.folder} apart: each of "
+                f"{len(counts)} is that of all of its {len(tracks)} tagged tracks or of none; pack the audio "
+                f"again with other tags or splits."
+            )
+
+
 def _where_runs_are(folder: Path) -> str:
     """Name some runs in `folder`, or say how one is made."""
     runs = sorted({str(path.parent) for path in folder.glob("*/checkpoint.pt")})
@@ -65,6 +91,11 @@ def _where_runs_are(folder: Path) -> str:
         more = ", ..." if len(runs) > 3 else ""
         return f"there are {', '.join(runs[:3])}{more}"
     return "give the folder that `siamusic-fast pretrain` made"
+
+
+def recorded_target(folder: Path) -> str:
+    """Return the target of the classifier in `folder`, class or tags, as its config.json says; or nothing."""
+    return _recorded(folder, "target")
 
 
 def _recorded(run: Path, name: str) -> str:

@@ -35,7 +35,7 @@ OF_RUNS = re.compile(
 """Names of what may be in the folder of a pre-training run, or of a classifier."""
 OF_CLASSIFIERS = re.compile(rf"{_OF_BOTH}|{_OF_FINETUNING}")
 """Names of what may be in the folder of a classifier, which never replaces a pre-training run."""
-OF_RESULTS = re.compile(r"results\.json|predictions\.csv|confusion\.png|\.\w+\.\w+\.tmp")
+OF_RESULTS = re.compile(r"results\.json|predictions\.csv|(confusion|tags|probes)\.png|\.\w+\.\w+\.tmp")
 """Names of what may be in a folder of results."""
 
 

@@ -77,7 +77,7 @@ class TwoViewLoader(Loader[tuple[Tensor, Tensor]]):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
-    """A random crop of every labelled track, for training a classifier.
+    """Random crops of every labelled track, for training a classifier.
 
     Yields (mels, labels): float32 or bfloat16 [batch_size, 1, n_mels, frames], and the classes, int64
     [batch_size], or the tags, float32 [batch_size, tags] with 1 for each that the track has:
@@ -86,7 +86,7 @@ class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
             for mels, labels in loader:
                 ...
 
-    An epoch is a new random order of the tracks, in full batches. If there are fewer tracks than
+    An epoch is a new random order of the crops, in full batches. If there are fewer crops than
     `batch_size`, they are one batch. `Loader` documents the other arguments, resuming and errors.
 
     - `aug`: augmentations of the crops, as those of `TwoViewLoader`. Raises `ConfigError` for those that mix
@@ -95,11 +95,13 @@ class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
       else the tags.
     - `label_fraction`: the fraction of the tracks of each class that is read, or of all tracks with tags;
       `seed` decides which.
+    - `crops_per_track`: the number of random crops of each track in an epoch.
     """
 
     aug: str | Recipe = "none"
     target: str | None = None
     label_fraction: float = 1.0
+    crops_per_track: int = 1
 
     def _planned(self) -> Plan:
         check_unmixed(self.aug)
@@ -111,7 +113,10 @@ class LabelledLoader(Loader[tuple[Tensor, Tensor]]):
             tracks,
             features,
             recipe=to_recipe(self.aug, features.mel),
-            batch_size=min(self.batch_size, _tracks_per_process(tracks, self.world_size)),
+            batch_size=min(
+                self.batch_size, _tracks_per_process(tracks, self.world_size, self.crops_per_track)
+            ),
+            crops_per_track=self.crops_per_track,
             window=self.window,
             seed=self.seed,
             rank=self.rank,
@@ -177,11 +182,11 @@ def covering_crops(tracks: Tracks, frontend: Frontend, crops: int | None) -> int
     return crops or min(-(-int(tracks.samples.max()) // samples), MAX_CROPS)
 
 
-def _tracks_per_process(tracks: Tracks, world_size: int) -> int:
-    """Return how many tracks every process gets at least; raise `ConfigError` if that is none."""
-    if len(tracks) < world_size:
+def _tracks_per_process(tracks: Tracks, world_size: int, crops: int = 1) -> int:
+    """Return how many tracks, or `crops` of each, every process gets; raise `ConfigError` if that is none."""
+    if crops * len(tracks) < world_size:
         raise ConfigError(
             f"{tracks.shard_set.folder} has {len(tracks)} such tracks, too few for {world_size} "
             f"processes: use {len(tracks)} (on the command line --gpus or --procs)."
         )
-    return len(tracks) // world_size
+    return crops * len(tracks) // world_size

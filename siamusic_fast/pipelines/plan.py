@@ -103,32 +103,37 @@ class Plan:
         max_distance: float | None = None,
         batch_size: int = 64,
         shuffle: bool = True,
+        crops_per_track: int = 1,
         window: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.tracks, self.frontend, self.batch_size = tracks, frontend, batch_size
+        self._crops_per_track = crops_per_track
         self.rate = tracks.shard_set.sample_rate
         self.crop_samples = frontend.crop_samples(self.rate)
         self._views, self._independent, self._max_distance = views, independent, max_distance
         self._wave = [one for one in recipe if isinstance(one, WaveAugmentation)]
         self._image = [one for one in recipe if isinstance(one, ImageAugmentation)]
         self._names = _numbered(aug_name(one) for one in (*self._wave, *self._image))
-        self._order = EpochOrder(tracks.per_shard, seed=seed, shuffle=shuffle, window=window)
+        self._order = EpochOrder(
+            crops_per_track * tracks.per_shard, seed=seed, shuffle=shuffle, window=window
+        )
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self.max_samples = math.ceil(math.prod(one.max_tempo for one in self._wave) * self.crop_samples)
         """Longest span that may have to be read."""
         self.max_pitch = math.prod(one.max_pitch for one in self._wave)
         """Highest pitch that may be drawn."""
-        self.batches = len(tracks) // (world_size * batch_size)
+        self.batches = crops_per_track * len(tracks) // (world_size * batch_size)
         """Batches of an epoch, the same for every rank."""
 
     def batch(self, place: Place) -> Batch:
         """Return the batch at `place`."""
         epoch, number = place
         first = (number * self._world_size + self._rank) * self.batch_size
-        tracks = self._order.tracks(epoch, np.arange(first, first + self.batch_size))
+        crops = self._order.tracks(epoch, np.arange(first, first + self.batch_size))
+        tracks = crops // self._crops_per_track  # crops of a track stand together before they are shuffled
         rng = RandomNumbers(self._seed, epoch, first, self.batch_size)
         lengths = lengthened(self.tracks.samples[tracks], self.frontend, self.rate)
         moments = [rng.uniform(0, 1) for _ in range(self._views if self._independent else 1)]

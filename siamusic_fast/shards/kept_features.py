@@ -36,7 +36,11 @@ def write_features(folder: Path, key: Mapping[str, Any], features: Mapping[str, 
     about = {"format_version": _FORMAT, "key": key, "shapes": {name: a.shape for name, a in features.items()}}
     sha256 = hashlib.sha256()
     with atomic_write(kept_path(folder, key)) as file:
-        for part in (_json(about), b"\n", *(np.ascontiguousarray(a, _TYPE).data for a in features.values())):
+        for part in (
+            _json(about),
+            b"\n",
+            *(np.ascontiguousarray(a, _TYPE).tobytes() for a in features.values()),
+        ):
             sha256.update(part)
             file.write(part)
         file.write(sha256.digest())

@@ -87,7 +87,8 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
     track, its index, and its rows of tracks.csv. If the SHA-256 of a tar is wrong, the audio of its tracks is
     compared with tracks.csv one by one. Both tables are compared with their SHA-256 in the manifest, and the
     manifest, frontends.json and features that probes keep with the one that each states of itself. Links,
-    and shards that the manifest does not name, are problems. Raises `DataError` if the manifest cannot be read.
+    and shards that the manifest does not name, are problems. Raises `DataError` if the manifest cannot be
+    read.
     """
     shard_set, change = parse_manifest(folder, every_byte=True)
     names = sorted(file.name for file in folder.iterdir())

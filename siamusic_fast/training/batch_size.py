@@ -12,7 +12,9 @@ C = TypeVar("C", PretrainConfig, FinetuneConfig)
 
 
 def fit_batch_size(config: C, tracks: int, world: World) -> C:
-    """Return `config` with a batch size that is at most `tracks`, the number of tracks of each process.
+    """Return `config` with a batch size that is at most `tracks`, what each process gets in an epoch.
+
+    That is the number of its tracks, or of their crops in fine-tuning.
 
     Warns if the batch size shrinks. Raises ConfigError if a batch would be too small for batch norm.
     """
@@ -22,8 +24,9 @@ def fit_batch_size(config: C, tracks: int, world: World) -> C:
     learns = isinstance(config, PretrainConfig) or not config.freeze
     check_share(tracks * world.world_size, world.world_size, learns=learns)
     if world.leads:
+        kind = "tracks" if isinstance(config, PretrainConfig) else "crops"
         warnings.warn(
-            f"batch_size = {config.batch_size} is more than the {tracks} tracks that {each} gets: training "
+            f"batch_size = {config.batch_size} is more than the {tracks} {kind} that {each} gets: training "
             f"goes on with batch_size = {tracks}",
             stacklevel=3,
         )

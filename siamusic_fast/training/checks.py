@@ -8,6 +8,7 @@ from siamusic_fast.models.run_checks import check_labels, check_run
 from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.pipelines.checks import check_backend, check_crops, check_shard_length
 from siamusic_fast.pipelines.recipes import check_unmixed, parse_recipe, to_recipe
+from siamusic_fast.pipelines.tracks import count_tracks
 from siamusic_fast.shards.manifest import ShardSet
 
 
@@ -35,8 +36,10 @@ def check_finetuning(
     check_unmixed(config.aug)
     check_run(run)
     shard_set = shards_of_run(run, data)
-    check_labels(shard_set, ("training", "validation"), "a classifier")
-    check_share(shard_set.tracks(["training"], labelled_only=True), processes, learns=not config.freeze)
+    target = config.target or shard_set.target
+    check_labels(shard_set, ("training", "validation"), "a classifier", target)
+    crops = config.resolved(target).crops_per_track or 1
+    check_share(crops * count_tracks(shard_set, ["training"], target), processes, learns=not config.freeze)
     return shard_set
 
 

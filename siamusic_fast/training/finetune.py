@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from siamusic_fast import config as settings
 from siamusic_fast.config import FinetuneConfig, MelConfig
-from siamusic_fast.evaluation.features import FeatureExtractor
+from siamusic_fast.evaluation.features import FeatureExtractor, TrackFeatures
+from siamusic_fast.evaluation.tag_scores import macro_aucs
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models.networks import STAGES, Classifier, place, stage
@@ -29,6 +30,7 @@ from siamusic_fast.training.checks import check_finetuning
 from siamusic_fast.training.compiling import rehearse
 from siamusic_fast.training.run_folder import RunFolder
 from siamusic_fast.training.run_log import RunLog
+from siamusic_fast.training.schedules import rate_factor
 from siamusic_fast.training.trackers import check_loggers
 from siamusic_fast.training.train_state import FinetuneFigures, TrainState
 
@@ -63,11 +65,14 @@ def finetune(
 
     Called in every process of `world`; default: one process on the CPU. The classifier learns from random
     crops of the labelled training tracks of `data`, by default the shards that the run was made from, and is
-    scored on whole validation tracks after each epoch. If the batch size is larger than the number of tracks,
-    it shrinks with a warning. `config.protocol` says which classifier is kept:
+    scored on whole validation tracks after each epoch. If the batch size is larger than the number of crops
+    of an epoch, it shrinks with a warning. Shards without classes have tags instead, of which a track has any
+    number: their loss is binary cross-entropy, and the best epoch has the highest macro ROC-AUC.
+    `config.protocol` says which classifier is kept:
 
     - `clean`: that of the epoch that is best on validation. The test split is left for `evaluate`.
     - `paper`: that of the last epoch, 50 unless told otherwise. The paper's text names no way to choose one.
+      Nor does it name a schedule: the rate is constant and the encoder's too, and each track has one crop.
       Its public code trains on the validation split, chooses by the loss on the test split, and leaves out
       tracks when it scores; neither this nor `evaluate` does that.
 
@@ -76,13 +81,14 @@ def finetune(
     earlier results are replaced. Seeds torch's global random generator.
 
     Raises DataError if `run` holds no pre-training checkpoint, `out` is not empty (or, with `resume`, holds
-    no fine-tuning that can go on), the shards have fewer than two classes or a split without labelled tracks,
-    or the loss becomes infinite or NaN; ConfigError if the configuration does not fit the shards; Stopped
-    after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
+    no fine-tuning that can go on), the shards have fewer than two classes and no tags, or a split without
+    labelled tracks, or the loss becomes infinite or NaN; ConfigError if the configuration does not fit the
+    shards; Stopped after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
     check_loggers(config.logger)
     world = world or World()
     shard_set = check_finetuning(config, run, data, world.world_size)
+    config = config.resolved(shard_set.target)
     pretrained = load_pretrained(run, config.checkpoint)
 
     # ---- Data
@@ -97,7 +103,7 @@ def finetune(
 
         # ---- Network and optimizer
         torch.manual_seed(config.seed)
-        classifier = place(_classifier(config, pretrained, len(shard_set.classes)), world.device)
+        classifier = place(_classifier(config, pretrained, shard_set), world.device)
         optimizer = torch.optim.Adam(
             learning_rates(classifier, config), weight_decay=config.weight_decay, fused=True
         )
@@ -121,23 +127,27 @@ def finetune(
                 resume_at=state.step if saved else None,
                 keep_going=config.keep_going,
             ) as log,
-            (progress if world.leads else SILENT).task("Fine-tuning", left, "tracks") as task,
+            (progress if world.leads else SILENT).task("Fine-tuning", left, "crops") as task,
         ):
             for epoch in range(state.epoch + 1, config.epochs + 1):
                 model.train()
                 for part in classifier.body if config.freeze else ():
                     part.eval()
                 done = state.step - state.epoch * len(training)
+                factor = 1.0
                 for mels, labels in itertools.islice(training, len(training) - done):
                     # ---- Forward and loss
                     with autocast(world.device):
-                        loss = F.cross_entropy(model(mels), labels)
+                        loss = loss_of(model(mels), labels)
 
                     # ---- Backward
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
 
                     # ---- Step
+                    factor = rate_factor(config, len(training), state.step, state.extended_at)
+                    for group in optimizer.param_groups:
+                        group["lr"] = factor * group["highest_lr"]
                     optimizer.step()
                     state.step += 1
                     state.losses.append(loss.detach())
@@ -154,27 +164,27 @@ def finetune(
                 losses = state.mean_losses()
                 classifier.eval()
                 world.share_buffers(classifier)
-                _, probabilities, truths, *_ = validation.extract(
-                    lambda mels: classifier(mels).softmax(dim=1), task
-                )
-                accuracy = float((probabilities.argmax(dim=1) == truths).float().mean())
-                validation_loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), truths))
+                found = _figures(epoch, validation.extract(classifier.probabilities, task), config)
 
                 # ---- Log
                 log.write(
                     state.step,
                     epoch=epoch,
                     loss=sum(losses) / len(losses),
-                    validation_loss=validation_loss,
-                    validation_accuracy=accuracy,
-                    lr=config.lr,
+                    **_validation_values(found),
+                    lr=factor * config.lr,
                 )
-                note = f"epoch {epoch}: loss {validation_loss:.3f}, accuracy {accuracy:.1%} on validation"
+                score = (
+                    f"accuracy {found.accuracy:.1%}"
+                    if found.roc_auc is None
+                    else f"ROC-AUC {found.roc_auc:.3f}"
+                )
+                note = f"epoch {epoch}: loss {found.loss:.3f}, {score} on validation"
 
                 # ---- Save what is best or last
                 kept, last = state.figures, epoch == config.epochs
-                if config.protocol == "paper" or (accuracy, -validation_loss) > (kept.accuracy, -kept.loss):
-                    state.figures = FinetuneFigures(kept_epoch=epoch, accuracy=accuracy, loss=validation_loss)
+                if config.protocol == "paper" or found.rank > kept.rank:
+                    state.figures = found
                     # The classifier comes first: what a checkpoint says about it is then always true.
                     if not state.written(lambda: _save_classifier(state, config, pretrained), last=last):
                         state.figures = kept
@@ -200,7 +210,9 @@ def _loaders(
     training = LabelledLoader(
         shard_set,
         aug=config.aug,
+        target=config.target,
         label_fraction=config.label_fraction,
+        crops_per_track=config.crops_per_track or 1,
         frontend=pretrained.frontend,
         batch_size=config.batch_size,
         backend=config.backend,
@@ -213,6 +225,7 @@ def _loaders(
         shard_set,
         "validation",
         pretrained.frontend,
+        target=config.target,
         backend=config.backend,
         batch_size=config.batch_size,
         world=world,
@@ -220,13 +233,15 @@ def _loaders(
     return training, validation
 
 
-def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) -> Classifier:
+def _classifier(config: FinetuneConfig, pretrained: Pretrained, shard_set: ShardSet) -> Classifier:
     """Return a classifier whose encoder, and projector if it has one, are pre-trained as `config` says."""
+    assert config.target is not None
     classifier = Classifier(
         pretrained.architecture,
-        classes,
+        len(shard_set.names(config.target)),
         head=config.head,
         features=config.features,
+        target=config.target,
         **pretrained.projection,
     )
     if not config.from_scratch:
@@ -238,6 +253,30 @@ def _classifier(config: FinetuneConfig, pretrained: Pretrained, classes: int) ->
     return classifier
 
 
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of classes, int64 [B], or the binary one of tags, float32 [B, tags]."""
+    if labels.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.cross_entropy(logits, labels)
+
+
+def _figures(epoch: int, found: TrackFeatures, config: FinetuneConfig) -> FinetuneFigures:
+    """Return how good the probabilities that were `found` of the validation tracks are."""
+    if config.target == "tags":
+        roc_auc, pr_auc = macro_aucs(found.features, found.tags)
+        loss = F.binary_cross_entropy(found.features, found.tags.float())
+        return FinetuneFigures(kept_epoch=epoch, roc_auc=roc_auc, pr_auc=pr_auc, loss=float(loss))
+    accuracy = (found.features.argmax(dim=1) == found.labels).float().mean()
+    loss = F.nll_loss(found.features.clamp_min(1e-12).log(), found.labels)
+    return FinetuneFigures(kept_epoch=epoch, accuracy=float(accuracy), loss=float(loss))
+
+
+def _validation_values(found: FinetuneFigures) -> dict[str, float]:
+    """Return the figures as the log has them."""
+    values = {name: getattr(found, name) for name in ("loss", "accuracy", "roc_auc", "pr_auc")}
+    return {f"validation_{name}": value for name, value in values.items() if value is not None}
+
+
 def _save_classifier(
     state: TrainState[FinetuneFigures], config: FinetuneConfig, pretrained: Pretrained
 ) -> None:
@@ -247,25 +286,25 @@ def _save_classifier(
         "head": config.head,
         "features": config.features,
         "projection": pretrained.projection,
-        "classes": list(state.folder.shard_set.classes),
+        "target": config.target,
+        "classes": list(state.folder.shard_set.names(config.target or "class")),
         "frontend": pretrained.frontend.dump(),
         "pretrained_on": [] if config.from_scratch else list(pretrained.splits),
         "config": settings.dump(config),
         "model": state.model.state_dict(),
         "epoch": state.figures.kept_epoch,
-        "validation_accuracy": state.figures.accuracy,
-        "validation_loss": state.figures.loss,
+        **_validation_values(state.figures),
     }
     checkpoint.save(state.folder.path / CLASSIFIER, "classifier", values)
 
 
 def learning_rates(classifier: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Return the parameters that learn and their learning rates, one group per rate, for an optimizer.
+    """Return the parameters that learn and their highest learning rates, one group per rate.
 
     The head has `lr`. The projector, if there is one, and the last stage of the encoder have `encoder_lr`.
     Each earlier stage has `layer_decay` of the rate of the stage after it (Clark et al. 2020 do so by layer).
     """
-    encoder_lr = config.lr if config.encoder_lr is None else config.encoder_lr
+    encoder_lr = config.encoder_lr or config.lr
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in classifier.named_parameters():
         if not parameter.requires_grad:
@@ -275,7 +314,7 @@ def learning_rates(classifier: Classifier, config: FinetuneConfig) -> list[dict[
         if part == "encoder":
             rate *= config.layer_decay ** (STAGES - 1 - stage(rest))
         groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    return [{"params": parameters, "lr": rate, "highest_lr": rate} for rate, parameters in groups.items()]
 
 
 def _wrapped(classifier: Classifier, config: FinetuneConfig, mel: MelConfig, world: World) -> nn.Module:
@@ -283,6 +322,5 @@ def _wrapped(classifier: Classifier, config: FinetuneConfig, mel: MelConfig, wor
     model = world.wrap(classifier)
     if world.world_size > 1:
         mels = torch.zeros((config.batch_size, 1, mel.n_mels, mel.frames), device=world.device)
-        labels = torch.zeros(config.batch_size, dtype=torch.long, device=world.device)
-        rehearse(model, lambda: F.cross_entropy(model(mels), labels), world.device)
+        rehearse(model, lambda: model(mels).sum(), world.device)
     return model

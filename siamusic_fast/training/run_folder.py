@@ -64,7 +64,8 @@ class RunFolder:
         if isinstance(self.config, PretrainConfig):
             shards = self.shard_set.shards(self.config.splits)
         else:
-            shards = self.shard_set.shards(("training", "validation"), labelled_only=True)
+            of_class = self.config.target == "class"
+            shards = self.shard_set.shards(("training", "validation"), labelled_only=of_class)
         return [shard.sha256 for shard in shards]
 
     @property
@@ -123,7 +124,7 @@ class RunFolder:
         before, epochs = saved["config"]["epochs"], self.config.epochs
         if epochs > before:
             saved["extended_at"].append(before)
-            has_cosine = isinstance(self.config, PretrainConfig) and self.config.schedule == "cosine"
+            has_cosine = self.config.schedule == "cosine"
             if world.leads and has_cosine:
                 warnings.warn(
                     f"{self.path} is extended from {before} to {epochs} epochs: after epoch {before} the "

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from siamusic_fast.config import PretrainConfig
+from siamusic_fast.config import FinetuneConfig, PretrainConfig
 
 LOG_EVERY = 10
 """Steps between two lines of the log; only then are values fetched from the device."""
@@ -30,7 +30,27 @@ def cosine(step: int, steps: int, warmup_steps: int = 0) -> float:
 
 
 SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine}
-"""The schedules by the names that `PretrainConfig.schedule` has for them."""
+"""The schedules by the names that `schedule` has for them in the settings."""
+
+
+def rate_factor(
+    config: PretrainConfig | FinetuneConfig,
+    steps_per_epoch: int,
+    step: int,
+    extended_at: tuple[int, ...] = (),
+) -> float:
+    """Return what the learning rates of `config` are multiplied by at `step`, counted from 0 in the run.
+
+    `extended_at` are the epochs at which the run was to end before it was extended. The schedule starts anew,
+    without warm-up, after each.
+    """
+    assert config.schedule is not None
+    assert config.warmup_epochs is not None
+    ends = [epochs * steps_per_epoch for epochs in (*extended_at, config.epochs)]
+    start = max([0, *(end for end in ends if end <= step)])
+    steps = min(end for end in ends if end > step) - start
+    warmup_steps = 0 if start else round(config.warmup_epochs * steps_per_epoch)
+    return SCHEDULES[config.schedule](step - start, steps, warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,7 @@ class StepPlan:
     batches: int
     """Batches per epoch and process."""
     extended_at: tuple[int, ...] = ()
-    """Epochs at which the run was to end before it was extended. The schedule starts anew after each."""
+    """Epochs at which the run was to end before it was extended."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,11 +89,7 @@ class StepPlan:
 
     def lr(self, step: int) -> float:
         """Return the learning rate of `step`, counted from 0 in the run."""
-        ends = [epochs * self.steps_per_epoch for epochs in (*self.extended_at, self.config.epochs)]
-        start = max([0, *(end for end in ends if end <= step)])
-        steps = min(end for end in ends if end > step) - start
-        warmup_steps = 0 if start else round(self.config.warmup_epochs * self.steps_per_epoch)
-        return self.config.lr * SCHEDULES[self.config.schedule](step - start, steps, warmup_steps)
+        return self.config.lr * rate_factor(self.config, self.steps_per_epoch, step, self.extended_at)
 
     def is_logged(self, step: int) -> bool:
         """Whether the log gets a line after the first `step` steps of the run."""

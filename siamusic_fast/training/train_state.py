@@ -50,10 +50,20 @@ class FinetuneFigures:
 
     kept_epoch: int = 0
     """Epoch of that classifier, counted from 1."""
-    accuracy: float = -1.0
-    """Accuracy on the validation tracks, 0 to 1."""
+    accuracy: float | None = None
+    """Accuracy on the validation tracks, 0 to 1; None of tags."""
+    roc_auc: float | None = None
+    """Macro ROC-AUC of the tags on the validation tracks, 0 to 1; None of classes."""
+    pr_auc: float | None = None
+    """Macro PR-AUC of the tags on the validation tracks, 0 to 1; None of classes."""
     loss: float = math.inf
-    """Cross-entropy on the validation tracks."""
+    """Cross-entropy on the validation tracks; of tags, the mean of their binary cross-entropies."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What the best classifier has most of: accuracy or macro ROC-AUC, then minus the loss."""
+        score = self.roc_auc if self.accuracy is None else self.accuracy
+        return (-1.0 if score is None else score), -self.loss
 
 
 F = TypeVar("F", PretrainFigures, FinetuneFigures)

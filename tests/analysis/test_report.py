@@ -21,11 +21,13 @@ from siamusic_fast.analysis.report.page import report
 from siamusic_fast.analysis.report.sound import clips, opus
 from siamusic_fast.analysis.report.track_map import MappedTrack, TrackMap
 from siamusic_fast.cli import main
-from siamusic_fast.config import PretrainConfig
+from siamusic_fast.config import Architecture, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation import evaluate, probe
 from siamusic_fast.evaluation.evaluate import EvaluateResult
-from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult
+from siamusic_fast.evaluation.intervals import Difference
+from siamusic_fast.evaluation.measures import compared
+from siamusic_fast.evaluation.probe import ProbeResult
 from siamusic_fast.evaluation.scores import Scores, scores
 from siamusic_fast.models.run_files import new_folder, save_json
 from siamusic_fast.pipelines.tracks import open_tracks
@@ -65,12 +67,15 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_logged_run(tmp_path_factory.mktemp("report") / "first", shard_set.folder)
     about: dict[str, Any] = {"data": "fma_medium", "pretrained_on": ("training",)}
     evaluated = EvaluateResult(folder=folder / "finetune/evaluate", scores=some_scores(0), **about)
-    encoders: dict[str, Any] = {
-        name: EncoderProbes(knn=some_scores(2 * n), linear=some_scores(2 * n + 1), penalty=1.0)
-        for n, name in enumerate(("pretrained", "random", "initial"), start=1)
-    }
-    about |= {"folder": folder / "probe", "backbone": "resnet18", "checkpoint": "last", "epoch": 3}
-    probed = ProbeResult(**about, **encoders)
+    rng = np.random.default_rng(0)
+    names = ("pretrained", "random", "initial", "log-mels", "MFCCs")
+    measures = tuple(
+        compared(name, title, {one: (rng.random(), rng.random(50)) for one in names}, ["a", "b"], 2)
+        for name, title in (("knn", "kNN"), ("linear", "linear"), ("same_artist", "mAP of artists"))
+    )
+    about |= {"folder": folder / "probe", "architecture": Architecture("resnet18"), "checkpoint": "last"}
+    about |= {"target": "class", "scored_on": "test", "tracks": 2, "chance": 0.5, "epoch": 3}
+    probed = ProbeResult(**about, probes={}, measures=measures, label_curve=())
     for folder_, values in (
         (evaluated.folder, evaluate.as_json(evaluated)),
         (probed.folder, probe.as_json(probed)),
@@ -129,7 +134,13 @@ def test_a_page_has_scores_with_intervals_and_says_what_its_charts_show(run: Pat
     low, high = found["intervals"]["accuracy"]
     assert f"Fine-tuned classifier {found['accuracy']:.1%} {low:.1%} to {high:.1%}" in text
     probes = json.loads((run / "probe/results.json").read_text())
-    assert f"kNN probe, random encoder {probes['random']['knn']['accuracy']:.1%}" in text
+    for one in probes["measures"]:
+        (low, high), strongest = one["intervals"]["pretrained"], one["strongest"]
+        difference = Difference(**one["difference"])
+        assert (
+            f"{one['title']} {one['values']['pretrained']:.1%} {low:.1%} to {high:.1%} {strongest} "
+            f"{one['values'][strongest]:.1%} {difference.words}"
+        ) in text
     for one, row in zip(found["classes"], found["confusion"], strict=True):
         assert f"{one['name']} {one['tracks']} {one['recall']:.1%}" in text
         assert f"{one['name']} {' '.join(map(str, row))}" in text
@@ -236,7 +247,7 @@ def damage(run: Path, what: str) -> None:
         (run / "config.json").write_text(json.dumps({**values, "run": "runs/first"}))
     else:
         (run / "probe").mkdir()
-        (run / "probe/results.json").write_text('{"pretrained": {"knn": {"accuracy": 2}}}')
+        (run / "probe/results.json").write_text('{"measures": [{"name": "knn", "values": {}}]}')
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
-import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from benchmarks import pretraining_gain as gain
-from siamusic_fast.config import MelConfig, PretrainConfig
-from siamusic_fast.evaluation.probe import EncoderProbes, ProbeResult
-from siamusic_fast.evaluation.scores import scores
+from siamusic_fast.config import Architecture, MelConfig, PretrainConfig
+from siamusic_fast.evaluation.measures import compared
+from siamusic_fast.evaluation.probe import ProbeResult
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
@@ -25,28 +24,33 @@ TINY = gain.GainConfig(
 )
 
 
-def probes(right: int) -> EncoderProbes:
-    """Return what an encoder came to that is right about so many of 4 tracks."""
-    found = scores(
-        torch.tensor([0] * right + [1] * (4 - right)), torch.zeros(4, dtype=torch.int64), ["a", "b"]
+def probed(right: int) -> ProbeResult:
+    """Return what is right about so many of 4 tracks, beside a random encoder at 3 and an initial at 1."""
+    values = {"pretrained": right / 4, "random": 3 / 4, "initial": 1 / 4}
+    samples = np.zeros(2)
+    measures = tuple(
+        compared(name, name, {one: (value, samples) for one, value in values.items()}, [""] * 4, 4)
+        for name in ("knn", "linear")
     )
-    return EncoderProbes(knn=found, linear=found, penalty=1.0)
-
-
-def test_a_table_has_each_seed_and_the_means(shard_set: ShardSet) -> None:
-    one = ProbeResult(
+    return ProbeResult(
         folder=Path("probe"),
         data="fma",
-        backbone="resnet18",
+        architecture=Architecture("resnet18"),
         checkpoint="last",
         epoch=1,
         pretrained_on=("training",),
-        pretrained=probes(4),
-        random=probes(3),
-        initial=probes(1),
+        target="class",
+        scored_on="test",
+        tracks=4,
+        chance=0.5,
+        probes={},
+        measures=measures,
+        label_curve=(),
     )
-    two = dataclasses.replace(one, pretrained=probes(2))
-    result = gain.Gain(config=TINY, shard_set=shard_set, probed=(one, two))
+
+
+def test_a_table_has_each_seed_and_the_means(shard_set: ShardSet) -> None:
+    result = gain.Gain(config=TINY, shard_set=shard_set, probed=(probed(4), probed(2)))
     assert gain.table(result).splitlines()[2:] == [
         "| 3 | 100.0% | 75.0% | 25.0% | 100.0% | 75.0% | 25.0% | +25.0 |",
         "| 4 | 50.0% | 75.0% | 25.0% | 50.0% | 75.0% | 25.0% | -25.0 |",
@@ -58,12 +62,13 @@ def test_a_table_has_each_seed_and_the_means(shard_set: ShardSet) -> None:
 @pytest.mark.slow
 def test_the_page_has_the_figures_of_each_seed_and_their_mean(tmp_path: Path) -> None:
     result = gain.measure(tmp_path, TINY, procs=2)
-    gains = [probed.pretrained.linear.accuracy - probed.random.linear.accuracy for probed in result.probed]
+    linear = [probed.measure("linear").values for probed in result.probed]
+    gains = [values["pretrained"] - values["random"] for values in linear]
     assert result.mean == pytest.approx(sum(gains) / 2)
     lines = gain.table(result).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 3", "| 4", "| **mean**"]
-    for line, probed, added in zip(lines[2:], result.probed, gains, strict=False):
-        assert f"| {probed.pretrained.linear.accuracy:.1%} | {probed.random.linear.accuracy:.1%} |" in line
+    for line, values, added in zip(lines[2:], linear, gains, strict=False):
+        assert f"| {values['pretrained']:.1%} | {values['random']:.1%} |" in line
         assert line.endswith(f"| {100 * added:+.1f} |")
     page = gain.page(result, {"cpu": "Abacus", "cores": 2, "torch": "0"})
     assert f"**{100 * result.mean:+.1f} points**" in page

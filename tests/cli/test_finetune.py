@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from siamusic_fast.cli import main
+from siamusic_fast.evaluation.intervals import Difference
 from siamusic_fast.processes import launch as distributed
 from siamusic_fast.processes.failures import WorkerError
 from siamusic_fast.processes.signals import StopSignals
@@ -64,16 +65,19 @@ def test_scores_on_tracks_that_pretraining_heard_come_with_a_line_that_says_so(
             assert result.stderr.count("pre-trained on the splits training, validation, test") == lines
 
 
-def test_the_probe_prints_both_encoders_and_the_gain(run: Path, shard_set: ShardSet) -> None:
-    data = ("--data", shard_set.folder, "--gpus", "0")
-    result = call("probe", run, *data)
+def test_the_probe_prints_each_measure_and_the_strongest_baseline(run: Path, shard_set: ShardSet) -> None:
+    result = call("probe", run, "--data", shard_set.folder, "--gpus", "0", "--retrieval-crops", "3")
     assert result.exit_code == 0, result.output
     assert "pre-trained, 3 epochs" in result.stdout
-    assert "Pre-training changed" in result.stdout
     assert result.stdout.splitlines()[-1] == f"results   {run / 'probe'}"
     values = json.loads((run / "probe" / "results.json").read_text())
-    assert values["pretrained"] == values["initial"]
-    assert f"{100 * values['gain']:+.1f} points" in result.stdout
+    assert values["probes"]["pretrained"] == values["probes"]["initial"]
+    assert [one["name"] for one in values["measures"]] == ["knn", "linear", "same_track", "same_artist"]
+    said = " ".join(result.stdout.split())
+    for one in values["measures"]:
+        assert f"{one['title']} {Difference(**one['difference']).words} above {one['strongest']}" in said
+        assert f"{one['values']['MFCCs']:.1%} (" in said
+    assert (run / "probe" / "probes.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -83,7 +83,7 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
     (run / "config.json").write_text('{"data": "/somewhere/fma_small", "lr": 0.001}')
     (run / "probe").mkdir()
     scores = {"accuracy": 0.5, "chance": 0.2, "tracks": 90, "intervals": {"accuracy": [0.4, 0.6]}}
-    values = {"pretrained": {"knn": scores, "linear": scores}}
+    values = {"probes": {"pretrained": {"knn": scores, "linear": scores}}}
     (run / "probe" / "results.json").write_text(json.dumps(values))
     result = export(run, to="safetensors")
     weights = load_encoder(run).state_dict()
@@ -109,7 +109,9 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
         assert words in card, words
 
 
-@pytest.mark.parametrize("content", ["no JSON", "[]", "{}", '{"pretrained": {"knn": {"intervals": 1}}}'])
+@pytest.mark.parametrize(
+    "content", ["no JSON", "[]", "{}", '{"probes": {"pretrained": {"knn": {"intervals": 1}}}}']
+)
 def test_damaged_scores_are_one_error_before_anything_is_written(tmp_path: Path, content: str) -> None:
     run = save_run(tmp_path / "run")
     (run / "probe").mkdir()
@@ -166,7 +168,9 @@ def test_a_classifier_from_waveforms_in_onnx_equals_torch_for_any_batch_and_leng
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["mels", "waveform"])
 @pytest.mark.parametrize("backbone", ["resnet50", "swin_t"])
-@pytest.mark.parametrize(("stem", "pooling"), [("standard", "mean"), ("keep-frequency", "mean-max")])
+@pytest.mark.parametrize(
+    ("stem", "pooling"), [("standard", "mean"), ("keep-frequency", "mean-max"), ("frequency-channel", "mean")]
+)
 def test_every_kind_of_network_in_onnx_equals_torch(
     tmp_path: Path, backbone: str, stem: str, pooling: str, source: str
 ) -> None:

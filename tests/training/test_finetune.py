@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import dataclasses
 import functools
 import json
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from siamusic_fast.config import Architecture, FinetuneConfig, PretrainConfig
@@ -19,7 +22,9 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import evaluate
 from siamusic_fast.evaluation.features import TrackFeatures, extract_features
 from siamusic_fast.evaluation.probe import probe
+from siamusic_fast.evaluation.tag_scores import TagScores
 from siamusic_fast.frontend import Frontend
+from siamusic_fast.inference.predict import Prediction, predict
 from siamusic_fast.models import checkpoint, networks
 from siamusic_fast.models.networks import Classifier, place
 from siamusic_fast.models.pretrained import load_classifier
@@ -190,7 +195,7 @@ def test_a_share_of_the_labels_makes_shorter_epochs(
     labelled = shard_set.tracks(["training"], labelled_only=True)
     for share in (1.0, 0.5):
         finetune(
-            config(batch_size=2, label_fraction=share, freeze=True),
+            config(batch_size=2, label_fraction=share, freeze=True, crops_per_track=1),
             pretrained,
             shard_set,
             tmp_path / str(share),
@@ -349,7 +354,7 @@ def tiny_run(
         patch.setattr(networks, "encoder", TinyEncoder)
         patch.setattr(module, "stage", lambda _: 4)
         run = save_run(tmp_path / "pretrained")
-        tiny = config(epochs=3, batch_size=6, aug="mask", lr=0.01)
+        tiny = config(epochs=3, batch_size=6, aug="mask", lr=0.01, encoder_lr=0.001, crops_per_track=1)
 
         def tune(out: str, **options: Any) -> FinetuneResult:
             return finetune(
@@ -440,7 +445,7 @@ def test_only_an_unfinished_fine_tuning_with_the_same_settings_is_resumed(
         tiny_run("out", progress=Stopping(2))
     with pytest.raises(DataError, match="already exists and is not empty"):
         tiny_run("out")
-    other = config(epochs=3, batch_size=6, aug="mask", lr=0.02)
+    other = config(epochs=3, batch_size=6, aug="mask", lr=0.02, encoder_lr=0.001, crops_per_track=1)
     with pytest.raises(ConfigError, match="was started with another lr: resume it with"):
         tiny_run("out", config=other, resume=True)
     other_run = save_run(tmp_path / "other", weight_decay=0.5)
@@ -449,7 +454,9 @@ def test_only_an_unfinished_fine_tuning_with_the_same_settings_is_resumed(
     tiny_run("out", resume=True)
     with pytest.raises(DataError, match="has all of its 3 epochs: there is nothing to resume"):
         tiny_run("out", resume=True)
-    extended = tiny_run("out", config=config(epochs=4, batch_size=6, aug="mask", lr=0.01), resume=True)
+    longer = config(epochs=4, batch_size=6, aug="mask", lr=0.01, encoder_lr=0.001, crops_per_track=1)
+    with pytest.warns(UserWarning, match="starts a new cosine"):
+        extended = tiny_run("out", config=longer, resume=True)
     assert extended.epochs == 4
 
 
@@ -465,10 +472,132 @@ def test_a_classifier_learns_from_the_shards_of_its_run_unless_told_otherwise(
     assert json.loads((run / "finetune" / "config.json").read_text())["data"] == result.data
 
 
-def test_a_batch_of_more_crops_than_tracks_shrinks_with_a_warning_and_is_recorded(
+def test_a_batch_of_more_crops_than_there_are_shrinks_with_a_warning_and_is_recorded(
     pretrained: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
-    tracks = shard_set.tracks(["training"], labelled_only=True)
-    with pytest.warns(UserWarning, match=f"batch_size = 64 is more than the {tracks} tracks"):
-        finetune(config(batch_size=64, freeze=True), pretrained, shard_set, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch_size"] == tracks
+    crops = 2 * shard_set.tracks(["training"], labelled_only=True)
+    settings = config(batch_size=64, freeze=True, crops_per_track=2)
+    with pytest.warns(UserWarning, match=f"batch_size = 64 is more than the {crops} crops"):
+        finetune(settings, pretrained, shard_set, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch_size"] == crops
+
+
+def test_what_is_not_set_is_the_best_known_or_what_the_paper_says() -> None:
+    names = ("target", "crops_per_track", "encoder_lr", "schedule", "warmup_epochs")
+
+    def resolved(**options: Any) -> list[Any]:
+        found = config(lr=0.01, **options).resolved("tags")
+        return [getattr(found, name) for name in names]
+
+    assert resolved() == ["tags", 4, 0.001, "cosine", 1.0]
+    assert resolved(from_scratch=True) == ["tags", 4, 0.01, "cosine", 1.0]
+    assert resolved(protocol="paper") == ["tags", 1, 0.01, "constant", 0.0]
+    assert resolved(freeze=True, target="class", crops_per_track=2) == ["class", 2, None, "cosine", 1.0]
+    with pytest.raises(ConfigError, match="warmup_epochs = 3 must lie between 0 and epochs = 2"):
+        config(epochs=2, warmup_epochs=3)
+
+
+def test_rates_rise_and_fall_along_the_schedule_and_an_extension_starts_a_new_one(
+    tiny_run: Callable[..., FinetuneResult], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    rates: list[list[float]] = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            rates.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    settings = {"batch_size": 8, "crops_per_track": 2, "lr": 0.01, "encoder_lr": 0.004, "warmup_epochs": 1}
+    per_epoch = 2 * shard_set.tracks(["training"], labelled_only=True) // 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", Watched)
+        tiny_run("out", config=config(epochs=2, **settings))
+        whole = [*rates]
+        with pytest.warns(
+            UserWarning, match="after epoch 2 the learning rate starts a new cosine at lr = 0.01"
+        ):
+            tiny_run("out", config=config(epochs=3, **settings), resume=True)
+    steps = torch.arange(per_epoch) / per_epoch
+    warmed, fallen = steps + 1 / per_epoch, (1 + torch.cos(torch.pi * steps)) / 2
+    for number, highest in enumerate((0.004, 0.01)):
+        assert len(whole) == 2 * per_epoch
+        assert [rate[number] for rate in whole] == pytest.approx(
+            (highest * torch.cat([warmed, fallen])).tolist()
+        )
+        assert [rate[number] for rate in rates[2 * per_epoch :]] == pytest.approx((highest * fallen).tolist())
+    logged = [line["lr"] for line in read_log(tmp_path / "out")]
+    assert logged == pytest.approx([0.01, 0.01 * float(fallen[-1]), 0.01 * float(fallen[-1])])
+
+
+@pytest.fixture(scope="module")
+def tagger(pretrained: Path, tagged: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of tags that has learnt for a few epochs."""
+    out = tmp_path_factory.mktemp("tagger") / "out"
+    found = finetune(config(epochs=4, lr=1e-2, batch_size=16), pretrained, tagged, out)
+    lines = read_log(out)
+    best = max(lines, key=lambda line: (line["validation_roc_auc"], -line["validation_loss"]))
+    kept = (found.roc_auc, found.pr_auc, found.loss)
+    assert kept == tuple(best[f"validation_{name}"] for name in ("roc_auc", "pr_auc", "loss"))
+    assert found.accuracy is None
+    assert (found.tracks, found.kept_epoch) == (6, best["epoch"])
+    return out
+
+
+def test_a_classifier_of_tags_learns_them_and_is_scored_as_the_field_does(
+    tagger: Path, tagged: ShardSet
+) -> None:
+    result = evaluate(tagger, tagged)
+    assert isinstance(result.scores, TagScores)
+    assert (result.target, result.scores.tracks) == ("tags", 5)  # a sixth test track has no tags
+    assert result.scores.roc_auc > 0.7
+    written = json.loads((result.folder / "results.json").read_text())
+    assert written["target"] == "tags"
+    with (result.folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    truths = np.array([[tag in row["truth"].split("|") for tag in tagged.tags] for row in rows])
+    values = np.array([[float(row[tag]) for tag in tagged.tags] for row in rows])
+    assert written["roc_auc"] == pytest.approx(roc_auc_score(truths, values, average="macro"), abs=0.01)
+    model = load_classifier(tagger)
+    found = extract_features(lambda mels: model(mels).sigmoid(), tagged, "test", model.frontend)
+    assert found.features.numpy() == pytest.approx(values, abs=1e-4)
+
+
+def test_a_classifier_of_tags_says_probabilities_that_need_not_add_up_to_one(
+    tagger: Path, tagged: ShardSet
+) -> None:
+    classifier = load_classifier(tagger)
+    assert (classifier.target, classifier.classes) == ("tags", tagged.tags)
+    heard = classifier.predict(tagged, splits=["test"])
+    mels = torch.randn(2, 1, MEL.n_mels, MEL.frames)
+    with torch.no_grad():
+        assert torch.equal(classifier.probabilities(mels), torch.sigmoid(classifier(mels)))
+    assert heard.target == "tags"
+    assert heard.probabilities.shape == (6, len(tagged.tags))
+    one = next(iter(predict(tagger, tagged, splits=["test"])))
+    assert isinstance(one, Prediction)
+    assert one.above(0.0) == one.top(len(tagged.tags))
+    lowest = one.above(0.0)[1][1]
+    assert one.above(lowest) == one.top(2)
+
+
+def test_tags_of_other_shards_are_refused_and_so_are_shards_without(
+    tagger: Path, pretrained: Path, shard_set: ShardSet, tagged: ShardSet, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="has no tags, and an evaluation needs some"):
+        evaluate(tagger, shard_set)
+    with pytest.raises(DataError, match=r"has no tags, and a classifier needs some: .* --labels FILE --tags"):
+        finetune(config(target="tags"), pretrained, shard_set, tmp_path / "out")
+    with pytest.raises(DataError, match="too few classes"):
+        finetune(config(target="class"), pretrained, tagged, tmp_path / "out")
+    fewer = dataclasses.replace(tagged, tags=(*tagged.tags, "zither"))
+    with pytest.raises(
+        DataError, match=r"the classifier has the tags high, low, middle, voice and .* zither"
+    ):
+        evaluate(tagger, fewer)
+
+
+def test_half_of_the_tagged_tracks_make_epochs_of_half_the_length(
+    pretrained: Path, tagged: ShardSet, tmp_path: Path
+) -> None:
+    finetune(config(batch_size=11, label_fraction=0.5, freeze=True), pretrained, tagged, tmp_path / "out")
+    assert [line["step"] for line in read_log(tmp_path / "out")] == [4]  # of 4 crops of 11 tracks

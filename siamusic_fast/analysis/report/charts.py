@@ -96,6 +96,18 @@ PANELS = (
         of_finetuning=True,
     ),
     Panel(
+        name="validation_roc_auc",
+        title="Fine-tuning: ROC-AUC",
+        about="Macro ROC-AUC of the tags on the validation tracks; 0.5 is chance.",
+        of_finetuning=True,
+    ),
+    Panel(
+        name="validation_pr_auc",
+        title="Fine-tuning: PR-AUC",
+        about="Macro PR-AUC of the tags on the validation tracks.",
+        of_finetuning=True,
+    ),
+    Panel(
         name="validation_loss",
         title="Fine-tuning: loss",
         about="Cross-entropy of the classifier on the validation tracks; 0 is the lowest.",

@@ -148,7 +148,7 @@ def _heard(
     values: dict[str, Any] = {"problems": problems, "gallery": gallery or [], "map": found}
     if found:
         present = {track.genre for track in found.tracks}
-        values["classes"] = [name for name in shard_set.classes if name in present]
+        values["classes"] = [name for name in shard_set.names(shard_set.target) if name in present]
         values["map_item"] = map_chart(found, values["classes"])
         values["legend"] = map_legend(values["classes"])
     return values
@@ -191,7 +191,7 @@ def _rendered(values: dict[str, Any]) -> bytes:
     """Return the page of `values`, with Bokeh's script and all else inlined."""
     environment = templates(_HERE)
     environment.policies["json.dumps_kwargs"] = {}  # no sorted keys: Bokeh defines a model before it names it
-    environment.filters["track_values"] = _track_values
+    environment.filters |= {"auc": "{:.3f}".format, "track_values": _track_values}
     defaults: dict[str, Any] = {"problems": [], "classes": [], "legend": [], "map_item": None}
     text = environment.get_template("page.html").render(
         defaults | values,
@@ -199,7 +199,9 @@ def _rendered(values: dict[str, Any]) -> bytes:
         style=style(),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         differing=_differing(values["runs"]),
-        scored=[(run.name, name, one) for run in values["runs"] for name, one in run.scored.items()],
+        scored=[(run.name, run.classifier) for run in values["runs"] if run.classifier],
+        tagged=[run for run in values["runs"] if run.tagger],
+        probed=[(run.name, one) for run in values["runs"] for one in run.probes],
         version=__version__,
     )
     return text.encode()

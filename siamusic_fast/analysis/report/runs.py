@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ from siamusic_fast import config as settings
 from siamusic_fast.config import MelConfig, PretrainConfig
 from siamusic_fast.config.fields import settings_of
 from siamusic_fast.errors import DataError
+from siamusic_fast.evaluation.baselines import PRETRAINED
 from siamusic_fast.evaluation.evaluate import RESULTS
+from siamusic_fast.evaluation.intervals import Difference
+from siamusic_fast.evaluation.measures import Measure
 from siamusic_fast.evaluation.scores import ClassScores, Scores
+from siamusic_fast.evaluation.tag_scores import TagScore, TagScores
 from siamusic_fast.files import LIST_LIMIT, read_regular
 from siamusic_fast.models.run_files import CONFIG, LOG_FILE
 from siamusic_fast.training.run_log import read_log
 
 _SCORES = ("accuracy", "recall", "precision", "f1")
+_TAG_SCORES = ("roc_auc", "pr_auc")
 
 Lines = Sequence[Mapping[str, float]]
 """Lines of a metrics.jsonl, in the order of their steps."""
@@ -39,22 +45,23 @@ class Run:
     finetuned: Lines
     """Log of the fine-tuning; empty if there is none."""
     classifier: Scores | None
-    """Scores of the classifier on the test split; None if it was not evaluated."""
-    probes: dict[str, Scores]
-    """Scores of each probe on the test split by its name, those of random encoders included; or empty."""
+    """Scores of the classifier on the test split; None if it was not evaluated, or says tags."""
+    tagger: TagScores | None
+    """Scores of the classifier of tags on the test split; None if there is none, or it was not evaluated."""
+    probes: list[Measure]
+    """Measures of the frozen encoder's features and of the baselines; empty if it was not probed."""
 
     @property
-    def scored(self) -> dict[str, Scores]:
-        """All scores by the name of what was scored."""
-        found = {} if self.classifier is None else {"Fine-tuned classifier": self.classifier}
-        return found | self.probes
+    def linear(self) -> Measure | None:
+        """The measure of the linear probe, if there is one."""
+        return next((one for one in self.probes if one.name in ("linear", "linear_roc_auc")), None)
 
     @property
     def missing(self) -> list[tuple[str, tuple[str, ...]]]:
         """What has not been measured, and the words of the command that measures it."""
         run = str(self.folder)
         missing: list[tuple[str, tuple[str, ...]]] = []
-        if self.classifier is None:
+        if self.classifier is None and self.tagger is None:
             command = "evaluate" if self.finetuned else "finetune"
             missing.append(("The scores of a classifier", ("siamusic-fast", command, run)))
         if not self.probes:
@@ -112,6 +119,7 @@ def _read_run(folder: Path, name: str) -> Run:
     values = _read_config(folder)
     data, processes = str(values.pop("data", "")), int(values.pop("processes", 1))
     finetuned = folder / "finetune"
+    classifier = _read_classifier(folder)
     return Run(
         folder=folder,
         name=name,
@@ -120,7 +128,8 @@ def _read_run(folder: Path, name: str) -> Run:
         processes=processes,
         lines=_read_lines(folder),
         finetuned=_read_lines(finetuned) if (finetuned / LOG_FILE).is_file() else [],
-        classifier=_read_classifier(folder),
+        classifier=classifier if isinstance(classifier, Scores) else None,
+        tagger=classifier if isinstance(classifier, TagScores) else None,
         probes=_read_probes(folder),
     )
 
@@ -154,28 +163,45 @@ def _read_lines(folder: Path) -> Lines:
     return lines
 
 
-def _read_classifier(run: Path) -> Scores | None:
+def _read_classifier(run: Path) -> Scores | TagScores | None:
     for folder in (run / "finetune", run):
         path = folder / "evaluate" / RESULTS
         if path.is_file():
-            return _scores(
-                path, _read_json(path, f"`siamusic-fast evaluate {run}` writes it anew"), "evaluate", run
-            )
+            values = _read_json(path, f"`siamusic-fast evaluate {run}` writes it anew")
+            read = _tag_scores if values.get("target") == "tags" else _scores
+            return read(path, values, "evaluate", run)
     return None
 
 
-def _read_probes(run: Path) -> dict[str, Scores]:
+def _read_probes(run: Path) -> list[Measure]:
+    """Return the measures that a probe wrote. Raises DataError if they are not measures."""
     path = run / "probe" / RESULTS
     if not path.is_file():
-        return {}
+        return []
     values = _read_json(path, f"`siamusic-fast probe {run}` writes it anew")
-    encoders = {"pretrained": "pre-trained encoder", "random": "random encoder", "initial": "initial encoder"}
-    probes = {"linear": "Linear probe", "knn": "kNN probe"}
-    return {
-        f"{probe}, {encoder}": _scores(path, values.get(key, {}).get(kind), "probe", run)
-        for key, encoder in encoders.items()
-        for kind, probe in probes.items()
-    }
+    try:
+        return [_measure(one) for one in values["measures"]]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise _damaged(path, error, "probe", run) from error
+
+
+def _measure(values: Mapping[str, Any]) -> Measure:
+    names = {PRETRAINED, values["strongest"]}
+    return Measure(
+        name=str(values["name"]),
+        title=str(values["title"]),
+        values={name: float(values["values"][name]) for name in names},
+        intervals={name: _interval(values["intervals"][name]) for name in names},
+        strongest=str(values["strongest"]),
+        difference=Difference(**{name: float(value) for name, value in values["difference"].items()}),
+        items=int(values["items"]),
+        groups=int(values["groups"]),
+    )
+
+
+def _interval(values: Any) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -190,22 +216,39 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def _scores(path: Path, values: Any, command: str, run: Path) -> Scores:
     """Return the scores that `path` has as plain `values`. Raises DataError if they are not scores."""
-    try:
+    with _naming_damage(path, command, run):
         found = {field.name: values[field.name] for field in dataclasses.fields(Scores)}
         found["classes"] = tuple(ClassScores(**one) for one in found["classes"])
-        found["intervals"] = {
-            name: (float(low), float(high)) for name, (low, high) in found["intervals"].items()
-        }
+        found["intervals"] = {name: _interval(found["intervals"][name]) for name in _SCORES}
         found["confusion"] = tuple(tuple(map(int, row)) for row in found["confusion"])
         if {len(found["classes"])} != {len(found["confusion"]), *map(len, found["confusion"])}:
             raise ValueError("its confusion matrix does not fit its classes")
         found |= {name: float(found[name]) for name in ("chance", *_SCORES)}
-        _ = [found["intervals"][name] for name in _SCORES]
         return Scores(**found)
+
+
+def _tag_scores(path: Path, values: Any, command: str, run: Path) -> TagScores:
+    """Return the scores of tags that `path` has as plain `values`. Raises DataError if they are none."""
+    with _naming_damage(path, command, run):
+        found = {field.name: values[field.name] for field in dataclasses.fields(TagScores)}
+        found["tags"] = tuple(TagScore(**one) for one in found["tags"])
+        found["intervals"] = {name: _interval(found["intervals"][name]) for name in _TAG_SCORES}
+        found |= {name: float(found[name]) for name in ("chance", *_TAG_SCORES)}
+        if not all((one.roc_auc is None) == (one.pr_auc is None) for one in found["tags"]):
+            raise ValueError("it has half of the scores of a tag")
+        return TagScores(**found)
+
+
+@contextmanager
+def _naming_damage(path: Path, command: str, run: Path) -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{path} is damaged ({error!r}): `siamusic-fast {command} {run}` writes it anew."
-        ) from error
+        raise _damaged(path, error, command, run) from error
+
+
+def _damaged(path: Path, error: Exception, command: str, run: Path) -> DataError:
+    return DataError(f"{path} is damaged ({error!r}): `siamusic-fast {command} {run}` writes it anew.")
 
 
 def _words(value: Any) -> str:

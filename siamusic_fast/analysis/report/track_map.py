@@ -40,6 +40,7 @@ class MappedTrack:
     path: str
     """Path of its source file, relative to the corpus."""
     genre: str
+    """Class of the track, or of its tags the one that most tracks have."""
     x: float
     y: float
     neighbors: tuple[tuple[int, float], ...]
@@ -73,9 +74,11 @@ def track_map(
     """
     world = world or World()
     encoder = pretrained.build_encoder(world.device)
-    names, features, labels, *_ = extract_features(
+    found = extract_features(
         encoder, shard_set, _SPLIT, pretrained.frontend, backend=backend, world=world, progress=progress
     )
+    names, features = found.names, found.features
+    labels = found.labels if shard_set.target == "class" else _most_frequent(found.tags)
     if not features.isfinite().all():
         raise DataError(
             f"the encoder in {pretrained.path} computes features that are not finite: train anew."
@@ -95,7 +98,7 @@ def track_map(
                 MappedTrack(
                     name=name,
                     path=paths[name],
-                    genre=shard_set.classes[int(labels[chosen[place]])],
+                    genre=shard_set.names(shard_set.target)[int(labels[chosen[place]])],
                     x=x,
                     y=y,
                     neighbors=near[place],
@@ -104,6 +107,11 @@ def track_map(
             )
             task.advance()
     return TrackMap(tracks=tuple(tracks), of=len(features), method=method)
+
+
+def _most_frequent(tags: Tensor) -> Tensor:
+    """Return for each row of `tags` [tracks, tags] the place of its tag that most tracks have, int64."""
+    return (tags * tags.sum(dim=0)).argmax(dim=1)
 
 
 def _in_two_dimensions(features: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
