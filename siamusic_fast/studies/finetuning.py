@@ -7,6 +7,7 @@ from siamusic_fast.config.studies import StudyConfig
 def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneConfig:
     """Return the settings of fine-tuning under `protocol` in so many processes."""
     return FinetuneConfig(
+        target="class",
         protocol=protocol,
         epochs=config.finetune_epochs,
         batch_size=max(1, config.batch_size // processes),
@@ -14,4 +15,4 @@ def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneCo
         seed=config.seed,
         keep_going=config.keep_going,
         logger=config.logger,
-    )
+    ).resolved("class")

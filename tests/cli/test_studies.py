@@ -95,7 +95,8 @@ def test_an_ablation_counts_its_rows(
 def test_tiny_studies_make_their_own_music(
     monkeypatch: pytest.MonkeyPatch, cells: dict[str, BaseException], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tiny, "CORPORA", {"tiny_medium": 4, "tiny_small": 3})
+    monkeypatch.setattr(tiny, "CORPORA", {"tiny_medium": 3, "tiny_small": 3})
+    monkeypatch.setattr(tiny, "_SECONDS", 3.0)
     result = run("reproduce", "--tiny", *SMALL, "--dry-run", "--out", tmp_path / "study")
     assert "8 to do" in result.stdout  # two networks, two recipes, two corpora
     data = tmp_path / "study" / "data"
