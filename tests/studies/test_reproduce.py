@@ -115,8 +115,8 @@ def test_the_estimate_of_the_disk_is_what_finished_cells_take(
     taken = sum(path.stat().st_size for path in (result.folder / "cells").rglob("*.pt"))
     assert expected.gigabytes == pytest.approx(taken / 1e9, rel=0.02)
     assert (expected.cells, expected.finished, expected.finetunings) == (2, 0, 4)
-    # In an epoch a classifier learns from 4 crops of each track under clean and from 1 under paper, at a half of
-    # the time of a pair. Of 9 s, 18 crops are scored at a sixth, of validation and then of test tracks.
+    # In an epoch a classifier learns from 4 crops of each track under clean and from 1 under paper, at a half
+    # of the time of a pair. Of 9 s, 18 crops are scored at a sixth, of validation and then of test tracks.
     test = planned.study.test
     training, crops = test.tracks(["training"]), 18
     labelled = {split: test.tracks([split], labelled_only=True) for split in test.splits}
