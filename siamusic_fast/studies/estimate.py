@@ -155,7 +155,8 @@ def _seconds(study: Study, cell: Cell) -> float:
     crops = min(_MAX_CROPS, math.ceil(longest / cell.config.mel.seconds))
     tracks = {split: study.test.tracks([split], labelled_only=True) for split in study.test.splits}
     for config in study.finetuning.values():
-        in_epoch = tracks["training"] * _TRAIN_SHARE + tracks["validation"] * crops * _SCORE_SHARE
+        trained = tracks["training"] * (config.crops_per_track or 1)
+        in_epoch = trained * _TRAIN_SHARE + tracks["validation"] * crops * _SCORE_SHARE
         pairs += config.epochs * in_epoch + tracks["test"] * crops * _SCORE_SHARE
     return pairs
 

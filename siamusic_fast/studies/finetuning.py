@@ -10,6 +10,7 @@ def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneCo
     The protocols differ in the classifier that is kept and in nothing else.
     """
     return FinetuneConfig(
+        target="class",
         protocol=protocol,
         crops_per_track=1,
         encoder_lr=FinetuneConfig.lr,
@@ -21,4 +22,4 @@ def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneCo
         seed=config.seed,
         keep_going=config.keep_going,
         logger=config.logger,
-    )
+    ).resolved("class")

@@ -136,8 +136,8 @@ def explained(result: StudyResult) -> list[str]:
         "are means over the classes.",
         "over seeds: the lowest and the highest accuracy of one seed; with one seed nothing is known of "
         "that.",
-        "protocol clean: the classifier of the epoch that is best on the validation tracks; paper: that of "
-        "the last epoch.",
+        "protocol clean: the classifier of the epoch that is best on the validation tracks, fine-tuned with "
+        "our settings; paper: that of the last epoch, with the paper's settings.",
     ]
     if result.study.kind == "reproduce" and not _has_paper(result):
         found.append(
