@@ -20,7 +20,9 @@ def check_pretraining(config: PretrainConfig, shard_set: ShardSet, processes: in
     check_crops(config.crops, config.max_distance)
     check_shard_length(shard_set, shards, config.mel)
     to_recipe(config.aug, config.mel)
-    if config.init and not Path(config.init).exists():
+    if config.init and Path(config.init).is_dir():
+        check_run(Path(config.init))
+    elif config.init and not Path(config.init).exists():
         raise DataError(
             f"init = {config.init!r} is neither the folder of a run nor a file: name one, or leave it out "
             f"(on the command line --init)."

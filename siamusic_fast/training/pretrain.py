@@ -104,14 +104,16 @@ def pretrain(
             world.once(lambda: check_free(out, OF_RUNS, force))
         saved = folder.reopen(lock) if resume else None
 
-        # ---- Data
-        loader = _loader(config, shard_set, saved, world, progress)
-
-        # ---- Network and optimizer
+        # ---- Network
         torch.manual_seed(config.seed)
         network = place(method_of(config), world.device)
         if config.init and not saved:
             load_init(network.encoder, config.init)
+
+        # ---- Data
+        loader = _loader(config, shard_set, saved, world, progress)
+
+        # ---- Optimizer
         optimizer = optimizer_of(config, network)
         ddp = world.wrap(network, sync_batchnorm=config.synchronizes_batchnorm)
         model = _compiled_and_rehearsed(ddp, config, world)

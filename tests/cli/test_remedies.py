@@ -316,6 +316,7 @@ EARLY: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "batch": lambda data: ("pretrain", "--data", data, "--gpus", "0", "--procs", "50"),
     "data": lambda _: ("pretrain", "--data", "nothing"),
     "init": lambda data: ("pretrain", "--data", data, "--init", "nothing"),
+    "init of shards": lambda data: ("pretrain", "--data", data, "--init", data),
     "finetune": lambda data: ("finetune", data),
     "fraction": lambda data: ("finetune", data, "--label-fraction", "2"),
     "evaluate": lambda data: ("evaluate", data),

@@ -790,7 +790,9 @@ def test_a_run_starts_from_the_weights_of_another(run: Path, shard_set: ShardSet
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(after["encoder"][name], weight), name
     assert after["config"]["init"] == str(run)
-    with pytest.raises(
-        ConfigError, match=r"is a run of resnet18, and backbone = 'resnet34': .* --backbone resnet18"
-    ):
-        pretrain(dataclasses.replace(still, backbone="resnet34"), shard_set, tmp_path / "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "estimate_frontend", None)  # weights that do not fit are told before the tracks
+        with pytest.raises(
+            ConfigError, match=r"is a run of resnet18, and backbone = 'resnet34': .* --backbone resnet18"
+        ):
+            pretrain(dataclasses.replace(still, backbone="resnet34"), shard_set, tmp_path / "other")
