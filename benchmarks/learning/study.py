@@ -1,13 +1,13 @@
 """Trains and scores every configuration of the study on one set of labelled music, and keeps the figures.
 
-python -m benchmarks.learning.study choose AUDIO WORK     settings, scored on the validation tracks
-python -m benchmarks.learning.study final AUDIO WORK      the chosen ones, scored on the test tracks
-python -m benchmarks.learning.study finetune AUDIO WORK   classifiers, fine-tuned and from scratch
+python -m benchmarks.learning.study encoders AUDIO WORK      encoders and baselines, scored on the test tracks
+python -m benchmarks.learning.study classifiers AUDIO WORK   classifiers, fine-tuned and from scratch
 
 AUDIO is a folder of audio with labels.csv, which has the columns path, label, split and group; no group is in
 two splits. Shards and runs go to WORK. A figure that is there already is not measured again.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -35,44 +35,28 @@ from siamusic_fast.training.finetune import finetune
 from siamusic_fast.training.pretrain import PretrainResult, pretrain
 
 RESULTS = Path(__file__).parent / "results"
-PRETRAINING_SPLITS = ("training", "validation")
-"""Splits that the encoders of the final scores learn from, without labels."""
+SPLITS = ("training", "validation")
+"""Splits that encoders learn from, without labels."""
 
 Row = dict[str, Any]
 
 
-def packed(audio: Path, work: Path, *, to_choose: bool) -> ShardSet:
-    """Return the shards of `audio`, packed if they are not there.
-
-    Those `to_choose` settings have the validation tracks as their test split and no others, so that nothing
-    is chosen by a test track.
-    """
-    folder = work / "shards" / ("choose" if to_choose else "final")
+def packed(audio: Path, work: Path) -> ShardSet:
+    """Return the shards of `audio`, packed if they are not there."""
+    folder = work / "shards"
     if (folder / MANIFEST).is_file():
         return read_manifest(folder)
-    corpus = load_folder(audio, labels=audio / "labels.csv")
-    if to_choose:
-        tracks = [
-            replace(track, split="test" if track.split == "validation" else track.split)
-            for track in corpus.tracks
-            if track.split != "test"
-        ]
-        corpus = replace(corpus, tracks=tracks)
-    return pack(corpus, folder)
+    return pack(load_folder(audio, labels=audio / "labels.csv"), folder)
 
 
-def run_of(
-    name: str, seed: int, shard_set: ShardSet, work: Path, *, steps: int = settings.STEPS
-) -> tuple[Path, PretrainResult | None]:
+def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> tuple[Path, PretrainResult | None]:
     """Return the run of a configuration, and what training it came to if it was not there."""
-    splits = tuple(split for split in PRETRAINING_SPLITS if split in shard_set.splits)
-    config = settings.pretraining(name, seed, shard_set.tracks(splits), steps=steps)
-    run = work / "runs" / shard_set.folder.name / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    run = work / "runs" / f"{name.replace(', ', '-')}-{seed}"
     if (run / "finished").exists():
         return run, None
-    result = pretrain(
-        replace(config, splits=splits), shard_set, run, force=True, progress=progress(quiet=False)
-    )
+    config = settings.pretraining(name, seed, shard_set.tracks(SPLITS))
+    config = replace(config, splits=SPLITS)
+    result = pretrain(config, shard_set, run, force=True, progress=progress(quiet=False))
     (run / "finished").touch()
     return run, result
 
@@ -145,30 +129,18 @@ def keep(stage: str, wanted: dict[tuple[Any, ...], Callable[[], Row]]) -> None:
 
 
 def main(stage: str, audio: Path, work: Path) -> None:
-    shard_set = packed(audio, work, to_choose=stage == "choose")
+    shard_set = packed(audio, work)
     RESULTS.mkdir(exist_ok=True)
-    if stage == "finetune":
-        keep(
-            stage,
-            {
-                ("from scratch" if scratch else "fine-tuned", fraction, seed): (
-                    partial(classified, fraction, seed, scratch, shard_set, work)
-                )
-                for seed in settings.SEEDS
-                for fraction in settings.LABEL_FRACTIONS
-                for scratch in (False, True)
-            },
-        )
-        return
-    names = settings.CHOICES if stage == "choose" else settings.FINAL
-    keep(
-        stage,
-        {
-            (name, None, seed): partial(scored, name, seed, shard_set, work)
-            for seed in settings.SEEDS
-            for name in names
-        },
-    )
+    wanted: dict[tuple[Any, ...], Callable[[], Row]] = {}
+    for seed in settings.SEEDS:
+        if stage == "encoders":
+            for name in settings.CONFIGURATIONS:
+                wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
+        else:
+            for fraction, scratch in itertools.product(settings.LABEL_FRACTIONS, (False, True)):
+                key = "from scratch" if scratch else "fine-tuned", fraction, seed
+                wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
+    keep(stage, wanted)
 
 
 if __name__ == "__main__":

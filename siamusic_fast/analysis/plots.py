@@ -114,7 +114,7 @@ def probes(result: ProbeResult) -> None:
         axis.set_ylim(len(measure.values) - 0.5, -0.5)
         axis.xaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(alpha=0.3)
-        words = f"{measure.title}: {measure.difference.words} above {measure.strongest}"
+        words = f"{measure.title}, against {measure.strongest}: {measure.difference.words}"
         axis.set_title(words, fontsize="small", loc="left")
     if result.label_curve:
         _draw_label_curve(axes[-1], result.label_curve)

@@ -142,35 +142,36 @@ def _render_classes(scores: Any) -> dict[str, str]:
 
 def render_probes(result: Any) -> None:
     """Print every measure of all features, what they are above the strongest baseline, and the folder."""
-    of_rank = {name: one.effective_rank for name, one in result.probes.items()}
-    table = table_of("95% intervals", *(measure.title for measure in result.measures), "effective rank")
-    for name, rank in of_rank.items():
-        shown = f"pre-trained, {count(result.epoch, 'epoch')}" if name == "pretrained" else name
-        cells = (_value(measure, name) for measure in result.measures)
-        table.add_row(shown, *cells, f"{rank:.0f}", style="bold" if name == "pretrained" else None)
+    table = table_of("features", *(measure.title for measure in result.measures), "rank")
+    for name, one in result.probes.items():
+        cells = (_value(measure, name, short=len(result.measures) > 4) for measure in result.measures)
+        style = "bold" if name == "pretrained" else None
+        table.add_row(name, *cells, f"{one.effective_rank:.0f}", style=style)
     output.print(table)
     facts = {measure.title: _difference(measure) for measure in result.measures}
     for point in result.label_curve:
         facts[f"{point.fraction:.0%} of labels"] = (
-            f"{_value(point.measure, 'pretrained')} from {count(point.labels, 'track')}; "
+            f"linear {point.measure.values['pretrained']:.1%} from {count(point.labels, 'track')}, "
             f"{_difference(point.measure)}"
         )
+    facts["encoder"] = f"{result.architecture.backbone}, pre-trained, {count(result.epoch, 'epoch')}"
     where = "test track" if result.scored_on == "test" else "track"
     by = "" if result.scored_on == "test" else ", by grouped cross-validation"
     facts["data"] = f"{count(result.tracks, where)} of {result.data}{by}; chance {result.chance:.1%}"
     groups = {measure.groups for measure in result.measures if measure.items == result.tracks}
-    facts["intervals"] = f"drawn from {count(max(groups), 'group')}" if groups else ""
+    facts["intervals"] = f"95%, of {count(max(groups), 'group')}" if groups else ""
     facts["results"] = str(result.folder)
     show_facts((name, words) for name, words in facts.items() if words)
 
 
-def _value(measure: Any, name: str) -> str:
+def _value(measure: Any, name: str, *, short: bool) -> str:
     low, high = measure.intervals[name]
-    return f"{measure.values[name]:.1%} ({low:.1%} to {high:.1%})"
+    value = f"{measure.values[name]:.1%}"
+    return value if short else f"{value}\n{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _difference(measure: Any) -> str:
-    return f"{measure.difference.words} above {measure.strongest}, the strongest baseline"
+    return f"against {measure.strongest}, the strongest baseline: {measure.difference.words}"
 
 
 def _interval(scores: Any, name: str) -> str:

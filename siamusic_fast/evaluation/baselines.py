@@ -180,7 +180,8 @@ class Competitors:
             with contextlib.suppress(OSError):  # a shard set that cannot be written to serves as well
                 of_baselines = {name: features[name].numpy() for name in BASELINES}
                 write_features(self.shard_set.folder, key, of_baselines)
-        return {name: found._replace(features=values) for name, values in (features | (kept or {})).items()}
+        features |= kept or {}
+        return {name: found._replace(features=features[name]) for name in (PRETRAINED, *BASELINES)}
 
     def _key(self, split: str, crops: int | None) -> dict[str, Any]:
         """Return all that the features of the baselines depend on."""

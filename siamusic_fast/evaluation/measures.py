@@ -87,13 +87,13 @@ def retrieval_measures(crops: Mapping[str, CropFeatures], seed: int = 0) -> list
             name: (one.r_at_1, resampled_means(one.same_track, groups, seed=seed))
             for name, one in found.items()
         }
-        measures.append(compared("same_track", "R@1 of tracks", of_track, groups, len(groups)))
+        measures.append(compared("same_track", "track R@1", of_track, groups, len(groups)))
     if groups := first.same_artist_groups:
         of_artist = {
             name: (one.map, resampled_means(one.same_artist, groups, seed=seed))
             for name, one in found.items()
         }
-        measures.append(compared("same_artist", "mAP of artists", of_artist, groups, len(groups)))
+        measures.append(compared("same_artist", "artist mAP", of_artist, groups, len(groups)))
     return measures
 
 

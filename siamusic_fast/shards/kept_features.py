@@ -33,13 +33,14 @@ def write_features(folder: Path, key: Mapping[str, Any], features: Mapping[str, 
     The file is one line of JSON, which says the key and the shape of each array, the arrays as float32, and
     at the end the SHA-256 of all that, 32 bytes.
     """
-    about = {"format_version": _FORMAT, "key": key, "shapes": {name: a.shape for name, a in features.items()}}
+    arrays = dict(sorted(features.items()))  # as the names in the first line are
+    about = {"format_version": _FORMAT, "key": key, "shapes": {name: a.shape for name, a in arrays.items()}}
     sha256 = hashlib.sha256()
     with atomic_write(kept_path(folder, key)) as file:
         for part in (
             _json(about),
             b"\n",
-            *(np.ascontiguousarray(a, _TYPE).tobytes() for a in features.values()),
+            *(np.ascontiguousarray(a, _TYPE).tobytes() for a in arrays.values()),
         ):
             sha256.update(part)
             file.write(part)

@@ -71,7 +71,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ("pretrained", "random", "initial", "log-mels", "MFCCs")
     measures = tuple(
         compared(name, title, {one: (rng.random(), rng.random(50)) for one in names}, ["a", "b"], 2)
-        for name, title in (("knn", "kNN"), ("linear", "linear"), ("same_artist", "mAP of artists"))
+        for name, title in (("knn", "kNN"), ("linear", "linear"), ("same_artist", "artist mAP"))
     )
     about |= {"folder": folder / "probe", "architecture": Architecture("resnet18"), "checkpoint": "last"}
     about |= {"target": "class", "scored_on": "test", "tracks": 2, "chance": 0.5, "epoch": 3}

@@ -117,8 +117,9 @@ def test_the_probe_prints_each_measure_and_the_strongest_baseline(run: Path, sha
     assert [one["name"] for one in values["measures"]] == ["knn", "linear", "same_track", "same_artist"]
     said = " ".join(result.stdout.split())
     for one in values["measures"]:
-        assert f"{one['title']} {Difference(**one['difference']).words} above {one['strongest']}" in said
-        assert f"{one['values']['MFCCs']:.1%} (" in said
+        words = f"against {one['strongest']}, the strongest baseline: {Difference(**one['difference']).words}"
+        assert f"{one['title']} {words}" in said
+        assert f"{one['values']['MFCCs']:.1%}" in said
     assert (run / "probe" / "probes.png").stat().st_size > 10_000
 
 
