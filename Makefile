@@ -20,7 +20,7 @@ bench: install  ## Measure this machine on data made for it (under ten minutes o
 
 FAULTS ?= benchmarks/here/faults.json
 
-faults: install  ## Try every promise about faults at length (about 25 minutes on two cores); prints its plan first.
+faults: install  ## Try every promise about faults at length (about 35 minutes on two cores); prints its plan first.
 	$(BIN)/python -m tests.faults.run --out $(FAULTS)
 
 soak: install  ## Load a million samples and look at memory, files and threads (about ten minutes on two cores).

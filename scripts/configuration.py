@@ -42,9 +42,9 @@ SECTIONS = (
     ("Pre-training: `siamusic-fast pretrain`", "PretrainConfig", PretrainConfig),
     ("Mel spectrogram: `siamusic-fast pretrain`, under `mel:` in a file", "MelConfig", MelConfig),
     ("Fine-tuning: `siamusic-fast finetune`", "FinetuneConfig", FinetuneConfig),
+    ("Probes: `siamusic-fast probe`", "ProbeConfig", ProbeConfig),
     ("The paper's grid: `siamusic-fast reproduce`", "ReproduceConfig", ReproduceConfig),
     ("Parts of a recipe: `siamusic-fast ablate`", "AblateConfig", AblateConfig),
-    ("Probes: `siamusic-fast probe`", "ProbeConfig", ProbeConfig),
     ("Embedding: `siamusic-fast embed`", "EmbedConfig", EmbedConfig),
     ("Packing: `siamusic-fast shard`", "PackConfig", PackConfig),
 )

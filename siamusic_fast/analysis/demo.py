@@ -27,7 +27,7 @@ PREVIEW_TRACKS = 4
 PRETRAIN = PretrainConfig(
     mel=MelConfig(seconds=2.0), backbone="resnet18", epochs=8, batch_size=32, knn_every=0
 )
-"""Shorter crops, a smaller backbone and fewer epochs than the paper's: minutes on two CPU cores."""
+"""Shorter crops, a smaller backbone and fewer epochs than the default: minutes on two CPU cores."""
 FINETUNE = FinetuneConfig(epochs=4, batch_size=32, crops_per_track=2)
 
 QUICK_CORPUS = SyntheticCorpus(tracks_per_genre=3, seconds=6.0)

@@ -51,10 +51,16 @@ def pretraining(run: Path) -> None:
     )
     _save(curves(lines, [rank], title), run / "plots" / "rank.png")
     _save(curves(lines, [collapse], title), run / "plots" / "collapse.png")
-    measured = [line for line in lines if "knn" in line]
-    if measured:
-        best = max(measured, key=lambda line: (line["epoch"] > 0, line["knn"]))["epoch"]
-        knn = _accuracy_panel("kNN accuracy", "knn", config)
+    for name, label in (("knn", "kNN accuracy"), ("knn_roc_auc", "kNN, macro ROC-AUC of tags")):
+        measured = [line for line in lines if name in line]
+        if not measured:
+            continue
+        best = max(measured, key=lambda line: (line["epoch"] > 0, line[name]))["epoch"]
+        knn = (
+            _accuracy_panel(label, name, config)
+            if name == "knn"
+            else Panel(label=label, curves={name: "validation"}, reference=(0.5, "chance: 50%"))
+        )
         _save(curves(lines, [knn], title, kept=(best, "best.pt")), run / "plots" / "knn.png")
 
 

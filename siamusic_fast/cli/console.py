@@ -35,6 +35,8 @@ Figures = Callable[[Mapping[str, float]], list[list[str]]]
 
 _LINE_EVERY = 30.0
 """Seconds between two lines of figures, unless there is news."""
+_NEWS = ("knn", "knn_roc_auc")
+"""Figures whose new value is news."""
 
 
 def escape_what_cannot_be_printed() -> None:
@@ -222,7 +224,7 @@ class _Lines:
         self._values.update(values)
         rows = figures(self._values)
         now, rows_before, self._rows = time.monotonic(), self._rows, len(rows)
-        news = "knn" in values or self._rows > rows_before or self._done == self._total
+        news = any(name in values for name in _NEWS) or self._rows > rows_before or self._done == self._total
         if news or now - self._printed >= _LINE_EVERY:
             self._printed = now
             left = (now - self._started) / max(self._done, 1) * (self._total - self._done)

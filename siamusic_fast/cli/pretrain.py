@@ -135,7 +135,8 @@ def pretrain(
 def render(result: Any, shard_set: ShardSet) -> None:
     """Print what a run came to, its folder, and what to do with it."""
     run, best = str(result.run), result.best_knn
-    labelled = len(shard_set.classes) > 1
+    labelled = len(shard_set.names(shard_set.target)) > (shard_set.target == "class")
+    knn_of = "ROC-AUC of tags" if shard_set.target == "tags" else "accuracy"
     trained = f"{count(result.epochs, 'epoch')}, {count(result.steps, 'step')}"
     facts = {
         "trained": f"{trained} in {duration(result.seconds)}",
@@ -144,7 +145,7 @@ def render(result: Any, shard_set: ShardSet) -> None:
         "rank": f"{result.encoder_rank:.1f} of the encoder, {result.projector_rank:.1f} of the projector",
         "kNN": "not measured"
         if best is None
-        else f"accuracy {result.knn:.1%}, best {best:.1%}, before the first step {result.initial_knn:.1%}",
+        else f"{knn_of} {result.knn:.1%}, best {best:.1%}, before the first step {result.initial_knn:.1%}",
         "speed": f"{result.pairs_per_second:.1f} pairs/s, {result.waiting:.0%} of the time waiting for data",
         "memory": f"{result.peak_memory / 2**30:.2f} GiB at the peak",
         "run": run,
@@ -166,7 +167,8 @@ class _Figures:
     def __call__(self, values: Mapping[str, float]) -> list[list[str]]:
         from siamusic_fast.training.run_log import LOW_RANK
 
-        knn = ["kNN {knn:.1%}"] if "knn" in values else []
+        words = {"knn": "kNN {knn:.1%}", "knn_roc_auc": "kNN, ROC-AUC of tags {knn_roc_auc:.1%}"}
+        knn = [text for name, text in words.items() if name in values]
         speed = ["{pairs_per_second:,.1f} pairs/s", "{waiting:.0%} waiting for data"]
         collapse = f"collapse {{collapse:.4f}} (healthy {self.healthy:.4f})"
         rows = [

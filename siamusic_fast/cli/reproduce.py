@@ -91,7 +91,7 @@ def reproduce(
             found = [tiny_shards(folder / "data", name, **making) for name in CORPORA]
             found.append(found[-1])
         *corpora, test = found
-        stand_ins = f" {' and '.join(config.backbones)} stand for the paper's ResNet-50, 101 and 152."
+        stand_ins = f" The paper's ResNet-50, 101 and 152 are replaced by {' and '.join(config.backbones)}."
         planned = plan_reproduction(
             config, corpora, test, folder, devices, paper=figures, remark=REMARK + stand_ins if tiny else ""
         )

@@ -42,8 +42,8 @@ _BAR = 24
 _MAX_GROUPS = 10
 """Groups of equal tracks that are listed; --json has all."""
 _CHECKED = (
-    "compared: shards, indices and tables with their SHA-256 in manifest.json, manifest.json and "
-    "frontends.json with their own, and every track with its headers, label, index and row of tracks.csv"
+    "compared: shards, indices and tables with their SHA-256 in manifest.json, manifest.json, frontends.json "
+    "and baselines with their own, and every track with its headers, label, index and row of tracks.csv"
 )
 _MAX_TAGS = 5
 """Tags that `shard` names; `inspect` shows all."""
@@ -242,9 +242,10 @@ def verify(shards: str, data_dir: Path, procs: int | None, quiet: bool, as_json:
     """Check SHARDS, a folder or a name found under DATA_DIR/shards, against its manifest.
 
     Every file of the set is compared with its SHA-256, so that a single changed bit is found: shards,
-    indices and tables with that in manifest.json, manifest.json and frontends.json with their own. Of every
-    shard also size, number of tracks, headers, labels, index, and its rows of tracks.csv. All that is wrong
-    is named; the exit code is 1 if anything is. Files that are no part of the set are named too.
+    indices and tables with that in manifest.json, manifest.json, frontends.json and baselines with their
+    own. Of every shard also size, number of tracks, headers, labels, index, and its rows of tracks.csv. All
+    that is wrong is named; the exit code is 1 if anything is. Files that are no part of the set are named
+    too.
 
     \b
     siamusic-fast verify fma_medium

@@ -10,7 +10,7 @@ from siamusic_fast.config.fields import Between, OneOf, Positive, Section, check
 from siamusic_fast.errors import ConfigError, DataError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "swin_t")
-STEMS = ("standard", "keep-frequency")
+STEMS = ("standard", "keep-frequency", "frequency-channel")
 """First layers of an encoder: those of its paper, or ones that make time shorter and keep every mel band."""
 POOLINGS = ("mean", "mean-max")
 """How an encoder makes one vector of its last features."""
@@ -187,9 +187,10 @@ class PretrainConfig(CommonConfig):
     reads. None: all shards."""
     backbone: Annotated[str, Section("Network"), OneOf(BACKBONES)] = "resnet50"
     """Network that encodes a spectrogram."""
-    stem: Annotated[str, OneOf(STEMS)] = "keep-frequency"
-    """First layers of the network: standard, as in its paper; keep-frequency, whose strides shorten time
-    alone, so that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
+    stem: Annotated[str, OneOf(STEMS)] = "frequency-channel"
+    """First layers of the network: standard, as in its paper; frequency-channel, which see the frequency of
+    each mel band as a second channel (Liu et al. 2018); keep-frequency, whose strides shorten time alone, so
+    that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
     pooling: Annotated[str, OneOf(POOLINGS)] = "mean-max"
     """How the last features become one vector: their mean; or mean-max, the mean over frequency, and of that
     the mean over time plus the maximum over time (Kong et al. 2020)."""

@@ -5,10 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from siamusic_fast.config import BACKENDS
+from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.standardize import scaling_of
+from siamusic_fast.evaluation.tag_scores import macro_roc_auc
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.networks import evaluating
+from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
 
@@ -65,12 +68,27 @@ def knn_predict(
 
 
 def knn_possible(shard_set: ShardSet) -> bool:
-    """Whether `shard_set` has two classes, and labelled tracks for training and for validation."""
+    """Whether `shard_set` has labels for training and validation: two classes, or tags that can be scored.
+
+    A tag can be scored that some validation tracks have and others have not.
+    """
     splits = [shard_set.splits.get(split, ()) for split in ("training", "validation")]
-    return len(shard_set.classes) > 1 and all(any(shard.labelled for shard in shards) for shards in splits)
+    if shard_set.target == "class":
+        labelled = all(any(shard.labelled for shard in shards) for shards in splits)
+        return len(shard_set.classes) > 1 and labelled
+    try:
+        tags = [open_tracks(shard_set, [split], target="tags").tags for split in ("training", "validation")]
+    except DataError:
+        return False
+    return tags[1] is not None and bool((tags[1].any(axis=0) & ~tags[1].all(axis=0)).any())
 
 
-def knn_accuracy(
+def knn_name(shard_set: ShardSet) -> str:
+    """Return the name under which `knn_score` is logged: knn is an accuracy, knn_roc_auc a macro ROC-AUC."""
+    return "knn_roc_auc" if shard_set.target == "tags" else "knn"
+
+
+def knn_score(
     encoder: nn.Module,
     shard_set: ShardSet,
     frontend: Frontend,
@@ -80,6 +98,8 @@ def knn_accuracy(
     world: World | None = None,
 ) -> float:
     """Return the kNN accuracy, 0 to 1, of the validation tracks, with the training tracks as bank.
+
+    If the shards have tags and no two classes, it is the macro ROC-AUC of the tags that the neighbors have.
 
     Segments of a track count as one. Called in every process of `world`, each of which computes its part;
     `encoder` is the module itself, not its DistributedDataParallel. `batch_size` is that of
@@ -99,5 +119,7 @@ def knn_accuracy(
             )
             for split in ("training", "validation")
         ]
+    if shard_set.target == "tags":
+        return macro_roc_auc(knn_votes(validation.features, bank.features, bank.tags), validation.tags)
     predictions = knn_predict(validation.features, bank.features, bank.labels, len(shard_set.classes))
     return float((predictions == validation.labels).double().mean())

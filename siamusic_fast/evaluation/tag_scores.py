@@ -89,6 +89,14 @@ def macro_aucs(probabilities: Tensor, truths: Tensor) -> tuple[float, float]:
     return roc_auc, pr_auc
 
 
+def macro_roc_auc(probabilities: Tensor, truths: Tensor) -> float:
+    """Return the `roc_auc` of `tag_scores` alone, without intervals."""
+    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
+    scored = np.flatnonzero(found.any(axis=0) & ~found.all(axis=0)).tolist()
+    ones = np.ones((len(found), 1))
+    return float(np.mean([weighted_aucs(values[:, tag], found[:, tag], ones)[0] for tag in scored]))
+
+
 def resampled_aucs(
     probabilities: Tensor, truths: Tensor, groups: Sequence[str], *, seed: int = 0
 ) -> dict[str, Array]:

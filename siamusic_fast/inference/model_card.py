@@ -76,6 +76,8 @@ def _unlike_torchvision(about: Mapping[str, Any]) -> str:
     first, first_pool = ("features.0.0", "") if about["backbone"] == "swin_t" else ("conv1", " and maxpool")
     stride = (1, 4) if about["backbone"] == "swin_t" else (1, 2)
     sentences = {
+        "frequency-channel": f" Stem frequency-channel: {first} has a second input channel, which rises from "
+        "-1 at the lowest mel band to 1 at the highest (Liu et al. 2018).",
         "keep-frequency": f" Stem keep-frequency: the stride of {first}{first_pool} is {stride}.",
         "mean-max": " Pooling mean-max: the features of a frame are the mean over frequency, and those of a "
         "spectrogram their mean over time plus their maximum over time (Kong et al. 2020).",

@@ -37,7 +37,8 @@ class Encoder(nn.Module):
     identity in place of the last layer (`fc`, or `head` of swin_t). So its state dict has the names that
     torchvision's has, its layers are attributes such as `encoder.layer4`, and a classifier is made by
     `encoder.fc = nn.Linear(encoder.dim, 10)`. It is in evaluation mode; `encoder.train()` ends that.
-    Other strides in the stem and another pooling, if the run had them, have no weights.
+    With the stem frequency-channel the weights of the first layer have two input channels. Other strides in
+    the stem and another pooling, if the run had them, have no weights.
     """
 
     architecture: Architecture
@@ -125,11 +126,31 @@ class _ResNetEncoder(Encoder, ResNet):  # type: ignore[misc]
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(*_RESNETS[architecture.backbone], zero_init_residual=True)
         self.dim = self.fc.in_features
-        stride = (2, 2) if architecture.stem == "standard" else (1, 2)
-        self.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=stride, padding=3, bias=False)
+        stride = (1, 2) if architecture.stem == "keep-frequency" else (2, 2)
+        channels = input_channels(architecture)
+        self.conv1 = _Conv(channels, 64, kernel_size=7, stride=stride, padding=3, bias=False)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=stride, padding=1)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.fc = nn.Identity()
+
+
+def input_channels(architecture: Architecture) -> int:
+    """Return the channels that the first layer sees: the spectrogram, and with some stems the frequency."""
+    return 2 if architecture.stem == "frequency-channel" else 1
+
+
+class _Conv(nn.Conv2d):
+    """A convolution that may have, besides the spectrogram, the frequency of each mel band as a channel.
+
+    The frequency rises from -1 at the lowest band to 1 at the highest (CoordConv, Liu et al. 2018): what a
+    convolution finds does not tell in which band it is.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.in_channels > 1:
+            frequency = torch.linspace(-1, 1, image.shape[2], device=image.device, dtype=image.dtype)
+            image = torch.cat([image, frequency.view(1, 1, -1, 1).expand_as(image)], dim=1)
+        return super().forward(image)
 
 
 _RESNETS = {
@@ -164,12 +185,12 @@ class _SwinEncoder(Encoder, SwinTransformer):  # type: ignore[misc]
             stochastic_depth_prob=0.2,
         )
         self.dim = self.head.in_features
-        stride = (4, 4) if architecture.stem == "standard" else (1, 4)
-        self.features[0][0] = _Patches(1, width, kernel_size=(4, 4), stride=stride)
+        stride = (1, 4) if architecture.stem == "keep-frequency" else (4, 4)
+        self.features[0][0] = _Patches(input_channels(architecture), width, kernel_size=(4, 4), stride=stride)
         self.head = nn.Identity()
 
 
-class _Patches(nn.Conv2d):
+class _Patches(_Conv):
     """Cuts an image into patches. The last ones are filled up with 0, the mean color."""
 
     def forward(self, image: Tensor) -> Tensor:

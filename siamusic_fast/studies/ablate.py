@@ -79,8 +79,7 @@ def recipes(config: AblateConfig) -> dict[Row, Recipe]:
     if len(whole) < 2 or len(set(names)) < len(names):
         raise ConfigError(
             f"aug = {config.aug!r} must have two or more different augmentations for a study of its parts, "
-            "such as "
-            f"image or mask,cutout (on the command line --aug)."
+            "such as image or mask,cutout (on the command line --aug)."
         )
     found: dict[Row, Recipe] = {("whole", config.aug): whole, ("nothing", "none"): ()}
     found |= {("alone", name): (step,) for name, step in zip(names, whole, strict=True)}
@@ -92,9 +91,8 @@ def recipes(config: AblateConfig) -> dict[Row, Recipe]:
         scaled = tuple(dataclasses.replace(step, p=min(1.0, round(step.p * factor, 6))) for step in whole)
         if scaled in found.values():
             raise ConfigError(
-                f"scale = {factor:g} gives a recipe that the study has already: leave it out (on the command "
-                "line "
-                f"--scale)."
+                f"scale = {factor:g} gives a recipe that the study has already: leave it out (on the "
+                "command line --scale)."
             )
         found["scaled", f"all p x {factor:g}"] = scaled
     return found

@@ -119,7 +119,11 @@ def _seconds_per_pair(cell: Cell, device: torch.device) -> float:
         cell.data,
         aug=config.aug,
         splits=config.splits,
-        frontend=estimate_frontend(cell.data, config.mel, short_tracks=config.short_tracks),
+        frontend=estimate_frontend(
+            cell.data, config.mel, short_tracks=config.short_tracks, normalization=config.normalization
+        ),
+        crops=config.crops,
+        max_distance=config.max_distance,
         batch_size=config.batch_size,
         backend=config.backend,
         device=device,
@@ -151,7 +155,8 @@ def _seconds(study: Study, cell: Cell) -> float:
     crops = min(_MAX_CROPS, math.ceil(longest / cell.config.mel.seconds))
     tracks = {split: study.test.tracks([split], labelled_only=True) for split in study.test.splits}
     for config in study.finetuning.values():
-        in_epoch = tracks["training"] * _TRAIN_SHARE + tracks["validation"] * crops * _SCORE_SHARE
+        trained = tracks["training"] * (config.crops_per_track or 1)
+        in_epoch = trained * _TRAIN_SHARE + tracks["validation"] * crops * _SCORE_SHARE
         pairs += config.epochs * in_epoch + tracks["test"] * crops * _SCORE_SHARE
     return pairs
 

@@ -48,9 +48,8 @@ def scores(result: StudyResult, path: Path) -> None:
     axis.set_yticks(range(len(study.rows)), [", ".join(row) for row in study.rows], fontsize="small")
     axis.set_ylim(len(study.rows) - 0.4, -0.6)
     axis.xaxis.set_major_formatter("{x:.0%}")
-    axis.set_xlabel(
-        f"accuracy on {result.tracks:,} test tracks, with 95% intervals; small marks: one seed each"
-    )
+    marks = "; small marks: one seed each" if any(len(one.seeds) > 1 for one in result.rows) else ""
+    axis.set_xlabel(f"accuracy on {result.tracks:,} test tracks, with 95% intervals{marks}")
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
     title = f"{study.title}. {study.remark}" if study.remark else study.title

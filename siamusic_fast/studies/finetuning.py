@@ -1,4 +1,4 @@
-"""The fine-tuning of a study's cells, with the settings of Kim, Hong, Lee 2022, section 4."""
+"""The fine-tuning of a study's cells: what `finetune` does by default under each protocol."""
 
 from siamusic_fast.config import FinetuneConfig
 from siamusic_fast.config.studies import StudyConfig
@@ -10,6 +10,7 @@ def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneCo
     The protocols differ in the classifier that is kept and in nothing else.
     """
     return FinetuneConfig(
+        target="class",
         protocol=protocol,
         crops_per_track=1,
         encoder_lr=FinetuneConfig.lr,
@@ -21,4 +22,4 @@ def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneCo
         seed=config.seed,
         keep_going=config.keep_going,
         logger=config.logger,
-    )
+    ).resolved("class")

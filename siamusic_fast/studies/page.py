@@ -18,8 +18,7 @@ def write(result: StudyResult) -> None:
     shared = {
         "pre-training": f"{config.method}, {config.epochs} epochs, batches of {config.batch_size} in each of "
         f"{study.processes} process{'' if study.processes == 1 else 'es'}, {config.optimizer} with a "
-        "learning rate "
-        f"of {config.lr:g} ({config.schedule}) and a weight decay of {config.weight_decay:g}",
+        f"learning rate of {config.lr:g} ({config.schedule}) and a weight decay of {config.weight_decay:g}",
         "features": f"{config.mel.n_mels} x {config.mel.frames} of {config.mel.seconds:g} s at "
         f"{config.mel.sample_rate:,} Hz",
         "seeds": ", ".join(str(seed) for seed in sorted({cell.config.seed for cell in study.cells})),

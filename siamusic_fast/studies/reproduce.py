@@ -36,9 +36,8 @@ def plan_reproduction(
     names = [data.folder.name for data in corpora]
     if len(set(names)) < len(names):
         raise ConfigError(
-            f"two of the shard sets {', '.join(names)} have the same name: rename the folder of one, or name "
-            "one of "
-            f"them only (on the command line --pretrain-on)."
+            f"two of the shard sets {', '.join(names)} have the same name: rename the folder of one, or "
+            "name one of them only (on the command line --pretrain-on)."
         )
     cells = tuple(
         Cell(

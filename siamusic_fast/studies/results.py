@@ -226,8 +226,7 @@ def read_paper(path: Path, columns: Sequence[str]) -> dict[Row, dict[str, float]
     if missing := [name for name in names if name not in found]:
         raise ConfigError(
             f"{path} has no column {missing[0]!r}: its first line must be {','.join((*names, *SCORES))}, of "
-            "which "
-            f"scores may be left out."
+            "which scores may be left out."
         )
     table: dict[Row, dict[str, float]] = {}
     for line in lines:

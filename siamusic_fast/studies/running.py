@@ -47,9 +47,8 @@ class PlannedStudy:
         if unknown := [row for row in paper if row not in study.rows]:
             known = "; ".join(", ".join(row) for row in study.rows)
             raise ConfigError(
-                f"the paper's scores are of {', '.join(unknown[0])}, which is no row of this study: its rows "
-                "are "
-                f"{known} (on the command line --paper)."
+                f"the paper's scores are of {', '.join(unknown[0])}, which is no row of this study: its "
+                f"rows are {known} (on the command line --paper)."
             )
         return cls(study=study, folder=folder, devices=devices, paper=paper)
 
@@ -101,21 +100,18 @@ def devices_for(gpus: int | None, procs: int | None, gpus_per_cell: int) -> Devi
     if not found:
         if gpus_per_cell > 1:
             raise ConfigError(
-                f"gpus_per_cell = {gpus_per_cell} asks for GPUs, and the study runs on the CPU: leave it out "
-                "(on the "
-                f"command line --gpus-per-cell)."
+                f"gpus_per_cell = {gpus_per_cell} asks for GPUs, and the study runs on the CPU: leave it "
+                "out (on the command line --gpus-per-cell)."
             )
         return Devices(slots=procs or 1, gpus_per_cell=0)
     if procs is not None:
         raise ConfigError(
-            f"procs = {procs} is the number of cells at a time on the CPU, and there are GPUs: leave it out, "
-            "or add "
-            f"gpus=0 (on the command line --gpus 0)."
+            f"procs = {procs} is the number of cells at a time on the CPU, and there are GPUs: leave it "
+            "out, or add gpus=0 (on the command line --gpus 0)."
         )
     if gpus_per_cell > found:
         raise ConfigError(
             f"gpus_per_cell = {gpus_per_cell} is more than the {found} GPUs of the study: use at most "
-            f"{found} (on the "
-            f"command line --gpus-per-cell {found})."
+            f"{found} (on the command line --gpus-per-cell {found})."
         )
     return Devices(slots=found // gpus_per_cell, gpus_per_cell=gpus_per_cell)

@@ -2,6 +2,7 @@
 "it.
 """
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -111,6 +113,8 @@ class _Running:
     process: BaseProcess
     answer: Connection
     slot: int
+    error: str = ""
+    """Error of the cell; empty if it has told none."""
 
 
 def _in_other_processes(
@@ -125,6 +129,8 @@ def _in_other_processes(
             while waiting or running:
                 while waiting and free:
                     running.append(_start(study, waiting.pop(0), folder, devices, free.pop(0)))
+                for one in running:
+                    _listen(one)
                 for one in [one for one in running if not one.process.is_alive()]:
                     running.remove(one)
                     free.append(one.slot)
@@ -153,7 +159,8 @@ def _start(study: Study, cell: Cell, folder: StudyFolder, devices: Devices, slot
 def _work(
     study: Study, cell: Cell, folder: StudyFolder, devices: Devices, slot: int, sender: Connection
 ) -> None:
-    """Be the process of one cell: send nothing if it succeeds, and its error in words if it fails."""
+    """Be the process of one cell: send the words of each warning, and those of the error if it fails."""
+    warnings.showwarning = lambda message, *_, **__: sender.send((str(message), ""))
     if devices.gpus_per_cell:
         first = slot * devices.gpus_per_cell
         names = _gpu_names()[first : first + devices.gpus_per_cell]
@@ -162,7 +169,7 @@ def _work(
     try:
         launch.launch(functools.partial(run_cell, study, cell, folder), gpus=devices.gpus_per_cell)
     except Exception as error:  # the process that started this one shows it
-        sender.send(_note_error(folder.cell(cell), error))
+        sender.send(("", _note_error(folder.cell(cell), error)))
     except KeyboardInterrupt as stop:
         raise SystemExit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT) from None
 
@@ -175,13 +182,9 @@ def _gpu_names() -> list[str]:
 
 def _outcome(one: _Running, folder: StudyFolder) -> str:
     """Return the error of a cell whose process has ended; nothing if the cell is finished."""
-    if one.answer.poll():
-        try:
-            words: str = one.answer.recv()
-        except EOFError:
-            words = ""
-        if words:
-            return words
+    _listen(one)
+    if one.error:
+        return one.error
     code = one.process.exitcode or 0
     if folder.is_finished(one.cell):
         return ""
@@ -190,10 +193,19 @@ def _outcome(one: _Running, folder: StudyFolder) -> str:
         folder.cell(one.cell),
         SiamusicError(
             f"its process was ended {how}: the memory may not suffice; the same command goes on from the "
-            "last "
-            f"checkpoint."
+            "last checkpoint."
         ),
     )
+
+
+def _listen(one: _Running) -> None:
+    """Take what the process of a cell has sent: warn here of what it warns of, and keep its error."""
+    with contextlib.suppress(EOFError):  # it has ended
+        while one.answer.poll():
+            warning, error = one.answer.recv()
+            one.error = error or one.error
+            if warning:
+                warnings.warn(f"{one.cell.name}: {warning}", stacklevel=2)
 
 
 def _news(cell: Cell, folder: StudyFolder) -> str:

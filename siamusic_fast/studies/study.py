@@ -134,17 +134,16 @@ class StudyFolder:
             )
         if (self.path / STUDY).is_file() and (found := _read(self.path / STUDY)["study"]) != study.kind:
             raise DataError(
-                f"{self.path} holds a study of {found}, not of {study.kind}: use another out (on the command "
-                "line --out)."
+                f"{self.path} holds a study of {found}, not of {study.kind}: use another out (on the "
+                "command line --out)."
             )
         for cell in study.cells:
             path = self.cell(cell) / CELL
             if path.is_file() and (names := differing_settings(_read(path), study.settings_of(cell))):
                 raise ConfigError(
                     f"{self.path} was started with another {', '.join(names)} ({path} has all settings): go "
-                    "on "
-                    "with the settings that it was started with, or use another out (on the command line "
-                    "--out)."
+                    "on with the settings that it was started with, or use another out (on the command "
+                    "line --out)."
                 )
 
     def write(self, study: Study) -> None:

@@ -76,18 +76,15 @@ def markdown(result: StudyResult) -> str:
 def about(result: StudyResult) -> Iterator[str]:
     """Yield sentences on what was run, and on what."""
     study = result.study
-    first = study.cells[0].config
-    runs = len(study.cells)
-    rows = len(study.rows)
-    seeds = runs // rows
-    each = f"{rows} rows with {seeds} seed{'' if seeds == 1 else 's'} each"
+    epochs = _count(study.cells[0].config.epochs, "epoch")
+    finetune_epochs = _count(next(iter(study.finetuning.values())).epochs, "epoch")
+    runs, rows = len(study.cells), len(study.rows)
+    each = f"{rows} rows with {_count(runs // rows, 'seed')} each"
     yield (
-        f"Each of {runs} cells ({each}) is a pre-training of {first.epochs} epochs by {first.method}, and "
-        "from its "
-        f"encoder a classifier of {next(iter(study.finetuning.values())).epochs} epochs for each protocol "
-        f"({', '.join(study.finetuning)}), which learns from the training tracks of {study.test.folder.name} "
-        "and is "
-        f"scored on its {result.tracks:,} test tracks, each once."
+        f"Each of {runs} cells ({each}) is a pre-training of {epochs} by {study.cells[0].config.method}, "
+        f"and from its encoder a classifier of {finetune_epochs} for each protocol "
+        f"({', '.join(study.finetuning)}). It learns from the training tracks of {study.test.folder.name} "
+        f"and is scored on its {result.tracks:,} test tracks, each once."
     )
     grouped = (
         f"{result.groups:,} groups of tracks, such as artists, are" if result.groups < result.tracks else ""
@@ -135,20 +132,17 @@ def score_cells(result: StudyResult, one: RowScores) -> list[str]:
 def explained(result: StudyResult) -> list[str]:
     """Return sentences on how to read the table of scores."""
     found = [
-        "accuracy is the mean over seeds, and its interval is over test tracks. Recall, precision and F1 are "
-        "means "
-        "over the classes.",
+        "accuracy is the mean over seeds, and its interval is over test tracks. Recall, precision and F1 "
+        "are means over the classes.",
         "over seeds: the lowest and the highest accuracy of one seed; with one seed nothing is known of "
         "that.",
-        "protocol clean: the classifier of the epoch that is best on the validation tracks; paper: that of "
-        "the last "
-        "epoch.",
+        "protocol clean: the classifier of the epoch that is best on the validation tracks, fine-tuned with "
+        "our settings; paper: that of the last epoch, with the paper's settings.",
     ]
     if result.study.kind == "reproduce" and not _has_paper(result):
         found.append(
             "The paper's own figures are not in this table, as none was given: `--paper FILE.csv` puts them "
-            "beside "
-            "ours."
+            "beside ours."
         )
     return found
 
@@ -176,6 +170,10 @@ def _has_paper(result: StudyResult) -> bool:
 
 def _with_interval(one: RowScores, name: str) -> tuple[float | None, ...]:
     return (one.scores[name], *one.intervals[name]) if one.seeds else (None, None, None)
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from siamusic_fast.config import PretrainConfig
 from siamusic_fast.evaluation.effective_rank import effective_rank
-from siamusic_fast.evaluation.knn import knn_accuracy, knn_possible
+from siamusic_fast.evaluation.knn import knn_name, knn_possible, knn_score
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.init_weights import load_init
@@ -142,7 +142,7 @@ def pretrain(
                 with signals.at_once(), state.stopwatch.paused():
                     knn = _knn(state, network, config)
                 state.figures = replace(state.figures, initial_knn=knn)
-                log.write(0, epoch=0, knn=knn)
+                log.write(0, epoch=0, **{knn_name(shard_set): knn})
             for epoch in range(state.epoch + 1, config.epochs + 1):
                 knn_due = has_knn and (epoch % config.knn_every == 0 or epoch == config.epochs)
                 done = plan.batches_done(state.step, epoch)
@@ -194,8 +194,13 @@ def pretrain(
                         knn = _knn(state, network, config)
                     best = best_before is None or knn > best_before
                     state.figures = replace(state.figures, knn=knn, best_knn=knn if best else best_before)
-                    log.write(state.step, epoch=epoch, knn=knn)
-                    values = {"epoch": epoch, "knn": knn, "step": state.step, "steps": plan.steps}
+                    log.write(state.step, epoch=epoch, **{knn_name(shard_set): knn})
+                    values = {
+                        "epoch": epoch,
+                        knn_name(shard_set): knn,
+                        "step": state.step,
+                        "steps": plan.steps,
+                    }
                     task.advance(0, values=values)
 
                 # ---- Save what is best or last
@@ -300,9 +305,9 @@ def _measure(state: TrainState[PretrainFigures], output: Output, pairs_per_batch
 
 
 def _knn(state: TrainState[PretrainFigures], network: Method, config: PretrainConfig) -> float:
-    """Return the kNN accuracy of the encoder with the buffers of the leading process."""
+    """Return the kNN score of the encoder with the buffers of the leading process."""
     state.folder.world.share_buffers(network)
-    return knn_accuracy(
+    return knn_score(
         network.encoder,
         state.folder.shard_set,
         state.loader.frontend,

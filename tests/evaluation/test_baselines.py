@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,8 @@ def test_mfccs_are_the_cosine_transform_of_decibels(per_band: bool) -> None:
     rng = np.random.default_rng(0)
     mel = MelConfig(seconds=0.5, n_mels=24, hop_length=512)
     decibels = rng.normal(-40, 12, (3, 24, 22)).astype(np.float32)
-    mean, std = -35.0, 15.0
-    if per_band:
-        mean, std = tuple(rng.normal(-40, 5, 24).tolist()), tuple(rng.uniform(5, 20, 24).tolist())
+    bands = tuple(rng.normal(-40, 5, 24).tolist()), tuple(rng.uniform(5, 20, 24).tolist())
+    mean, std = bands if per_band else (-35.0, 15.0)
     frontend = Frontend(mel=mel, mean=mean, std=std)
     mels = (decibels - np.reshape(mean, (-1, 1))) / np.reshape(std, (-1, 1))
     coefficients = scipy.fft.dct(decibels, axis=1, norm="ortho")[:, :N_MFCC]
@@ -84,8 +84,6 @@ def test_mfccs_are_those_of_torchaudio() -> None:
 @pytest.fixture
 def kept(shard_set: ShardSet, tmp_path: Path) -> ShardSet:
     """The shards with nothing kept beside them, in links to their files."""
-    from dataclasses import replace
-
     for file in shard_set.folder.iterdir():
         if not file.name.startswith("baselines-"):
             (tmp_path / file.name).hardlink_to(file)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -17,7 +18,14 @@ from torch.nn.functional import one_hot
 from siamusic_fast.audio.fma import load_fma
 from siamusic_fast.config import Architecture
 from siamusic_fast.evaluation.features import FeatureExtractor, extract_features
-from siamusic_fast.evaluation.knn import knn_accuracy, knn_predict, knn_votes
+from siamusic_fast.evaluation.knn import (
+    CROPS_PER_TRACK,
+    knn_name,
+    knn_possible,
+    knn_predict,
+    knn_score,
+    knn_votes,
+)
 from siamusic_fast.models.networks import encoder
 from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.processes.launch import launch
@@ -101,12 +109,33 @@ def test_a_look_at_the_encoder_leaves_it_and_the_random_numbers_as_they_were(sha
     weights = {name: value.clone() for name, value in resnet.state_dict().items()}
     modes = [part.training for part in resnet.modules()]
     random = torch.get_rng_state()
-    accuracy = knn_accuracy(resnet, shard_set, FRONTEND)
+    accuracy = knn_score(resnet, shard_set, FRONTEND)
     assert (accuracy * 6).is_integer()  # of 6 validation tracks
     assert torch.equal(torch.get_rng_state(), random)
     assert [part.training for part in resnet.modules()] == modes
     for name, value in resnet.state_dict().items():
         assert torch.equal(value, weights[name]), name
+
+
+def test_tags_are_scored_by_the_area_under_the_curve(tagged: ShardSet) -> None:
+    parts = [
+        extract_features(pool, tagged, split, FRONTEND, crops=CROPS_PER_TRACK, backend="torch")
+        for split in ("training", "validation")
+    ]
+    bank, validation = parts
+    votes = knn_votes(validation.features, bank.features, bank.tags)
+    expected = roc_auc_score(validation.tags, votes, average="macro")
+    found = knn_score(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), tagged, FRONTEND, backend="torch")
+    assert found == pytest.approx(expected)
+    assert (knn_name(tagged), knn_possible(tagged)) == ("knn_roc_auc", True)
+
+
+def test_tags_that_no_validation_track_tells_apart_are_not_scored(
+    tagged: ShardSet, shard_set: ShardSet
+) -> None:
+    assert not knn_possible(replace(tagged, splits={**tagged.splits, "validation": ()}))
+    assert knn_possible(shard_set)
+    assert knn_name(shard_set) == "knn"
 
 
 def pool(mels: torch.Tensor) -> torch.Tensor:
@@ -165,7 +194,7 @@ def test_knn_scores_tracks_and_not_their_segments(
         return torch.zeros(len(features), dtype=torch.long)
 
     monkeypatch.setattr("siamusic_fast.evaluation.knn.knn_predict", predict)
-    accuracy = knn_accuracy(nn.Flatten(), segments, FRONTEND)
+    accuracy = knn_score(nn.Flatten(), segments, FRONTEND)
     genres = {track.track_id: track.split for track in read_tracks(segments.folder) if track.genre}
     assert counts == [tuple(list(genres.values()).count(split) for split in ("training", "validation"))]
     assert (accuracy * counts[0][1]).is_integer()

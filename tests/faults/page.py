@@ -22,7 +22,7 @@ on real processes and files. Below each table is what the documentation of other
 """
 TAIL = """## Try it yourself
 
-    make faults    # prints its plan first, then tries every promise: about 25 minutes on two cores
+    make faults    # prints its plan first, then tries every promise: about 35 minutes on two cores
     make soak      # loads a million samples and watches memory, open files and threads: ten minutes
 
 Both end with a table of promises, tries, survivals and seconds, and keep it in
@@ -75,7 +75,7 @@ def line(promise: Promise, row: Row) -> str:
 def totals(rows: list[Row]) -> str:
     tried, survived = sum(row.tried for row in rows), sum(row.survived for row in rows)
     days = sorted({row.date for row in rows})
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    when = days[0] if len(days) == 1 else f"tried in several runs, {days[0]} to {days[-1]}"
     minutes = sum(row.seconds for row in rows) / 60
     return f"{survived:,} of {tried:,} tries, in {minutes:.0f} minutes ({when})"
 

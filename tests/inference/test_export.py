@@ -168,7 +168,9 @@ def test_a_classifier_from_waveforms_in_onnx_equals_torch_for_any_batch_and_leng
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["mels", "waveform"])
 @pytest.mark.parametrize("backbone", ["resnet50", "swin_t"])
-@pytest.mark.parametrize(("stem", "pooling"), [("standard", "mean"), ("keep-frequency", "mean-max")])
+@pytest.mark.parametrize(
+    ("stem", "pooling"), [("standard", "mean"), ("keep-frequency", "mean-max"), ("frequency-channel", "mean")]
+)
 def test_every_kind_of_network_in_onnx_equals_torch(
     tmp_path: Path, backbone: str, stem: str, pooling: str, source: str
 ) -> None:

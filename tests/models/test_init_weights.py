@@ -44,6 +44,20 @@ def test_an_encoder_with_torchvisions_weights_computes_what_torchvision_computes
         assert torch.equal(ours.state_dict()[name], weights[name]), name
 
 
+def test_a_frequency_channel_begins_without_effect_on_weights_that_had_none(tmp_path: Path) -> None:
+    plain, ours = encoder(Architecture("resnet18")), encoder(Architecture("resnet18", "frequency-channel"))
+    weights = saved(resnet18(), tmp_path / "weights.pth")
+    for model in (plain, ours):
+        load_init(model, weights)
+    mels = torch.randn(2, 1, 48, 87)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(mels), plain.eval()(mels))
+    assert ours.state_dict()["conv1.weight"].shape == (64, 2, 7, 7)
+    back = encoder(Architecture("resnet18"))
+    load_init(back, saved(dict(ours.state_dict()), tmp_path / "ours.pth"))
+    assert back.state_dict()["conv1.weight"].shape == (64, 1, 7, 7)
+
+
 def test_weights_that_do_not_fit_are_one_error_with_their_names(tmp_path: Path) -> None:
     weights = dict(resnet18())
     del weights["bn1.weight"]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -53,11 +55,31 @@ def test_a_stem_that_keeps_frequency_has_torchvisions_weights_and_strides_in_tim
     theirs.fc = nn.Identity()
     theirs.load_state_dict(ours.state_dict())
     shapes = []
-    ours.layer4.register_forward_hook(lambda layer, given, output: shapes.append(output.shape))  # type: ignore[operator]
+    last: Any = ours.layer4
+    last.register_forward_hook(lambda layer, given, output: shapes.append(output.shape))
     mels = torch.randn(2, 1, 48, 431)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(mels), theirs.eval()(mels))
     assert shapes == [(2, 512, 6, 14)]  # 48 / 8 mels; 431 / 32 frames
+
+
+@pytest.mark.parametrize(("backbone", "stride"), [("resnet18", 2), ("swin_t", 4)])
+def test_a_stem_with_a_frequency_channel_sees_how_high_each_band_is(backbone: str, stride: int) -> None:
+    torch.manual_seed(0)
+    model = encoder(Architecture(backbone, stem="frequency-channel"))
+    parts: Any = model
+    layer = parts.conv1 if backbone == "resnet18" else parts.features[0][0]
+    mels = torch.randn(2, 1, 48, 88)
+    height = torch.tensor([-1 + 2 * band / 47 for band in range(48)]).repeat(88, 1).T.expand(2, 1, -1, -1)
+    expected = nn.functional.conv2d(
+        torch.cat([mels, height], dim=1), layer.weight, layer.bias, stride, padding=layer.padding
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(layer(mels), expected)
+        torch.nn.init.zeros_(layer.weight[:, 1])
+        without = nn.functional.conv2d(mels, layer.weight[:, :1], layer.bias, stride, padding=layer.padding)
+        torch.testing.assert_close(layer(mels), without)
+    assert model.eval()(mels).shape == (2, model.dim)
 
 
 def test_mean_and_maximum_over_time_are_added_after_the_mean_over_frequency() -> None:
@@ -65,14 +87,15 @@ def test_mean_and_maximum_over_time_are_added_after_the_mean_over_frequency() ->
     features = np.random.default_rng(0).random((3, 512, 2, 7))
     over_frequency = features.mean(axis=2)
     expected = over_frequency.mean(axis=2) + over_frequency.max(axis=2)
-    found = ours.avgpool(torch.from_numpy(features))  # type: ignore[operator]
+    found = ours.get_submodule("avgpool")(torch.from_numpy(features))
     np.testing.assert_allclose(found.numpy(), expected)
     assert ours.eval()(torch.randn(3, 1, 48, 87)).shape == (3, 512)
 
 
 def test_a_swin_that_keeps_frequency_has_a_patch_at_every_mel() -> None:
     model = encoder(Architecture("swin_t", stem="keep-frequency", pooling="mean-max"))
-    patches = model.features[0][0]  # type: ignore[index]
+    features: Any = model.features
+    patches = features[0][0]
     mels = torch.randn(1, 1, 48, 431)
     with torch.no_grad():
         found, weight = patches(mels)[0], patches.weight[:, 0]

@@ -1,6 +1,7 @@
 import copy
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,8 +54,9 @@ def test_encoder_and_classifier_are_built_as_they_were_trained(tmp_path: Path) -
     for name, value in plain.state_dict().items():
         assert torch.equal(value, encoder.state_dict()[name]), name
     assert not torch.allclose(encoder(rows), plain(rows))
-    plain.conv1.stride = plain.maxpool.stride = (1, 2)  # type: ignore[assignment, union-attr]
-    plain.avgpool = encoder.avgpool
+    layers: Any = plain
+    layers.conv1.stride = layers.maxpool.stride = (1, 2)
+    layers.avgpool = encoder.avgpool
     torch.testing.assert_close(encoder(rows), plain(rows))
     trained = Classifier(ours, 3)
     path = save_classifier(run, architecture=asdict(ours), model=trained.state_dict())

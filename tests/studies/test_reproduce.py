@@ -85,7 +85,9 @@ def test_a_study_leaves_tables_pictures_and_a_page(result: StudyResult) -> None:
 def test_the_papers_figures_stand_beside_ours_if_they_are_given(
     planned: PlannedStudy, result: StudyResult
 ) -> None:
-    paper = {("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}}
+    paper: dict[tuple[str, ...], dict[str, float]] = {
+        ("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}
+    }
     again = dataclasses.replace(planned, paper=paper).run()
     assert again.rows == tuple(dataclasses.replace(one, paper=paper.get(one.row, {})) for one in result.rows)
     text = (result.folder / "table.md").read_text()
@@ -115,14 +117,13 @@ def test_the_estimate_of_the_disk_is_what_finished_cells_take(
     taken = sum(path.stat().st_size for path in (result.folder / "cells").rglob("*.pt"))
     assert expected.gigabytes == pytest.approx(taken / 1e9, rel=0.02)
     assert (expected.cells, expected.finished, expected.finetunings) == (2, 0, 4)
-    # 22 training tracks; 2 classifiers, each with 20 labelled crops at a half and, of 9 s in 18 crops, 3 or 4
-    # validation and 6 test tracks at a sixth of the time of a pair.
+    # In an epoch a classifier learns from 4 crops of each track under clean and from 1 under paper, at a half
+    # of the time of a pair. Of 9 s, 18 crops are scored at a sixth, of validation and then of test tracks.
     test = planned.study.test
     training, crops = test.tracks(["training"]), 18
     labelled = {split: test.tracks([split], labelled_only=True) for split in test.splits}
-    pairs = training + 2 * (
-        labelled["training"] / 2 + crops * (labelled["validation"] + labelled["test"]) / 6
-    )
+    scored = crops * (labelled["validation"] + labelled["test"])
+    pairs = training + (4 + 1) * labelled["training"] / 2 + 2 * scored / 6
     assert expected.device_hours == pytest.approx(2 * 2.0 * pairs / 3600)
     assert expected.hours == expected.device_hours
 

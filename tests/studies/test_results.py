@@ -128,7 +128,7 @@ def test_a_file_of_the_papers_figures_that_cannot_be_used_is_refused(
 
 
 def test_figures_of_rows_that_the_study_has_not_are_refused(shard_set: ShardSet, tmp_path: Path) -> None:
-    paper = {("fma_large", "resnet18", "image"): {"accuracy": 0.5}}
+    paper: dict[tuple[str, ...], dict[str, float]] = {("fma_large", "resnet18", "image"): {"accuracy": 0.5}}
     with pytest.raises(ConfigError, match="fma_large, resnet18, image, which is no row"):
         plan_reproduction(CONFIG, [shard_set], shard_set, tmp_path / "study", ON_CPU, paper=paper)
 

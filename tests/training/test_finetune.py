@@ -17,7 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from siamusic_fast.config import Architecture, FinetuneConfig, PretrainConfig
+from siamusic_fast.config import Architecture, FinetuneConfig, PretrainConfig, ProbeConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import evaluate
 from siamusic_fast.evaluation.features import TrackFeatures, extract_features
@@ -164,7 +164,7 @@ def test_one_backend_serves_all_that_a_call_reads(
     pretrain(pretraining, shard_set, run)
     finetune(config(freeze=True, backend="torch"), run, shard_set)
     evaluate(run, shard_set, backend="torch")
-    probe(run, shard_set, backend="torch")
+    probe(run, shard_set, config=ProbeConfig(backend="torch"))
     assert [backend for backend, _ in engines] == ["torch"] * (5 + 2 + 1 + 3)
 
 
@@ -394,13 +394,13 @@ def test_a_fine_tuning_that_died_goes_on_from_its_last_checkpoint_which_time_mak
 
     settings: dict[str, Any] = {"epochs": 3, "batch_size": 6, "aug": "mask", "lr": 0.01}
     with pytest.raises(MemoryError):  # in the second epoch
-        tiny_run("rarely", progress=Crashing(8))
+        tiny_run("rarely", progress=Crashing(11))
     assert (tmp_path / "rarely" / "classifier.pt").exists()
     assert not (tmp_path / "rarely" / "finetune-checkpoint.pt").exists()
     often = config(**settings, checkpoint_minutes=1e-9)
     with pytest.raises(MemoryError):
-        tiny_run("died", config=often, progress=Crashing(8))
-    assert checkpoint.load(tmp_path / "died" / "finetune-checkpoint.pt", "finetuning")["step"] >= 3
+        tiny_run("died", config=often, progress=Crashing(11))
+    assert checkpoint.load(tmp_path / "died" / "finetune-checkpoint.pt", "finetuning")["step"] == 4
     result, whole = tiny_run("died", config=often, resume=True), tiny_run("whole")
     assert (result.kept_epoch, result.accuracy, result.loss) == (whole.kept_epoch, whole.accuracy, whole.loss)
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "died")

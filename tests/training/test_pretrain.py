@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from siamusic_fast import folder_lock as lock
 from siamusic_fast.config import Architecture, MelConfig, PretrainConfig, preset_defaults
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.evaluation.knn import knn_accuracy
+from siamusic_fast.evaluation.knn import knn_score
 from siamusic_fast.files import atomic_write
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models import checkpoint
@@ -192,10 +192,10 @@ def test_a_run_that_is_stopped_while_knn_is_looked_at_saves_and_ends_with_the_sa
     def look(*args: Any, **options: Any) -> float:
         if next(is_told_to_stop):
             send(signal.SIGTERM)
-        return knn_accuracy(*args, **options)
+        return knn_score(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "knn_accuracy", look)
+        patch.setattr(module, "knn_score", look)
         with pytest.raises(Stopped):
             pretrain(config, shard_set, tmp_path / "stopped")
     saved = checkpoint.load(tmp_path / "stopped" / "checkpoint.pt", "pretraining")
@@ -228,7 +228,7 @@ def test_checkpoints_are_of_their_time_the_best_epochs_and_the_end(
     steps: list[int],
 ) -> None:
     left = iter([0.1, *accuracies])
-    monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(left))
+    monkeypatch.setattr(module, "knn_score", lambda *_, **__: next(left))
     found, save = [], checkpoint.save
 
     def noted(path: Path, kind: str, content: dict[str, Any], **options: Any) -> None:
@@ -427,7 +427,7 @@ def test_a_crash_between_two_files_leaves_no_accuracy_without_its_weights(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.9, 0.5, 0.75, 0.75])
-    monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(accuracies))
+    monkeypatch.setattr(module, "knn_score", lambda *_, **__: next(accuracies))
     config = dataclasses.replace(TINY, knn_every=1)
     duplicate, calls = checkpoint.duplicate, iter([False, True, False])
 
@@ -452,7 +452,7 @@ def test_knn_is_looked_at_every_few_epochs_and_the_best_is_kept(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.9, 0.5, 0.75, 0.25])
-    monkeypatch.setattr(module, "knn_accuracy", lambda *_, **__: next(accuracies))
+    monkeypatch.setattr(module, "knn_score", lambda *_, **__: next(accuracies))
     config = dataclasses.replace(TINY, epochs=5, knn_every=2, grad_accum_steps=12)
     result = pretrain(config, shard_set, tmp_path / "run")
     found = {line["epoch"]: line["knn"] for line in read_log(tmp_path / "run") if "knn" in line}
@@ -566,7 +566,7 @@ def test_what_is_saved_and_scored_is_the_leading_process_s(shard_set: ShardSet, 
     encoder = models.encoder(Architecture("resnet18"))
     encoder.load_state_dict(saved["encoder"])
     frontend = Frontend.load(saved["frontend"])
-    accuracy = knn_accuracy(encoder, shard_set, frontend, backend="torch", batch_size=4)
+    accuracy = knn_score(encoder, shard_set, frontend, backend="torch", batch_size=4)
     assert read_log(tmp_path / "run")[-1]["knn"] == accuracy
 
 

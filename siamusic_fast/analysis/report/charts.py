@@ -87,6 +87,12 @@ PANELS = (
         about="Accuracy of nearest neighbors on the validation tracks.",
         is_share=True,
     ),
+    Panel(
+        name="knn_roc_auc",
+        title="kNN, ROC-AUC",
+        about="Macro ROC-AUC of the tags of nearest neighbors on the validation tracks; chance is 50%.",
+        is_share=True,
+    ),
     Panel(name="lr", title="Learning rate", about="Learning rate of the optimizer.", number="0.[000000]"),
     Panel(
         name="validation_accuracy",

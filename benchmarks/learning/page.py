@@ -1,0 +1,227 @@
+"""Writes docs/results.md of the figures in `results`.
+
+python -m benchmarks.learning.page            writes the page
+python -m benchmarks.learning.page --check    says whether it is up to date
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning import settings
+from benchmarks.learning.study import RESULTS
+from siamusic_fast.cli.console import note
+from siamusic_fast.evaluation.intervals import NOT_SHOWN, Difference, paired_difference
+from siamusic_fast.files import atomic_write
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+MEASURES = {
+    "same_artist": "artist mAP",
+    "same_track": "track R@1",
+    "linear": "linear probe",
+    "knn": "kNN",
+}
+PROTOTYPE = 15
+"""Settings that were tried before these, while the options were written; they are in no table."""
+
+Row = dict[str, Any]
+
+
+def read(stage: str) -> dict[str, Any]:
+    """Return the results of a stage; without rows if it has not been run."""
+    path = RESULTS / f"{stage}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": {}, "rows": []}
+
+
+def by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each configuration."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["name"], []).append(row)
+    return found
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown whose first column is text and whose others are figures."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def mean_value(rows: Sequence[Row], measure: str, features: str) -> float:
+    """Return the mean over seeds of a measure of these features."""
+    return float(statistics.mean(row["measures"][measure]["values"][features] for row in rows))
+
+
+def rank(rows: Sequence[Row], features: str) -> str:
+    """Return the mean over seeds of an effective rank."""
+    return f"{statistics.mean(row['ranks'][features] for row in rows):.0f}"
+
+
+def scores_table(rows: Sequence[Row], *, baselines_of: str) -> str:
+    """Return all measures of the baselines of one configuration, and of every configuration."""
+    named = by_name(rows)
+    first = named[baselines_of]
+    baselines = [name for name in first[0]["ranks"] if name != "pretrained"]
+    lines = [
+        [name, *(f"{mean_value(first, one, name):.1%}" for one in MEASURES), rank(first, name), ""]
+        for name in baselines
+    ]
+    for name, of_name in named.items():
+        values = [f"{mean_value(of_name, one, 'pretrained'):.1%}" for one in MEASURES]
+        lines.append([f"**{name}**", *values, rank(of_name, "pretrained"), str(len(of_name))])
+    return table(["features", *MEASURES.values(), "rank", "seeds"], lines)
+
+
+def difference_of(row: Row, measure: str) -> Difference:
+    """Return the difference to the strongest baseline that a row has."""
+    return Difference(**row["measures"][measure]["difference"])
+
+
+def differences_table(rows: Sequence[Row]) -> str:
+    """Return each configuration and seed less its strongest baseline, with paired intervals."""
+    lines = []
+    for row in rows:
+        cells = []
+        for measure in MEASURES:
+            found = row["measures"][measure]
+            cells.append(f"{difference_of(row, measure).words} (over {found['strongest']})")
+        lines.append([row["name"], str(row["seed"]), *cells])
+    return table(["configuration", "seed", *MEASURES.values()], lines)
+
+
+def verdict(rows: Sequence[Row], name: str) -> str:
+    """Say of each measure in how many seeds `name` is shown to be above its strongest baseline."""
+    own = by_name(rows)[name]
+    words = []
+    for measure, title in MEASURES.items():
+        above = sum(difference_of(row, measure).low > 0 for row in own)
+        below = sum(difference_of(row, measure).high < 0 for row in own)
+        words.append(
+            f"- {title}: shown above the strongest baseline from {above} of {len(own)} seeds, below it from "
+            f"{below}."
+        )
+    return "\n".join(words)
+
+
+def curve_table(rows: Sequence[Row], name: str) -> str:
+    """Return the linear probe by the share of the labels, averaged over seeds."""
+    own = by_name(rows)[name]
+    points = list(zip(*(row["label_curve"] for row in own), strict=True))
+    features = list(points[0][0]["values"])
+    lines = [
+        [
+            f"{of_fraction[0]['fraction']:.0%} ({of_fraction[0]['labels']} tracks)",
+            *(f"{statistics.mean(one['values'][kind] for one in of_fraction):.1%}" for kind in features),
+        ]
+        for of_fraction in points
+    ]
+    return table(["labels", *features], lines)
+
+
+def finetuning_table(rows: Sequence[Row]) -> str:
+    """Return the accuracies fine-tuned and from scratch by share of the labels, and paired differences."""
+    lines = []
+    for fraction in sorted({row["fraction"] for row in rows}):
+        kinds = by_name(row for row in rows if row["fraction"] == fraction)
+        ours, theirs = kinds["fine-tuned"], kinds["from scratch"]
+        right = [statistics.mean(cells) for cells in zip(*(row["right"] for row in ours), strict=True)]
+        other = [statistics.mean(cells) for cells in zip(*(row["right"] for row in theirs), strict=True)]
+        found = paired_difference(right, other, ours[0]["groups"])
+        means = (f"{statistics.mean(row['accuracy'] for row in one):.1%}" for one in (ours, theirs))
+        lines.append([f"{fraction:.0%}", *means, found.words])
+    return table(["labels", "fine-tuned", "from scratch", "difference"], lines)
+
+
+def page() -> str:
+    """Return docs/results.md."""
+    chosen, final, tuned = (read(stage)["rows"] for stage in ("choose", "final", "finetune"))
+    machine = read("final")["machine"]
+    mel, first = settings.MEL, by_name(final)["music"][0]
+    crops = first["measures"]["same_track"]["items"]
+    tracks, artists = first["measures"]["linear"]["items"], first["measures"]["linear"]["groups"]
+    steps = first["training"]["steps"]
+    return f"""# Results
+
+Written by `python -m benchmarks.learning.page` of the figures in `benchmarks/learning/results`.
+
+## What was run, and on what
+
+- **Music**: 200 excerpts of about 60 s in four genres, of the Emotify collection (Aljanaki, Wiering, Veltkamp
+  2016; recordings of Magnatune, CC BY-NC-SA). No artist is in two splits. It is not part of this project: any
+  folder with a `labels.csv` of path, label, split and group takes its place.
+- **Encoders**: resnet18 on crops of {mel.seconds:g} s as {mel.n_mels} x {mel.frames} log-mels, {steps} steps
+  of {settings.BATCH_SIZE} pairs, without labels, on the training and validation tracks. No artist that is
+  scored in retrieval was met in training.
+- **Scores**: retrieval among {crops} crops of the test tracks (the nearest crop is of the same track: R@1; of
+  the crops of other tracks, those of the same artist come first: mean average precision), and kNN and
+  logistic regression for the genre of all {tracks} tracks, by 5-fold cross-validation that leaves out whole
+  artists, {settings.PROBE.cv} times. Both are what `siamusic-fast probe RUN --cv {settings.PROBE.cv}
+  --retrieval-crops {settings.PROBE.retrieval_crops} --label-curve` measures.
+- **Baselines**: a random encoder, the encoder that training starts from, and mean and standard deviation over
+  time of log-mels and of MFCCs.
+- **Commands**, with the audio in `AUDIO`:
+
+      python -m benchmarks.learning.study choose AUDIO WORK
+      python -m benchmarks.learning.study final AUDIO WORK
+      python -m benchmarks.learning.study finetune AUDIO WORK
+      python -m benchmarks.learning.page
+
+- **Machine**: {machine["cpu"]}, {machine["cores"]} cores, torch {machine["torch"]}.
+
+## What came out
+
+Means over seeds. "rank" is the effective rank of the features of the {crops} test crops.
+
+{scores_table(final, baselines_of="music")}
+
+{verdict(final, "music")}
+
+The linear probe of the preset `music` with a share of the labels:
+
+{curve_table(final, "music")}
+
+## How sure
+
+Difference to the strongest baseline, in points, with 95% intervals: paired, and resampled by artist
+({artists} artists). "{NOT_SHOWN}" stands where the interval covers 0.
+
+{differences_table(final)}
+
+## Fine-tuning
+
+A classifier of all layers on the encoder of `music`, and the same from random weights, scored on the test
+tracks; intervals are paired and resampled by artist.
+
+{finetuning_table(tuned)}
+
+## What was tried
+
+Settings were chosen by the validation tracks: trained on the training tracks, scored on the validation
+tracks. {len(by_name(chosen))} configurations are in this table; about {PROTOTYPE} were tried before it, with
+one seed each, while the options were written. The test tracks were scored once, for the
+{len(settings.FINAL)} configurations above.
+
+{scores_table(chosen, baselines_of="music")}
+
+{WHAT_IT_MEANS}
+"""
+
+
+WHAT_IT_MEANS = ""
+
+
+def main() -> None:
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text(encoding="utf-8") != page():
+            sys.exit(f"{PAGE.name} is not what the results say: run python -m benchmarks.learning.page")
+        return
+    with atomic_write(PAGE) as file:
+        file.write(page().encode())
+    note(str(PAGE))
+
+
+if __name__ == "__main__":
+    main()

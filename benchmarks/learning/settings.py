@@ -1,0 +1,51 @@
+"""What the study trains: small features and a small network, so that a run takes minutes on two cores."""
+
+from typing import Any
+
+from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig, ProbeConfig, from_preset
+
+MEL = MelConfig(seconds=3.0, n_fft=2048, hop_length=2048, n_mels=40)
+STEPS = 300
+BATCH_SIZE = 60
+SEEDS = (0, 1)
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "music": {},
+    "music, simclr": {"method": "simclr"},
+    "music, vicreg": {"method": "vicreg", "projection_dim": 1024},
+    "music, --aug image": {"aug": "image"},
+    "music, same crop": {"crops": "same"},
+    "music, no frequency channel": {"frequency_channel": False},
+    "music, mean pooling": {"pooling": "mean"},
+    "paper": {"preset": "paper"},
+    "simsiam": {"preset": "simsiam"},
+}
+"""What each configuration changes; `preset` is music where it is not named."""
+
+FINAL = ("music", "music, simclr", "paper", "simsiam")
+"""Configurations that are scored on the test tracks."""
+PROBE = ProbeConfig(cv=4, label_curve=True, retrieval_crops=20, backend="torch")
+FINETUNE = FinetuneConfig(epochs=30, batch_size=32, backend="torch", logger=("none",))
+LABEL_FRACTIONS = (0.1, 1.0)
+
+
+def pretraining(name: str, seed: int, tracks: int, *, steps: int = STEPS) -> PretrainConfig:
+    """Return the configuration `name` for a corpus of so many training tracks."""
+    changes = dict(CHOICES[name])
+    preset = changes.pop("preset", "music")
+    batch_size = min(BATCH_SIZE, tracks)
+    running = {"backend": "torch", "knn_every": 0, "logger": ("none",), "checkpoint_minutes": 60.0}
+    return from_preset(
+        preset,
+        1,
+        tracks,
+        **{
+            "mel": MEL,
+            "backbone": "resnet18",
+            "batch_size": batch_size,
+            "epochs": -(-steps // (tracks // batch_size)),
+            "seed": seed,
+            **running,
+            **changes,
+        },
+    )

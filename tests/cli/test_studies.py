@@ -1,0 +1,109 @@
+"""`reproduce` and `ablate` on the command line; cells are trained in tests/studies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from siamusic_fast.cli import main
+from siamusic_fast.errors import DataError
+from siamusic_fast.processes.signals import Stopped
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.studies import estimate, slots, tiny
+from siamusic_fast.studies.study import Cell
+
+SMALL = ("--gpus", 0, "--backend", "torch", "--logger", "none")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture
+def reproduce(shard_set: ShardSet, tmp_path: Path) -> tuple[object, ...]:
+    """A command for two cells."""
+    data = ("--pretrain-on", shard_set.folder, "--data", shard_set.folder)
+    return ("reproduce", *data, "--backbones", "resnet18", *SMALL, "--out", tmp_path / "study")
+
+
+@pytest.fixture
+def cells(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException]:
+    """Errors that cells raise instead of training, by the recipe of the cell."""
+    errors: dict[str, BaseException] = {}
+
+    def fail(study: object, cell: Cell, folder: object, **_: Any) -> None:
+        raise errors.get(cell.config.aug, DataError(f"{cell.config.aug} fails."))
+
+    monkeypatch.setattr(slots, "run_cell", fail)
+    monkeypatch.setattr(estimate, "_seconds_per_pair", lambda cell, device: 0.1)
+    return errors
+
+
+def test_cells_that_fail_are_named_and_the_exit_code_is_1(
+    reproduce: tuple[object, ...], cells: dict[str, BaseException], tmp_path: Path
+) -> None:
+    result = run(*reproduce)
+    assert result.exit_code == 1
+    for aug in ("audio", "image"):
+        assert f"error: fma-medium-resnet18-{aug}-seed0: {aug} fails." in result.stderr
+    assert f"2 cells failed; try again with: siamusic-fast {' '.join(map(str, reproduce))}" in result.stderr
+    assert "cells     2 to do: 2 pre-trainings and 4 fine-tunings" in result.stderr
+    assert "not finished" in result.stdout
+    assert "audio fails." in (tmp_path / "study" / "report.html").read_text()
+
+
+def test_a_stopped_study_says_how_it_goes_on(
+    reproduce: tuple[object, ...], cells: dict[str, BaseException]
+) -> None:
+    cells["audio"] = Stopped(2)
+    result = run(*reproduce, "--quiet")
+    assert result.exit_code == 130
+    assert f"go on with: siamusic-fast {' '.join(map(str, reproduce))}" in result.stderr
+
+
+def test_a_dry_run_says_what_it_will_take_and_leaves_nothing(
+    reproduce: tuple[object, ...], cells: dict[str, BaseException], tmp_path: Path
+) -> None:
+    result = run(*reproduce, "--seeds", 3, "--dry-run")
+    assert result.exit_code == 0
+    assert "6 to do: 6 pre-trainings and 12 fine-tunings" in result.stdout
+    values = json.loads(run(*reproduce, "--dry-run", "--json").stdout)
+    assert (values["cells"], values["finetunings"]) == (2, 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ablation_counts_its_rows(
+    shard_set: ShardSet, cells: dict[str, BaseException], tmp_path: Path
+) -> None:
+    words = (
+        "ablate",
+        "--data",
+        shard_set.folder,
+        "--backbone",
+        "resnet18",
+        *SMALL,
+        "--out",
+        tmp_path / "study",
+    )
+    result = run(*words, "--aug", "mask,hflip,cutout", "--pairs", "--scale", "0.5", "--dry-run")
+    assert "12 to do" in result.stdout  # the whole, nothing, 3 alone, 3 left out, 3 pairs, 1 factor
+    assert "error: scale = 'half' is no number" in run(*words, "--scale", "half").stderr
+
+
+def test_tiny_studies_make_their_own_music(
+    monkeypatch: pytest.MonkeyPatch, cells: dict[str, BaseException], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tiny, "CORPORA", {"tiny_medium": 3, "tiny_small": 3})
+    monkeypatch.setattr(tiny, "_SECONDS", 3.0)
+    result = run("reproduce", "--tiny", *SMALL, "--dry-run", "--out", tmp_path / "study")
+    assert "8 to do" in result.stdout  # two networks, two recipes, two corpora
+    data = tmp_path / "study" / "data"
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*.tar")}
+    assert before
+    assert run("ablate", "--tiny", "--data", "mine").exit_code == 2
+    result = run("reproduce", "--tiny", *SMALL, "--dry-run", "--out", tmp_path / "study")
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*.tar")} == before
+    result = run("reproduce", "--tiny", *SMALL, "--out", tmp_path / "study")
+    assert "It says that the study works, and nothing about music." in result.stdout
