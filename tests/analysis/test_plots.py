@@ -60,7 +60,7 @@ def test_a_pretraining_run_is_drawn_with_the_best_epoch_marked(shard_set: ShardS
 def test_chance_is_the_share_of_the_most_frequent_class_among_validation_tracks(
     shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = {"run": "runs/first", "data": str(shard_set.folder)}
+    config = {"run": "runs/first", "data": str(shard_set.folder), "target": "class"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log(3)))
     drawn = []
