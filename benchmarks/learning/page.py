@@ -214,7 +214,8 @@ tracks; intervals are paired and resampled by artist.
 scored on these and the validation tracks, by a prototype of the measures (10 crops of a track, MFCCs without
 differences, a penalty of 50 in the linear probe). No test track was used. `frequency` is the stem
 frequency-channel; `gain` and `light` are `--aug gain` and
-`--aug "gain,rrc(min_mels=0.9,min_frames=0.6),mask(p=0.3)"`, `full` is `gain,noise,tilt,rrc,freqmask,timemask`.
+`--aug "gain,rrc(min_mels=0.9,min_frames=0.6),mask(p=0.3)"`; `full` is
+`gain,noise,tilt,rrc,freqmask,timemask`.
 
 {tried_table(tried)}
 
