@@ -32,9 +32,11 @@ from siamusic_fast.shards.manifest import MANIFEST, ShardSet, read_manifest
 from siamusic_fast.shards.pack import pack
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import finetune
-from siamusic_fast.training.pretrain import PretrainResult, pretrain
+from siamusic_fast.training.pretrain import pretrain
 
 RESULTS = Path(__file__).parent / "results"
+TRAINED = "trained.json"
+"""File in the folder of a run that is whole, with what its training came to."""
 SPLITS = ("training", "validation")
 """Splits that encoders learn from, without labels."""
 
@@ -49,27 +51,28 @@ def packed(audio: Path, work: Path) -> ShardSet:
     return pack(load_folder(audio, labels=audio / "labels.csv"), folder)
 
 
-def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> tuple[Path, PretrainResult | None]:
-    """Return the run of a configuration, and what training it came to if it was not there."""
+def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> Path:
+    """Return the run of a configuration, which is trained if it is not there."""
     run = work / "runs" / f"{name.replace(', ', '-')}-{seed}"
-    if (run / "finished").exists():
-        return run, None
+    if (run / TRAINED).exists():
+        return run
     config = settings.pretraining(name, seed, shard_set.tracks(SPLITS))
     config = replace(config, splits=SPLITS)
     result = pretrain(config, shard_set, run, force=True, progress=progress(quiet=False))
-    (run / "finished").touch()
-    return run, result
+    figures = {"seconds": result.seconds, "steps": result.steps, "loss": result.loss}
+    (run / TRAINED).write_text(json.dumps(figures), encoding="utf-8")
+    return run
 
 
 def scored(name: str, seed: int, shard_set: ShardSet, work: Path) -> Row:
     """Pre-train a configuration and probe the encoder; return its settings and all measures."""
-    run, trained = run_of(name, seed, shard_set, work)
+    run = run_of(name, seed, shard_set, work)
     found = probe(run, shard_set, config=replace(settings.PROBE, seed=seed), force=True)
     return {
         "name": name,
         "seed": seed,
         "settings": json.loads((run / "config.json").read_text()),
-        "training": trained and {"seconds": trained.seconds, "steps": trained.steps, "loss": trained.loss},
+        "training": json.loads((run / TRAINED).read_text(encoding="utf-8")),
         **figures(found),
     }
 
@@ -89,7 +92,7 @@ def figures(found: ProbeResult) -> Row:
 
 def classified(fraction: float, seed: int, from_scratch: bool, shard_set: ShardSet, work: Path) -> Row:
     """Train a classifier on the encoder of music, or from scratch, and score it on the test tracks."""
-    run, _ = run_of("music", seed, shard_set, work)
+    run = run_of("music", seed, shard_set, work)
     config = replace(settings.FINETUNE, seed=seed, label_fraction=fraction, from_scratch=from_scratch)
     out = work / "classifiers" / f"{'scratch' if from_scratch else 'music'}-{fraction:g}-{seed}"
     started = time.perf_counter()
