@@ -1,6 +1,6 @@
 """Recipes: tuples of augmentations in the order in which they are applied, and the text that `--aug` takes.
 
-music                       a recipe by its name
+image                       a recipe by its name
 mask,cutout                 two augmentations with their defaults
 cutmix(p=0.3),hflip         one of them with another probability
 """
