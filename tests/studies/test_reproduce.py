@@ -13,7 +13,7 @@ from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.studies.estimate import estimate
 from siamusic_fast.studies.reproduce import plan_reproduction
 from siamusic_fast.studies.results import StudyResult
-from siamusic_fast.studies.running import PlannedStudy
+from siamusic_fast.studies.running import Paper, PlannedStudy
 from tests.studies.conftest import CONFIG, ON_CPU
 
 
@@ -85,9 +85,7 @@ def test_a_study_leaves_tables_pictures_and_a_page(result: StudyResult) -> None:
 def test_the_papers_figures_stand_beside_ours_if_they_are_given(
     planned: PlannedStudy, result: StudyResult
 ) -> None:
-    paper: dict[tuple[str, ...], dict[str, float]] = {
-        ("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}
-    }
+    paper: Paper = {("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}}
     again = dataclasses.replace(planned, paper=paper).run()
     assert again.rows == tuple(dataclasses.replace(one, paper=paper.get(one.row, {})) for one in result.rows)
     text = (result.folder / "table.md").read_text()

@@ -13,7 +13,7 @@ from siamusic_fast.studies import tables
 from siamusic_fast.studies.estimate import _makespan
 from siamusic_fast.studies.reproduce import COLUMNS, plan_reproduction
 from siamusic_fast.studies.results import StudyResult, collect, read_paper
-from siamusic_fast.studies.running import PlannedStudy
+from siamusic_fast.studies.running import Paper, PlannedStudy
 from tests.studies.conftest import CONFIG, ON_CPU
 
 AUDIO, IMAGE = (("fma_medium", "resnet18", aug) for aug in ("audio", "image"))
@@ -128,7 +128,7 @@ def test_a_file_of_the_papers_figures_that_cannot_be_used_is_refused(
 
 
 def test_figures_of_rows_that_the_study_has_not_are_refused(shard_set: ShardSet, tmp_path: Path) -> None:
-    paper: dict[tuple[str, ...], dict[str, float]] = {("fma_large", "resnet18", "image"): {"accuracy": 0.5}}
+    paper: Paper = {("fma_large", "resnet18", "image"): {"accuracy": 0.5}}
     with pytest.raises(ConfigError, match="fma_large, resnet18, image, which is no row"):
         plan_reproduction(CONFIG, [shard_set], shard_set, tmp_path / "study", ON_CPU, paper=paper)
 
