@@ -135,14 +135,14 @@ def main(stage: str, audio: Path, work: Path) -> None:
     shard_set = packed(audio, work)
     RESULTS.mkdir(exist_ok=True)
     wanted: dict[tuple[Any, ...], Callable[[], Row]] = {}
-    for seed in settings.SEEDS:
-        if stage == "encoders":
-            for name in settings.CONFIGURATIONS:
-                wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
-        else:
-            for fraction, scratch in itertools.product(settings.LABEL_FRACTIONS, (False, True)):
-                key = "from scratch" if scratch else "fine-tuned", fraction, seed
-                wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
+    if stage == "encoders":
+        for name, seed in ((name, seed) for name, seeds in settings.SEEDS.items() for seed in seeds):
+            wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
+    else:
+        kinds = itertools.product(settings.SEEDS["music"], settings.LABEL_FRACTIONS, (False, True))
+        for seed, fraction, scratch in kinds:
+            key = "from scratch" if scratch else "fine-tuned", fraction, seed
+            wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
     keep(stage, wanted)
 
 
