@@ -212,9 +212,8 @@ tracks; intervals are paired and resampled by artist.
 
 {sum(row["steps"] > 0 for row in tried)} settings were tried to find the preset `music`, one seed each:
 trained on the training tracks and scored on these and the validation tracks, by a prototype of the measures
-(10 crops of a track, MFCCs without differences, C = 0.02 in scikit-learn's logistic regression). No test track was
-used. `frequency` is the stem
-frequency-channel; `gain` and `light` are `--aug gain` and
+(10 crops of a track, MFCCs without differences, C = 0.02 in scikit-learn's logistic regression). No test
+track was used. `frequency` is the stem frequency-channel; `gain` and `light` are `--aug gain` and
 `--aug "gain,rrc(min_mels=0.9,min_frames=0.6),mask(p=0.3)"`; `full` is
 `gain,noise,tilt,rrc,freqmask,timemask`.
 
