@@ -156,7 +156,7 @@ def test_three_trainings_at_once_on_one_shard_set_end_with_the_bits_of_one(
 def test_with_keep_going_a_full_disk_costs_checkpoints_and_not_the_run(
     shard_set: ShardSet, tmp_path: Path, room: str, tries: Tries
 ) -> None:
-    longer = dataclasses.replace(OFTEN, keep_going=True, epochs=8)
+    longer = dataclasses.replace(OFTEN, keep_going=True, epochs=4)
     runs, disk = Runs(shard_set, tmp_path, "torch", 1, longer), tmp_path / "disk"
     needed = sum(path.stat().st_size for path in runs.whole.rglob("*.pt"))
     for number in tries:
