@@ -76,7 +76,8 @@ def scores_table(rows: Sequence[Row], *, baselines_of: str) -> str:
 
 def difference_of(row: Row, measure: str) -> Difference:
     """Return the difference to the strongest baseline that a row has."""
-    return Difference(**row["measures"][measure]["difference"])
+    found = row["measures"][measure]
+    return Difference(**{**found["difference"], "groups": found["groups"]})
 
 
 def differences_table(rows: Sequence[Row]) -> str:
@@ -96,8 +97,8 @@ def verdict(rows: Sequence[Row], name: str) -> str:
     own = by_name(rows)[name]
     words = []
     for measure, title in MEASURES.items():
-        above = sum(difference_of(row, measure).low > 0 for row in own)
-        below = sum(difference_of(row, measure).high < 0 for row in own)
+        shown = [one.difference for row in own if (one := difference_of(row, measure)).shown]
+        above, below = sum(value > 0 for value in shown), sum(value < 0 for value in shown)
         words.append(
             f"- {title}: shown above the strongest baseline from {above} of {len(own)} seeds, below it from "
             f"{below}."

@@ -136,7 +136,8 @@ def _draw_label_curve(axis: Axes, points: Sequence[LabelPoint]) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.grid(alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    axis.set_title("Linear probe by share of the labels", fontsize="small", loc="left")
+    title = f"{points[0].measure.title} by share of the labels"
+    axis.set_title(title, fontsize="small", loc="left")
 
 
 def genres_over_time(found: Prediction, path: Path) -> None:

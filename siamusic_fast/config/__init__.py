@@ -347,7 +347,10 @@ class ProbeConfig:
 
     checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
     """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
-    cv: Annotated[int | None, Section("Scores"), Positive()] = None
+    target: Annotated[str | None, Section("Scores"), OneOf(TARGETS)] = None
+    """What the probes say of a track: its class, or which tags it has. None: the class if the shards have two
+    of them, else the tags."""
+    cv: Annotated[int | None, Positive()] = None
     """Number of times that all labelled tracks are scored by cross-validation in 5 folds, of whole groups
     such as artists. None: fits to the training split are scored on the test split."""
     label_curve: bool = False
@@ -358,7 +361,7 @@ class ProbeConfig:
     backend: Annotated[str, Section("Running"), OneOf(BACKENDS)] = BACKENDS[0]
     """Engine that computes spectrograms; torch needs no DALI."""
     seed: Annotated[int, Between(0, MAX_SEED)] = 0
-    """Seed of the random encoders, the folds and the intervals."""
+    """Seed of the folds and the intervals; the random encoders have that of the run."""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -34,6 +34,19 @@ def test_scores_of_a_confusion_matrix_worked_by_hand() -> None:
     assert (folk.recall, folk.precision, folk.f1) == pytest.approx((3 / 6, 3 / 4, 6 / 10))
 
 
+def test_repeats_count_each_track_once() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    found = scores(torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]]), labels, ["Rock", "Folk"])
+    assert (found.tracks, found.chance) == (4, 0.75)
+    assert [one.tracks for one in found.classes] == [3, 1]
+    assert found.confusion == ((1.5, 1.5), (0, 1))
+    assert found.accuracy == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert found.recall == pytest.approx((3 / 6 + 2 / 2) / 2)
+    assert found.precision == pytest.approx((3 / 3 + 2 / 5) / 2)
+    same = scores(labels.repeat(3, 1), labels, ["Rock", "Folk"], groups=["a", "", "a", ""])
+    assert same == scores(labels, labels, ["Rock", "Folk"], groups=["a", "", "a", ""])
+
+
 def test_a_class_that_occurs_nowhere_is_left_out_of_the_averages() -> None:
     found = scores(*pairs([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), classes=["Rock", "Folk", "Jazz"])
     assert found.recall == pytest.approx((3 / 4 + 4 / 4) / 2)
