@@ -83,8 +83,9 @@ def tiny_settings(given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def run(planned: Any, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Run a planned study, or only say what it will take, and print what came out; exit with 1 if a cell "
-    "failed.
+    """Run a planned study and print what came out, or with `dry_run` say only what it will take.
+
+    Exits with 1 if a cell failed.
     """
     if dry_run:
         expected = planned.estimate(progress(quiet))

@@ -11,6 +11,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.studies.estimate import estimate
+from siamusic_fast.studies.finetuning import finetuning
 from siamusic_fast.studies.reproduce import plan_reproduction
 from siamusic_fast.studies.results import StudyResult
 from siamusic_fast.studies.running import Paper, PlannedStudy
@@ -126,6 +127,13 @@ def test_the_estimate_of_the_disk_is_what_finished_cells_take(
     assert expected.hours == expected.device_hours
 
 
+def test_each_protocol_fine_tunes_as_docs_studies_says() -> None:
+    clean, paper = (finetuning(CONFIG, protocol, processes=2) for protocol in ("clean", "paper"))
+    assert (clean.crops_per_track, clean.encoder_lr, clean.schedule) == (4, clean.lr / 10, "cosine")
+    assert (paper.crops_per_track, paper.encoder_lr, paper.schedule) == (1, paper.lr, "constant")
+    assert clean.batch_size == paper.batch_size == 4  # of the 8 of the study
+
+
 def test_other_settings_are_refused_with_their_names(
     planned: PlannedStudy, result: StudyResult, shard_set: ShardSet
 ) -> None:
@@ -136,11 +144,13 @@ def test_other_settings_are_refused_with_their_names(
         plan_reproduction(other, [shard_set], shard_set, result.folder, ON_CPU)
 
 
-def test_more_seeds_and_another_logger_go_on_with_what_is_there(
+def test_more_seeds_another_logger_and_more_checkpoints_go_on_with_what_is_there(
     planned: PlannedStudy, result: StudyResult, shard_set: ShardSet
 ) -> None:
-    more = dataclasses.replace(CONFIG, seeds=2, logger=("tensorboard",))
+    more = dataclasses.replace(CONFIG, seeds=2, logger=("tensorboard",), checkpoint_minutes=2.5)
     again = plan_reproduction(more, [shard_set], shard_set, result.folder, ON_CPU)
+    trainings = [*(cell.config for cell in again.study.cells), *again.study.finetuning.values()]
+    assert {(one.checkpoint_minutes, one.logger) for one in trainings} == {(2.5, ("tensorboard",))}
     left = again.folder.left(again.study)
     assert [(cell.row[-1], cell.config.seed) for cell in left] == [("audio", 1), ("image", 1)]
 
@@ -150,6 +160,26 @@ def test_two_studies_in_one_folder_are_refused(planned: PlannedStudy, result: St
         lock.take(result.folder)
         with pytest.raises(DataError, match="in use"):
             planned.run()
+
+
+def test_a_damaged_study_json_is_removed_and_its_study_goes_on(
+    planned: PlannedStudy, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    folder = type(planned.folder)(tmp_path / "study")
+    folder.write(planned.study)
+    for text in ("{", "[]", "{}"):
+        (folder.path / "study.json").write_text(text)
+        with pytest.raises(DataError, match=r"study\.json .*: remove it, and its study goes on"):
+            folder.check(planned.study)
+    (folder.path / "study.json").unlink()
+    folder.check(planned.study)
+    other = plan_reproduction(CONFIG, [shard_set], shard_set, tmp_path / "other", ON_CPU)
+    cells = [
+        dataclasses.replace(cell, config=dataclasses.replace(cell.config, lr=0.5))
+        for cell in other.study.cells
+    ]
+    with pytest.raises(ConfigError, match=r"another pretraining\.lr"):
+        folder.check(dataclasses.replace(other.study, cells=tuple(cells)))
 
 
 def test_a_folder_with_something_else_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:
