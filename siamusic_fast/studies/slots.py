@@ -43,6 +43,8 @@ class Devices:
     """Cells at a time."""
     gpus_per_cell: int
     """GPUs of each of them; 0: the CPU."""
+    idle_gpus: int = 0
+    """GPUs that are left over."""
 
     @property
     def processes(self) -> int:

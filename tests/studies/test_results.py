@@ -1,6 +1,7 @@
 """Rows and answers of a study with predictions that are written by hand."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import read_tracks, write_table
 from siamusic_fast.studies import tables
-from siamusic_fast.studies.estimate import _makespan
+from siamusic_fast.studies.estimate import _caller, _makespan
 from siamusic_fast.studies.reproduce import COLUMNS, plan_reproduction
 from siamusic_fast.studies.results import StudyResult, collect, read_paper
 from siamusic_fast.studies.running import Paper, PlannedStudy
@@ -152,6 +153,18 @@ def test_figures_of_rows_that_the_study_has_not_are_refused(shard_set: ShardSet,
     paper: Paper = {("fma_large", "resnet18", "image"): {"accuracy": 0.5}}
     with pytest.raises(ConfigError, match="fma_large, resnet18, image, which is no row"):
         plan_reproduction(CONFIG, [shard_set], shard_set, tmp_path / "study", ON_CPU, paper=paper)
+
+
+def test_a_gpu_is_measured_in_a_process_that_ends() -> None:
+    with _caller(gpus=0) as call:
+        assert call(os.getpid) == os.getpid()
+    with _caller(gpus=1) as call:
+        other = call(os.getpid)
+        with pytest.raises(ValueError, match="invalid literal"):
+            call(int, "no number")
+    assert other != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
 
 
 @pytest.mark.parametrize(("slots", "expected"), [(1, 10.0), (2, 5.0), (3, 4.0), (9, 4.0)])

@@ -143,7 +143,7 @@ def test_a_slot_has_gpus_of_those_that_are_visible(
         (0, 3, 1, Devices(slots=3, gpus_per_cell=0)),
         (None, None, 1, Devices(slots=8, gpus_per_cell=1)),
         (8, None, 4, Devices(slots=2, gpus_per_cell=4)),
-        (7, None, 2, Devices(slots=3, gpus_per_cell=2)),
+        (7, None, 2, Devices(slots=3, gpus_per_cell=2, idle_gpus=1)),
     ],
 )
 def test_cells_are_shared_among_the_gpus(
