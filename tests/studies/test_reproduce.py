@@ -14,7 +14,7 @@ from siamusic_fast.studies import tables
 from siamusic_fast.studies.estimate import estimate
 from siamusic_fast.studies.finetuning import finetuning
 from siamusic_fast.studies.reproduce import COLUMNS, plan_reproduction
-from siamusic_fast.studies.results import StudyResult, read_paper
+from siamusic_fast.studies.results import SCORES, StudyResult, read_paper
 from siamusic_fast.studies.running import Paper, PlannedStudy
 from tests.studies.conftest import CONFIG, ON_CPU
 
@@ -105,7 +105,7 @@ def test_audio_and_image_stand_side_by_side(planned: PlannedStudy, result: Study
     rows = {tuple(words) for words in map(split_cells, (result.folder / "table.md").read_text().splitlines())}
     for protocol in ("clean", "paper"):
         audio, image = (evaluated(result, aug, protocol) for aug in ("audio", "image"))
-        scores = [f"{one[name]:.1%}" for name in tables.SCORES for one in (audio, image)]
+        scores = [f"{one[name]:.1%}" for name in SCORES for one in (audio, image)]
         assert ("fma_medium", "resnet18", protocol, *scores) in rows
 
 
