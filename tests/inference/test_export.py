@@ -99,7 +99,7 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
     assert "/somewhere" not in card
     for words in (
         "`fma_small`",
-        "linear probe of the frozen encoder: accuracy 50.0% (40.0% to 60.0%); 90 tracks, chance 20.0%",
+        "linear probe of the frozen encoder: accuracy 50.0% (40.0% to 60.0%); 90 tracks, 20.0% by chance",
         '"lr": 0.001',
         "the stride of conv1 and maxpool is (1, 2). Pooling mean-max:",
         "CC BY 4.0",
