@@ -65,7 +65,7 @@ def some_scores(seed: int) -> Scores:
 def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose classifier was scored and whose encoder was probed."""
     folder = save_logged_run(tmp_path_factory.mktemp("report") / "first", shard_set.folder)
-    about: dict[str, Any] = {"data": "fma_medium", "pretrained_on": ("training",)}
+    about: dict[str, Any] = {"data": "fma_medium", "pretrained_on": ("training",), "target": "class"}
     evaluated = EvaluateResult(folder=folder / "finetune/evaluate", scores=some_scores(0), **about)
     rng = np.random.default_rng(0)
     names = ("pretrained", "random", "initial", "log-mels", "MFCCs")
@@ -74,7 +74,8 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, title in (("knn", "kNN"), ("linear", "linear"), ("same_artist", "artist mAP"))
     )
     about |= {"folder": folder / "probe", "architecture": Architecture("resnet18"), "checkpoint": "last"}
-    about |= {"target": "class", "scored_on": "test", "tracks": 2, "chance": 0.5, "epoch": 3}
+    about |= {"scored_on": "test", "tracks": 2, "chance": 0.5, "epoch": 3}
+    about |= {"scored_splits": ("test",), "init": None}
     probed = ProbeResult(**about, probes={}, measures=measures, label_curve=())
     for folder_, values in (
         (evaluated.folder, evaluate.as_json(evaluated)),
