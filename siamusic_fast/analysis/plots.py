@@ -266,7 +266,7 @@ def tag_bars(scores: TagScores, title: str) -> Figure:
     return figure
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+def confusion_matrix(matrix: Sequence[Sequence[float]], classes: Sequence[str], title: str) -> Figure:
     """Return a picture of `matrix`, counts by truth (row) and prediction (column).
 
     Each cell shows its count; its color is the share of the row, so that small classes show too.
