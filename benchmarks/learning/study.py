@@ -79,14 +79,9 @@ def scored(name: str, seed: int, shard_set: ShardSet, work: Path) -> Row:
 
 def figures(found: ProbeResult) -> Row:
     """Return the measures of a probe by name, and the effective ranks by features."""
-    curve = [
-        {"fraction": point.fraction, "labels": point.labels, **asdict(point.measure)}
-        for point in found.label_curve
-    ]
     return {
         "measures": {measure.name: asdict(measure) for measure in found.measures},
         "ranks": {name: one.effective_rank for name, one in found.probes.items()},
-        "label_curve": curve,
     }
 
 
@@ -135,14 +130,14 @@ def main(stage: str, audio: Path, work: Path) -> None:
     shard_set = packed(audio, work)
     RESULTS.mkdir(exist_ok=True)
     wanted: dict[tuple[Any, ...], Callable[[], Row]] = {}
-    for seed in settings.SEEDS:
-        if stage == "encoders":
-            for name in settings.CONFIGURATIONS:
-                wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
-        else:
-            for fraction, scratch in itertools.product(settings.LABEL_FRACTIONS, (False, True)):
-                key = "from scratch" if scratch else "fine-tuned", fraction, seed
-                wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
+    if stage == "encoders":
+        for name, seed in ((name, seed) for name, seeds in settings.SEEDS.items() for seed in seeds):
+            wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
+    else:
+        kinds = [(share, seed) for share, seeds in settings.LABEL_FRACTIONS.items() for seed in seeds]
+        for (fraction, seed), scratch in itertools.product(kinds, (False, True)):
+            key = "from scratch" if scratch else "fine-tuned", fraction, seed
+            wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
     keep(stage, wanted)
 
 

@@ -23,7 +23,7 @@ from siamusic_fast.cli.console import (
 from siamusic_fast.cli.launching import this_command
 from siamusic_fast.config import BACKENDS
 
-TINY: dict[str, Any] = {"epochs": 1, "finetune_epochs": 2, "batch_size": 16}
+TINY: dict[str, Any] = {"epochs": 1, "finetune_epochs": 1, "batch_size": 16}
 """Settings of a tiny study, as far as they are not given."""
 TINY_MEL: dict[str, Any] = {"seconds": 1.0, "hop_length": 512, "n_fft": 1024}
 """Features of a tiny study."""
@@ -83,8 +83,9 @@ def tiny_settings(given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def run(planned: Any, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Run a planned study, or only say what it will take, and print what came out; exit with 1 if a cell "
-    "failed.
+    """Run a planned study and print what came out, or with `dry_run` say only what it will take.
+
+    Exits with 1 if a cell failed.
     """
     if dry_run:
         expected = planned.estimate(progress(quiet))
@@ -145,9 +146,10 @@ def plan(expected: Any) -> list[tuple[str, str]]:
     done = f", {expected.finished} are finished" if expected.finished else ""
     runs = f"{count(expected.cells, 'pre-training')} and {count(expected.finetunings, 'fine-tuning')}"
     hours = f"{duration(3600 * expected.device_hours)} of {expected.device}"
+    idle = f"; {count(expected.idle_gpus, 'GPU')} idle, too few for a cell" if expected.idle_gpus else ""
     return [
         ("cells", f"{expected.cells} to do{done}: {runs}, each with an evaluation"),
-        ("time", f"about {duration(3600 * expected.hours)}; together {hours}, {expected.how}"),
+        ("time", f"about {duration(3600 * expected.hours)}; together {hours}, {expected.how}{idle}"),
         (
             "disk",
             f"{expected.gigabytes:.1f} GB to keep and {expected.peak_gigabytes:.1f} GB more while cells run; "
@@ -168,6 +170,9 @@ def _show(result: Any, files: Mapping[str, str]) -> None:
 
     if result.study.remark:
         output.print(result.study.remark, markup=False)
+    if result.study.kind == "reproduce":
+        output.print(columns(*tables.side_by_side(result)), markup=False)
+        output.print()
     head = tables.score_head(result)
     output.print(columns(head, [tables.score_cells(result, one) for one in result.rows]), markup=False)
     if result.answers:

@@ -1,5 +1,6 @@
 """`reproduce` and `ablate` on the command line; cells are trained in tests/studies."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from siamusic_fast.cli import main
+from siamusic_fast.cli import main, studies
+from siamusic_fast.config.studies import ReproduceConfig
 from siamusic_fast.errors import DataError
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.studies import estimate, slots, tiny
+from siamusic_fast.studies.reproduce import plan_reproduction
+from siamusic_fast.studies.slots import Devices
 from siamusic_fast.studies.study import Cell
+from tests.runs import MEL
 
 SMALL = ("--backend", "torch", "--logger", "none", "--gpus", 0)
 
@@ -37,7 +42,7 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException]:
         raise errors.get(cell.config.aug, DataError(f"{cell.config.aug} fails."))
 
     monkeypatch.setattr(slots, "run_cell", fail)
-    monkeypatch.setattr(estimate, "_seconds_per_pair", lambda cell, device: 0.1)
+    monkeypatch.setattr(estimate, "_seconds_per_pair", lambda cell, gpus: 0.1)
     return errors
 
 
@@ -74,6 +79,17 @@ def test_a_dry_run_says_what_it_will_take_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_says_how_many_gpus_stay_idle(
+    shard_set: ShardSet, cells: dict[str, BaseException], tmp_path: Path
+) -> None:
+    config = ReproduceConfig(mel=MEL, backbones=("resnet18",), backend="torch")
+    planned = plan_reproduction(
+        config, [shard_set], shard_set, tmp_path / "study", Devices(slots=1, gpus_per_cell=0, idle_gpus=1)
+    )
+    (time,) = (words for name, words in studies.plan(planned.estimate()) if name == "time")
+    assert time.endswith("without torch.compile; 1 GPU idle, too few for a cell")
+
+
 def test_an_ablation_counts_its_rows(
     shard_set: ShardSet, cells: dict[str, BaseException], tmp_path: Path
 ) -> None:
@@ -95,9 +111,9 @@ def test_an_ablation_counts_its_rows(
 def test_tiny_studies_make_their_own_music(
     monkeypatch: pytest.MonkeyPatch, cells: dict[str, BaseException], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tiny, "CORPORA", {"tiny_medium": 3, "tiny_small": 3})
+    monkeypatch.setattr(tiny, "CORPUS", dataclasses.replace(tiny.CORPUS, tracks_per_genre=3))
     result = run("reproduce", "--tiny", *SMALL, "--out", tmp_path / "study")
-    assert "8 to do" in result.stderr  # two networks, two recipes, two corpora
+    assert "4 to do" in result.stderr  # two networks, two recipes
     assert "It says that the study works, and nothing about music." in result.stdout
     data = tmp_path / "study" / "data"
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*.tar")}
