@@ -75,6 +75,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     about |= {"folder": folder / "probe", "architecture": Architecture("resnet18"), "checkpoint": "last"}
     about |= {"scored_on": "test", "tracks": 2, "chance": 0.5, "epoch": 3}
+    about |= {"scored_splits": ("test",), "init": None}
     probed = ProbeResult(**about, probes={}, measures=measures, label_curve=())
     for folder_, values in (
         (evaluated.folder, evaluate.as_json(evaluated)),

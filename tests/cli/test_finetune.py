@@ -120,6 +120,9 @@ def test_the_probe_prints_each_measure_and_the_strongest_baseline(run: Path, sha
         words = f"against {one['strongest']}, the strongest baseline: {Difference(**one['difference']).words}"
         assert f"{one['title']} {words}" in said
         assert f"{one['values']['MFCCs']:.1%}" in said
+    number = values["measures"][0]["groups"]
+    assert f"95%, of {number} group" in said
+    assert "(kNN, linear" in said
     assert (run / "probe" / "probes.png").stat().st_size > 10_000
 
 

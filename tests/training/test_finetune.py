@@ -182,10 +182,14 @@ def test_a_batch_too_small_for_batch_norm_is_refused(
 ) -> None:
     # One track of each of three classes is left, and one of them for each process.
     with pytest.raises(
-        ConfigError, match=r"each of 2 processes gets a batch of 1 from these .* --label-fraction"
+        ConfigError, match=r"each of 2 processes gets a batch of 1 from these 3 crops, .* --label-fraction"
     ):
         finetune(
-            config(label_fraction=0.01), pretrained, shard_set, tmp_path, world=World(rank=0, world_size=2)
+            config(label_fraction=0.01, crops_per_track=1),
+            pretrained,
+            shard_set,
+            tmp_path,
+            world=World(rank=0, world_size=2),
         )
 
 
