@@ -58,7 +58,7 @@ def running(default_out: str) -> Callable[[Any], Any]:
         click.option(
             "--tiny",
             is_flag=True,
-            help="Try the study on synthetic music with small networks, in minutes. It says that the study "
+            help="Try the study on a little synthetic music with small networks. It says that the study "
             "works, and nothing about music.",
         ),
         click.option("--dry-run", is_flag=True, help="Say what the study will take, and stop."),

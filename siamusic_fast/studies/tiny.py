@@ -1,4 +1,4 @@
-"""The tiny form of a study: a little synthetic music and small networks, in minutes on two cores."""
+"""The tiny form of a study: a little synthetic music, for small networks."""
 
 from pathlib import Path
 
