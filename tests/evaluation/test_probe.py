@@ -112,7 +112,7 @@ def test_cross_validation_scores_every_labelled_track(
     assert isinstance(scores, Scores)
     assert scores.tracks == result.tracks == sum(one.tracks for one in scores.classes)
     assert scores.accuracy == pytest.approx(linear.values[PRETRAINED])
-    assert "tracks of training, validation were among" in str(as_json(result)["warning"])
+    assert "the scored tracks of training were among" in str(as_json(result)["warning"])
 
 
 def test_the_curve_of_labels_ends_with_all_of_them() -> None:
