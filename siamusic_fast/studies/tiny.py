@@ -10,7 +10,7 @@ from siamusic_fast.shards.pack import pack
 from siamusic_fast.synthetic.corpus import SyntheticCorpus, synthesize
 
 REMARK = "Tiny: synthetic music and small networks. It says that the study works, and nothing about music."
-CORPUS = SyntheticCorpus(tracks_per_genre=10, seconds=4.0)
+CORPUS = SyntheticCorpus(tracks_per_genre=10, seconds=6.0)
 _NAME = "tiny"
 """Name of the corpus in the rows of tables."""
 

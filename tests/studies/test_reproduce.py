@@ -195,6 +195,7 @@ def test_a_damaged_study_json_is_removed_and_its_study_goes_on(
     planned: PlannedStudy, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     folder = type(planned.folder)(tmp_path / "study")
+    folder.path.mkdir()
     folder.write(planned.study)
     for text in ("{", "[]", "{}"):
         (folder.path / "study.json").write_text(text)

@@ -109,7 +109,9 @@ def test_whatever_ends_a_study_ends_the_processes_of_its_cells(
     assert [one.alive for one in started] == [False]
 
 
-def test_the_news_of_a_cell_is_the_last_line_of_its_newest_log(two_cells: PlannedStudy) -> None:
+def test_the_news_of_a_cell_is_the_last_line_of_its_newest_log(
+    two_cells: PlannedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell, folder = two_cells.study.cells[0], two_cells.folder
     log = folder.cell(cell) / "pretraining" / "metrics.jsonl"
     assert slots._news(cell, folder) == f"{cell.name} begins"
@@ -118,14 +120,11 @@ def test_the_news_of_a_cell_is_the_last_line_of_its_newest_log(two_cells: Planne
     assert slots._news(cell, folder) == f"{cell.name} pre-training epoch 3"
     log.write_text('{"epoch": 3}\n{"ep')
     assert slots._news(cell, folder) == f"{cell.name} runs"
-    log.unlink()
-    log.symlink_to("gone")  # listed, and then not there
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "listed" / "and gone"]))
     assert slots._news(cell, folder) == f"{cell.name} runs"
 
 
-@pytest.mark.parametrize(
-    ("allowed", "names"), [("4,GPU-8f6e", ["4", "GPU-8f6e"]), ("", ["0", "1", "2"]), (None, ["0", "1", "2"])]
-)
+@pytest.mark.parametrize(("allowed", "names"), [("4,GPU-8f6e", ["4", "GPU-8f6e"]), (None, ["0", "1", "2"])])
 def test_a_slot_has_gpus_of_those_that_are_visible(
     monkeypatch: pytest.MonkeyPatch, allowed: str | None, names: list[str]
 ) -> None:
