@@ -500,7 +500,7 @@ PROMISES = (
         words="A loss that becomes NaN ends the run and keeps the last good checkpoint.",
         test="tests/training/test_pretrain.py::"
         "test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_good_checkpoint",
-        said=("docs/training.md: but never if the loss or a weight is not finite",),
+        said=("docs/training.md: none is written if the loss or a weight is not finite",),
         seconds=3,
     ),
     Promise(
