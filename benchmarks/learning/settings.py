@@ -22,7 +22,7 @@ LABEL_FRACTIONS = {0.1: (0, 1), 1.0: (0,)}
 """Shares of the labels that classifiers learn from, and the seeds of each."""
 
 
-def pretraining(name: str, seed: int, tracks: int, *, steps: int = STEPS) -> PretrainConfig:
+def pretraining(name: str, seed: int, tracks: int) -> PretrainConfig:
     """Return the configuration `name` for a corpus of so many training tracks."""
     changes = dict(CONFIGURATIONS[name])
     preset = changes.pop("preset", "music")
@@ -36,7 +36,7 @@ def pretraining(name: str, seed: int, tracks: int, *, steps: int = STEPS) -> Pre
             "mel": MEL,
             "backbone": "resnet18",
             "batch_size": batch_size,
-            "epochs": -(-steps // (tracks // batch_size)),
+            "epochs": -(-STEPS // (tracks // batch_size)),
             "seed": seed,
             **running,
             **changes,

@@ -67,11 +67,12 @@ def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> Path:
 def scored(name: str, seed: int, shard_set: ShardSet, work: Path) -> Row:
     """Pre-train a configuration and probe the encoder; return its settings and all measures."""
     run = run_of(name, seed, shard_set, work)
+    about = json.loads((run / "config.json").read_text(encoding="utf-8"))
     found = probe(run, shard_set, config=replace(settings.PROBE, seed=seed), force=True)
     return {
         "name": name,
         "seed": seed,
-        "settings": json.loads((run / "config.json").read_text()),
+        "settings": {key: value for key, value in about.items() if key not in ("data", "processes")},
         "training": json.loads((run / TRAINED).read_text(encoding="utf-8")),
         **figures(found),
     }

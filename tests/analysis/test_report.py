@@ -40,10 +40,13 @@ from tests.runs import FRONTEND, MEL, save_run
 HOSTILE = '</script><img src="https://example.org/x">\N{RIGHT-TO-LEFT OVERRIDE}"\'&amp; \N{MUSICAL NOTE}'
 
 
+AS_THE_PAPER = {"aug": "image", "crops": "same"}
+
+
 def save_logged_run(folder: Path, data: Path, **options: Any) -> Path:
     """Write a run that has settings and a log, besides an encoder that has learnt nothing."""
     save_run(folder, **options)
-    config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", "aug": "image", **options})
+    config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **AS_THE_PAPER, **options})
     values = {**settings.dump(config), "data": str(data), "processes": 1}
     (folder / "config.json").write_text(json.dumps(values))
     lines = (

@@ -39,7 +39,7 @@ def test_repeats_count_each_track_once() -> None:
     found = scores(torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]]), labels, ["Rock", "Folk"])
     assert (found.tracks, found.chance) == (4, 0.75)
     assert [one.tracks for one in found.classes] == [3, 1]
-    assert np.array_equal(found.confusion, [[1.5, 1.5], [0, 1]])
+    assert np.array_equal(found.confusion, [[1.5, 1.5], [0.0, 1.0]])
     assert found.accuracy == pytest.approx((3 / 4 + 2 / 4) / 2)
     assert found.recall == pytest.approx((3 / 6 + 2 / 2) / 2)
     assert found.precision == pytest.approx((3 / 3 + 2 / 5) / 2)
