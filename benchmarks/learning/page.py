@@ -137,6 +137,7 @@ def page() -> str:
     """Return docs/results.md."""
     tried, rows, tuned = (read(stage)["rows"] for stage in ("tried", "encoders", "classifiers"))
     machine = read("encoders")["machine"]
+    settings_tried = len({row["name"] for row in tried if row["steps"]})
     mel, first = settings.MEL, by_name(rows)["music"][0]
     crops = first["measures"]["same_track"]["items"]
     tracks, artists = first["measures"]["linear"]["items"], first["measures"]["linear"]["groups"]
@@ -192,7 +193,7 @@ tracks; intervals are paired and resampled by artist.
 
 ## What was tried
 
-{sum(row["steps"] > 0 for row in tried)} settings were tried to find the preset `music`, one seed each:
+{settings_tried} settings were tried to find the preset `music`, one seed each:
 trained on the training tracks and scored on these and the validation tracks, by a prototype of the measures
 (10 crops of a track, MFCCs without differences, C = 0.02 in scikit-learn's logistic regression). No test
 track was used. `frequency` is the stem frequency-channel; `gain` and `light` are `--aug gain` and
@@ -206,7 +207,8 @@ The test tracks were scored once, for the {len(settings.CONFIGURATIONS)} configu
 ## What it means
 
 - A few hundred steps are little, and 200 tracks show large differences only. The figures say which of these
-  configurations to prefer, and nothing about 25,000 tracks.
+  configurations to prefer, and nothing about 25,000 tracks: from 20 to 300 steps retrieval still rises (the
+  rows "simsiam, full" above), and no curve over the number of tracks has been measured.
 - "track R@1" is easy for whatever hears the recording: log-mel statistics find another place of a track by
   its loudness and equalization. "artist mAP" asks for more, and has few artists here.
 - The paper's tables have not been reproduced: that takes FMA and GPUs, and
