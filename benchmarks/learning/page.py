@@ -76,8 +76,7 @@ def scores_table(rows: Sequence[Row], *, baselines_of: str) -> str:
 
 def difference_of(row: Row, measure: str) -> Difference:
     """Return the difference to the strongest baseline that a row has."""
-    found = row["measures"][measure]
-    return Difference(**{**found["difference"], "groups": found["groups"]})
+    return Difference(**row["measures"][measure]["difference"])
 
 
 def differences_table(rows: Sequence[Row]) -> str:

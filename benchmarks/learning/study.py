@@ -56,8 +56,7 @@ def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> Path:
     run = work / "runs" / f"{name.replace(', ', '-')}-{seed}"
     if (run / TRAINED).exists():
         return run
-    config = settings.pretraining(name, seed, shard_set.tracks(SPLITS))
-    config = replace(config, splits=SPLITS)
+    config = replace(settings.pretraining(name, seed, shard_set.tracks(SPLITS)), splits=SPLITS)
     result = pretrain(config, shard_set, run, force=True, progress=progress(quiet=False))
     figures = {"seconds": result.seconds, "steps": result.steps, "loss": result.loss}
     (run / TRAINED).write_text(json.dumps(figures), encoding="utf-8")

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from siamusic_fast.cli.console import (
     stopping,
 )
 from siamusic_fast.cli.launching import this_command
-from siamusic_fast.config import BACKENDS
+from siamusic_fast.config import BACKENDS, MelConfig
 
 TINY: dict[str, Any] = {"epochs": 1, "finetune_epochs": 1, "batch_size": 16}
 """Settings of a tiny study, as far as they are not given."""
@@ -68,17 +68,13 @@ def running(default_out: str) -> Callable[[Any], Any]:
     )
 
 
-@contextmanager
-def stopped_study() -> Iterator[None]:
-    """When the work inside is stopped, say how it goes on."""
-    with stopping(lambda: ("Stopped. Finished cells are kept; go on with:", this_command())):
-        yield
+def stopped_study() -> AbstractContextManager[None]:
+    """Return a context that, when the work inside is stopped, says how it goes on."""
+    return stopping(lambda: ("Stopped. Finished cells are kept; go on with:", this_command()))
 
 
 def tiny_settings(given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return the settings of a tiny study."""
-    from siamusic_fast.config import MelConfig
-
     return {"mel": MelConfig(**TINY_MEL), "backend": BACKENDS[-1], **TINY, **more, **given}
 
 

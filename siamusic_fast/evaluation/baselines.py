@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -145,6 +146,16 @@ class Competitors:
         """Seed of the random encoders."""
         return int(self.pretrained.pretraining["seed"])
 
+    @cached_property
+    def _encoder(self) -> Baseline:
+        encoder = self.pretrained.build_encoder(self.world.device)
+        return Baseline(encoder, encoder.dim)
+
+    @cached_property
+    def _baselines(self) -> dict[str, Baseline]:
+        of_run = self.pretrained
+        return baselines(of_run.architecture, of_run.frontend, self.seed, self.world.device)
+
     def tracks(self, split: str) -> dict[str, TrackFeatures]:
         """Return features of the tracks of `split`, averaged over crops that cover a track, by name."""
         return self._computed(split, None, FeatureExtractor.extract)
@@ -156,16 +167,12 @@ class Competitors:
     def _computed(self, split: str, crops: int | None, extract: Any) -> dict[str, Any]:
         key = self._key(split, crops)
         kept = self.world.once(lambda: self._kept(key))
-        device, frontend = self.world.device, self.pretrained.frontend
-        encoder = self.pretrained.build_encoder(device)
-        networks = {PRETRAINED: Baseline(encoder, encoder.dim)}
-        if kept is None:
-            networks |= baselines(self.pretrained.architecture, frontend, self.seed, device)
+        networks = {PRETRAINED: self._encoder, **(self._baselines if kept is None else {})}
         with (
             FeatureExtractor(
                 self.shard_set,
                 split,
-                frontend,
+                self.pretrained.frontend,
                 target=self.target,
                 crops=crops,
                 backend=self.backend,

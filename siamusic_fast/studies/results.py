@@ -13,7 +13,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import PREDICTIONS
 from siamusic_fast.evaluation.intervals import (
     Difference,
-    group_numbers,
+    count_groups,
     group_weights,
     middle,
     paired_difference,
@@ -141,7 +141,7 @@ class _TestTracks:
         self.names = list(found)
         self.labels = np.array([label for label, _ in found.values()], dtype=np.int64)
         self.groups = [group for _, group in found.values()]
-        self.count = int(group_numbers(self.groups).max()) + 1
+        self.count = count_groups(self.groups)
 
     def read(self, path: Path) -> _Numbers:
         """Return the predicted class of each track from a predictions.csv."""
@@ -219,7 +219,7 @@ def read_paper(path: Path, columns: Sequence[str]) -> dict[Row, dict[str, float]
     Raises DataError for a file that cannot be read, ConfigError for missing columns and for a score that is
     not between 0 and 1.
     """
-    names = tuple(column.lower().replace("-", "_").replace(" ", "_") for column in columns)
+    names = tuple(map(column_name, columns))
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -238,6 +238,11 @@ def read_paper(path: Path, columns: Sequence[str]) -> dict[Row, dict[str, float]
         row = tuple(str(line[name]).strip() for name in names)
         table[row] = {name: _score(path, name, line[name]) for name in given if line[name]}
     return table
+
+
+def column_name(heading: str) -> str:
+    """Return the name in a CSV file of a column of the table."""
+    return heading.lower().replace("-", "_").replace(" ", "_")
 
 
 def _score(path: Path, name: str, text: str) -> float:

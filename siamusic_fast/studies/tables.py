@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from siamusic_fast.files import atomic_write
 from siamusic_fast.shards.tables import write_table
-from siamusic_fast.studies.results import SCORES, Answer, RowScores, StudyResult
+from siamusic_fast.studies.results import SCORES, Answer, RowScores, StudyResult, column_name
 
 MARKDOWN = "table.md"
 TABLE = "table.csv"
@@ -26,7 +26,7 @@ def write(result: StudyResult) -> None:
     """
     with atomic_write(result.folder / MARKDOWN) as file:
         file.write(markdown(result).encode())
-    columns = [_column(name) for name in result.study.columns]
+    columns = [column_name(heading) for heading in result.study.columns]
     with_intervals = [f"{name}{end}" for name in SCORES for end in ("", "_low", "_high")]
     paper = [f"paper_{name}" for name in SCORES]
     rows = (
@@ -213,10 +213,6 @@ def _count(number: int, unit: str) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _column(heading: str) -> str:
-    return heading.lower().replace("-", "_").replace(" ", "_")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

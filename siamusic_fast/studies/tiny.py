@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from siamusic_fast.audio.fma import load_fma
+from siamusic_fast.analysis.demo import shards
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.progress import SILENT, Progress
-from siamusic_fast.shards.manifest import MANIFEST, ShardSet, read_manifest
-from siamusic_fast.shards.pack import pack
-from siamusic_fast.synthetic.corpus import SyntheticCorpus, synthesize
+from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.synthetic.corpus import SyntheticCorpus
 
 REMARK = "Tiny: synthetic music and small networks. It says that the study works, and nothing about music."
 CORPUS = SyntheticCorpus(tracks_per_genre=10, seconds=6.0)
@@ -20,13 +19,7 @@ def tiny_shards(folder: Path, *, procs: int = 1, progress: Progress = SILENT) ->
 
     Raises DataError if another job is making them.
     """
-    shards = folder / "shards" / _NAME
-    if (shards / MANIFEST).is_file():
-        return read_manifest(shards)
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock() as lock:
         lock.take(folder)
-        audio = folder / _NAME
-        if not audio.exists():
-            synthesize(audio, CORPUS, procs=procs, progress=progress)
-        return pack(load_fma("fma_small", audio), shards, procs=procs, progress=progress)
+        return shards(folder, CORPUS, procs, progress, name=_NAME)

@@ -52,11 +52,8 @@ def test_the_page_says_what_the_results_say() -> None:
 
 def test_a_difference_that_is_not_shown_is_called_that() -> None:
     def row(low: float, high: float) -> page.Row:
-        found = {
-            "difference": {"difference": 0.05, "low": low, "high": high},
-            "strongest": "MFCCs",
-            "groups": 20,
-        }
+        difference = {"difference": 0.05, "low": low, "high": high, "groups": 20}
+        found = {"difference": difference, "strongest": "MFCCs"}
         return {"name": "music", "seed": 0, "measures": dict.fromkeys(page.MEASURES, found)}
 
     shown, not_shown = row(0.01, 0.09), row(-0.01, 0.11)
