@@ -45,8 +45,8 @@ CURVES = (
     Encoder("music, simclr", tracks=60),
     Encoder("music", steps=100),
     Encoder("music, simclr", steps=100),
-    Encoder("music", steps=1200),
-    Encoder("music, simclr", steps=1200),
+    Encoder("music", steps=800),
+    Encoder("music, simclr", steps=800),
 )
 """Encoders that show what more tracks and more steps do."""
 PROBE = ProbeConfig(cv=2, retrieval_crops=20, backend="torch")
