@@ -26,6 +26,8 @@ Count = Callable[[Counts], None]
 
 _POLL_SECONDS = 0.1
 """How often progress is reported."""
+_SPAWNING = threading.Lock()
+"""Held while processes start, which changes what all threads share."""
 _GRACE_SECONDS = 1.0
 """Time that workers have to end after they were told to stop; then they are killed."""
 
@@ -41,6 +43,10 @@ class WorkerDiedError(DataError):
         """Place of the job among all jobs; None if that is not known."""
         self.step = step
         """How often that job had called `count`."""
+        self._procs = procs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerDiedError, (self.how, self._procs, self.job, self.step)
 
 
 def cores() -> int:
@@ -76,7 +82,7 @@ def run_in_processes(
     """
     workers: list[_Worker[Job]] = []
     try:
-        with _ctrl_c_held_back(), _main_module_hidden(), children_end_with_this_process():
+        with _SPAWNING, _ctrl_c_held_back(), _main_module_hidden(), children_end_with_this_process():
             workers.extend(_Worker(function) for _ in range(min(max(1, procs), len(jobs))))
         _run(workers, jobs, procs, [0] * counters, on_counts)
     finally:
@@ -90,7 +96,7 @@ class _Worker(Generic[Job]):
         # Spawned, not forked: this process may have threads, and a worker imports only what its jobs need.
         context = multiprocessing.get_context("spawn")
         self.pipe, workers_end = context.Pipe()
-        self.process = context.Process(target=_work, args=(function, workers_end))
+        self.process = context.Process(target=_work, args=(function, workers_end), daemon=True)
         self.process.start()
         workers_end.close()  # so that the pipe ends when the worker does
         self.job: int | None = None
