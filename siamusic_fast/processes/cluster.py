@@ -1,6 +1,7 @@
 """Independent jobs on the workers of a Dask cluster, with the promises of the pool of processes."""
 
 import functools
+import itertools
 import logging
 import re
 import shutil
@@ -8,8 +9,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -173,7 +173,7 @@ class Cluster:
     def run(
         self,
         function: Callable[[Job, Count], Result],
-        jobs: Sequence[Job],
+        jobs: Iterable[Job],
         *,
         names: Sequence[str],
         shared: Shared,
@@ -183,6 +183,7 @@ class Cluster:
     ) -> None:
         """Call `function(job, report)` for every job on some worker; `on_result` gets its place and result.
 
+        A job is taken from `jobs` when it is sent.
         `function` calls `report` with `counters` numbers, what it has done since its start; `on_counts` gets
         the sums over all jobs here, now and then. A job whose worker goes away is done again by another. The
         dashboard shows each job under its name in `names`. Only so many jobs are at the scheduler that all
@@ -197,20 +198,20 @@ class Cluster:
         token = uuid.uuid4().hex[:8]
         topic = f"siamusic-fast-{token}"
         inbox: SimpleQueue[_Report | _Future[Result]] = SimpleQueue()
-        waiting = deque(range(len(jobs)))
+        waiting, left = enumerate(zip(names, jobs, strict=True)), len(names)
         running: dict[_Future[Result], int] = {}
         totals, current = [0] * counters, dict[int, Counts]()
         executor = self._client.get_executor(pure=False)
         self._client.subscribe_topic(topic, lambda event: inbox.put(event[1]))
         try:
-            while waiting or running:
+            while left or running:
                 threads = self._count_threads()
-                while waiting and len(running) < 2 * threads:
-                    place = waiting.popleft()
+                for place, (name, job) in itertools.islice(waiting, max(0, 2 * threads - len(running))):
+                    left -= 1
                     every = max(_POLL_SECONDS, threads / _REPORTS_PER_SECOND)
                     task = functools.partial(_work, function, shared, topic, place, every, counters)
                     # Another run on this scheduler may have jobs of the same names.
-                    future = executor.submit(task, jobs[place], key=f"{names[place]}-{token}")
+                    future = executor.submit(task, job, key=f"{name}-{token}")
                     running[future], current[place] = place, ()
                     future.add_done_callback(inbox.put)
                 for message in _received(inbox):

@@ -165,22 +165,6 @@ def verify_shard(job: ShardToVerify, count: Count) -> None:
     job.report.write_text(json.dumps(problems))
 
 
-class _Sent(Sequence["_SentShard"]):
-    """Jobs for workers, each with the rows of its shard, which are read when it is sent."""
-
-    def __init__(self, jobs: Sequence[ShardToVerify], folder: Path) -> None:
-        self._jobs, self._folder = jobs, folder
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def __getitem__(self, place: Any) -> "_SentShard":
-        job = self._jobs[place]
-        rows = job.rows.read_bytes() if job.rows and job.rows.exists() else None
-        shard_set = dataclasses.replace(job.shard_set, folder=self._folder)
-        return _SentShard(dataclasses.replace(job, shard_set=shard_set), rows)
-
-
 @dataclass(frozen=True)
 class _SentShard:
     """A shard to verify on another machine, with what this one has in files."""
@@ -193,14 +177,24 @@ class _SentShard:
 def _verify_on_cluster(jobs: Sequence[ShardToVerify], cluster: Cluster, on_counts: Count) -> None:
     """Do `jobs` on the workers of `cluster`; their reports come back to the files that are named here."""
     folder = jobs[0].shard_set.folder.absolute()
+
+    def send() -> Iterator[_SentShard]:
+        for job in jobs:
+            rows = job.rows.read_bytes() if job.rows and job.rows.exists() else None
+            shard_set = dataclasses.replace(job.shard_set, folder=folder)
+            yield _SentShard(dataclasses.replace(job, shard_set=shard_set), rows)
+
+    def on_result(place: int, report: bytes) -> None:
+        jobs[place].report.write_bytes(report)
+
     cluster.run(
         _verify_apart,
-        _Sent(jobs, folder),
+        send(),
         names=[f"verify-{Path(job.shard.file).stem}" for job in jobs],
         shared=SharedForVerifying(folder=folder, sha256=file_sha256(folder / MANIFEST, MANIFEST_LIMIT)),
         counters=2,
         on_counts=on_counts,
-        on_result=lambda place, report: jobs[place].report.write_bytes(report) and None,
+        on_result=on_result,
     )
 
 
