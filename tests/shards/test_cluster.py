@@ -154,7 +154,7 @@ def test_what_one_engine_began_the_other_ends(
     state = unfinished(tmp_path)
     assert state is not None
     assert state.finished < 4
-    (tmp_path / ".training-unlabelled-000003-01ab23cd.tar.tmp").touch()  # of a worker that was killed
+    (tmp_path / ".training-unlabelled-000003.tar-01ab23cd.tmp").touch()  # of a worker that was killed
     before = {file: file.stat().st_ino for file in tmp_path.glob("*.tar")}
     pack(load_folder(audio), tmp_path, CONFIG, **second)
     assert contents(tmp_path) == expected
