@@ -22,7 +22,7 @@ def save_run(folder: Path, seed: int = 0, file: str = "checkpoint.pt", **options
     """Write what pre-training with `options` leaves: here a network that has learnt nothing yet."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = PretrainConfig(**{"mel": MEL, **asdict(Architecture("resnet18")), **options})
+        config = PretrainConfig(**{"mel": MEL, "seed": seed, **asdict(Architecture("resnet18")), **options})
         network = method_of(config)
     frontend = Frontend(mel=config.mel, mean=-40.0, std=15.0, short_tracks=config.short_tracks)
     values = {

@@ -7,21 +7,22 @@ from siamusic_fast.config import FinetuneConfig, MelConfig, PretrainConfig, Prob
 MEL = MelConfig(seconds=3.0, n_fft=2048, hop_length=2048, n_mels=40)
 STEPS = 400
 BATCH_SIZE = 60
-SEEDS = (0, 1)
+SEEDS = {"music": (0, 1), "music, simclr": (0, 1), "paper": (0,)}
+"""Seeds of each configuration."""
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "music": {},
     "music, simclr": {"method": "simclr"},
     "paper": {"preset": "paper"},
-    "simsiam": {"preset": "simsiam"},
 }
 """What each configuration changes; the preset is music where none is named."""
-PROBE = ProbeConfig(cv=4, label_curve=True, retrieval_crops=20, backend="torch")
+PROBE = ProbeConfig(cv=2, retrieval_crops=20, backend="torch")
 FINETUNE = FinetuneConfig(epochs=30, batch_size=32, backend="torch", logger=("none",))
-LABEL_FRACTIONS = (0.1, 1.0)
+LABEL_FRACTIONS = {0.1: (0, 1), 1.0: (0,)}
+"""Shares of the labels that classifiers learn from, and the seeds of each."""
 
 
-def pretraining(name: str, seed: int, tracks: int, *, steps: int = STEPS) -> PretrainConfig:
+def pretraining(name: str, seed: int, tracks: int) -> PretrainConfig:
     """Return the configuration `name` for a corpus of so many training tracks."""
     changes = dict(CONFIGURATIONS[name])
     preset = changes.pop("preset", "music")
@@ -35,7 +36,7 @@ def pretraining(name: str, seed: int, tracks: int, *, steps: int = STEPS) -> Pre
             "mel": MEL,
             "backbone": "resnet18",
             "batch_size": batch_size,
-            "epochs": -(-steps // (tracks // batch_size)),
+            "epochs": -(-STEPS // (tracks // batch_size)),
             "seed": seed,
             **running,
             **changes,

@@ -32,9 +32,11 @@ from siamusic_fast.shards.manifest import MANIFEST, ShardSet, read_manifest
 from siamusic_fast.shards.pack import pack
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import finetune
-from siamusic_fast.training.pretrain import PretrainResult, pretrain
+from siamusic_fast.training.pretrain import pretrain
 
 RESULTS = Path(__file__).parent / "results"
+TRAINED = "trained.json"
+"""File in the folder of a run that is whole, with what its training came to."""
 SPLITS = ("training", "validation")
 """Splits that encoders learn from, without labels."""
 
@@ -49,47 +51,43 @@ def packed(audio: Path, work: Path) -> ShardSet:
     return pack(load_folder(audio, labels=audio / "labels.csv"), folder)
 
 
-def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> tuple[Path, PretrainResult | None]:
-    """Return the run of a configuration, and what training it came to if it was not there."""
+def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> Path:
+    """Return the run of a configuration, which is trained if it is not there."""
     run = work / "runs" / f"{name.replace(', ', '-')}-{seed}"
-    if (run / "finished").exists():
-        return run, None
-    config = settings.pretraining(name, seed, shard_set.tracks(SPLITS))
-    config = replace(config, splits=SPLITS)
+    if (run / TRAINED).exists():
+        return run
+    config = replace(settings.pretraining(name, seed, shard_set.tracks(SPLITS)), splits=SPLITS)
     result = pretrain(config, shard_set, run, force=True, progress=progress(quiet=False))
-    (run / "finished").touch()
-    return run, result
+    figures = {"seconds": result.seconds, "steps": result.steps, "loss": result.loss}
+    (run / TRAINED).write_text(json.dumps(figures), encoding="utf-8")
+    return run
 
 
 def scored(name: str, seed: int, shard_set: ShardSet, work: Path) -> Row:
     """Pre-train a configuration and probe the encoder; return its settings and all measures."""
-    run, trained = run_of(name, seed, shard_set, work)
+    run = run_of(name, seed, shard_set, work)
+    about = json.loads((run / "config.json").read_text(encoding="utf-8"))
     found = probe(run, shard_set, config=replace(settings.PROBE, seed=seed), force=True)
     return {
         "name": name,
         "seed": seed,
-        "settings": json.loads((run / "config.json").read_text()),
-        "training": trained and {"seconds": trained.seconds, "steps": trained.steps, "loss": trained.loss},
+        "settings": {key: value for key, value in about.items() if key not in ("data", "processes")},
+        "training": json.loads((run / TRAINED).read_text(encoding="utf-8")),
         **figures(found),
     }
 
 
 def figures(found: ProbeResult) -> Row:
     """Return the measures of a probe by name, and the effective ranks by features."""
-    curve = [
-        {"fraction": point.fraction, "labels": point.labels, **asdict(point.measure)}
-        for point in found.label_curve
-    ]
     return {
         "measures": {measure.name: asdict(measure) for measure in found.measures},
         "ranks": {name: one.effective_rank for name, one in found.probes.items()},
-        "label_curve": curve,
     }
 
 
 def classified(fraction: float, seed: int, from_scratch: bool, shard_set: ShardSet, work: Path) -> Row:
     """Train a classifier on the encoder of music, or from scratch, and score it on the test tracks."""
-    run, _ = run_of("music", seed, shard_set, work)
+    run = run_of("music", seed, shard_set, work)
     config = replace(settings.FINETUNE, seed=seed, label_fraction=fraction, from_scratch=from_scratch)
     out = work / "classifiers" / f"{'scratch' if from_scratch else 'music'}-{fraction:g}-{seed}"
     started = time.perf_counter()
@@ -132,14 +130,14 @@ def main(stage: str, audio: Path, work: Path) -> None:
     shard_set = packed(audio, work)
     RESULTS.mkdir(exist_ok=True)
     wanted: dict[tuple[Any, ...], Callable[[], Row]] = {}
-    for seed in settings.SEEDS:
-        if stage == "encoders":
-            for name in settings.CONFIGURATIONS:
-                wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
-        else:
-            for fraction, scratch in itertools.product(settings.LABEL_FRACTIONS, (False, True)):
-                key = "from scratch" if scratch else "fine-tuned", fraction, seed
-                wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
+    if stage == "encoders":
+        for name, seed in ((name, seed) for name, seeds in settings.SEEDS.items() for seed in seeds):
+            wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
+    else:
+        kinds = [(share, seed) for share, seeds in settings.LABEL_FRACTIONS.items() for seed in seeds]
+        for (fraction, seed), scratch in itertools.product(kinds, (False, True)):
+            key = "from scratch" if scratch else "fine-tuned", fraction, seed
+            wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
     keep(stage, wanted)
 
 

@@ -95,9 +95,11 @@ def demo(
     )
 
 
-def shards(data: Path, corpus: SyntheticCorpus, procs: int, progress: Progress) -> ShardSet:
-    """Return the shards of `corpus` in `data`, synthesized and packed if they are not there."""
-    folder = data / "shards" / "fma_small"
+def shards(
+    data: Path, corpus: SyntheticCorpus, procs: int, progress: Progress, *, name: str = "fma_small"
+) -> ShardSet:
+    """Return the shards `name` of `corpus` in `data`, synthesized and packed if they are not there."""
+    folder = data / "shards" / name
     if (folder / MANIFEST).is_file():
         return read_manifest(folder)
     audio = data / "synthetic"

@@ -136,7 +136,8 @@ def _draw_label_curve(axis: Axes, points: Sequence[LabelPoint]) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.grid(alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    axis.set_title("Linear probe by share of the labels", fontsize="small", loc="left")
+    title = f"{points[0].measure.title} by share of the labels"
+    axis.set_title(title, fontsize="small", loc="left")
 
 
 def genres_over_time(found: Prediction, path: Path) -> None:
@@ -265,7 +266,7 @@ def tag_bars(scores: TagScores, title: str) -> Figure:
     return figure
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+def confusion_matrix(matrix: Sequence[Sequence[float]], classes: Sequence[str], title: str) -> Figure:
     """Return a picture of `matrix`, counts by truth (row) and prediction (column).
 
     Each cell shows its count; its color is the share of the row, so that small classes show too.

@@ -12,7 +12,6 @@ from siamusic_fast.errors import ConfigError
 from siamusic_fast.shards.manifest import find_shards
 
 DATA = "fma_small"
-_TINY_CORPUS = "tiny_small"
 
 
 @click.command()
@@ -73,7 +72,7 @@ def ablate(
     devices = devices_for(gpus, procs, gpus_per_cell)
     with studies.stopped_study():
         if shard_set is None:
-            shard_set = tiny_shards(folder / "data", _TINY_CORPUS, procs=cores(), progress=progress(quiet))
+            shard_set = tiny_shards(folder / "data", procs=cores(), progress=progress(quiet))
         planned = plan_ablation(config, shard_set, shard_set, folder, devices, remark=REMARK if tiny else "")
         studies.run(planned, dry_run=dry_run, quiet=quiet, as_json=as_json)
 

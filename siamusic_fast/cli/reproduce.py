@@ -68,9 +68,7 @@ def reproduce(
     siamusic-fast reproduce --seeds 3 --gpus 8
     """
     given = options.given(settings)
-    config = ReproduceConfig(
-        **(studies.tiny_settings(given, backbones=_TINY_BACKBONES, seed=0) if tiny else given)
-    )
+    config = ReproduceConfig(**(studies.tiny_settings(given, backbones=_TINY_BACKBONES) if tiny else given))
     folder = out or studies.FOLDER / ("reproduce-tiny" if tiny else "reproduce")
     if tiny and (pretrain_on or data):
         raise click.UsageError("--tiny makes its own music: leave out --pretrain-on and --data.")
@@ -81,15 +79,13 @@ def reproduce(
     from siamusic_fast.studies.reproduce import COLUMNS, plan_reproduction
     from siamusic_fast.studies.results import read_paper
     from siamusic_fast.studies.running import devices_for
-    from siamusic_fast.studies.tiny import CORPORA, REMARK, tiny_shards
+    from siamusic_fast.studies.tiny import REMARK, tiny_shards
 
     devices = devices_for(gpus, procs, gpus_per_cell)
     figures = read_paper(paper, COLUMNS) if paper else None
     with studies.stopped_study():
         if tiny:
-            making: dict[str, Any] = {"procs": cores(), "progress": progress(quiet)}
-            found = [tiny_shards(folder / "data", name, **making) for name in CORPORA]
-            found.append(found[-1])
+            found = 2 * [tiny_shards(folder / "data", procs=cores(), progress=progress(quiet))]
         *corpora, test = found
         stand_ins = f" The paper's ResNet-50, 101 and 152 are replaced by {' and '.join(config.backbones)}."
         planned = plan_reproduction(

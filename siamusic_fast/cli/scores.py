@@ -59,7 +59,7 @@ def probe(run: Path, common: CommonOptions, **settings: Any) -> None:
     crop nearest to a crop is of the same track (R@1), and how well crops of other tracks of the same artist
     are found (mAP).
 
-    The baselines are a random encoder, the initial one that pre-training started from, and means and
+    The baselines are a random encoder, the initial one of the run's seed, and means and
     deviations of log-mels and of MFCCs. Each measure is compared with the strongest of them, with a 95%
     interval of the paired difference. Writes results.json and probes.png.
 
@@ -89,9 +89,11 @@ def _show(values: dict[str, Any], result: Any, run: Path, common: CommonOptions)
     def render() -> None:
         if isinstance(result, EvaluateResult):
             render_scores(result, run)
+            words = overlap_warning(result.pretrained_on)
         else:
             render_probes(result)
-        if words := overlap_warning(result.pretrained_on):
+            words = overlap_warning(result.pretrained_on, result.scored_splits)
+        if words:
             note(words)
 
     show_result(values, render, result.folder, common)
@@ -151,15 +153,21 @@ def render_probes(result: Any) -> None:
     facts = {measure.title: _difference(measure) for measure in result.measures}
     for point in result.label_curve:
         facts[f"{point.fraction:.0%} of labels"] = (
-            f"linear {point.measure.values['pretrained']:.1%} from {count(point.labels, 'track')}, "
-            f"{_difference(point.measure)}"
+            f"{point.measure.title} {point.measure.values['pretrained']:.1%} from "
+            f"{count(point.labels, 'track')}, {_difference(point.measure)}"
         )
     facts["encoder"] = f"{result.architecture.backbone}, pre-trained, {count(result.epoch, 'epoch')}"
+    if result.init is not None:
+        facts["initial"] = f"has random weights; the run itself began with {result.init}"
     where = "test track" if result.scored_on == "test" else "track"
     by = "" if result.scored_on == "test" else ", by grouped cross-validation"
-    facts["data"] = f"{count(result.tracks, where)} of {result.data}{by}; chance {result.chance:.1%}"
-    groups = {measure.groups for measure in result.measures if measure.items == result.tracks}
-    facts["intervals"] = f"95%, of {count(max(groups), 'group')}" if groups else ""
+    chance = f"{'ROC-AUC 50%, PR-AUC ' if result.target == 'tags' else ''}{result.chance:.1%}"
+    facts["data"] = f"{count(result.tracks, where)} of {result.data}{by}; chance {chance}"
+    by_groups: dict[int, list[str]] = {}
+    for measure in result.measures:
+        by_groups.setdefault(measure.groups, []).append(measure.title)
+    groups = (f"{count(number, 'group')} ({', '.join(titles)})" for number, titles in by_groups.items())
+    facts["intervals"] = f"95%, of {', '.join(groups)}"
     facts["results"] = str(result.folder)
     show_facts((name, words) for name, words in facts.items() if words)
 

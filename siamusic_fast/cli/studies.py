@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from siamusic_fast.cli.console import (
     stopping,
 )
 from siamusic_fast.cli.launching import this_command
-from siamusic_fast.config import BACKENDS
+from siamusic_fast.config import BACKENDS, MelConfig
 
-TINY: dict[str, Any] = {"epochs": 1, "finetune_epochs": 2, "batch_size": 16}
+TINY: dict[str, Any] = {"epochs": 1, "finetune_epochs": 1, "batch_size": 16}
 """Settings of a tiny study, as far as they are not given."""
 TINY_MEL: dict[str, Any] = {"seconds": 1.0, "hop_length": 512, "n_fft": 1024}
 """Features of a tiny study."""
@@ -58,7 +58,7 @@ def running(default_out: str) -> Callable[[Any], Any]:
         click.option(
             "--tiny",
             is_flag=True,
-            help="Try the study on synthetic music with small networks, in minutes. It says that the study "
+            help="Try the study on a little synthetic music with small networks. It says that the study "
             "works, and nothing about music.",
         ),
         click.option("--dry-run", is_flag=True, help="Say what the study will take, and stop."),
@@ -68,23 +68,20 @@ def running(default_out: str) -> Callable[[Any], Any]:
     )
 
 
-@contextmanager
-def stopped_study() -> Iterator[None]:
-    """When the work inside is stopped, say how it goes on."""
-    with stopping(lambda: ("Stopped. Finished cells are kept; go on with:", this_command())):
-        yield
+def stopped_study() -> AbstractContextManager[None]:
+    """Return a context that, when the work inside is stopped, says how it goes on."""
+    return stopping(lambda: ("Stopped. Finished cells are kept; go on with:", this_command()))
 
 
 def tiny_settings(given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return the settings of a tiny study."""
-    from siamusic_fast.config import MelConfig
-
     return {"mel": MelConfig(**TINY_MEL), "backend": BACKENDS[-1], **TINY, **more, **given}
 
 
 def run(planned: Any, *, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    """Run a planned study, or only say what it will take, and print what came out; exit with 1 if a cell "
-    "failed.
+    """Run a planned study and print what came out, or with `dry_run` say only what it will take.
+
+    Exits with 1 if a cell failed.
     """
     if dry_run:
         expected = planned.estimate(progress(quiet))
@@ -145,9 +142,10 @@ def plan(expected: Any) -> list[tuple[str, str]]:
     done = f", {expected.finished} are finished" if expected.finished else ""
     runs = f"{count(expected.cells, 'pre-training')} and {count(expected.finetunings, 'fine-tuning')}"
     hours = f"{duration(3600 * expected.device_hours)} of {expected.device}"
+    idle = f"; {count(expected.idle_gpus, 'GPU')} idle, too few for a cell" if expected.idle_gpus else ""
     return [
         ("cells", f"{expected.cells} to do{done}: {runs}, each with an evaluation"),
-        ("time", f"about {duration(3600 * expected.hours)}; together {hours}, {expected.how}"),
+        ("time", f"about {duration(3600 * expected.hours)}; together {hours}, {expected.how}{idle}"),
         (
             "disk",
             f"{expected.gigabytes:.1f} GB to keep and {expected.peak_gigabytes:.1f} GB more while cells run; "
@@ -168,6 +166,9 @@ def _show(result: Any, files: Mapping[str, str]) -> None:
 
     if result.study.remark:
         output.print(result.study.remark, markup=False)
+    if result.study.kind == "reproduce":
+        output.print(columns(*tables.side_by_side(result)), markup=False)
+        output.print()
     head = tables.score_head(result)
     output.print(columns(head, [tables.score_cells(result, one) for one in result.rows]), markup=False)
     if result.answers:

@@ -169,17 +169,17 @@ class PretrainConfig(CommonConfig):
     splits: Annotated[tuple[str, ...], Section("Views")] = ("training",)
     """Splits whose tracks the encoder learns from, such as training,validation. A classifier is scored on
     test tracks: leave them out if it matters that the encoder has never met them."""
-    aug: str = "music"
-    """Augmentations of the two views: music; the paper's image, audio or both; none; or a list such as
-    "mask,cutout" or "cutmix(p=0.3),hflip"."""
+    aug: str = "gain"
+    """Augmentations of the two views: the paper's image, audio or both; none; or a list such as "mask,cutout"
+    or "cutmix(p=0.3),hflip"."""
     crops: Annotated[str, OneOf(CROPS)] = "independent"
     """Whether the two views show the same seconds of a track or independent ones."""
-    max_distance: Annotated[float | None, Between(0)] = 10.0
+    max_distance: Annotated[float | None, Between(0)] = None
     """Largest distance between the starts of independent crops, in seconds, such as 1000 for anywhere in any
     shorter track. None: anywhere in the track."""
     short_tracks: Annotated[str, OneOf(SHORT_TRACKS)] = SHORT_TRACKS[0]
     """What is done with a track that is shorter than a crop: it is repeated, or padded with silence."""
-    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = "band"
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = NORMALIZATIONS[0]
     """Mean and standard deviation that normalize spectrograms: global, one of each for all mel bands; band,
     one of each for every mel band."""
     window: Annotated[int | None, Positive()] = None
@@ -191,7 +191,7 @@ class PretrainConfig(CommonConfig):
     """First layers of the network: standard, as in its paper; frequency-channel, which see the frequency of
     each mel band as a second channel (Liu et al. 2018); keep-frequency, whose strides shorten time alone, so
     that 6 rows of 48 mels are left at the end and not 2, for up to 4 times the work."""
-    pooling: Annotated[str, OneOf(POOLINGS)] = "mean-max"
+    pooling: Annotated[str, OneOf(POOLINGS)] = POOLINGS[0]
     """How the last features become one vector: their mean; or mean-max, the mean over frequency, and of that
     the mean over time plus the maximum over time (Kong et al. 2020)."""
     method: Annotated[str, OneOf(METHODS)] = METHODS[0]
@@ -213,13 +213,13 @@ class PretrainConfig(CommonConfig):
     """Pairs of views per process that go through the network together; batch norm sees these."""
     grad_accum_steps: Annotated[int, Positive()] = 1
     """Number of batches whose gradients are averaged for one step of the optimizer."""
-    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
     """Optimizer: adam (Kingma & Ba 2015), adamw (Loshchilov & Hutter 2019) or sgd."""
     momentum: float = 0.9
     """Momentum of SGD; adam and adamw do not use it."""
-    lr: Annotated[float, Positive()] = 3e-4
+    lr: Annotated[float, Positive()] = 1e-3
     """Peak learning rate."""
-    weight_decay: Annotated[float, Between(0)] = 1e-2
+    weight_decay: Annotated[float, Between(0)] = 1e-5
     """Weight decay, as an L2 penalty on the weights; adamw subtracts it from them, in proportion to lr."""
     schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
     """Schedule of the learning rate after the warm-up."""
@@ -347,7 +347,10 @@ class ProbeConfig:
 
     checkpoint: Annotated[str, Section("Encoder"), OneOf(CHECKPOINTS)] = "last"
     """Which encoder of the run is used: the last one, or the one with the best kNN accuracy."""
-    cv: Annotated[int | None, Section("Scores"), Positive()] = None
+    target: Annotated[str | None, Section("Scores"), OneOf(TARGETS)] = None
+    """What the probes say of a track: its class, or which tags it has. None: the class if the shards have two
+    of them, else the tags."""
+    cv: Annotated[int | None, Positive()] = None
     """Number of times that all labelled tracks are scored by cross-validation in 5 folds, of whole groups
     such as artists. None: fits to the training split are scored on the test split."""
     label_curve: bool = False
@@ -358,7 +361,7 @@ class ProbeConfig:
     backend: Annotated[str, Section("Running"), OneOf(BACKENDS)] = BACKENDS[0]
     """Engine that computes spectrograms; torch needs no DALI."""
     seed: Annotated[int, Between(0, MAX_SEED)] = 0
-    """Seed of the random encoders, the folds and the intervals."""
+    """Seed of the folds and the intervals; the random encoders have that of the run."""
 
     def __post_init__(self) -> None:
         check_settings(self)

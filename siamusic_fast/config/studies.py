@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from siamusic_fast.config import (
     BACKBONES,
@@ -59,17 +59,18 @@ class StudyConfig(CommonConfig):
             epochs=self.epochs,
             batch_size=self.batch_size // processes,
             knn_every=0,
-            backend=self.backend,
-            keep_going=self.keep_going,
-            logger=self.logger,
+            **self.common(),
         )
+
+    def common(self) -> dict[str, Any]:
+        """Return what each training takes over as it is: the settings of `CommonConfig` but for the seed."""
+        names = {one.name for one in dataclasses.fields(CommonConfig)} - {"seed"}
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceConfig(StudyConfig):
-    """The grid of Tables 2 and 3 of Kim, Hong, Lee 2022: backbones, with audio and image augmentation "
-    "each.
-    """
+    """The grid of Tables 2 and 3 of Kim, Hong, Lee 2022: backbones with audio and with image augmentation."""
 
     backbones: Annotated[tuple[str, ...], Section("Study"), OneOf(BACKBONES)] = (
         "resnet50",

@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,6 +31,8 @@ LOG_MELS = "log-mels"
 MFCCS = "MFCCs"
 BASELINES = (RANDOM, INITIAL, LOG_MELS, MFCCS)
 """Names of the features that no pre-training made."""
+_VERSION = 1
+"""Version of the computation: a change of what it comes to needs another, or kept features stay in use."""
 N_MFCC = 20
 """Number of MFCCs, as many as FMA's own features have (Defferrard et al. 2017, section 3.5; librosa)."""
 
@@ -124,20 +127,34 @@ def _over_time(values: Tensor) -> Tensor:
 class Competitors:
     """A pre-trained encoder and the baselines that it is compared with, on the tracks of a shard set.
 
-    What the baselines say depends on no run: it is kept beside the shards, with a checksum of every byte, and
-    read from there for the next run of the same architecture, frontend and seed. A warning says so if it is
-    damaged and computed again.
+    What the baselines say does not depend on what a run has learnt: it is kept beside the shards, with a
+    checksum of every byte, and read from there for the next run of the same architecture, frontend and seed.
+    That seed is the run's own: `initial` is what it started from, or with `init`, what it would have started
+    from without. A warning says so if the file is damaged and computed again.
     """
 
     pretrained: Pretrained
     shard_set: ShardSet
-    seed: int
-    """Seed of the random encoders."""
     target: str | None = None
     """Which tracks count: those with a class, or those with tags. None: as the shard set has them."""
     backend: str = BACKENDS[0]
     world: World = dataclasses.field(default_factory=World)
     progress: Progress = SILENT
+
+    @property
+    def seed(self) -> int:
+        """Seed of the random encoders."""
+        return int(self.pretrained.pretraining["seed"])
+
+    @cached_property
+    def _encoder(self) -> Baseline:
+        encoder = self.pretrained.build_encoder(self.world.device)
+        return Baseline(encoder, encoder.dim)
+
+    @cached_property
+    def _baselines(self) -> dict[str, Baseline]:
+        of_run = self.pretrained
+        return baselines(of_run.architecture, of_run.frontend, self.seed, self.world.device)
 
     def tracks(self, split: str) -> dict[str, TrackFeatures]:
         """Return features of the tracks of `split`, averaged over crops that cover a track, by name."""
@@ -150,16 +167,12 @@ class Competitors:
     def _computed(self, split: str, crops: int | None, extract: Any) -> dict[str, Any]:
         key = self._key(split, crops)
         kept = self.world.once(lambda: self._kept(key))
-        device, frontend = self.world.device, self.pretrained.frontend
-        encoder = self.pretrained.build_encoder(device)
-        networks = {PRETRAINED: Baseline(encoder, encoder.dim)}
-        if kept is None:
-            networks |= baselines(self.pretrained.architecture, frontend, self.seed, device)
+        networks = {PRETRAINED: self._encoder, **(self._baselines if kept is None else {})}
         with (
             FeatureExtractor(
                 self.shard_set,
                 split,
-                frontend,
+                self.pretrained.frontend,
                 target=self.target,
                 crops=crops,
                 backend=self.backend,
@@ -195,7 +208,9 @@ class Competitors:
             "seed": self.seed,
             "device": self.world.device.type,
             "torch": torch.__version__.split("+")[0],
+            "backend": self.backend,
             "n_mfcc": N_MFCC,
+            "version": _VERSION,
         }
 
     def _kept(self, key: Mapping[str, Any]) -> dict[str, Tensor] | None:

@@ -33,7 +33,8 @@ def check_probe(
     check_backend(config.backend)
     check_run(run)
     shard_set = shards_of_run(run, data)
-    labelled = shard_set.target == "class"
+    target = config.target or shard_set.target
+    labelled = target == "class"
     splits = ["training", "test"]
     if config.cv is not None:
         splits = [
@@ -41,8 +42,7 @@ def check_probe(
             for split in SPLITS
             if any(shard.labelled or not labelled for shard in shard_set.splits.get(split, ()))
         ]
-    if labelled:
-        check_labels(shard_set, splits, "a probe")
+    check_labels(shard_set, splits if labelled or config.cv is None else (), "a probe", target)
     for split in splits or ["training"]:
         shard_set.shards([split], labelled_only=labelled)
     _check_out(out, force)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.folds import FOLDS, Fold, grouped_folds
-from siamusic_fast.evaluation.intervals import RESAMPLES, mean_interval
+from siamusic_fast.evaluation.intervals import RESAMPLES, count_groups, mean_interval
 from siamusic_fast.evaluation.knn import knn_votes
 from siamusic_fast.evaluation.linear_probe import choose_linear
 
@@ -121,8 +121,9 @@ def repeated_folds(
     """Return the folds of each repeat; arguments and errors are those of `grouped_cv`."""
     made = [grouped_folds(targets, groups, folds=folds, seed=seed + repeat) for repeat in range(repeats)]
     if not all(made):
+        found = count_groups(groups)
         raise DataError(
-            f"{len(groups)} tracks of {len({*groups})} groups cannot be cross-validated: pack at least "
-            f"two groups, and two tracks of a class."
+            f"{len(groups)} tracks of {found} group{'s' if found > 1 else ''} cannot be cross-validated: "
+            f"pack at least two groups, and two tracks of a class."
         )
     return made

@@ -1,6 +1,7 @@
 """Evaluation: scores of a classifier on the test tracks, each track once."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,13 +140,14 @@ def as_json(result: EvaluateResult) -> dict[str, object]:
     }
 
 
-def overlap_warning(pretrained_on: tuple[str, ...]) -> str:
-    """Return a warning about scores on a test split if the encoder was pre-trained on one; else nothing."""
-    if "test" not in pretrained_on:
+def overlap_warning(pretrained_on: Sequence[str], scored: Sequence[str] = ("test",)) -> str:
+    """Return a warning if the encoder was pre-trained on splits that are `scored`; else nothing."""
+    both = [split for split in scored if split in pretrained_on]
+    if not both:
         return ""
     return (
-        f"The encoder was pre-trained on the splits {', '.join(pretrained_on)}: if these test tracks were "
-        f"among them, the scores are too high."
+        f"The encoder was pre-trained on the splits {', '.join(pretrained_on)}: if the scored tracks of "
+        f"{', '.join(both)} were among them, the scores are too high."
     )
 
 

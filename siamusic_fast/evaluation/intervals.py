@@ -11,6 +11,8 @@ Counts = npt.NDArray[np.int64]
 
 RESAMPLES = 1_000
 """Bootstrap samples behind an interval."""
+MIN_GROUPS = 10
+"""Groups that it takes to show a difference: intervals from few are too narrow (Cameron et al. 2008)."""
 NOT_SHOWN = "no difference shown"
 """What is said of a difference whose interval covers 0."""
 
@@ -22,16 +24,20 @@ class Difference:
     difference: float
     low: float
     high: float
+    groups: int
+    """Number of groups that the interval is resampled by."""
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves 0 out, and is that of at least `MIN_GROUPS` groups."""
+        return self.groups >= MIN_GROUPS and (self.low > 0 or self.high < 0)
 
     @property
     def words(self) -> str:
         """The difference and its interval in points of a percent, and whether it is shown at all."""
         figures = f"{100 * self.difference:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        if self.groups < MIN_GROUPS:
+            return f"{figures}: too few groups ({self.groups}) to show a difference"
         return figures if self.shown else f"{figures}: {NOT_SHOWN}"
 
 
@@ -43,6 +49,11 @@ def group_numbers(groups: Sequence[str]) -> Counts:
     numbers: dict[object, int] = {}
     found = [numbers.setdefault(name or place, len(numbers)) for place, name in enumerate(groups)]
     return np.array(found, dtype=np.int64)
+
+
+def count_groups(groups: Sequence[str]) -> int:
+    """Return the number of groups; each item whose group is unknown, "", counts as one."""
+    return int(group_numbers(groups).max()) + 1
 
 
 def group_draws(groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Counts]:
@@ -104,4 +115,4 @@ def paired_difference(
     """
     differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     low, high = mean_interval(differences, groups, resamples=resamples, seed=seed)
-    return Difference(difference=float(differences.mean()), low=low, high=high)
+    return Difference(difference=float(differences.mean()), low=low, high=high, groups=count_groups(groups))

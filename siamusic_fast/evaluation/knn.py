@@ -8,7 +8,7 @@ from siamusic_fast.config import BACKENDS
 from siamusic_fast.errors import DataError
 from siamusic_fast.evaluation.features import extract_features
 from siamusic_fast.evaluation.standardize import scaling_of
-from siamusic_fast.evaluation.tag_scores import macro_roc_auc
+from siamusic_fast.evaluation.tag_scores import macro_aucs
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.models.networks import evaluating
 from siamusic_fast.pipelines.tracks import open_tracks
@@ -120,6 +120,6 @@ def knn_score(
             for split in ("training", "validation")
         ]
     if shard_set.target == "tags":
-        return macro_roc_auc(knn_votes(validation.features, bank.features, bank.tags), validation.tags)
+        return macro_aucs(knn_votes(validation.features, bank.features, bank.tags), validation.tags)[0]
     predictions = knn_predict(validation.features, bank.features, bank.labels, len(shard_set.classes))
     return float((predictions == validation.labels).double().mean())

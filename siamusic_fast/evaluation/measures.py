@@ -11,14 +11,17 @@ from siamusic_fast.evaluation.baselines import PRETRAINED
 from siamusic_fast.evaluation.cross_validation import Classify, Examples, classify_linear, held_out
 from siamusic_fast.evaluation.features import CropFeatures
 from siamusic_fast.evaluation.folds import Fold
-from siamusic_fast.evaluation.intervals import Array, Difference, group_numbers, middle, resampled_means
+from siamusic_fast.evaluation.intervals import Array, Difference, count_groups, middle, resampled_means
 from siamusic_fast.evaluation.retrieval import retrieval
-from siamusic_fast.evaluation.tag_scores import resampled_aucs, tag_scores
+from siamusic_fast.evaluation.tag_scores import macro_aucs, resampled_aucs
 
 LABEL_FRACTIONS = (0.01, 0.05, 0.1, 1.0)
 """Fractions of the labels that a curve of label efficiency has."""
 DRAWS = 5
 """How often a fraction of the labels is drawn."""
+
+_WORDS = {"accuracy": "", "roc_auc": " ROC-AUC", "pr_auc": " PR-AUC"}
+"""What the title of a probe says of its score."""
 
 Measured = tuple[float, Array]
 """A score, and what it is in each bootstrap sample."""
@@ -61,15 +64,16 @@ def compared(
     strongest = max((one for one in found if one != PRETRAINED), key=lambda one: found[one][0])
     (ours, of_ours), (theirs, of_theirs) = found[PRETRAINED], found[strongest]
     low, high = middle(of_ours - of_theirs)
+    count = count_groups(groups)
     return Measure(
         name=name,
         title=title,
         values={one: value for one, (value, _) in found.items()},
         intervals={one: middle(samples) for one, (_, samples) in found.items()},
         strongest=strongest,
-        difference=Difference(difference=ours - theirs, low=low, high=high),
+        difference=Difference(difference=ours - theirs, low=low, high=high, groups=count),
         items=items,
-        groups=int(group_numbers(groups).max()) + 1,
+        groups=count,
     )
 
 
@@ -112,28 +116,20 @@ def measured(found: Tensor, scored: Examples, seed: int) -> dict[str, Measured]:
     if scored.targets.ndim == 1:
         right = (found.argmax(dim=2) == scored.targets).double().mean(dim=0).numpy()
         return {"accuracy": (float(right.mean()), resampled_means(right, scored.groups, seed=seed))}
-    names = [str(place) for place in range(scored.outputs)]
-    values = [tag_scores(one, scored.targets, names, groups=scored.groups, seed=seed) for one in found]
-    samples = [resampled_aucs(one, scored.targets, scored.groups, seed=seed) for one in found]
-    return {
-        name: (
-            float(np.mean([getattr(one, name) for one in values])),
-            np.mean([one[name] for one in samples], axis=0),
-        )
-        for name in ("roc_auc", "pr_auc")
-    }
+    roc_auc, pr_auc = macro_aucs(found, scored.targets)
+    samples = resampled_aucs(found, scored.targets, scored.groups, seed=seed)
+    return {"roc_auc": (roc_auc, samples["roc_auc"]), "pr_auc": (pr_auc, samples["pr_auc"])}
 
 
 def probe_measures(found: Mapping[str, Mapping[str, Tensor]], scored: Examples, seed: int) -> list[Measure]:
     """Return the measures of both probes."""
-    words = {"accuracy": "", "roc_auc": " ROC-AUC", "pr_auc": " PR-AUC"}
     measures = []
     for probe_name, title in (("knn", "kNN"), ("linear", "linear")):
         by_name = {name: measured(one[probe_name], scored, seed) for name, one in found.items()}
         measures += [
             compared(
                 probe_name if score == "accuracy" else f"{probe_name}_{score}",
-                title + words[score],
+                title + _WORDS[score],
                 {name: one[score] for name, one in by_name.items()},
                 scored.groups,
                 len(scored),
@@ -166,9 +162,7 @@ def label_curve(
             LabelPoint(
                 fraction=fraction,
                 labels=len(draws[0][0][0]),
-                measure=compared(
-                    "linear", f"linear, {fraction:.0%} of the labels", found, scored.groups, len(scored)
-                ),
+                measure=compared("linear", f"linear{_WORDS[score]}", found, scored.groups, len(scored)),
             )
         )
     return tuple(points)

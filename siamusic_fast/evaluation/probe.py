@@ -18,7 +18,7 @@ from siamusic_fast.evaluation.cross_validation import (
     repeated_folds,
 )
 from siamusic_fast.evaluation.effective_rank import effective_rank
-from siamusic_fast.evaluation.evaluate import RESULTS, results_folder
+from siamusic_fast.evaluation.evaluate import RESULTS, overlap_warning, results_folder
 from siamusic_fast.evaluation.features import TrackFeatures
 from siamusic_fast.evaluation.folds import Fold
 from siamusic_fast.evaluation.measures import (
@@ -70,11 +70,15 @@ class ProbeResult:
     """Epochs of pre-training behind the checkpoint."""
     pretrained_on: tuple[str, ...]
     """Splits that the encoder was pre-trained on."""
+    init: str | None
+    """Weights that the run began with in place of random ones. The baseline `initial` does not have them."""
     target: str
     """What the probes tell of a track: its class, or its tags."""
     scored_on: str
     """`test`: fits to the training split are scored on the test split. `cross-validation`: all labelled
     tracks are scored, each by a fit that has met none of its group."""
+    scored_splits: tuple[str, ...]
+    """Splits of the scored tracks."""
     tracks: int
     """Number of tracks that are scored."""
     chance: float
@@ -109,7 +113,7 @@ def probe(
     Called in every process of `world`, which share the tracks; default: one process on the CPU. `data` is a
     shard set, its folder, or its name; by default the shards that the run was trained on. The features of a
     track are the mean over crops that cover it, up to 128. What is told of a track is its class, or its tags
-    if the shards have no two classes.
+    if `config.target` says so or the shards have no two classes.
 
     - The kNN probe has the labelled training tracks as its bank (`knn_votes`). The linear probe is a logistic
       regression of them, whose penalty is chosen by grouped cross-validation among them (`choose_linear`).
@@ -117,33 +121,38 @@ def probe(
       grouped cross-validation.
     - Retrieval takes no labels: for each crop of the labelled test tracks, whether the nearest one is of the
       same track, and how well those of other tracks of its group are found (`retrieval`).
-    - Baselines are described by `baselines`, and kept beside the shards (`Competitors`).
+    - Baselines are described by `baselines`, and kept beside the shards (`Competitors`). Their seed is the
+      run's.
 
     Intervals are resampled by group, such as artists, where the shards know them; `config.seed` is that of
-    the intervals, the folds and the random encoders.
+    the intervals and the folds.
 
     Results go to `out`, which must be empty or with `force` may hold earlier results. The default is the
     folder probe in `run`, where they replace earlier results.
 
-    Raises DataError if `run` holds no such encoder, if the shards have neither two classes nor tags, or a
+    Raises DataError if `run` holds no such encoder, if the shards do not have what is told of a track, or a
     split without labelled tracks; ConfigError if the features do not fit the shards.
     """
     world, run, config = world or World(), Path(run), config or ProbeConfig()
     shard_set, splits = check_probe(run, data, out, config, force=force)
+    target = config.target or shard_set.target
     pretrained = load_pretrained(run, config.checkpoint)
     folder = results_folder(out, run / "probe", world, force=force)
 
     competitors = Competitors(
         pretrained=pretrained,
         shard_set=shard_set,
-        seed=config.seed,
+        target=target,
         backend=config.backend,
         world=world,
         progress=progress,
     )
     by_split = {split: competitors.tracks(split) for split in splits}
     names = (PRETRAINED, *BASELINES)
-    examples = {name: _examples([by_split[split][name] for split in splits], shard_set) for name in names}
+    labels = shard_set.names(target)
+    examples = {
+        name: _examples([by_split[split][name] for split in splits], target, labels) for name in names
+    }
     sizes = {split: len(by_split[split][PRETRAINED].names) for split in splits}
     rounds = _rounds(examples[PRETRAINED], sizes, config)
     crops = competitors.crops(splits[-1], config.retrieval_crops or _crops(sizes[splits[-1]]))
@@ -156,7 +165,6 @@ def probe(
         for name, one in examples.items()
     }
     scored = examples[PRETRAINED].only(scored_rows(rounds))
-    labels = shard_set.names(shard_set.target)
     probes = {
         name: EncoderProbes(
             knn=_scores(of_probe["knn"], scored, labels, config.seed),
@@ -172,8 +180,10 @@ def probe(
         checkpoint=config.checkpoint,
         epoch=pretrained.epoch,
         pretrained_on=pretrained.splits,
-        target=shard_set.target,
+        init=pretrained.pretraining["init"],
+        target=target,
         scored_on="test" if config.cv is None else "cross-validation",
+        scored_splits=("test",) if config.cv is None else tuple(splits),
         tracks=len(scored),
         chance=probes[PRETRAINED].linear.chance,
         probes=probes,
@@ -189,8 +199,12 @@ def probe(
 
 
 def as_json(result: ProbeResult) -> dict[str, object]:
-    """Return `result` as plain values."""
-    return {**dataclasses.asdict(result), "folder": str(result.folder)}
+    """Return `result` as plain values, and the warning if the encoder has met scored tracks before."""
+    return {
+        **dataclasses.asdict(result),
+        "folder": str(result.folder),
+        "warning": overlap_warning(result.pretrained_on, result.scored_splits),
+    }
 
 
 def _crops(tracks: int) -> int:
@@ -198,14 +212,14 @@ def _crops(tracks: int) -> int:
     return min(max(-(-_FEWEST_CROPS // tracks), 2), 20)
 
 
-def _examples(splits: Sequence[TrackFeatures], shard_set: ShardSet) -> Examples:
-    """Return the labelled tracks of all `splits`, one split after the other."""
-    of_tags = shard_set.target == "tags"
+def _examples(splits: Sequence[TrackFeatures], target: str, labels: Sequence[str]) -> Examples:
+    """Return the tracks with a `target` of all `splits`, one split after the other."""
+    of_tags = target == "tags"
     return Examples(
         features=torch.cat([split.features for split in splits]),
         targets=torch.cat([split.tags if of_tags else split.labels for split in splits]),
         groups=[group for split in splits for group in split.groups],
-        outputs=len(shard_set.names(shard_set.target)),
+        outputs=len(labels),
     )
 
 
@@ -218,15 +232,7 @@ def _rounds(examples: Examples, sizes: Mapping[str, int], config: ProbeConfig) -
 
 
 def _scores(found: Tensor, scored: Examples, names: Sequence[str], seed: int) -> Scores | TagScores:
-    """Return the scores of the probabilities, averaged over repeats in the case of tags."""
+    """Return the scores of the probabilities [repeats, tracks, outputs], those of all repeats together."""
     if scored.targets.ndim > 1:
-        return tag_scores(found.mean(dim=0), scored.targets, names, groups=scored.groups, seed=seed)
-    repeats = len(found)
-    groups = [group or f"track {number}" for number, group in enumerate(scored.groups)]
-    return scores(
-        found.argmax(dim=2).flatten(),
-        scored.targets.repeat(repeats),
-        names,
-        groups=groups * repeats,
-        seed=seed,
-    )
+        return tag_scores(found, scored.targets, names, groups=scored.groups, seed=seed)
+    return scores(found.argmax(dim=2), scored.targets, names, groups=scored.groups, seed=seed)

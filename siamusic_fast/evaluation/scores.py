@@ -46,8 +46,8 @@ class Scores:
     intervals: dict[str, tuple[float, float]]
     """95% bootstrap intervals of `accuracy`, `recall`, `precision` and `f1`, by name; of whole groups of
     tracks where groups are known."""
-    confusion: tuple[tuple[int, ...], ...]
-    """Tracks by truth (row) and prediction (column)."""
+    confusion: tuple[tuple[float, ...], ...]
+    """Tracks by truth (row) and prediction (column); means over the repeats if there are several."""
 
 
 def scores(
@@ -60,12 +60,14 @@ def scores(
 ) -> Scores:
     """Compare predicted with true class numbers, both int64 [n] with n > 0.
 
+    Predictions of a repeated cross-validation are [repeats, n], and the scores those of all repeats together.
     `groups` and `seed` are for the intervals, see `bootstrap_intervals`.
     """
     n = len(classes)
     cells = (labels * n + predictions).cpu().numpy()
-    confusion = np.bincount(cells, minlength=n * n).reshape(n, n)
-    tracks = confusion.sum(axis=1).tolist()
+    repeats = cells.size // len(labels)
+    confusion = np.bincount(cells.ravel(), minlength=n * n).reshape(n, n)
+    tracks = labels.bincount(minlength=n).tolist()
     by_class = {name: values.tolist() for name, values in class_scores(confusion).items()}
     return Scores(
         tracks=len(labels),
@@ -78,7 +80,7 @@ def scores(
             for place, name in enumerate(classes)
         ),
         intervals=bootstrap_intervals(cells, n, groups, seed=seed),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        confusion=tuple(tuple(row) for row in (confusion / repeats if repeats > 1 else confusion).tolist()),
     )
 
 
@@ -93,13 +95,14 @@ def bootstrap_intervals(
     """Return the middle 95% of each score when the groups of tracks are drawn anew, with replacement.
 
     `cells` [n] is the cell of the confusion matrix that each track is counted in: truth x `classes` +
-    prediction. `groups` names the group of each track, such as its artist, and tracks of one group are drawn
-    together; "" is a group of its own. None: tracks count as independent, which those of one artist are not,
-    so that the true interval is wider.
+    prediction; [repeats, n] if each track is predicted several times. `groups` names the group of each track,
+    such as its artist, and tracks of one group are drawn together; "" is a group of its own. None: tracks
+    count as independent, which those of one artist are not, so that the true interval is wider.
     """
+    rows = np.atleast_2d(cells)
     drawn = [
-        np.bincount(cells, weights, classes * classes).reshape(classes, classes)
-        for weights in group_draws(groups or [""] * len(cells), resamples=resamples, seed=seed)
+        np.bincount(rows.ravel(), np.tile(weights, len(rows)), classes * classes).reshape(classes, classes)
+        for weights in group_draws(groups or [""] * rows.shape[1], resamples=resamples, seed=seed)
     ]
     return {name: middle(values) for name, values in macro_scores(np.stack(drawn)).items()}
 

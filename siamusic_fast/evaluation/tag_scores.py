@@ -57,14 +57,15 @@ def tag_scores(
 ) -> TagScores:
     """Compare `probabilities` of tags with `truths` of 0 and 1, both [tracks, tags].
 
-    Any values do whose order is that of the probabilities, such as logits. `groups` and `seed` are for the
-    intervals: the middle 95% of what comes out when the groups of tracks are drawn anew, see `group_weights`;
-    by default each track is a group. A sample leaves out the tags that no or every track in it has.
+    Any values do whose order is that of the probabilities, such as logits. Those of a repeated
+    cross-validation are [repeats, tracks, tags], and the scores means over the repeats. `groups` and `seed`
+    are for the intervals: the middle 95% of what comes out when the groups of tracks are drawn anew, see
+    `group_weights`; by default each track is a group. A sample leaves out the tags that no or every track in
+    it has.
 
     Raises DataError if each tag is that of no track or of every track.
     """
-    scored = _scored(probabilities, truths)
-    aucs = {tag: _aucs(*place) for tag, place in scored.items()}
+    aucs = _aucs(probabilities, truths)
     roc_auc, pr_auc = np.mean(list(aucs.values()), axis=0).tolist()
     counts = (truths > 0).sum(dim=0).tolist()
     resampled = resampled_aucs(probabilities, truths, groups or [""] * len(truths), seed=seed)
@@ -72,7 +73,7 @@ def tag_scores(
         tracks=len(truths),
         roc_auc=roc_auc,
         pr_auc=pr_auc,
-        chance=float(np.mean([found.mean() for _, found in scored.values()])),
+        chance=float(np.mean([counts[tag] for tag in aucs])) / len(truths),
         tags=tuple(
             TagScore(name=name, tracks=counts[tag], roc_auc=roc, pr_auc=pr)
             for tag, name in enumerate(names)
@@ -84,17 +85,8 @@ def tag_scores(
 
 def macro_aucs(probabilities: Tensor, truths: Tensor) -> tuple[float, float]:
     """Return ROC-AUC and PR-AUC of `TagScores`, without intervals; arguments are those of `tag_scores`."""
-    found = _scored(probabilities, truths)
-    roc_auc, pr_auc = np.mean([_aucs(*place) for place in found.values()], axis=0).tolist()
+    roc_auc, pr_auc = np.mean(list(_aucs(probabilities, truths).values()), axis=0).tolist()
     return roc_auc, pr_auc
-
-
-def macro_roc_auc(probabilities: Tensor, truths: Tensor) -> float:
-    """Return the `roc_auc` of `tag_scores` alone, without intervals."""
-    values, found = probabilities.double().cpu().numpy(), truths.cpu().numpy() > 0
-    scored = np.flatnonzero(found.any(axis=0) & ~found.all(axis=0)).tolist()
-    ones = np.ones((len(found), 1))
-    return float(np.mean([weighted_aucs(values[:, tag], found[:, tag], ones)[0] for tag in scored]))
 
 
 def resampled_aucs(
@@ -104,9 +96,15 @@ def resampled_aucs(
 
     Samples depend on `truths`, `groups` and `seed` alone: those of two encoders can be subtracted.
     """
-    places = list(_scored(probabilities, truths).values())
-    roc_auc, pr_auc = _resampled(places, group_weights(groups, seed=seed).T)
+    weights = group_weights(groups, seed=seed).T
+    of_repeats = [_resampled(list(_scored(one, truths).values()), weights) for one in _repeats(probabilities)]
+    roc_auc, pr_auc = np.mean(of_repeats, axis=0)
     return {"roc_auc": roc_auc, "pr_auc": pr_auc}
+
+
+def _repeats(probabilities: Tensor) -> list[Tensor]:
+    """Return the probabilities [tracks, tags] of each repeat."""
+    return [probabilities] if probabilities.ndim == 2 else list(probabilities)
 
 
 def _scored(probabilities: Tensor, truths: Tensor) -> dict[int, tuple[Array, Truths]]:
@@ -125,9 +123,17 @@ def _scored(probabilities: Tensor, truths: Tensor) -> dict[int, tuple[Array, Tru
     return {tag: (values[:, tag], found[:, tag]) for tag in scored}
 
 
-def _aucs(values: Array, truths: Truths) -> tuple[float, float]:
-    roc_auc, pr_auc = weighted_aucs(values, truths, np.ones((len(values), 1)))
-    return float(roc_auc[0]), float(pr_auc[0])
+def _aucs(probabilities: Tensor, truths: Tensor) -> dict[int, tuple[float, float]]:
+    """Return ROC-AUC and PR-AUC of each tag that `_scored` has, means over the repeats."""
+    of_repeats = [
+        {
+            tag: weighted_aucs(values, found, np.ones((len(values), 1)))
+            for tag, (values, found) in _scored(one, truths).items()
+        }
+        for one in _repeats(probabilities)
+    ]
+    means = {tag: np.mean([one[tag] for one in of_repeats], axis=0)[:, 0] for tag in of_repeats[0]}
+    return {tag: (float(roc_auc), float(pr_auc)) for tag, (roc_auc, pr_auc) in means.items()}
 
 
 def weighted_aucs(values: Array, truths: Truths, weights: Array) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def model_card(facts: RunFacts, file: str, sha256: str, about: Mapping[str, Any]
         "## Data",
         f"Shards: `{data}`. Splits that the encoder was "
         f"pre-trained on: {', '.join(about['pretrained_on']) or 'none'}.",
-        "## Scores on test tracks",
+        "## Scores",
         "\n".join(results),
         "## Settings of the run",
         _block(settings),
@@ -87,29 +88,41 @@ def _unlike_torchvision(about: Mapping[str, Any]) -> str:
 
 def _scores(run: Path) -> Iterator[str]:
     """Yield a line for each result in the folder of the run."""
-    probes = run / "probe" / RESULTS
-    for name in ("knn", "linear") if probes.is_file() else ():
-        yield f"- {name} probe of the frozen encoder: {_line(probes, 'probes', 'pretrained', name)}"
-    for folder in (run / "evaluate", run / "finetune" / "evaluate"):
-        if (folder / RESULTS).is_file():
-            yield f"- fine-tuned classifier: {_line(folder / RESULTS)}"
+    path = run / "probe" / RESULTS
+    if path.is_file():
+        with _naming_damage(path):
+            values = _read(path)
+            by_cv = values["scored_on"] == "cross-validation"
+            scored = "tracks by grouped cross-validation" if by_cv else "test tracks"
+            for name in ("knn", "linear"):
+                line = _line(values["probes"]["pretrained"][name], values["target"], scored)
+                yield f"- {name} probe of the frozen encoder: {line}"
+            if values["warning"]:
+                yield f"- {values['warning']}"
+    for path in (run / "evaluate" / RESULTS, run / "finetune" / "evaluate" / RESULTS):
+        if path.is_file():
+            with _naming_damage(path):
+                values = _read(path)
+                yield f"- fine-tuned classifier: {_line(values, values['target'], 'test tracks')}"
 
 
-def _line(path: Path, *names: str) -> str:
-    """Return the scores that the file `path` has under `names`, in words."""
-    scores: Any = _read(path)
+def _line(scores: Mapping[str, Any], target: str, scored: str) -> str:
+    """Return in words the scores of classes or tags on tracks, which `scored` names."""
+    of_tags = target == "tags"
+    number = "{:.3f}" if of_tags else "{:.1%}"
+    figures = (
+        f"{_WORDS.get(name, name)} {number.format(scores[name])} "
+        f"({number.format(low)} to {number.format(high)})"
+        for name, (low, high) in scores["intervals"].items()
+    )
+    chance = f"{'ROC-AUC 0.5 and PR-AUC ' if of_tags else ''}{number.format(scores['chance'])} by chance"
+    return f"{', '.join(figures)}; {scores['tracks']} {scored}, {chance}, 95% intervals"
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
     try:
-        for name in names:
-            scores = scores[name]
-        of_tags = scores.get("target") == "tags"
-        number = "{:.3f}" if of_tags else "{:.1%}"
-        figures = (
-            f"{_WORDS.get(name, name)} {number.format(scores[name])} "
-            f"({number.format(low)} to {number.format(high)})"
-            for name, (low, high) in scores["intervals"].items()
-        )
-        chance = f"{'ROC-AUC 0.5 and PR-AUC ' if of_tags else ''}{number.format(scores['chance'])} by chance"
-        return f"{', '.join(figures)}; {scores['tracks']} tracks, {chance}, 95% intervals"
+        yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
 

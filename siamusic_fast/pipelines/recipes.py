@@ -1,6 +1,6 @@
 """Recipes: tuples of augmentations in the order in which they are applied, and the text that `--aug` takes.
 
-music                       a recipe by its name
+image                       a recipe by its name
 mask,cutout                 two augmentations with their defaults
 cutmix(p=0.3),hflip         one of them with another probability
 """
@@ -45,23 +45,8 @@ _AUDIO, _IMAGE = (
         ("cutmix", "mixup", "mask", "hflip", "vflip", "cutout"),
     )
 )
-_MUSIC = (
-    waves.Gain(),
-    waves.Noise(p=0.3, min_snr=20.0),
-    images.Tilt(),
-    images.RandomResizedCrop(min_mels=0.8, min_frames=0.6),
-    images.FrequencyMask(p=0.3, count=1, max_mels=0.2),
-    images.TimeMask(p=0.3, count=1),
-)
-RECIPES: dict[str, Recipe] = {
-    "music": _MUSIC,
-    "image": _IMAGE,
-    "audio": _AUDIO,
-    "both": _AUDIO + _IMAGE,
-    "none": (),
-}
-"""The recipe of the preset `music`; those of the paper, in the order of Table 1; and both of the paper's one
-after the other."""
+RECIPES: dict[str, Recipe] = {"image": _IMAGE, "audio": _AUDIO, "both": _AUDIO + _IMAGE, "none": ()}
+"""The recipes of the paper, in the order of Table 1, and both of them one after the other."""
 
 
 def parse_recipe(text: str) -> Recipe:

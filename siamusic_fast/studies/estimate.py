@@ -3,10 +3,15 @@
 import dataclasses
 import itertools
 import math
+import multiprocessing
 import shutil
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,6 +21,7 @@ from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.pipelines.recipes import parse_recipe
 from siamusic_fast.processes.launch import device_for
+from siamusic_fast.processes.parent import children_end_with_this_process
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.studies.slots import Devices
@@ -57,6 +63,8 @@ class Estimate:
     """Gigabytes that running cells take besides, for checkpoints that are removed when a cell is finished."""
     free_gigabytes: float
     """Gigabytes that are free where the study is kept."""
+    idle_gpus: int
+    """GPUs that have no cell, as there are fewer of them than a cell has."""
     device: str
     """The device that steps were measured on."""
     how: str
@@ -70,13 +78,16 @@ def estimate(study: Study, folder: StudyFolder, devices: Devices, progress: Prog
     evaluation are counted at a half and a sixth of the time of a pair.
     """
     left = folder.left(study)
-    device = device_for(min(devices.gpus_per_cell, 1))
-    seconds_per_pair = _measured(left, device, progress)
-    device_seconds = [_seconds(study, cell) * seconds_per_pair[_key(cell)] for cell in left]
+    gpus = min(devices.gpus_per_cell, 1)
+    with _caller(gpus) as call:
+        seconds_per_pair = _measured(left, gpus, call, progress)
+        name = call(_device_name, gpus)
+    longest_track = max(track.seconds for track in read_tracks(study.test.folder))
+    device_seconds = [_seconds(study, cell, longest_track) * seconds_per_pair[_key(cell)] for cell in left]
     sizes = [_gigabytes(study, cell) for cell in left]
-    longest = sorted((peak for _, peak in sizes), reverse=True)[: devices.slots]
+    largest = sorted((peak for _, peak in sizes), reverse=True)[: devices.slots]
     place = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.exists())
-    steps, networks = _STEPS[device.type], len(seconds_per_pair)
+    steps, networks = _STEPS["cuda" if gpus else "cpu"], len(seconds_per_pair)
     return Estimate(
         cells=len(left),
         finished=len(study.cells) - len(left),
@@ -84,9 +95,10 @@ def estimate(study: Study, folder: StudyFolder, devices: Devices, progress: Prog
         device_hours=sum(device_seconds) / 3600,
         hours=_makespan(device_seconds, devices.slots) / devices.processes / 3600,
         gigabytes=sum(kept for kept, _ in sizes),
-        peak_gigabytes=sum(longest),
+        peak_gigabytes=sum(largest),
         free_gigabytes=shutil.disk_usage(place).free / 1e9,
-        device=_device_name(device),
+        idle_gpus=devices.idle_gpus,
+        device=name,
         how=f"from {steps} steps of each of {networks} networks with its loader, without torch.compile",
     )
 
@@ -97,21 +109,42 @@ def _key(cell: Cell) -> tuple[str, bool]:
     return cell.config.backbone, waves
 
 
+@contextmanager
+def _caller(gpus: int) -> Iterator[Callable[..., Any]]:
+    """Give what calls a function: here, or for a GPU in another process.
+
+    A process that has used a GPU keeps some of its memory until it ends, and this one stays while cells run.
+    """
+    if not gpus:
+        yield lambda function, *arguments: function(*arguments)
+        return
+    with (
+        children_end_with_this_process(),
+        ProcessPoolExecutor(
+            1,
+            multiprocessing.get_context("spawn"),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for this process
+        ) as other,
+    ):
+        yield lambda function, *arguments: other.submit(function, *arguments).result()
+
+
 def _measured(
-    cells: Sequence[Cell], device: torch.device, progress: Progress
+    cells: Sequence[Cell], gpus: int, call: Callable[..., Any], progress: Progress
 ) -> dict[tuple[str, bool], float]:
     """Return the seconds of one pair in pre-training, on one device, of each kind of cell."""
     kinds = {_key(cell): cell for cell in reversed(cells)}
     with progress.task("Measuring", len(kinds), "networks") as task:
         found = {}
         for key, cell in kinds.items():
-            found[key] = _seconds_per_pair(cell, device)
+            found[key] = call(_seconds_per_pair, cell, gpus)
             task.advance(note=f"{cell.config.backbone}: {1 / found[key]:.1f} pairs/s")
     return found
 
 
-def _seconds_per_pair(cell: Cell, device: torch.device) -> float:
-    config = cell.config
+def _seconds_per_pair(cell: Cell, gpus: int) -> float:
+    config, device = cell.config, device_for(gpus)
     if device.type == "cpu":
         config = dataclasses.replace(config, batch_size=min(config.batch_size, _MAX_BATCH_ON_CPU))
     step = TrainingStep(config, device, compiles=False)
@@ -148,11 +181,13 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _seconds(study: Study, cell: Cell) -> float:
-    """Return what a cell takes, in the time of one pair of pre-training."""
+def _seconds(study: Study, cell: Cell, longest_track: float) -> float:
+    """Return what a cell takes, in the time of one pair of pre-training.
+
+    Every track is counted with the crops of the longest one, of `longest_track` seconds.
+    """
     pairs: float = cell.config.epochs * cell.data.tracks(cell.config.splits)
-    longest = max(track.seconds for track in read_tracks(study.test.folder))
-    crops = min(_MAX_CROPS, math.ceil(longest / cell.config.mel.seconds))
+    crops = min(_MAX_CROPS, math.ceil(longest_track / cell.config.mel.seconds))
     tracks = {split: study.test.tracks([split], labelled_only=True) for split in study.test.splits}
     for config in study.finetuning.values():
         trained = tracks["training"] * (config.crops_per_track or 1)
@@ -181,7 +216,5 @@ def _makespan(seconds: Sequence[float], slots: int) -> float:
     return max(busy_until)
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return "the CPU of this machine"
+def _device_name(gpus: int) -> str:
+    return torch.cuda.get_device_name(0) if gpus else "the CPU of this machine"

@@ -1,6 +1,4 @@
-"""The pictures of a study: its scores with intervals, and views in the arrangement of the paper's Figure "
-"2.
-"""
+"""The pictures of a study: its scores with intervals, and views arranged as in the paper's Figure 2."""
 
 import dataclasses
 import textwrap

@@ -7,19 +7,13 @@ from siamusic_fast.config.studies import StudyConfig
 def finetuning(config: StudyConfig, protocol: str, processes: int) -> FinetuneConfig:
     """Return the settings of fine-tuning under `protocol` in so many processes.
 
-    The protocols differ in the classifier that is kept and in nothing else.
+    The seed is that of the study's first cells; `with_seed` gives each cell its own.
     """
     return FinetuneConfig(
         target="class",
         protocol=protocol,
-        crops_per_track=1,
-        encoder_lr=FinetuneConfig.lr,
-        schedule="constant",
-        warmup_epochs=0.0,
         epochs=config.finetune_epochs,
         batch_size=max(1, config.batch_size // processes),
-        backend=config.backend,
         seed=config.seed,
-        keep_going=config.keep_going,
-        logger=config.logger,
+        **config.common(),
     ).resolved("class")

@@ -35,6 +35,8 @@ def write(result: StudyResult) -> None:
             style=style(),
             version=__version__,
             about=list(tables.about(result)),
+            side_by_side=tables.side_by_side(result) if study.kind == "reproduce" else None,
+            side_by_side_title=tables.SIDE_BY_SIDE,
             head=tables.score_head(result),
             columns=len(study.columns) + 1,
             rows=[(one, tables.score_cells(result, one)) for one in result.rows],

@@ -13,14 +13,14 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.evaluation.evaluate import PREDICTIONS
 from siamusic_fast.evaluation.intervals import (
     Difference,
-    group_numbers,
+    count_groups,
     group_weights,
     middle,
     paired_difference,
 )
 from siamusic_fast.evaluation.scores import macro_scores
 from siamusic_fast.shards.tables import open_table, read_tracks
-from siamusic_fast.studies.study import Row, Study, StudyFolder
+from siamusic_fast.studies.study import Question, Row, Study, StudyFolder
 
 SCORES = ("accuracy", "recall", "precision", "f1")
 """Scores of Table 2 of Kim, Hong, Lee 2022; all but accuracy are macro averages."""
@@ -48,11 +48,13 @@ class RowScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A difference of accuracy on the same test tracks, averaged over rows and over the seeds that both "
-    "have.
+    """A difference of accuracy on the same test tracks, averaged over pairs of rows.
+
+    Each pair of rows counts once, averaged over the seeds that both of its rows have.
     """
 
     words: str
+    """What is compared, and of how many pairs of rows if not of all."""
     protocol: str
     found: Difference | None
     """None if no cells of both sides are finished."""
@@ -110,11 +112,7 @@ def collect(
         for protocol in study.finetuning
     ]
     answers = [
-        Answer(
-            words=question.words,
-            protocol=protocol,
-            found=_answer(question.ours, question.theirs, protocol, predictions, tracks),
-        )
+        _answer(question, protocol, predictions, tracks)
         for question in study.questions
         for protocol in study.finetuning
     ]
@@ -143,7 +141,7 @@ class _TestTracks:
         self.names = list(found)
         self.labels = np.array([label for label, _ in found.values()], dtype=np.int64)
         self.groups = [group for _, group in found.values()]
-        self.count = int(group_numbers(self.groups).max()) + 1
+        self.count = count_groups(self.groups)
 
     def read(self, path: Path) -> _Numbers:
         """Return the predicted class of each track from a predictions.csv."""
@@ -189,23 +187,30 @@ def _row_scores(
 
 
 def _answer(
-    ours: Sequence[Row],
-    theirs: Sequence[Row],
+    question: Question,
     protocol: str,
     predictions: Mapping[tuple[Row, str, int], _Numbers],
     tracks: _TestTracks,
-) -> Difference | None:
-    """Return the mean paired difference of accuracy between the rows `ours` and `theirs`, one by one."""
-    sides: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
-    for one, other in zip(ours, theirs, strict=True):
-        for row, p, seed in predictions:
-            if (row, p) == (one, protocol) and (other, protocol, seed) in predictions:
-                pair = predictions[one, protocol, seed], predictions[other, protocol, seed]
-                sides.append((pair[0] == tracks.labels, pair[1] == tracks.labels))
-    if not sides:
-        return None
-    right = np.mean(sides, axis=0)
-    return paired_difference(right[0], right[1], tracks.groups)
+) -> Answer:
+    """Return the paired difference of accuracy: the mean over seeds of each pair of rows, then over pairs."""
+    pairs = []
+    for ours, theirs in zip(question.ours, question.theirs, strict=True):
+        of_seeds = [
+            [predictions[row, protocol, seed] == tracks.labels for row in (ours, theirs)]
+            for row, p, seed in predictions
+            if (row, p) == (ours, protocol) and (theirs, protocol, seed) in predictions
+        ]
+        if of_seeds:
+            pairs.append(np.mean(of_seeds, axis=0))
+    if not pairs:
+        return Answer(words=question.words, protocol=protocol, found=None)
+    ours_right, theirs_right = np.mean(pairs, axis=0)
+    some = "" if len(pairs) == len(question.ours) else f" ({len(pairs)} of {len(question.ours)} pairs)"
+    return Answer(
+        words=question.words + some,
+        protocol=protocol,
+        found=paired_difference(ours_right, theirs_right, tracks.groups),
+    )
 
 
 def read_paper(path: Path, columns: Sequence[str]) -> dict[Row, dict[str, float]]:
@@ -214,7 +219,7 @@ def read_paper(path: Path, columns: Sequence[str]) -> dict[Row, dict[str, float]
     Raises DataError for a file that cannot be read, ConfigError for missing columns and for a score that is
     not between 0 and 1.
     """
-    names = tuple(column.lower().replace("-", "_").replace(" ", "_") for column in columns)
+    names = tuple(map(column_name, columns))
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -233,6 +238,11 @@ def read_paper(path: Path, columns: Sequence[str]) -> dict[Row, dict[str, float]
         row = tuple(str(line[name]).strip() for name in names)
         table[row] = {name: _score(path, name, line[name]) for name in given if line[name]}
     return table
+
+
+def column_name(heading: str) -> str:
+    """Return the name in a CSV file of a column of the table."""
+    return heading.lower().replace("-", "_").replace(" ", "_")
 
 
 def _score(path: Path, name: str, text: str) -> float:

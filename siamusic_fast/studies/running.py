@@ -114,4 +114,5 @@ def devices_for(gpus: int | None, procs: int | None, gpus_per_cell: int) -> Devi
             f"gpus_per_cell = {gpus_per_cell} is more than the {found} GPUs of the study: use at most "
             f"{found} (on the command line --gpus-per-cell {found})."
         )
-    return Devices(slots=found // gpus_per_cell, gpus_per_cell=gpus_per_cell)
+    slots, idle = divmod(found, gpus_per_cell)
+    return Devices(slots=slots, gpus_per_cell=gpus_per_cell, idle_gpus=idle)

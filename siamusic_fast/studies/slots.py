@@ -1,6 +1,4 @@
-"""The cells of a study on the devices that there are: one cell at a time in this process, or several beside "
-"it.
-"""
+"""The cells of a study on its devices: one at a time in this process, or several in processes beside it."""
 
 import contextlib
 import functools
@@ -45,6 +43,8 @@ class Devices:
     """Cells at a time."""
     gpus_per_cell: int
     """GPUs of each of them; 0: the CPU."""
+    idle_gpus: int = 0
+    """GPUs that are left over."""
 
     @property
     def processes(self) -> int:
@@ -141,7 +141,7 @@ def _in_other_processes(
                     news_at = time.monotonic()
                     task.advance(0, note="; ".join(_news(one.cell, folder) for one in running))
                 time.sleep(_POLL_SECONDS)
-        except KeyboardInterrupt:
+        except BaseException:
             _stop(running)
             raise
     return failed
@@ -210,14 +210,14 @@ def _listen(one: _Running) -> None:
 
 def _news(cell: Cell, folder: StudyFolder) -> str:
     """Say how far a cell is, by the log of what it is training."""
-    logs = [path for path in folder.cell(cell).glob(f"*/{LOG_FILE}") if path.stat().st_size]
-    if not logs:
-        return f"{cell.name} begins"
-    newest = max(logs, key=lambda path: path.stat().st_mtime)
     try:
+        logs = [path for path in folder.cell(cell).glob(f"*/{LOG_FILE}") if path.stat().st_size]
+        if not logs:
+            return f"{cell.name} begins"
+        newest = max(logs, key=lambda path: path.stat().st_mtime)
         epoch = json.loads(newest.read_text(encoding="utf-8").splitlines()[-1])["epoch"]
-    except (ValueError, KeyError, OSError):  # a line that is being written
-        epoch = "?"
+    except (ValueError, LookupError, TypeError, OSError):  # a log that is being written or moved
+        return f"{cell.name} runs"
     what = "pre-training" if newest.parent.name == PRETRAINING else f"classifier {newest.parent.name}"
     return f"{cell.name} {what} epoch {epoch}"
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ RESULT = "result.json"
 """The scores of a cell, written when it is finished."""
 ERROR = "error.txt"
 """Why a cell failed the last time."""
-_OF_NO_WEIGHT = ("keep_going", "logger")
+_OF_NO_WEIGHT = ("checkpoint_minutes", "keep_going", "logger")
 """Settings that do not affect the weights: the same study may go on with others."""
 
 Row = tuple[str, ...]
@@ -125,18 +124,19 @@ class StudyFolder:
         """Raise DataError or ConfigError if the folder holds something else, or cells of other settings."""
         if not self.path.exists():
             return
-        if not self.path.is_dir() or (
-            any(file.name not in (LOCK, "data") for file in self.path.iterdir())
-            and not (self.path / STUDY).is_file()
-        ):
+        if not self._is_empty() and not self._has_study():
             raise DataError(
                 f"{self.path} is not empty and no study: use another out (on the command line --out)."
             )
-        if (self.path / STUDY).is_file() and (found := _read(self.path / STUDY)["study"]) != study.kind:
-            raise DataError(
-                f"{self.path} holds a study of {found}, not of {study.kind}: use another out (on the "
-                "command line --out)."
-            )
+        if (path := self.path / STUDY).is_file():
+            found = _read(path).get("study")
+            if not found:
+                raise DataError(f"{path} names no study: remove it, and its study goes on.")
+            if found != study.kind:
+                raise DataError(
+                    f"{self.path} holds a study of {found}, not of {study.kind}: use another out (on the "
+                    "command line --out)."
+                )
         for cell in study.cells:
             path = self.cell(cell) / CELL
             if path.is_file() and (names := differing_settings(_read(path), study.settings_of(cell))):
@@ -145,6 +145,12 @@ class StudyFolder:
                     "on with the settings that it was started with, or use another out (on the command "
                     "line --out)."
                 )
+
+    def _is_empty(self) -> bool:
+        return self.path.is_dir() and all(file.name in (LOCK, "data") for file in self.path.iterdir())
+
+    def _has_study(self) -> bool:
+        return (self.path / STUDY).is_file() or any(self.path.glob(f"cells/*/{CELL}"))
 
     def write(self, study: Study) -> None:
         """Write what the study is, and the settings of its cells."""
@@ -158,11 +164,6 @@ class StudyFolder:
 def seeds_of(first: int, count: int) -> range:
     """Return the seeds of the cells of a row."""
     return range(first, first + count)
-
-
-def crossed(*parts: tuple[str, ...]) -> list[Row]:
-    """Return every combination of the parts of a row, the last part changing first."""
-    return list(itertools.product(*parts))
 
 
 def with_seed(config: FinetuneConfig, cell: Cell) -> FinetuneConfig:

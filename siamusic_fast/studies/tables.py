@@ -4,22 +4,29 @@ from collections.abc import Iterator, Sequence
 
 from siamusic_fast.files import atomic_write
 from siamusic_fast.shards.tables import write_table
-from siamusic_fast.studies.results import SCORES, Answer, RowScores, StudyResult
+from siamusic_fast.studies.results import SCORES, Answer, RowScores, StudyResult, column_name
 
 MARKDOWN = "table.md"
 TABLE = "table.csv"
 ANSWERS = "differences.csv"
+TEMPLATE = "paper-template.csv"
+"""A file for `--paper`, with the rows of the study and no scores."""
 HEADINGS = ("accuracy", "recall", "precision", "F1")
 """Headings of `SCORES`, in their order."""
+SIDE_BY_SIDE = "Audio and image augmentation side by side"
+"""Heading of the table that is arranged as in the paper."""
 NOT_GIVEN = "not given"
 NOT_FINISHED = "not finished"
 
 
 def write(result: StudyResult) -> None:
-    """Write table.md, table.csv and differences.csv into the folder of the study."""
+    """Write table.md, table.csv and differences.csv into the folder of the study.
+
+    Where the paper has such a table, also paper-template.csv, unless there is one, which may be filled in.
+    """
     with atomic_write(result.folder / MARKDOWN) as file:
         file.write(markdown(result).encode())
-    columns = [_column(name) for name in result.study.columns]
+    columns = [column_name(heading) for heading in result.study.columns]
     with_intervals = [f"{name}{end}" for name in SCORES for end in ("", "_low", "_high")]
     paper = [f"paper_{name}" for name in SCORES]
     rows = (
@@ -42,6 +49,9 @@ def write(result: StudyResult) -> None:
     write_table(
         result.folder / ANSWERS, ("what", "protocol", "difference", "low", "high", "shown"), differences
     )
+    if result.study.kind == "reproduce" and not (result.folder / TEMPLATE).exists():
+        empty = ((*row, *[""] * len(SCORES)) for row in result.study.rows)
+        write_table(result.folder / TEMPLATE, (*columns, *SCORES), empty)
 
 
 def markdown(result: StudyResult) -> str:
@@ -50,6 +60,8 @@ def markdown(result: StudyResult) -> str:
     if result.study.remark:
         lines += [f"> **{result.study.remark}**", ""]
     lines += [sentence for part in about(result) for sentence in (part, "")]
+    if result.study.kind == "reproduce":
+        lines += [f"## {SIDE_BY_SIDE}", "", *_table(*side_by_side(result)), ""]
     lines += [
         "## Scores",
         "",
@@ -93,6 +105,29 @@ def about(result: StudyResult) -> Iterator[str]:
         f"Chance is {result.chance:.1%}. Intervals hold 95% of 1,000 bootstrap samples, in which "
         f"{grouped or 'the test tracks are'} drawn anew."
     )
+
+
+def side_by_side(result: StudyResult) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of a table with a row for each corpus, backbone and protocol.
+
+    Its columns are each score with each recipe, in the manner of Tables 2 and 3 of Kim, Hong, Lee 2022; the
+    paper's own have rows of their own where they are given.
+    """
+    augs = list(dict.fromkeys(row[-1] for row in result.study.rows))
+    head = [*result.study.columns[:-1], "protocol"]
+    head += [f"{heading}: {aug}" for heading in HEADINGS for aug in augs]
+    found = {(one.row, one.protocol): one for one in result.rows}
+    rows = []
+    for place in dict.fromkeys(row[:-1] for row in result.study.rows):
+        for protocol in result.study.finetuning:
+            of_augs = [found[(*place, aug), protocol].scores for aug in augs]
+            cells = [percent(one[name]) if one else NOT_FINISHED for name in SCORES for one in of_augs]
+            rows.append([*place, protocol, *cells])
+        of_paper = [found[(*place, aug), protocol].paper for aug in augs]
+        if any(of_paper):
+            cells = [percent(one[name]) if name in one else NOT_GIVEN for name in SCORES for one in of_paper]
+            rows.append([*place, "in the paper", *cells])
+    return head, rows
 
 
 def score_head(result: StudyResult) -> tuple[str, ...]:
@@ -142,7 +177,7 @@ def explained(result: StudyResult) -> list[str]:
     if result.study.kind == "reproduce" and not _has_paper(result):
         found.append(
             "The paper's own figures are not in this table, as none was given: `--paper FILE.csv` puts them "
-            "beside ours."
+            f"beside ours, and {TEMPLATE} in the folder of the study has the rows to fill in."
         )
     return found
 
@@ -178,10 +213,6 @@ def _count(number: int, unit: str) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _column(heading: str) -> str:
-    return heading.lower().replace("-", "_").replace(" ", "_")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

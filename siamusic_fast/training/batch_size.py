@@ -22,9 +22,9 @@ def fit_batch_size(config: C, tracks: int, world: World) -> C:
         return config
     each = f"each of {world.world_size} processes" if world.world_size > 1 else "the process"
     learns = isinstance(config, PretrainConfig) or not config.freeze
-    check_share(tracks * world.world_size, world.world_size, learns=learns)
+    kind = "tracks" if isinstance(config, PretrainConfig) else "crops"
+    check_share(tracks * world.world_size, world.world_size, learns=learns, kind=kind)
     if world.leads:
-        kind = "tracks" if isinstance(config, PretrainConfig) else "crops"
         warnings.warn(
             f"batch_size = {config.batch_size} is more than the {tracks} {kind} that {each} gets: training "
             f"goes on with batch_size = {tracks}",

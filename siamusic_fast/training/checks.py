@@ -8,7 +8,7 @@ from siamusic_fast.models.run_checks import check_labels, check_run
 from siamusic_fast.models.run_shards import shards_of_run
 from siamusic_fast.pipelines.checks import check_backend, check_crops, check_shard_length
 from siamusic_fast.pipelines.recipes import check_unmixed, parse_recipe, to_recipe
-from siamusic_fast.pipelines.tracks import count_tracks
+from siamusic_fast.pipelines.tracks import count_tracks, open_tracks, with_label_fraction
 from siamusic_fast.shards.manifest import ShardSet
 
 
@@ -40,20 +40,27 @@ def check_finetuning(
     shard_set = shards_of_run(run, data)
     target = config.target or shard_set.target
     check_labels(shard_set, ("training", "validation"), "a classifier", target)
-    crops = config.resolved(target).crops_per_track or 1
-    check_share(crops * count_tracks(shard_set, ["training"], target), processes, learns=not config.freeze)
+    tracks = count_tracks(shard_set, ["training"], target)
+    if config.label_fraction < 1:
+        of_split = open_tracks(shard_set, ["training"], target=target)
+        tracks = len(with_label_fraction(of_split, config.label_fraction, config.seed, target))
+    crops = tracks * (config.resolved(target).crops_per_track or 1)
+    check_share(crops, processes, learns=not config.freeze, kind="crops")
     return shard_set
 
 
-def check_share(tracks: int, processes: int, *, learns: bool) -> None:
-    """Raise ConfigError if a process gets none of the `tracks`, or if it `learns`, too few for batch norm."""
+def check_share(tracks: int, processes: int, *, learns: bool, kind: str = "tracks") -> None:
+    """Raise ConfigError if a process gets none of the `tracks`, or if it `learns`, too few for batch norm.
+
+    `kind` says what they are: tracks, or crops of them.
+    """
     needed = 2 if learns else 1
     if tracks // processes < needed:
         each = f"each of {processes} processes" if processes > 1 else "the process"
         most = tracks // needed
         fewer = f"at most {most} processes (on the command line --procs {most} or --gpus {most}), or "
         raise ConfigError(
-            f"{each} gets a batch of {tracks // processes} from these {tracks} tracks"
+            f"{each} gets a batch of {tracks // processes} from these {tracks} {kind}"
             f"{', and batch norm needs two' if learns else ''}: use {fewer if most else ''}more tracks or "
             f"labels (on the command line --splits, --data or --label-fraction)."
         )

@@ -134,7 +134,6 @@ def finetune(
                 for part in classifier.body if config.freeze else ():
                     part.eval()
                 done = state.step - state.epoch * len(training)
-                factor = 1.0
                 for mels, labels in itertools.islice(training, len(training) - done):
                     # ---- Forward and loss
                     with autocast(world.device):
@@ -167,6 +166,7 @@ def finetune(
                 found = _figures(epoch, validation.extract(classifier.probabilities, task), config)
 
                 # ---- Log
+                factor = rate_factor(config, len(training), state.step - 1, state.extended_at)
                 log.write(
                     state.step,
                     epoch=epoch,
@@ -183,15 +183,16 @@ def finetune(
 
                 # ---- Save what is best or last
                 kept, last = state.figures, epoch == config.epochs
-                if config.protocol == "paper" or found.rank > kept.rank:
+                keeps = last if config.protocol == "paper" else found.rank > kept.rank
+                if keeps:
                     state.figures = found
                     # The classifier comes first: what a checkpoint says about it is then always true.
                     if not state.written(lambda: _save_classifier(state, config, pretrained), last=last):
                         state.figures = kept
                 state.epoch = epoch
                 state.losses.clear()
-                if last:
-                    state.save(last=True)
+                if keeps or last:
+                    state.save(last=last)
 
     return FinetuneResult(
         folder=folder.path,

@@ -40,10 +40,13 @@ from tests.runs import FRONTEND, MEL, save_run
 HOSTILE = '</script><img src="https://example.org/x">\N{RIGHT-TO-LEFT OVERRIDE}"\'&amp; \N{MUSICAL NOTE}'
 
 
+AS_THE_PAPER = {"aug": "image", "crops": "same"}
+
+
 def save_logged_run(folder: Path, data: Path, **options: Any) -> Path:
     """Write a run that has settings and a log, besides an encoder that has learnt nothing."""
     save_run(folder, **options)
-    config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **options})
+    config = PretrainConfig(**{"mel": MEL, "backbone": "resnet18", **AS_THE_PAPER, **options})
     values = {**settings.dump(config), "data": str(data), "processes": 1}
     (folder / "config.json").write_text(json.dumps(values))
     lines = (
@@ -65,7 +68,7 @@ def some_scores(seed: int) -> Scores:
 def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose classifier was scored and whose encoder was probed."""
     folder = save_logged_run(tmp_path_factory.mktemp("report") / "first", shard_set.folder)
-    about: dict[str, Any] = {"data": "fma_medium", "pretrained_on": ("training",)}
+    about: dict[str, Any] = {"data": "fma_medium", "pretrained_on": ("training",), "target": "class"}
     evaluated = EvaluateResult(folder=folder / "finetune/evaluate", scores=some_scores(0), **about)
     rng = np.random.default_rng(0)
     names = ("pretrained", "random", "initial", "log-mels", "MFCCs")
@@ -74,7 +77,8 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, title in (("knn", "kNN"), ("linear", "linear"), ("same_artist", "artist mAP"))
     )
     about |= {"folder": folder / "probe", "architecture": Architecture("resnet18"), "checkpoint": "last"}
-    about |= {"target": "class", "scored_on": "test", "tracks": 2, "chance": 0.5, "epoch": 3}
+    about |= {"scored_on": "test", "tracks": 2, "chance": 0.5, "epoch": 3}
+    about |= {"scored_splits": ("test",), "init": None}
     probed = ProbeResult(**about, probes={}, measures=measures, label_curve=())
     for folder_, values in (
         (evaluated.folder, evaluate.as_json(evaluated)),

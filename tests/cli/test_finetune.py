@@ -111,7 +111,7 @@ def test_the_probe_prints_each_measure_and_the_strongest_baseline(run: Path, sha
     result = call("probe", run, "--data", shard_set.folder, "--gpus", "0", "--retrieval-crops", "3")
     assert result.exit_code == 0, result.output
     assert "pre-trained, 3 epochs" in result.stdout
-    assert result.stdout.splitlines()[-1] == f"results   {run / 'probe'}"
+    assert result.stdout.splitlines()[-1].split() == ["results", str(run / "probe")]
     values = json.loads((run / "probe" / "results.json").read_text())
     assert values["probes"]["pretrained"] == values["probes"]["initial"]
     assert [one["name"] for one in values["measures"]] == ["knn", "linear", "same_track", "same_artist"]
@@ -120,6 +120,9 @@ def test_the_probe_prints_each_measure_and_the_strongest_baseline(run: Path, sha
         words = f"against {one['strongest']}, the strongest baseline: {Difference(**one['difference']).words}"
         assert f"{one['title']} {words}" in said
         assert f"{one['values']['MFCCs']:.1%}" in said
+    number = values["measures"][0]["groups"]
+    assert f"95%, of {number} group" in said
+    assert "(kNN, linear" in said
     assert (run / "probe" / "probes.png").stat().st_size > 10_000
 
 

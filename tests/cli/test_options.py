@@ -22,6 +22,7 @@ from siamusic_fast.shards.pack import PackConfig
 CONFIGS = {"pretrain": (PretrainConfig, MelConfig), "finetune": (FinetuneConfig,), "shard": (PackConfig,)}
 DIFFERS = {
     "aug": "pre-training augments pairs of views, fine-tuning labelled crops",
+    "backend": "probes augment nothing",
     "backbone": "a benchmark trains a smaller one on a CPU",
     "batch_size": "pairs of views in pre-training, crops in fine-tuning",
     "crops": "how the two views of a track are cut, or how many crops of it are heard",
@@ -31,11 +32,17 @@ DIFFERS = {
     "lr": "peak of a schedule in pre-training, the head's in fine-tuning",
     "max_distance": "a preset sets it in pre-training",
     "out": "each command has a place of its own for results",
+    "protocol": "a study trains each of them as finetune does by default",
     "procs": "packing takes all cores, training a process",
+    "quick": "a benchmark measures less, the demo trains less",
     "resume": "finetune is given the run as an argument",
     "sample_rate": "pre-training takes that of the shards",
+    "schedule": "a preset sets it in pre-training, the protocol in fine-tuning",
+    "seed": "a probe trains nothing",
     "splits": "what an encoder learns from, what is scored, or what of shard sets is heard",
+    "target": "a classifier learns it, a probe says it",
     "top": "genres of a track, or similar tracks",
+    "warmup_epochs": "a preset sets it in pre-training, the protocol in fine-tuning",
     "weight_decay": "a preset sets it in pre-training",
 }
 
@@ -120,7 +127,8 @@ def test_without_data_the_library_takes_the_shards_of_the_run(
     command: str, module: str, monkeypatch: pytest.MonkeyPatch, labelled_run: Path
 ) -> None:
     def called(*arguments: object, **_: object) -> None:
-        raise DataError(f"{arguments[-3:]}")
+        place = arguments.index(labelled_run)
+        raise DataError(f"{arguments[place : place + 3]}")
 
     monkeypatch.setattr(f"siamusic_fast.{module}.{command}", called)
     result = CliRunner().invoke(main, [command, str(labelled_run), "--gpus", "0"])

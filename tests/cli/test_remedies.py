@@ -73,7 +73,6 @@ def write_music(folder: Path, seconds: float = 6.0) -> Path:
 
 OPTIONS = {
     "crops longer than the tracks": (("--seconds", 100), "--seconds"),
-    "distance of equal crops": (("--max-distance", 1), "--crops"),
     "GPUs that are not there": (("--gpus", 3), "--gpus"),
     "more processes than tracks": (("--procs", 100), "--procs"),
 }

@@ -1,20 +1,30 @@
-"""`reproduce` and `ablate` on the command line; cells are trained in tests/studies."""
+"""`reproduce` and `ablate` on the command line; most cells are trained in tests/studies."""
 
+import dataclasses
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from siamusic_fast.cli import main
+from siamusic_fast.cli import main, studies
+from siamusic_fast.config.studies import ReproduceConfig
 from siamusic_fast.errors import DataError
+from siamusic_fast.folder_lock import is_locked
 from siamusic_fast.processes.signals import Stopped
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.studies import estimate, slots, tiny
+from siamusic_fast.studies.reproduce import plan_reproduction
+from siamusic_fast.studies.slots import Devices
 from siamusic_fast.studies.study import Cell
+from tests.faults.processes import command, finish, kill, start, wait_for
+from tests.processes.test_loopback import until
+from tests.runs import MEL
+from tests.studies.conftest import files_with_times
 
-SMALL = ("--gpus", 0, "--backend", "torch", "--logger", "none")
+SMALL = ("--backend", "torch", "--logger", "none", "--gpus", 0)
 
 
 def run(*words: object) -> Result:
@@ -37,7 +47,7 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException]:
         raise errors.get(cell.config.aug, DataError(f"{cell.config.aug} fails."))
 
     monkeypatch.setattr(slots, "run_cell", fail)
-    monkeypatch.setattr(estimate, "_seconds_per_pair", lambda cell, device: 0.1)
+    monkeypatch.setattr(estimate, "_seconds_per_pair", lambda cell, gpus: 0.1)
     return errors
 
 
@@ -74,6 +84,17 @@ def test_a_dry_run_says_what_it_will_take_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_says_how_many_gpus_stay_idle(
+    shard_set: ShardSet, cells: dict[str, BaseException], tmp_path: Path
+) -> None:
+    config = ReproduceConfig(mel=MEL, backbones=("resnet18",), backend="torch")
+    planned = plan_reproduction(
+        config, [shard_set], shard_set, tmp_path / "study", Devices(slots=1, gpus_per_cell=0, idle_gpus=1)
+    )
+    (time,) = (words for name, words in studies.plan(planned.estimate()) if name == "time")
+    assert time.endswith("without torch.compile; 1 GPU idle, too few for a cell")
+
+
 def test_an_ablation_counts_its_rows(
     shard_set: ShardSet, cells: dict[str, BaseException], tmp_path: Path
 ) -> None:
@@ -95,15 +116,53 @@ def test_an_ablation_counts_its_rows(
 def test_tiny_studies_make_their_own_music(
     monkeypatch: pytest.MonkeyPatch, cells: dict[str, BaseException], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tiny, "CORPORA", {"tiny_medium": 3, "tiny_small": 3})
-    monkeypatch.setattr(tiny, "_SECONDS", 3.0)
-    result = run("reproduce", "--tiny", *SMALL, "--dry-run", "--out", tmp_path / "study")
-    assert "8 to do" in result.stdout  # two networks, two recipes, two corpora
+    monkeypatch.setattr(tiny, "CORPUS", dataclasses.replace(tiny.CORPUS, tracks_per_genre=3))
+    result = run("reproduce", "--tiny", *SMALL, "--out", tmp_path / "study")
+    assert "4 to do" in result.stderr  # two networks, two recipes
+    assert "It says that the study works, and nothing about music." in result.stdout
     data = tmp_path / "study" / "data"
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*.tar")}
     assert before
     assert run("ablate", "--tiny", "--data", "mine").exit_code == 2
-    result = run("reproduce", "--tiny", *SMALL, "--dry-run", "--out", tmp_path / "study")
+    assert run("reproduce", "--tiny", *SMALL, "--dry-run", "--out", tmp_path / "study").exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*.tar")} == before
-    result = run("reproduce", "--tiny", *SMALL, "--out", tmp_path / "study")
-    assert "It says that the study works, and nothing about music." in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [(("reproduce",), 4 * 2), (("ablate", "--aug", "mask,hflip"), 4)],  # reproduce has two protocols
+)
+def test_a_tiny_study_trains_and_scores_all_of_its_cells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], rows: int
+) -> None:
+    monkeypatch.setattr(tiny, "CORPUS", dataclasses.replace(tiny.CORPUS, tracks_per_genre=6))
+    out = tmp_path / "study"
+    result = run(*words, "--tiny", *SMALL, "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert values["failed"] == {}
+    assert [one["seeds"] for one in values["rows"]] == rows * [[0]]
+    assert all("difference" in one for one in values["differences"])
+    for name in ("table.md", "report.html"):
+        assert tiny.REMARK in (out / name).read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_from_its_cells(shard_set: ShardSet, tmp_path: Path) -> None:
+    data, out = ("--pretrain-on", shard_set.folder, "--data", shard_set.folder), tmp_path / "study"
+    trained = ("--epochs", 2, "--finetune-epochs", 1, "--batch-size", 8, "--checkpoint-minutes", 1e-6)
+    words = ("reproduce", *data, "--backbones", "resnet18", "--seconds", 1, *trained, *SMALL, "--out", out)
+    process = start(command, *words, log=tmp_path / "log")
+    first, second = (out / "cells" / f"fma-medium-resnet18-{aug}-seed0" for aug in ("audio", "image"))
+    wait_for((second / "pretraining" / "checkpoint.pt").exists, process)
+    kill(process, "one")
+    assert finish(process) == -signal.SIGKILL
+    until(lambda: not is_locked(out), 10)  # threads of a killed process end after it, and hold the lock
+    before = files_with_times(first)
+    assert first / "result.json" in before
+    assert not (second / "result.json").exists()
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [one["seeds"] for one in json.loads(result.stdout)["rows"]] == 4 * [[0]]
+    assert files_with_times(first) == before

@@ -67,7 +67,7 @@ def test_the_classifier_kept_is_that_of_the_best_validation_epoch(run: Path) -> 
         (("finetune/classifier.pt",), ("evaluate", "RUN", "--out", "OUT")),
         (("checkpoint.pt",), ("pretrain", "--resume", "RUN", "--epochs", "3")),
         (
-            ("finetune/finetune-checkpoint.pt",),
+            ("finetune/finetune-checkpoint.pt", "finetune/finetune-checkpoint-previous.pt"),
             ("finetune", "RUN", "--resume", "--epochs", "3", "--batch-size", "6"),
         ),
     ],

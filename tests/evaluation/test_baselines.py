@@ -27,7 +27,7 @@ from siamusic_fast.models.pretrained import load_encoder, load_pretrained
 from siamusic_fast.shards.kept_features import kept_path
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.verify import verify
-from tests.runs import FRONTEND, MEL
+from tests.runs import FRONTEND, MEL, save_run
 
 CPU = torch.device("cpu")
 
@@ -84,15 +84,16 @@ def test_mfccs_are_those_of_torchaudio() -> None:
 @pytest.fixture
 def kept(shard_set: ShardSet, tmp_path: Path) -> ShardSet:
     """The shards with nothing kept beside them, in links to their files."""
+    (tmp_path / "shards").mkdir()
     for file in shard_set.folder.iterdir():
         if not file.name.startswith("baselines-"):
-            (tmp_path / file.name).hardlink_to(file)
-    return replace(shard_set, folder=tmp_path)
+            (tmp_path / "shards" / file.name).hardlink_to(file)
+    return replace(shard_set, folder=tmp_path / "shards")
 
 
 def competitors(run: Path, shard_set: ShardSet, **options: Any) -> Competitors:
     return Competitors(
-        pretrained=load_pretrained(run), shard_set=shard_set, **{"seed": 0, "backend": "torch", **options}
+        pretrained=load_pretrained(run), shard_set=shard_set, **{"backend": "torch", **options}
     )
 
 
@@ -103,7 +104,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 
 
 def test_baselines_are_computed_once_for_all_runs(
-    pretrained: Path, kept: ShardSet, monkeypatch: pytest.MonkeyPatch
+    pretrained: Path, kept: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = competitors(pretrained, kept).tracks("test")
     encoder = load_encoder(pretrained)
@@ -116,7 +117,8 @@ def test_baselines_are_computed_once_for_all_runs(
     with monkeypatch.context() as patch:
         patch.setattr("siamusic_fast.evaluation.baselines.baselines", None)  # not asked again
         assert same(competitors(pretrained, kept).tracks("test"), first)
-    other_seed = competitors(pretrained, kept, seed=5).tracks("test")
+    other_seed = competitors(save_run(tmp_path / "other", seed=5), kept).tracks("test")
+    assert torch.equal(other_seed["initial"].features, other_seed[PRETRAINED].features)  # it learnt nothing
     assert not torch.equal(other_seed["random"].features, first["random"].features)
     assert torch.equal(other_seed["log-mels"].features, first["log-mels"].features)
     assert len(list(kept.folder.glob("baselines-*"))) == 2
@@ -143,12 +145,15 @@ def test_damaged_features_are_computed_again_with_a_warning(
     assert file.read_bytes() == whole
 
 
-def test_features_of_other_settings_are_not_taken_for_these(pretrained: Path, kept: ShardSet) -> None:
+def test_features_of_other_settings_are_not_taken_for_these(
+    pretrained: Path, kept: ShardSet, tmp_path: Path
+) -> None:
     of_these = competitors(pretrained, kept)
     key = of_these._key("test", None)
+    assert competitors(pretrained, kept, backend="dali")._key("test", None) != key
     first = of_these.tracks("test")
     other = key | {"seed": 1}
     kept_path(kept.folder, other).write_bytes(kept_path(kept.folder, key).read_bytes())
     with pytest.warns(UserWarning, match="it has the key of another file"):
-        found = competitors(pretrained, kept, seed=1).tracks("test")
+        found = competitors(save_run(tmp_path / "other", seed=1), kept).tracks("test")
     assert not torch.equal(found["random"].features, first["random"].features)

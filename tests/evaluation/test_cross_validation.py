@@ -73,5 +73,7 @@ def test_each_prediction_is_that_of_the_fit_to_the_other_folds() -> None:
 
 
 def test_one_artist_cannot_be_cross_validated() -> None:
-    with pytest.raises(DataError, match=r"4 tracks of 1 groups cannot be cross-validated"):
+    with pytest.raises(DataError, match=r"4 tracks of 1 group cannot be cross-validated"):
         grouped_cv(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]), 2, ["a"] * 4)
+    with pytest.raises(DataError, match=r"2 tracks of 2 groups cannot be cross-validated"):
+        grouped_cv(torch.randn(2, 2), torch.tensor([0, 1]), 2, ["", ""])  # one track of each class

@@ -24,9 +24,18 @@ def test_whole_groups_are_drawn_and_an_unknown_one_is_a_group_of_its_own() -> No
 
 
 def test_a_difference_in_every_item_has_an_interval_of_no_width() -> None:
-    found = paired_difference([0.75, 0.5, 1.0], [0.5, 0.25, 0.75], ["", "a", "a"])
+    found = paired_difference([0.75, 0.5, 1.0] * 5, [0.5, 0.25, 0.75] * 5, ["", "a", ""] * 5)
     assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
-    assert found.shown
+    assert (found.groups, found.shown) == (11, True)
+
+
+@pytest.mark.parametrize("groups", [["a"] * 12, list("abcdefghi") + ["a"] * 3])
+def test_nothing_is_shown_by_fewer_than_ten_groups(groups: list[str]) -> None:
+    found = paired_difference([0.75] * 12, [0.5] * 12, groups)
+    assert (found.low, found.high, found.shown) == (0.25, 0.25, False)
+    count = len(set(groups))
+    words = f"+25.0 points (+25.0 to +25.0): too few groups ({count}) to show a difference"
+    assert found.words == words
 
 
 def test_two_groups_worked_by_hand() -> None:
@@ -34,7 +43,11 @@ def test_two_groups_worked_by_hand() -> None:
     # probability 1/4 (difference 1), ab with 1/2 (1/4) and bb with 1/4 (0): quantiles at 2.5% and 97.5% are
     # 0 and 1. The difference of the items as they are is 1/4.
     found = paired_difference([1, 1, 0, 1], [0, 1, 0, 1], ["a", "b", "b", "b"])
-    assert found == Difference(difference=0.25, low=0.0, high=1.0)
+    assert found == Difference(difference=0.25, low=0.0, high=1.0, groups=2)
+
+
+def test_an_interval_that_covers_0_shows_no_difference() -> None:
+    found = Difference(difference=0.25, low=0.0, high=1.0, groups=10)
     assert not found.shown
     assert found.words == "+25.0 points (+0.0 to +100.0): no difference shown"
 
@@ -74,5 +87,5 @@ def test_the_mean_over_drawn_items_is_that_by_their_weights() -> None:
 
 
 def test_a_loss_can_be_shown_too() -> None:
-    assert Difference(difference=-0.2, low=-0.3, high=-0.1).shown
-    assert Difference(difference=-0.2, low=-0.3, high=-0.1).words == "-20.0 points (-30.0 to -10.0)"
+    found = Difference(difference=-0.2, low=-0.3, high=-0.1, groups=10)
+    assert (found.shown, found.words) == (True, "-20.0 points (-30.0 to -10.0)")

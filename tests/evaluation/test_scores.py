@@ -28,10 +28,23 @@ def test_scores_of_a_confusion_matrix_worked_by_hand() -> None:
     assert found.precision == pytest.approx((5 / 7 + 3 / 4 + 8 / 9) / 3)
     # F1 = 2 TP / (2 TP + FP + FN)
     assert found.f1 == pytest.approx((10 / 13 + 6 / 10 + 16 / 17) / 3)
-    assert found.confusion == ((5, 1, 0), (2, 3, 1), (0, 0, 8))
+    assert np.array_equal(found.confusion, [[5, 1, 0], [2, 3, 1], [0, 0, 8]])
     folk = found.classes[1]
     assert (folk.name, folk.tracks) == ("Folk", 6)
     assert (folk.recall, folk.precision, folk.f1) == pytest.approx((3 / 6, 3 / 4, 6 / 10))
+
+
+def test_repeats_count_each_track_once() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    found = scores(torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]]), labels, ["Rock", "Folk"])
+    assert (found.tracks, found.chance) == (4, 0.75)
+    assert [one.tracks for one in found.classes] == [3, 1]
+    assert np.array_equal(found.confusion, [[1.5, 1.5], [0.0, 1.0]])
+    assert found.accuracy == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert found.recall == pytest.approx((3 / 6 + 2 / 2) / 2)
+    assert found.precision == pytest.approx((3 / 3 + 2 / 5) / 2)
+    same = scores(labels.repeat(3, 1), labels, ["Rock", "Folk"], groups=["a", "", "a", ""])
+    assert same == scores(labels, labels, ["Rock", "Folk"], groups=["a", "", "a", ""])
 
 
 def test_a_class_that_occurs_nowhere_is_left_out_of_the_averages() -> None:

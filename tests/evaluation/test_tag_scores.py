@@ -36,6 +36,20 @@ def test_scores_are_those_of_scikit_learn() -> None:
     json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
+def test_scores_of_repeats_are_the_means_of_theirs() -> None:
+    probabilities, truths, names = some(tracks=60, tags=3)
+    others = torch.rand(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, second = (tag_scores(one, truths, names) for one in (probabilities, others))
+    both = tag_scores(torch.stack([probabilities, others]), truths, names)
+    assert both.tracks == 60
+    assert both.roc_auc == pytest.approx((first.roc_auc + second.roc_auc) / 2)
+    assert both.tags[1].tracks == first.tags[1].tracks
+    means = [(a.pr_auc + b.pr_auc) / 2 for a, b in zip(first.tags, second.tags, strict=True)]  # type: ignore[operator]
+    assert [one.pr_auc for one in both.tags] == pytest.approx(means)
+    low, high = both.intervals["roc_auc"]
+    assert low < both.roc_auc < high
+
+
 def test_weights_count_tracks_as_often_as_they_say() -> None:
     probabilities, truths, _ = some()
     values, found = probabilities[:, 3].numpy(), truths[:, 3].numpy() > 0

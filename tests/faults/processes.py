@@ -25,7 +25,7 @@ from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
 from tests.processes.test_loopback import status, until
 
-_PATIENCE = 120.0
+_PATIENCE = 300.0
 """Seconds after which a process counts as hanging."""
 _PRELOADED = (
     "siamusic_fast.cli.shards",
@@ -129,13 +129,12 @@ def send(process: BaseProcess, number: int, whom: str) -> None:
 
 
 def kill(process: BaseProcess, whom: str) -> None:
-    """Kill `process` alone, all of its group, or one that it started ("child"), if there is one."""
-    others = [pid for pid in session(process) if pid != process.pid]
-    if whom == "child" and others:
+    """Kill `process` alone, all of its group, or the last that it started ("child"), if there is one."""
+    if whom != "child":
+        send(process, signal.SIGKILL, whom)
+    elif others := [pid for pid in session(process) if pid != process.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(max(others), signal.SIGKILL)
-    else:
-        send(process, signal.SIGKILL, whom)
 
 
 def end(process: BaseProcess, seconds: float) -> None:

@@ -232,6 +232,30 @@ PROMISES = (
         seconds=0.1,
     ),
     Promise(
+        name="tar goes away",
+        topic="reading",
+        words="A tar that is cut off or goes away while a loader reads it is named.",
+        test="tests/pipelines/test_reader.py::"
+        "test_a_tar_cut_off_or_removed_after_the_loader_was_made_is_named",
+        said=("docs/architecture.md: A short read, a label that differs or audio that does not decode",),
+        seconds=0.5,
+    ),
+    Promise(
+        name="label that differs",
+        topic="reading",
+        words="A label that is not that of the table is named with its track.",
+        test="tests/pipelines/test_reader.py::"
+        "test_a_label_that_is_not_that_of_the_table_is_named_with_its_sample",
+        seconds=0.5,
+    ),
+    Promise(
+        name="compressed audio that does not decode",
+        topic="reading",
+        words="Compressed audio that a loader cannot decode is named with its track.",
+        test="tests/pipelines/test_reader.py::test_a_flac_that_cannot_be_decoded_is_named_with_its_sample",
+        seconds=0.5,
+    ),
+    Promise(
         name="fuzzed index",
         topic="reading",
         words="Any index is read or refused with one clear error.",
@@ -476,7 +500,7 @@ PROMISES = (
         words="A loss that becomes NaN ends the run and keeps the last good checkpoint.",
         test="tests/training/test_pretrain.py::"
         "test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_last_good_checkpoint",
-        said=("docs/training.md: but never if the loss or a weight is not finite",),
+        said=("docs/training.md: none is written if the loss or a weight is not finite",),
         seconds=3,
     ),
     Promise(

@@ -83,7 +83,8 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
     (run / "config.json").write_text('{"data": "/somewhere/fma_small", "lr": 0.001}')
     (run / "probe").mkdir()
     scores = {"accuracy": 0.5, "chance": 0.2, "tracks": 90, "intervals": {"accuracy": [0.4, 0.6]}}
-    values = {"probes": {"pretrained": {"knn": scores, "linear": scores}}}
+    values = {"probes": {"pretrained": {"knn": scores, "linear": scores}}, "target": "class"}
+    values |= {"scored_on": "test", "warning": ""}
     (run / "probe" / "results.json").write_text(json.dumps(values))
     result = export(run, to="safetensors")
     weights = load_encoder(run).state_dict()
@@ -99,7 +100,7 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
     assert "/somewhere" not in card
     for words in (
         "`fma_small`",
-        "linear probe of the frozen encoder: accuracy 50.0% (40.0% to 60.0%); 90 tracks, chance 20.0%",
+        "linear probe of the frozen encoder: accuracy 50.0% (40.0% to 60.0%); 90 test tracks, 20.0% by",
         '"lr": 0.001',
         "the stride of conv1 and maxpool is (1, 2). Pooling mean-max:",
         "CC BY 4.0",
@@ -107,6 +108,22 @@ def test_safetensors_has_the_weights_the_metadata_and_a_card(tmp_path: Path) -> 
         result.sha256,
     ):
         assert words in card, words
+
+
+def test_a_card_says_of_probes_of_tags_what_they_are_and_how_they_were_scored(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run")
+    intervals = {"roc_auc": [0.7, 0.8], "pr_auc": [0.2, 0.3]}
+    scores = {"roc_auc": 0.75, "pr_auc": 0.25, "chance": 0.12, "tracks": 90, "intervals": intervals}
+    values = {"probes": {"pretrained": {"knn": scores, "linear": scores}}, "target": "tags"}
+    values |= {"scored_on": "cross-validation", "warning": "The encoder was pre-trained on them."}
+    (run / "probe").mkdir()
+    (run / "probe" / "results.json").write_text(json.dumps(values))
+    card = export(run).card.read_text()
+    assert (
+        "knn probe of the frozen encoder: macro ROC-AUC 0.750 (0.700 to 0.800), macro PR-AUC 0.250 (0.200 to "
+        "0.300); 90 tracks by grouped cross-validation, ROC-AUC 0.5 and PR-AUC 0.120 by chance"
+    ) in card
+    assert "- The encoder was pre-trained on them." in card
 
 
 @pytest.mark.parametrize(

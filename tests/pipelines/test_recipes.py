@@ -54,7 +54,7 @@ def test_a_list_of_augmentations_is_a_recipe(text: str, recipe: Recipe) -> None:
     [
         ("cutmx", r"'cutmx' is unknown: did you mean cutmix\?"),
         ("imag", r"'imag' is unknown: did you mean image\?"),
-        ("qqqq", "'qqqq' is unknown: there are music, image, audio, both, none and the augmentations"),
+        ("qqqq", "'qqqq' is unknown: there are image, audio, both, none and the augmentations"),
         ("mask(q=1)", r"mask\(q=1\) is no augmentation: its parameters are p, max_mels, max_frames"),
         ("mask(0.5)", r"mask\(0.5\) is no augmentation"),
         ("mask(p='often')", "p = 'often' of Mask must be a number, such as 0.5"),

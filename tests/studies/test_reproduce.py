@@ -10,10 +10,12 @@ import pytest
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.folder_lock import FolderLock
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.studies import tables
 from siamusic_fast.studies.estimate import estimate
-from siamusic_fast.studies.reproduce import plan_reproduction
-from siamusic_fast.studies.results import StudyResult
-from siamusic_fast.studies.running import PlannedStudy
+from siamusic_fast.studies.finetuning import finetuning
+from siamusic_fast.studies.reproduce import COLUMNS, plan_reproduction
+from siamusic_fast.studies.results import SCORES, StudyResult, read_paper
+from siamusic_fast.studies.running import Paper, PlannedStudy
 from tests.studies.conftest import CONFIG, ON_CPU
 
 
@@ -22,6 +24,23 @@ def evaluated(result: StudyResult, aug: str, protocol: str) -> Mapping[str, Any]
     cell = result.folder / "cells" / f"fma-medium-resnet18-{aug}-seed0"
     values: Mapping[str, Any] = json.loads((cell / protocol / "evaluate" / "results.json").read_text())
     return values
+
+
+def split_cells(line: str) -> list[str]:
+    """Return the cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.strip("| ").split("|")]
+
+
+def test_the_template_for_the_papers_figures_has_the_rows_and_is_kept_when_filled_in(
+    planned: PlannedStudy, result: StudyResult
+) -> None:
+    path = result.folder / "paper-template.csv"
+    assert read_paper(path, COLUMNS) == {row: {} for row in planned.study.rows}
+    filled_in = path.read_text().replace("image,,", "image,0.512,")
+    path.write_text(filled_in)
+    tables.write(result)
+    assert path.read_text() == filled_in
+    assert read_paper(path, COLUMNS)["fma_medium", "resnet18", "image"] == {"accuracy": 0.512}
 
 
 def test_a_stopped_study_goes_on_without_doing_anything_twice(
@@ -82,17 +101,26 @@ def test_a_study_leaves_tables_pictures_and_a_page(result: StudyResult) -> None:
         assert "--paper FILE.csv" in text  # which is what puts the paper's figures there
 
 
+def test_audio_and_image_stand_side_by_side(planned: PlannedStudy, result: StudyResult) -> None:
+    rows = {tuple(words) for words in map(split_cells, (result.folder / "table.md").read_text().splitlines())}
+    for protocol in ("clean", "paper"):
+        audio, image = (evaluated(result, aug, protocol) for aug in ("audio", "image"))
+        scores = [f"{one[name]:.1%}" for name in SCORES for one in (audio, image)]
+        assert ("fma_medium", "resnet18", protocol, *scores) in rows
+
+
 def test_the_papers_figures_stand_beside_ours_if_they_are_given(
     planned: PlannedStudy, result: StudyResult
 ) -> None:
-    paper: dict[tuple[str, ...], dict[str, float]] = {
-        ("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}
-    }
+    paper: Paper = {("fma_medium", "resnet18", "image"): {"accuracy": 0.512, "f1": 0.498}}
     again = dataclasses.replace(planned, paper=paper).run()
     assert again.rows == tuple(dataclasses.replace(one, paper=paper.get(one.row, {})) for one in result.rows)
     text = (result.folder / "table.md").read_text()
-    assert "51.2%" in text
-    assert "not given" in text
+    rows = [split_cells(line) for line in text.splitlines()]
+    (in_paper,) = (words for words in rows if "in the paper" in words)
+    nothing = "not given"
+    expected = [nothing, "51.2%", nothing, nothing, nothing, nothing, nothing, "49.8%"]
+    assert in_paper == ["fma_medium", "resnet18", "in the paper", *expected]
     planned.run()
 
 
@@ -111,7 +139,7 @@ def test_a_finished_cell_keeps_its_encoder_and_its_classifiers(
 def test_the_estimate_of_the_disk_is_what_finished_cells_take(
     planned: PlannedStudy, result: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siamusic_fast.studies.estimate._seconds_per_pair", lambda cell, device: 2.0)
+    monkeypatch.setattr("siamusic_fast.studies.estimate._seconds_per_pair", lambda cell, gpus: 2.0)
     folder = type(planned.folder)(tmp_path / "new")
     expected = estimate(planned.study, folder, ON_CPU)
     taken = sum(path.stat().st_size for path in (result.folder / "cells").rglob("*.pt"))
@@ -128,6 +156,13 @@ def test_the_estimate_of_the_disk_is_what_finished_cells_take(
     assert expected.hours == expected.device_hours
 
 
+def test_each_protocol_fine_tunes_as_docs_studies_says() -> None:
+    clean, paper = (finetuning(CONFIG, protocol, processes=2) for protocol in ("clean", "paper"))
+    assert (clean.crops_per_track, clean.encoder_lr, clean.schedule) == (4, clean.lr / 10, "cosine")
+    assert (paper.crops_per_track, paper.encoder_lr, paper.schedule) == (1, paper.lr, "constant")
+    assert clean.batch_size == paper.batch_size == 4  # of the 8 of the study
+
+
 def test_other_settings_are_refused_with_their_names(
     planned: PlannedStudy, result: StudyResult, shard_set: ShardSet
 ) -> None:
@@ -138,11 +173,13 @@ def test_other_settings_are_refused_with_their_names(
         plan_reproduction(other, [shard_set], shard_set, result.folder, ON_CPU)
 
 
-def test_more_seeds_and_another_logger_go_on_with_what_is_there(
+def test_more_seeds_another_logger_and_more_checkpoints_go_on_with_what_is_there(
     planned: PlannedStudy, result: StudyResult, shard_set: ShardSet
 ) -> None:
-    more = dataclasses.replace(CONFIG, seeds=2, logger=("tensorboard",))
+    more = dataclasses.replace(CONFIG, seeds=2, logger=("tensorboard",), checkpoint_minutes=2.5)
     again = plan_reproduction(more, [shard_set], shard_set, result.folder, ON_CPU)
+    trainings = [*(cell.config for cell in again.study.cells), *again.study.finetuning.values()]
+    assert {(one.checkpoint_minutes, one.logger) for one in trainings} == {(2.5, ("tensorboard",))}
     left = again.folder.left(again.study)
     assert [(cell.row[-1], cell.config.seed) for cell in left] == [("audio", 1), ("image", 1)]
 
@@ -152,6 +189,27 @@ def test_two_studies_in_one_folder_are_refused(planned: PlannedStudy, result: St
         lock.take(result.folder)
         with pytest.raises(DataError, match="in use"):
             planned.run()
+
+
+def test_a_damaged_study_json_is_removed_and_its_study_goes_on(
+    planned: PlannedStudy, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    folder = type(planned.folder)(tmp_path / "study")
+    folder.path.mkdir()
+    folder.write(planned.study)
+    for text in ("{", "[]", "{}"):
+        (folder.path / "study.json").write_text(text)
+        with pytest.raises(DataError, match=r"study\.json .*: remove it, and its study goes on"):
+            folder.check(planned.study)
+    (folder.path / "study.json").unlink()
+    folder.check(planned.study)
+    other = plan_reproduction(CONFIG, [shard_set], shard_set, tmp_path / "other", ON_CPU)
+    cells = [
+        dataclasses.replace(cell, config=dataclasses.replace(cell.config, lr=0.5))
+        for cell in other.study.cells
+    ]
+    with pytest.raises(ConfigError, match=r"another pretraining\.lr"):
+        folder.check(dataclasses.replace(other.study, cells=tuple(cells)))
 
 
 def test_a_folder_with_something_else_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:

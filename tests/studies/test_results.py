@@ -1,6 +1,7 @@
 """Rows and answers of a study with predictions that are written by hand."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.tables import read_tracks, write_table
 from siamusic_fast.studies import tables
-from siamusic_fast.studies.estimate import _makespan
+from siamusic_fast.studies.estimate import _caller, _makespan
 from siamusic_fast.studies.reproduce import COLUMNS, plan_reproduction
 from siamusic_fast.studies.results import StudyResult, collect, read_paper
-from siamusic_fast.studies.running import PlannedStudy
+from siamusic_fast.studies.running import Paper, PlannedStudy
 from tests.studies.conftest import CONFIG, ON_CPU
 
 AUDIO, IMAGE = (("fma_medium", "resnet18", aug) for aug in ("audio", "image"))
@@ -25,9 +26,12 @@ def two_seeds(shard_set: ShardSet, tmp_path: Path) -> PlannedStudy:
     return plan_reproduction(config, [shard_set], shard_set, tmp_path / "study", ON_CPU)
 
 
-def finish(planned: PlannedStudy, aug: str, seed: int, wrong: Sequence[int]) -> None:
+def finish(
+    planned: PlannedStudy, aug: str, seed: int, wrong: Sequence[int], backbone: str = "resnet18"
+) -> None:
     """Write predictions of a cell which are right but for the test tracks at the places `wrong`."""
-    (cell,) = (one for one in planned.study.cells if (one.row[-1], one.config.seed) == (aug, seed))
+    key = (backbone, aug, seed)
+    (cell,) = (one for one in planned.study.cells if (*one.row[1:], one.config.seed) == key)
     folder, classes = planned.folder.cell(cell), planned.study.test.classes
     rows = []
     tracks = [
@@ -71,7 +75,25 @@ def test_answers_pair_tracks_and_the_seeds_that_both_have(two_seeds: PlannedStud
     assert found.difference == pytest.approx(1 / result.tracks)
     # Of pairs, one of n tracks is better: a bootstrap sample without it has the difference 0.
     assert (found.low, found.shown) == (0, False)
-    assert "no difference shown" in tables.markdown(result)
+    assert "too few groups" in tables.markdown(result)
+
+
+def test_pairs_of_rows_count_alike_however_many_seeds_they_have(shard_set: ShardSet, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, seeds=2, backbones=("resnet18", "resnet34", "resnet50"))
+    planned = plan_reproduction(config, [shard_set], shard_set, tmp_path / "study", ON_CPU)
+    for seed in (0, 1):
+        finish(planned, "audio", seed, wrong=[0, 1, 2, 3])
+        finish(planned, "image", seed, wrong=[])
+    finish(planned, "audio", 0, wrong=[], backbone="resnet34")
+    finish(planned, "image", 0, wrong=[0, 1], backbone="resnet34")
+    finish(planned, "image", 0, wrong=[], backbone="resnet50")  # and no audio
+    result = collected(planned)
+    answers = {one.words: one.found for one in result.answers if one.protocol == "clean"}
+    assert answers["image - audio: fma_medium, resnet50"] is None
+    found = answers["image - audio: fma_medium, all backbones (2 of 3 pairs)"]
+    assert found is not None
+    # 4 tracks better with the one network and 2 worse with the other; three seeds alike would give 2.
+    assert found.difference == pytest.approx((4 - 2) / 2 / result.tracks)
 
 
 def test_cells_that_are_not_finished_are_named(two_seeds: PlannedStudy) -> None:
@@ -81,7 +103,8 @@ def test_cells_that_are_not_finished_are_named(two_seeds: PlannedStudy) -> None:
     assert (audio.seeds, audio.scores, audio.by_seed) == ((), {}, ())
     assert result.answers[0].found is None
     text = tables.markdown(result)
-    assert text.count(tables.NOT_FINISHED) == 4  # of both protocols, a row and an answer
+    # Of both protocols, a row, an answer, and side by side four scores.
+    assert text.count(tables.NOT_FINISHED) == 2 * (1 + 1 + 4)
     assert "- some-cell: no more tracks." in text
 
 
@@ -128,9 +151,21 @@ def test_a_file_of_the_papers_figures_that_cannot_be_used_is_refused(
 
 
 def test_figures_of_rows_that_the_study_has_not_are_refused(shard_set: ShardSet, tmp_path: Path) -> None:
-    paper: dict[tuple[str, ...], dict[str, float]] = {("fma_large", "resnet18", "image"): {"accuracy": 0.5}}
+    paper: Paper = {("fma_large", "resnet18", "image"): {"accuracy": 0.5}}
     with pytest.raises(ConfigError, match="fma_large, resnet18, image, which is no row"):
         plan_reproduction(CONFIG, [shard_set], shard_set, tmp_path / "study", ON_CPU, paper=paper)
+
+
+def test_a_gpu_is_measured_in_a_process_that_ends() -> None:
+    with _caller(gpus=0) as call:
+        assert call(os.getpid) == os.getpid()
+    with _caller(gpus=1) as call:
+        other = call(os.getpid)
+        with pytest.raises(ValueError, match="invalid literal"):
+            call(int, "no number")
+    assert other != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
 
 
 @pytest.mark.parametrize(("slots", "expected"), [(1, 10.0), (2, 5.0), (3, 4.0), (9, 4.0)])

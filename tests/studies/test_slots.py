@@ -77,6 +77,64 @@ def test_a_process_that_was_killed_is_a_cell_that_failed(two_cells: PlannedStudy
     assert words in (two_cells.folder.cell(cell) / "error.txt").read_text()
 
 
+def test_whatever_ends_a_study_ends_the_processes_of_its_cells(
+    two_cells: PlannedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Process:
+        alive = True
+
+        def is_alive(self) -> bool:
+            return self.alive
+
+        def terminate(self) -> None:
+            self.alive = False
+
+        def join(self) -> None:
+            assert not self.alive
+
+        def kill(self) -> None:
+            pass
+
+    started: list[Process] = []
+
+    def start(study: object, cell: Cell, folder: object, devices: object, slot: int) -> slots._Running:
+        if started:
+            raise OSError(11, "Resource temporarily unavailable")
+        started.append(Process())
+        return slots._Running(cell, started[0], started[0], slot)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(slots, "_start", start)
+    with pytest.raises(OSError, match="Resource temporarily unavailable"):
+        run(two_cells, Devices(slots=2, gpus_per_cell=0))
+    assert [one.alive for one in started] == [False]
+
+
+def test_the_news_of_a_cell_is_the_last_line_of_its_newest_log(
+    two_cells: PlannedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, folder = two_cells.study.cells[0], two_cells.folder
+    log = folder.cell(cell) / "pretraining" / "metrics.jsonl"
+    assert slots._news(cell, folder) == f"{cell.name} begins"
+    log.parent.mkdir()
+    log.write_text('{"epoch": 3}\n')
+    assert slots._news(cell, folder) == f"{cell.name} pre-training epoch 3"
+    log.write_text('{"epoch": 3}\n{"ep')
+    assert slots._news(cell, folder) == f"{cell.name} runs"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "listed" / "and gone"]))
+    assert slots._news(cell, folder) == f"{cell.name} runs"
+
+
+@pytest.mark.parametrize(("allowed", "names"), [("4,GPU-8f6e", ["4", "GPU-8f6e"]), (None, ["0", "1", "2"])])
+def test_a_slot_has_gpus_of_those_that_are_visible(
+    monkeypatch: pytest.MonkeyPatch, allowed: str | None, names: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert slots._gpu_names() == names
+
+
 @pytest.mark.parametrize(
     ("gpus", "procs", "gpus_per_cell", "expected"),
     [
@@ -84,7 +142,7 @@ def test_a_process_that_was_killed_is_a_cell_that_failed(two_cells: PlannedStudy
         (0, 3, 1, Devices(slots=3, gpus_per_cell=0)),
         (None, None, 1, Devices(slots=8, gpus_per_cell=1)),
         (8, None, 4, Devices(slots=2, gpus_per_cell=4)),
-        (7, None, 2, Devices(slots=3, gpus_per_cell=2)),
+        (7, None, 2, Devices(slots=3, gpus_per_cell=2, idle_gpus=1)),
     ],
 )
 def test_cells_are_shared_among_the_gpus(

@@ -182,10 +182,14 @@ def test_a_batch_too_small_for_batch_norm_is_refused(
 ) -> None:
     # One track of each of three classes is left, and one of them for each process.
     with pytest.raises(
-        ConfigError, match=r"each of 2 processes gets a batch of 1 from these .* --label-fraction"
+        ConfigError, match=r"each of 2 processes gets a batch of 1 from these 3 crops, .* --label-fraction"
     ):
         finetune(
-            config(label_fraction=0.01), pretrained, shard_set, tmp_path, world=World(rank=0, world_size=2)
+            config(label_fraction=0.01, crops_per_track=1),
+            pretrained,
+            shard_set,
+            tmp_path,
+            world=World(rank=0, world_size=2),
         )
 
 
@@ -365,8 +369,8 @@ def tiny_run(
 
 
 @pytest.mark.parametrize(
-    "stopped_after", [1, 4, 6, 7]
-)  # of the 3 steps and 3 validations or so of each epoch
+    "stopped_after", [1, 4, 6, 12]
+)  # of the 3 steps and 6 validation tracks of each epoch; 12 is the last step of the second one
 def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(
     tiny_run: Callable[..., FinetuneResult], tmp_path: Path, stopped_after: int
 ) -> None:
@@ -374,6 +378,9 @@ def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(
     with pytest.raises(Stopped) as stopped:
         tiny_run("stopped", progress=Stopping(stopped_after))
     assert stopped.value.exit_code == 143
+    if stopped_after == 12:
+        saved = checkpoint.load(tmp_path / "stopped" / "finetune-checkpoint.pt", "finetuning")
+        assert (saved["step"], saved["epoch"]) == (6, 1)
     torch.manual_seed(99)
     result = tiny_run("stopped", resume=True)
     for name in ("kept_epoch", "accuracy", "loss", "tracks", "epochs", "data"):
@@ -383,7 +390,7 @@ def test_a_fine_tuning_that_was_stopped_goes_on_to_the_same_bits(
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "stopped")
 
 
-def test_a_fine_tuning_that_died_goes_on_from_its_last_checkpoint_which_time_makes(
+def test_a_fine_tuning_that_died_goes_on_from_the_checkpoint_of_a_kept_classifier_or_a_later_one(
     tiny_run: Callable[..., FinetuneResult], tmp_path: Path
 ) -> None:
     class Crashing(Stopping):
@@ -393,10 +400,12 @@ def test_a_fine_tuning_that_died_goes_on_from_its_last_checkpoint_which_time_mak
                 raise MemoryError
 
     settings: dict[str, Any] = {"epochs": 3, "batch_size": 6, "aug": "mask", "lr": 0.01}
+    settings |= {"encoder_lr": 0.001, "crops_per_track": 1}
     with pytest.raises(MemoryError):  # in the second epoch
         tiny_run("rarely", progress=Crashing(11))
-    assert (tmp_path / "rarely" / "classifier.pt").exists()
-    assert not (tmp_path / "rarely" / "finetune-checkpoint.pt").exists()
+    saved = checkpoint.load(tmp_path / "rarely" / "finetune-checkpoint.pt", "finetuning")
+    kept = checkpoint.load(tmp_path / "rarely" / "classifier.pt", "classifier")
+    assert (saved["step"], saved["epoch"], saved["figures"]["kept_epoch"]) == (3, 1, kept["epoch"])
     often = config(**settings, checkpoint_minutes=1e-9)
     with pytest.raises(MemoryError):
         tiny_run("died", config=often, progress=Crashing(11))

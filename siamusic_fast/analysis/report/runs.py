@@ -187,13 +187,19 @@ def _read_probes(run: Path) -> list[Measure]:
 
 def _measure(values: Mapping[str, Any]) -> Measure:
     names = {PRETRAINED, values["strongest"]}
+    difference = values["difference"]
     return Measure(
         name=str(values["name"]),
         title=str(values["title"]),
         values={name: float(values["values"][name]) for name in names},
         intervals={name: _interval(values["intervals"][name]) for name in names},
         strongest=str(values["strongest"]),
-        difference=Difference(**{name: float(value) for name, value in values["difference"].items()}),
+        difference=Difference(
+            difference=float(difference["difference"]),
+            low=float(difference["low"]),
+            high=float(difference["high"]),
+            groups=int(values["groups"]),
+        ),
         items=int(values["items"]),
         groups=int(values["groups"]),
     )
