@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.cluster import LOCAL, POOL, TCP
 from benchmarks.result import Result, read
 from siamusic_fast.bench.chart import hardware
 from siamusic_fast.bench.report import Measurement, Windows, added_ms, number
@@ -21,7 +22,7 @@ from siamusic_fast.bench.train import RESIDENT, WITH_DALI
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-ORDER = ("loader", "train", "shard", "scaling")
+ORDER = ("loader", "train", "shard", "cluster", "scaling")
 CHART = "performance.png"
 
 HEAD = """# Performance
@@ -51,6 +52,9 @@ SUMMARY = (
     ("train", WITH_DALI, "training with the DALI loader"),
     ("shard", "packing, from start to end", "packing MP3s"),
     ("shard", "opening 1,000,000 tracks", "opening 1,000,000 tracks"),
+    ("cluster", POOL, "packing MP3s, beside Dask"),
+    ("cluster", LOCAL, "the same, `--scheduler local`"),
+    ("cluster", TCP, "the same, `--scheduler tcp://...` on this machine"),
 )
 """Report, name in it and name on the page of the rows of the table at the top."""
 _COLORS = {"DALI": "#3b6ea5", "torch": "#e08e45", "paper": "#7d8a97", "none": "#b0b4ba"}
@@ -122,7 +126,9 @@ def page() -> str:
         notes = folder / "notes.md"
         parts += [
             f"## {title(common_machine(results, folder.name))}",
-            f"![Pairs per second by engine](../benchmarks/results/{folder.name}/{CHART})",
+            f"![Pairs per second by engine](../benchmarks/results/{folder.name}/{CHART})"
+            if has_chart(results)
+            else "",
             summary(results),
             notes.read_text() if notes.is_file() else "",
             *(details(result) for result in results.values()),
@@ -184,6 +190,10 @@ def summary(results: Mapping[str, Result]) -> str:
 def measured(results: Mapping[str, Result], name: str) -> dict[str, Measurement]:
     """Return the measurements of a report by their names."""
     return {one.name: one for one in results[name].report.measurements} if name in results else {}
+
+
+def has_chart(results: Mapping[str, Result]) -> bool:
+    return not results.keys().isdisjoint({"loader", "train"})
 
 
 def draw(results: Mapping[str, Result], path: Path) -> None:
@@ -295,7 +305,8 @@ def main() -> None:
         return
     PAGE.write_text(page())
     for folder, results in found_results().items():
-        draw(results, folder / CHART)
+        if has_chart(results):
+            draw(results, folder / CHART)
 
 
 if __name__ == "__main__":

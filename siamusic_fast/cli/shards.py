@@ -5,7 +5,6 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ from siamusic_fast.cli.console import (
     stopping,
     table_of,
 )
+from siamusic_fast.cli.launching import cluster_of
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.checks import fitting_seconds
-from siamusic_fast.processes.cluster import Cluster, open_cluster
 from siamusic_fast.shards import verify as verification
 from siamusic_fast.shards.manifest import REJECTED, ShardSet, find_folder, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -179,7 +178,7 @@ def shard(
         option = "--label-column" if corpus.in_tables else "--labels"
         note(f"{corpus.name} has no classes: its shards are for pre-training only; {option} gives them.")
     folder = out or data_dir / "shards" / local_name(corpus.name)
-    with stopping(lambda: (_how_to_go_on(folder),)), _cluster(scheduler, procs, quiet) as cluster:
+    with stopping(lambda: (_how_to_go_on(folder),)), cluster_of(scheduler, procs, quiet) as cluster:
         packed = pack(
             corpus, folder, config, procs=procs, cluster=cluster, force=force, progress=progress(quiet)
         )
@@ -262,7 +261,7 @@ def verify(
     siamusic-fast verify data/shards/mine --procs 8
     siamusic-fast verify fma_full --scheduler tcp://node1:8786
     """
-    with _cluster(scheduler, procs, quiet) as cluster:
+    with cluster_of(scheduler, procs, quiet) as cluster:
         found = verification.verify(
             find_folder(shards, data_dir), procs=procs, cluster=cluster, progress=progress(quiet)
         )
@@ -281,18 +280,6 @@ def verify(
         problems = count(len(found.problems), "problem")
         show_error(f"{problems}: copy the shard set again, or pack it again with --force.")
         sys.exit(1)
-
-
-@contextmanager
-def _cluster(scheduler: str | None, procs: int | None, quiet: bool) -> Iterator[Cluster | None]:
-    """Connect to the cluster that --scheduler names, if it names one, and say where to watch it."""
-    if scheduler is None:
-        yield None
-        return
-    with open_cluster(scheduler, procs) as cluster:
-        if not quiet:
-            note(f"dashboard: {cluster.dashboard}")
-        yield cluster
 
 
 def _how_to_go_on(folder: Path) -> str:

@@ -1,15 +1,18 @@
 """Independent jobs on the workers of a Dask cluster, with the promises of the pool of processes."""
 
+import asyncio
 import functools
 import itertools
 import logging
+import math
+import pickle
 import re
 import shutil
 import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -17,7 +20,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import siamusic_fast
 from siamusic_fast.errors import ConfigError, DataError, SiamusicError, not_installed
-from siamusic_fast.processes.pool import Count, Counts, WorkerDiedError, cores
+from siamusic_fast.processes.pool import Count, Counts, WorkerDiedError, add_counts, cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -25,8 +28,10 @@ Result = TypeVar("Result")
 _ADDRESS = re.compile(r"(tcp|tls)://[^\s/]+:\d+")
 _CONNECT_SECONDS = 10
 """Time that a scheduler has to answer."""
-_WORKERS_SECONDS = 30
+_WORKERS_SECONDS = 60
 """Time that a scheduler may be without workers before that is said."""
+_ANSWER_SECONDS = 60
+"""Time that a scheduler has to answer once it is at work."""
 _POLL_SECONDS = 0.1
 _REPORTS_PER_SECOND = 500
 """Most reports of progress that all workers together send to the scheduler."""
@@ -36,8 +41,8 @@ _VERSION = "__import__('siamusic_fast').__version__"
 """What a worker evaluates first: if it has another siamusic-fast, or none, it may lack our functions."""
 
 
-class Shared(Protocol):
-    """What a worker must have in common with the process that it works for; goes to the worker, hashable."""
+class Shared(Hashable, Protocol):
+    """What a worker must have in common with the process that it works for; goes to the worker."""
 
     def check(self) -> str:
         """Raise `DataError` on a worker that lacks it; return what `confirm` wants to know."""
@@ -82,7 +87,9 @@ def open_cluster(scheduler: str, procs: int | None = None) -> Iterator["Cluster"
             made = _local_cluster(procs or cores()) if scheduler == "local" else _slurm_cluster(procs or 1)
             address = stack.enter_context(made)
         try:
-            client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+            client = distributed.Client(  # type: ignore[no-untyped-call]
+                address, timeout=_CONNECT_SECONDS, set_as_default=False
+            )
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             raise _no_answer(scheduler, error) from None
         yield Cluster(stack.enter_context(client), scheduler)
@@ -125,17 +132,42 @@ def _slurm_cluster(procs: int) -> Any:
     if not shutil.which("sbatch"):
         raise ConfigError("--scheduler slurm: there is no sbatch here: start this on a login node of SLURM.")
     try:
-        from dask_jobqueue import SLURMCluster
+        import dask
+        from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+        from distributed.deploy.spec import ProcessInterface
     except ImportError:
         raise not_installed("dask_jobqueue", "cluster") from None
+    refusals: list[str] = []
+
+    class Submitted(SLURMJob):
+        """A job of SLURM that tells what sbatch said against it, and then counts as one that has started.
+
+        A cluster whose jobs have not started cannot be closed.
+        """
+
+        async def start(self) -> None:
+            try:
+                await super().start()  # type: ignore[no-untyped-call]
+            except (OSError, RuntimeError, ValueError) as error:
+                refusals.append(str(error).rpartition("stderr:")[2])
+                await ProcessInterface.start(self)  # type: ignore[no-untyped-call]
+
     try:
-        cluster = SLURMCluster()
+        cluster = SLURMCluster(job_cls=Submitted)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(
             f"--scheduler slurm: {' '.join(str(error).split())}: write cores, memory, queue and walltime of "
             f"a job under jobqueue: slurm: in ~/.config/dask/jobqueue.yaml, see docs/scaling.md."
         ) from None
-    cluster.scale(cores=procs)
+    cores_of_job = dask.config.get("jobqueue.slurm.cores")  # which scale(cores=procs) looks for elsewhere
+    cluster.scale(jobs=math.ceil(procs / cores_of_job))  # type: ignore[no-untyped-call]
+    cluster.sync(cluster._correct_state)  # type: ignore[no-untyped-call] # which returns when all are submitted
+    if refusals:
+        cluster.close()
+        raise ConfigError(
+            f"--scheduler slurm: sbatch refused {len(refusals)} jobs ({' '.join(refusals[0].split())}): mend "
+            f"what ~/.config/dask/jobqueue.yaml says of them, see docs/scaling.md."
+        )
     return cluster
 
 
@@ -202,6 +234,7 @@ class Cluster:
         running: dict[_Future[Result], int] = {}
         totals, current = [0] * counters, dict[int, Counts]()
         executor = self._client.get_executor(pure=False)
+        work = pickle.dumps((function, shared))
         self._client.subscribe_topic(topic, lambda event: inbox.put(event[1]))
         try:
             while left or running:
@@ -209,21 +242,24 @@ class Cluster:
                 for place, (name, job) in itertools.islice(waiting, max(0, 2 * threads - len(running))):
                     left -= 1
                     every = max(_POLL_SECONDS, threads / _REPORTS_PER_SECOND)
-                    task = functools.partial(_work, function, shared, topic, place, every, counters)
+                    task = functools.partial(_work, work, topic, place, every, counters)
                     # Another run on this scheduler may have jobs of the same names.
-                    future = executor.submit(task, job, key=f"{name}-{token}")
+                    future = executor.submit(task, pickle.dumps(job), key=f"{name}-{token}")
                     running[future], current[place] = place, ()
                     future.add_done_callback(inbox.put)
                 for message in _received(inbox):
                     if isinstance(message, Future):
                         place = running.pop(message)
                         result, counts = self._result(message, names[place])
-                        totals = _add(totals, counts)
+                        totals = add_counts(totals, counts)
                         del current[place]
                         on_result(place, result)
                     elif message[0] in current:
                         current[message[0]] = message[1]
-                on_counts(tuple(functools.reduce(_add, filter(None, current.values()), totals)))
+                sums = totals
+                for counts in filter(None, current.values()):
+                    sums = add_counts(sums, counts)
+                on_counts(tuple(sums))
         finally:
             for future in running:
                 future.cancel()
@@ -231,14 +267,17 @@ class Cluster:
 
     def _wait_for_workers(self) -> None:
         """Return when there is a worker; of SLURM that may take as long as its queue."""
-        limit = None if self._name == "slurm" else _WORKERS_SECONDS
-        try:
-            self._client.wait_for_workers(1, timeout=limit)
-        except TimeoutError:
-            raise ConfigError(
-                f"the scheduler at {self._name} has had no worker for {_WORKERS_SECONDS} s: start "
-                f"`dask worker {self._name}` on machines that see the audio and the shards."
-            ) from None
+        while True:
+            try:
+                self._client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+                return
+            except TimeoutError:
+                if self._name != "slurm":
+                    raise ConfigError(
+                        f"the scheduler at {self._name} has had no worker for {_WORKERS_SECONDS} s: start "
+                        f"`dask worker {self._name}` on machines that see the audio and the shards."
+                    ) from None
+                warnings.warn("no job of SLURM is at work yet: squeue --me says why", stacklevel=2)
 
     def _check_workers(self, shared: Shared) -> None:
         """Have every worker that is there check what is `shared`; others check it before their first job."""
@@ -251,7 +290,7 @@ class Cluster:
                     f"the worker at {address} has {has}, not siamusic-fast {ours}, so that bytes could "
                     f"differ: give it the environment of this machine."
                 )
-        for address, said in self._ask_all(_check, shared):
+        for address, said in self._ask_all(_check_in_thread, pickle.dumps(shared)):
             if isinstance(said, SiamusicError):
                 raise said
             if isinstance(said, Exception):
@@ -267,7 +306,8 @@ class Cluster:
         if now - self._asked_at < _ASKED_EVERY:
             return self._threads
         try:
-            self._threads = sum(self._client.nthreads().values())
+            ask = self._client.scheduler.ncores
+            self._threads = sum(self._client.sync(ask, callback_timeout=_ANSWER_SECONDS).values())
         except (OSError, TimeoutError):
             raise self._gone() from None
         self._asked_at = now
@@ -314,6 +354,11 @@ def _check(shared: Shared) -> tuple[str, str]:
     return socket.gethostname(), shared.check()
 
 
+async def _check_in_thread(shared: bytes) -> tuple[str, str]:
+    """Return what `_check` does; to unpickle `shared` may import torch, which would hold up the worker."""
+    return await asyncio.to_thread(lambda: _check(pickle.loads(shared)))
+
+
 def _received(inbox: "SimpleQueue[Any]") -> Iterator[Any]:
     """Yield what has come in, and wait a little if there is nothing."""
     with suppress(Empty):
@@ -322,24 +367,19 @@ def _received(inbox: "SimpleQueue[Any]") -> Iterator[Any]:
             yield inbox.get_nowait()
 
 
-def _add(totals: Sequence[int], counts: Sequence[int]) -> list[int]:
-    return [total + more for total, more in zip(totals, counts, strict=True)]
-
-
 def _work(
-    function: Callable[[Job, Count], Result],
-    shared: Shared,
-    topic: str,
-    place: int,
-    every: float,
-    counters: int,
-    job: Job,
-) -> tuple[Result, Counts]:
-    """Do a job on a worker, and report every so many seconds; return its result and its last counts."""
+    work: bytes, topic: str, place: int, every: float, counters: int, job: bytes
+) -> tuple[object, Counts]:
+    """Do a job on a worker, and report every so many seconds; return its result and its last counts.
+
+    `work` has the function and what is shared. It and `job` are pickled, as the scheduler looks into what it
+    passes on, and would import what they need.
+    """
     from distributed import get_worker
 
+    function, shared = pickle.loads(work)
     _check(shared)
-    worker = get_worker()  # type: ignore[no-untyped-call]
+    worker = get_worker()
     last: Counts = (0,) * counters
     reported_at = 0.0
 
@@ -351,7 +391,7 @@ def _work(
             worker.log_event(topic, (place, counts))
 
     try:
-        return function(job, report), last
+        return function(pickle.loads(job), report), last
     except WorkerDiedError as error:
         raise DataError(
             f"on {socket.gethostname()} processes died time and again ({error.how}): give its worker fewer "

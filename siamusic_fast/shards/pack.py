@@ -27,6 +27,7 @@ from siamusic_fast.processes.pool import (
     WorkerDiedError,
     cores,
     run_in_executor,
+    run_in_kept_process,
     run_in_processes,
 )
 from siamusic_fast.progress import SILENT, Progress, Task
@@ -186,22 +187,26 @@ def _pack_shards(
         elif executor:
             run_in_executor(pack_shard, todo, executor, counters=len(COUNTED), on_counts=meter.on_counts)
         else:
-            for death in _pack_in_processes(todo, procs, meter.on_counts, meter.leave_out_finished):
+            run = functools.partial(run_in_processes, procs=procs)
+            for death in _pack_in_processes(todo, run, meter.on_counts, meter.leave_out_finished):
                 death.note(todo[0].folder)
 
 
 def _pack_in_processes(
     shards: Sequence[ShardToPack],
-    procs: int,
+    run: Callable[..., None],
     on_counts: Count,
     leave_out_finished: Callable[[list[ShardToPack]], list[ShardToPack]],
 ) -> Iterator["_Death"]:
-    """Pack `shards` in processes of this machine, and yield those that died and have been replaced."""
+    """Pack `shards` in processes of this machine, and yield those that died and have been replaced.
+
+    `run` is `run_in_processes` or `run_in_kept_process`.
+    """
     todo = list(shards)
     by_chance = 0
     while todo:
         try:
-            run_in_processes(pack_shard, todo, procs=procs, counters=len(COUNTED), on_counts=on_counts)
+            run(pack_shard, todo, counters=len(COUNTED), on_counts=on_counts)
             return
         except WorkerDiedError as error:
             death = _examine(error, todo)
@@ -215,7 +220,7 @@ def _pack_in_processes(
 
 
 def _pack_on_cluster(shards: Sequence[ShardToPack], cluster: Cluster, meter: "_Meter") -> None:
-    """Pack `shards` on the workers of `cluster`, each in a process that a worker starts for it."""
+    """Pack `shards` on the workers of `cluster`, each in a process beside the worker."""
     first = shards[0]
     shared = SharedForPacking(
         software=software(),
@@ -263,7 +268,7 @@ def _pack_apart(shared: SharedForPacking, shard: ShardToPack, report: Count) -> 
         report(counts)
 
     attempt = dataclasses.replace(shard, writer=secrets.token_hex(4))
-    return list(_pack_in_processes([attempt], 1, on_counts, lambda left: left))
+    return list(_pack_in_processes([attempt], run_in_kept_process, on_counts, lambda left: left))
 
 
 class _Meter:

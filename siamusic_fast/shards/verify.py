@@ -27,7 +27,7 @@ from siamusic_fast.files import (
     read_regular,
 )
 from siamusic_fast.processes.cluster import Cluster
-from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
+from siamusic_fast.processes.pool import Count, Counts, cores, run_in_kept_process, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
 from siamusic_fast.shards.frontends import read_frontends
@@ -199,13 +199,13 @@ def _verify_on_cluster(jobs: Sequence[ShardToVerify], cluster: Cluster, on_count
 
 
 def _verify_apart(sent: _SentShard, report: Count) -> bytes:
-    """Verify one shard on a worker of a cluster, in a process of its own, and return the report."""
+    """Verify one shard on a worker of a cluster, in a process beside it, and return the report."""
     with tempfile.TemporaryDirectory() as scratch:
         rows = sent.job.rows and Path(scratch, "rows")
         if rows and sent.rows is not None:
             rows.write_bytes(sent.rows)
         job = dataclasses.replace(sent.job, rows=rows, report=Path(scratch, "report"))
-        run_in_processes(verify_shard, [job], procs=1, counters=2, on_counts=report)
+        run_in_kept_process(verify_shard, [job], counters=2, on_counts=report)
         return job.report.read_bytes()
 
 
