@@ -6,12 +6,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from benchmarks.clock import cpu_seconds, cpu_seconds_of_all
 from benchmarks.result import Result, Target, cpu_ratio
 from siamusic_fast.audio.corpus import Corpus
 from siamusic_fast.bench.corpus import make_corpus
@@ -34,16 +34,17 @@ def measure(*, tracks: int = 400, windows: int = 5, progress: Progress = SILENT)
     """Pack `tracks` MP3s of 30 s with the pool and on both kinds of Dask cluster, in turns, in every order.
 
     Each uses one process per core. The time is that of `pack` alone; clusters are there before. CPU seconds
-    are those of all processes: this one, scheduler, worker, and those that decode.
+    are those of all processes: this one, scheduler, worker, and those that decode. These do the same in all
+    three, and what else the machine does changes them more than Dask costs: the cost of an engine is that of
+    the pool's decoding and the engine's own processes.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in (POOL, LOCAL, TCP)}
-    cpu: dict[str, list[float]] = {name: [] for name in seconds}
+    used: dict[str, list[_Used]] = {name: [] for name in (POOL, LOCAL, TCP)}
     opening = []
-    orders = itertools.cycle(itertools.permutations(seconds))
+    orders = itertools.cycle(itertools.permutations(used))
     with (
         tempfile.TemporaryDirectory() as scratch,
         progress.task("Packing in turns", windows, "windows") as task,
-        _processes(Path(scratch)) as address,
+        _processes(Path(scratch)) as (address, pids),
         open_cluster(address) as remote,
     ):
         corpus = make_corpus(Path(scratch) / "audio", tracks, "mp3")
@@ -53,59 +54,83 @@ def measure(*, tracks: int = 400, windows: int = 5, progress: Progress = SILENT)
                 opening.append(time.perf_counter() - start)
                 clusters = {POOL: None, LOCAL: here, TCP: remote}
                 for name in next(orders):
-                    took, used = _pack(corpus, Path(scratch) / "shards", clusters[name])
-                    seconds[name].append(took)
-                    cpu[name].append(used)
-            task.advance(note=f"{tracks / seconds[TCP][-1]:,.1f} tracks/s")
+                    own = ("self", *pids) if name == TCP else ("self",)
+                    used[name].append(_pack(corpus, Path(scratch) / "shards", clusters[name], own))
+            task.advance(note=f"{tracks / used[TCP][-1].seconds:,.1f} tracks/s")
     rates = {
         name: Measurement(
             name=name,
             unit="tracks/s",
-            windows=tuple(tracks / value for value in seconds[name]),
-            cpu_windows=tuple(1000 * value / tracks for value in cpu[name]),
+            windows=tuple(tracks / one.seconds for one in used[name]),
+            cpu_windows=tuple(1000 * one.cpu / tracks for one in used[name]),
             ours=True,
         )
-        for name in seconds
+        for name in used
     }
-    dask = [rates[LOCAL], rates[TCP]]
-    times = tuple(_time_ratio(one, rates[POOL]) for one in dask)
-    cpus = tuple(cpu_ratio(one, rates[POOL]) for one in dask)
+    owns = [
+        Measurement(
+            name=f"{name}, CPU besides decoding",
+            unit="ms",
+            windows=tuple(1000 * one.own / tracks for one in used[name]),
+        )
+        for name in used
+    ]
+    ratios: list[Ratio] = []
+    for name in (LOCAL, TCP):
+        pairs = list(zip(used[name], used[POOL], strict=True))
+        costs = tuple((pool.cpu - pool.own + dask.own) / pool.cpu for dask, pool in pairs)
+        times = tuple(dask.seconds / pool.seconds for dask, pool in pairs)
+        ratios += [
+            Ratio(name=f"cost: {name} / {POOL}", windows=costs),
+            Ratio(name=f"time: {name} / {POOL}", windows=times),
+            cpu_ratio(rates[name], rates[POOL]),
+        ]
     return Result(
         report=Report(
             title=f"Packing {tracks:,} tracks with {cores()} processes, and on Dask",
             settings={"tracks": tracks, "procs": cores(), "windows": windows},
             measurements=(
                 *rates.values(),
+                *owns,
                 Measurement(name="opening of Dask in this process", unit="s", windows=tuple(opening)),
             ),
-            ratios=(*times, *cpus),
+            ratios=tuple(ratios),
+            notes=("cost: CPU seconds of the pool's decoding and of the engine's own processes",),
         ),
-        targets={one.name: Target(_MOST, at_most=True) for one in (*times, *cpus)},
+        targets={one.name: Target(_MOST, at_most=True) for one in ratios},
     )
 
 
-def _time_ratio(above: Measurement, below: Measurement) -> Ratio:
-    pairs = zip(above.windows, below.windows, strict=True)
-    return Ratio(name=f"time: {above.name} / {below.name}", windows=tuple(b / a for a, b in pairs))
+@dataclass(frozen=True, kw_only=True)
+class _Used:
+    """What packing took."""
+
+    seconds: float
+    cpu: float
+    """CPU seconds of all processes."""
+    own: float
+    """CPU seconds of those that do not decode."""
 
 
-def _pack(corpus: Corpus, folder: Path, cluster: Cluster | None) -> tuple[float, float]:
-    """Return the seconds, and the CPU seconds of all processes, of packing."""
+def _pack(corpus: Corpus, folder: Path, cluster: Cluster | None, own: Sequence[str]) -> _Used:
+    """Pack; `own` are the processes that do not decode."""
     config = PackConfig(tracks_per_shard=-(-len(corpus.tracks) // (cores() * _SHARDS_PER_PROCESS)))
-    before, start = _cpu_seconds(), time.perf_counter()
+
+    def own_seconds() -> float:
+        return sum(sum(cpu_seconds(process)[:2]) for process in own)
+
+    start, cpu, besides = time.perf_counter(), cpu_seconds_of_all(), own_seconds()
     pack(corpus, folder, config, cluster=cluster, force=True)
-    return time.perf_counter() - start, _cpu_seconds() - before
-
-
-def _cpu_seconds() -> float:
-    """Return the CPU seconds of this process and all below it, those that have ended included."""
-    this = psutil.Process()
-    return sum(sum(one.cpu_times()[:4]) for one in (this, *this.children(recursive=True)))
+    return _Used(
+        seconds=time.perf_counter() - start,
+        cpu=cpu_seconds_of_all() - cpu,
+        own=own_seconds() - besides,
+    )
 
 
 @contextmanager
-def _processes(folder: Path) -> Iterator[str]:
-    """Start a scheduler, and a worker with a thread per core, as processes; gives the scheduler's address."""
+def _processes(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Start a scheduler, and a worker with a thread per core; gives the address, and their numbers."""
     file = folder / _FILE
     common = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file))
     worker = ("--nthreads", str(cores()), "--no-nanny", "--local-directory", str(folder))
@@ -119,7 +144,7 @@ def _processes(folder: Path) -> Iterator[str]:
             log = folder / f"{words[0]}.log"
             running.append(_start(words, log))
             _wait(lambda: file.exists() and file.stat().st_size > 0, running[-1], log)
-        yield str(json.loads(file.read_text())["address"])
+        yield json.loads(file.read_text())["address"], [str(process.pid) for process in running]
     finally:
         for process in reversed(running):
             process.terminate()

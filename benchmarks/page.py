@@ -12,7 +12,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cluster import LOCAL, POOL, TCP
 from benchmarks.result import Result, read
 from siamusic_fast.bench.chart import hardware
 from siamusic_fast.bench.report import Measurement, Windows, added_ms, number
@@ -52,9 +51,6 @@ SUMMARY = (
     ("train", WITH_DALI, "training with the DALI loader"),
     ("shard", "packing, from start to end", "packing MP3s"),
     ("shard", "opening 1,000,000 tracks", "opening 1,000,000 tracks"),
-    ("cluster", POOL, "packing MP3s, beside Dask"),
-    ("cluster", LOCAL, "the same, `--scheduler local`"),
-    ("cluster", TCP, "the same, `--scheduler tcp://...` on this machine"),
 )
 """Report, name in it and name on the page of the rows of the table at the top."""
 _COLORS = {"DALI": "#3b6ea5", "torch": "#e08e45", "paper": "#7d8a97", "none": "#b0b4ba"}

@@ -66,7 +66,7 @@ def benchmarks(device: torch.device, *, thorough: bool) -> dict[str, Callable[[]
         ),
         "shard": lambda: shard.measure(tracks=400 if thorough else 200, progress=shown),
         "cluster": lambda: cluster.measure(
-            tracks=400 if thorough else 200, windows=9 if thorough else 3, progress=shown
+            tracks=400 if thorough else 100, windows=9 if thorough else 5, progress=shown
         ),
         "scaling": lambda: with_setup(
             lambda setup: scaling.measure(

@@ -37,6 +37,14 @@ _REPORTS_PER_SECOND = 500
 """Most reports of progress that all workers together send to the scheduler."""
 _ASKED_EVERY = 2.0
 """Seconds between two questions to the scheduler how many workers there are."""
+_LOCAL_SETTINGS = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.scheduler.work-stealing": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
+}
+"""What a scheduler in this process leaves out: it watched its threads for 3 % of a core."""
+_DASHBOARD_PORT = 8787
 _VERSION = "__import__('siamusic_fast').__version__"
 """What a worker evaluates first: if it has another siamusic-fast, or none, it may lack our functions."""
 
@@ -114,18 +122,29 @@ def _check_words(scheduler: str, procs: int | None) -> None:
 
 def _local_cluster(procs: int) -> Any:
     """Return a scheduler and a worker with `procs` threads in this process; jobs start their own."""
+    import dask
     from distributed import LocalCluster
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(?s).*Port 8787 is already in use")
+    with dask.config.set(_LOCAL_SETTINGS):
         return LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=1,
             threads_per_worker=procs,
             processes=False,
             protocol="tcp",
             host="127.0.0.1",
-            dashboard_address="127.0.0.1:8787",
+            dashboard_address=f"127.0.0.1:{_dashboard_port()}",
         )
+
+
+def _dashboard_port() -> int:
+    """Return the port on which people expect the dashboard, or 0 for any if it is taken."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("127.0.0.1", _DASHBOARD_PORT))
+        except OSError:
+            return 0
+    return _DASHBOARD_PORT
 
 
 def _slurm_cluster(procs: int) -> Any:
