@@ -1,4 +1,4 @@
-"""A clock that counts the CPU seconds of child processes, such as the workers of a `DataLoader`."""
+"""CPU seconds of child processes, such as the workers of a `DataLoader` or of Dask."""
 
 import os
 import time
@@ -14,14 +14,23 @@ class ProcessesClock(Clock):
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds that all of them have used."""
-        lists = Path("/proc/self/task").glob("*/children")
-        children = [child for tasks in lists for child in _read(tasks).split()]
-        return time.process_time() + sum(map(_cpu_seconds_of, children))
+        return time.process_time() + sum(sum(cpu_seconds(child)[:2]) for child in _children("self"))
 
 
-def _cpu_seconds_of(process: str) -> float:
+def cpu_seconds_of_all(process: str = "self") -> float:
+    """Return the CPU seconds of `process` and all below it, those that have ended and been waited for too."""
+    return sum(cpu_seconds(process)) + sum(cpu_seconds_of_all(child) for child in _children(process))
+
+
+def _children(process: str) -> list[str]:
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    return [child for tasks in lists for child in _read(tasks).split()]
+
+
+def cpu_seconds(process: str) -> tuple[float, ...]:
+    """Return user and system seconds of a process, and of its children that have ended."""
     fields = _read(Path(f"/proc/{process}/stat")).rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+    return tuple(int(field) / _TICKS for field in fields[11:15])
 
 
 def _read(path: Path) -> str:

@@ -21,7 +21,7 @@ from siamusic_fast.bench.train import RESIDENT, WITH_DALI
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-ORDER = ("loader", "train", "shard", "scaling")
+ORDER = ("loader", "train", "shard", "cluster", "scaling")
 CHART = "performance.png"
 
 HEAD = """# Performance
@@ -122,7 +122,9 @@ def page() -> str:
         notes = folder / "notes.md"
         parts += [
             f"## {title(common_machine(results, folder.name))}",
-            f"![Pairs per second by engine](../benchmarks/results/{folder.name}/{CHART})",
+            f"![Pairs per second by engine](../benchmarks/results/{folder.name}/{CHART})"
+            if has_chart(results)
+            else "",
             summary(results),
             notes.read_text() if notes.is_file() else "",
             *(details(result) for result in results.values()),
@@ -184,6 +186,10 @@ def summary(results: Mapping[str, Result]) -> str:
 def measured(results: Mapping[str, Result], name: str) -> dict[str, Measurement]:
     """Return the measurements of a report by their names."""
     return {one.name: one for one in results[name].report.measurements} if name in results else {}
+
+
+def has_chart(results: Mapping[str, Result]) -> bool:
+    return not results.keys().isdisjoint({"loader", "train"})
 
 
 def draw(results: Mapping[str, Result], path: Path) -> None:
@@ -295,7 +301,8 @@ def main() -> None:
         return
     PAGE.write_text(page())
     for folder, results in found_results().items():
-        draw(results, folder / CHART)
+        if has_chart(results):
+            draw(results, folder / CHART)
 
 
 if __name__ == "__main__":

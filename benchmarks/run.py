@@ -1,7 +1,7 @@
 """Runs every benchmark on data made for it and keeps the results: `make bench`.
 
 python -m benchmarks.run [--thorough] [--device cpu|cuda] [--out FOLDER] [NAME ...]    NAME is one of loader,
-train, shard and scaling; by default, all are run. --thorough takes an hour instead of ten minutes.
+train, shard, cluster and scaling; by default, all are run. --thorough takes an hour instead of ten minutes.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import loader, result, scaling, shard, train
+from benchmarks import cluster, loader, result, scaling, shard, train
 from benchmarks.result import Result
 from siamusic_fast.bench.corpus import make_shards, tracks_for
 from siamusic_fast.bench.stages import Setup, prepare
@@ -21,7 +21,7 @@ from siamusic_fast.cli.console import progress
 from siamusic_fast.processes.launch import device_for
 
 HERE = Path("benchmarks/here")
-NAMES = ("loader", "train", "shard", "scaling")
+NAMES = ("loader", "train", "shard", "cluster", "scaling")
 _QUICK = Timing(windows=5, seconds=0.6)
 _SMALL = {"max_tracks": 25_000, "max_shards": 100, "long_run": 1_000}
 """How far the quick form of scaling goes."""
@@ -65,6 +65,9 @@ def benchmarks(device: torch.device, *, thorough: bool) -> dict[str, Callable[[]
             lambda setup: train.measure(setup, "image", backbone, timing, shown), training_batch_size
         ),
         "shard": lambda: shard.measure(tracks=400 if thorough else 200, progress=shown),
+        "cluster": lambda: cluster.measure(
+            tracks=400 if thorough else 100, windows=9 if thorough else 5, progress=shown
+        ),
         "scaling": lambda: with_setup(
             lambda setup: scaling.measure(
                 setup, "image", timing, progress=shown, **({} if thorough else _SMALL)

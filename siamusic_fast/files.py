@@ -23,13 +23,13 @@ WEIGHTS_LIMIT = 2**36
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, writer: str = "") -> Iterator[BinaryIO]:
     """Open a new file that replaces `path` when the context ends; if it raises, `path` stays as it is.
 
-    The file is on disk before it gets its name. Only one process may write a path at a time, as the temporary
-    name beside it is always the same.
+    The file is on disk before it gets its name. Processes that write a path at the same time need a name of
+    their own, `writer`, for the temporary file beside it.
     """
-    temporary = path.with_name(temporary_name(path.name))
+    temporary = path.with_name(temporary_name(path.name, writer))
     try:
         with temporary.open("wb") as file:
             yield file
@@ -75,6 +75,6 @@ def file_sha256(path: Path, limit: int | None = None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def temporary_name(name: str) -> str:
-    """Return the name under which the file `name` is written until it is complete."""
-    return f".{name}.tmp"
+def temporary_name(name: str, writer: str = "") -> str:
+    """Return the name under which the file `name` is written until it is complete, by this `writer`."""
+    return f".{name}{writer and f'-{writer}'}.tmp"

@@ -1,6 +1,7 @@
 """`siamusic-fast embed`: features of tracks, in a file."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import rich_click as click
 
 from siamusic_fast.audio.store import local_name
 from siamusic_fast.cli import config_file, options
-from siamusic_fast.cli.console import count, duration, show_facts
-from siamusic_fast.cli.launching import launch, show_result, this_command
+from siamusic_fast.cli.console import count, duration, progress, show_facts, stopping
+from siamusic_fast.cli.launching import cluster_of, launch, show_result, this_command
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import EmbedConfig
+from siamusic_fast.errors import ConfigError
 
 _MAX_REJECTS = 10
 """Files that are named in the summary; the table beside the result has all."""
@@ -26,6 +28,7 @@ _MAX_REJECTS = 10
 @options.settings(EmbedConfig)
 @options.gpus
 @options.procs
+@options.scheduler
 @options.out("embeddings.parquet")
 @options.force
 @options.quiet
@@ -37,6 +40,7 @@ def embed(
     data_dir: Path,
     gpus: int | None,
     procs: int | None,
+    scheduler: str | None,
     out: Path | None,
     force: bool,
     quiet: bool,
@@ -54,6 +58,7 @@ def embed(
     siamusic-fast embed runs/first fma_small
     siamusic-fast embed runs/first song.mp3 folder/ --out mine.npz
     siamusic-fast embed runs/first @files.txt --per-crop --dtype float16
+    siamusic-fast embed runs/first fma_full --scheduler tcp://node1:8786
     """
     from siamusic_fast.inference import embed as embedding
 
@@ -67,17 +72,26 @@ def embed(
         quiet=quiet,
         as_json=as_json,
     )
-    result = launch(
+    call = functools.partial(
         embedding.embed,
         run,
         sources,
         out or Path("embeddings.parquet"),
         EmbedConfig(**options.given(settings)),
-        common=common,
         data_dir=data_dir,
-        if_stopped=lambda: ("Stopped. Go on with:", this_command()),
         **options.given({"splits": splits}),
     )
+    stopped = ("Stopped. Go on with:", this_command())
+    if scheduler is None:
+        result = launch(call, common=common, if_stopped=lambda: stopped)
+    else:
+        if gpus is not None:
+            raise ConfigError(
+                f"--gpus {gpus} does not go with --scheduler {scheduler}: each worker uses the GPU that it "
+                f"sees, and none if it was started with CUDA_VISIBLE_DEVICES= before its command."
+            )
+        with stopping(lambda: stopped), cluster_of(scheduler, procs, quiet) as cluster:
+            result = call(cluster=cluster, force=force, progress=progress(quiet))
     values = {**dataclasses.asdict(result), "path": str(result.path), "rejected": _text(result.rejected)}
     show_result(values, lambda: _render(result), result.path, common)
 

@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from click import Argument, get_current_context
 from click.core import ParameterSource
 
 from siamusic_fast.cli.config_file import FILE
-from siamusic_fast.cli.console import command_line, output, progress, stopping
+from siamusic_fast.cli.console import command_line, note, output, progress, stopping
 from siamusic_fast.cli.options import CommonOptions
+from siamusic_fast.processes.cluster import Cluster, open_cluster
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 _CARRIED = ("data", "data_dir", "backend", "gpus", "procs")
@@ -44,6 +46,18 @@ def launch(
     if not is_leader():
         get_current_context().exit()
     return result
+
+
+@contextmanager
+def cluster_of(scheduler: str | None, procs: int | None, quiet: bool) -> Iterator[Cluster | None]:
+    """Connect to the cluster that --scheduler names, if it names one, and say where to watch it."""
+    if scheduler is None:
+        yield None
+        return
+    with open_cluster(scheduler, procs) as cluster:
+        if not quiet:
+            note(f"dashboard: {cluster.dashboard}")
+        yield cluster
 
 
 def shards_of(common: CommonOptions) -> ShardSet | None:

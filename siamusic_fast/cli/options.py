@@ -136,6 +136,14 @@ gpus = _number(
 )
 procs = _number("--procs", "Number of processes on the CPU.  [default: 1]")
 packing_procs = _number("--procs", "Number of processes on the CPU.  [default: one per core]")
+scheduler = click.option(
+    "--scheduler",
+    metavar="ADDRESS|local|slurm",
+    help="Work on a Dask cluster: the address of its scheduler, such as tcp://node1:8786; local for one in "
+    "this process; or slurm for jobs of SLURM, as dask-jobqueue's settings say. Its workers must see the "
+    "same files.  [default: processes of this machine]",
+    panel="Running",
+)
 loader_threads = _number("--loader-threads", "CPU threads that make batches.  [default: all cores]")
 device = click.option(
     "--device",

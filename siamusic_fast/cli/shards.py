@@ -28,6 +28,7 @@ from siamusic_fast.cli.console import (
     stopping,
     table_of,
 )
+from siamusic_fast.cli.launching import cluster_of
 from siamusic_fast.config import MelConfig
 from siamusic_fast.pipelines.checks import fitting_seconds
 from siamusic_fast.shards import verify as verification
@@ -111,6 +112,7 @@ _MAX_FILES = 3
 @options.data_dir
 @options.settings(PackConfig)
 @options.packing_procs
+@options.scheduler
 @options.out("DATA_DIR/shards/NAME")
 @click.option(
     "--strict",
@@ -132,6 +134,7 @@ def shard(
     download: bool,
     data_dir: Path,
     procs: int | None,
+    scheduler: str | None,
     out: Path | None,
     strict: bool,
     force: bool,
@@ -154,6 +157,7 @@ def shard(
     siamusic-fast shard /music/mine --labels labels.csv --out data/shards/mine
     siamusic-fast shard /music/gtzan-parquet --label-column genre
     siamusic-fast shard magnatagatune
+    siamusic-fast shard fma_full --scheduler tcp://node1:8786
     """
     config = PackConfig(**options.given(settings))
     if download:
@@ -174,8 +178,10 @@ def shard(
         option = "--label-column" if corpus.in_tables else "--labels"
         note(f"{corpus.name} has no classes: its shards are for pre-training only; {option} gives them.")
     folder = out or data_dir / "shards" / local_name(corpus.name)
-    with stopping(lambda: (_how_to_go_on(folder),)):
-        packed = pack(corpus, folder, config, procs=procs, force=force, progress=progress(quiet))
+    with stopping(lambda: (_how_to_go_on(folder),)), cluster_of(scheduler, procs, quiet) as cluster:
+        packed = pack(
+            corpus, folder, config, procs=procs, cluster=cluster, force=force, progress=progress(quiet)
+        )
     summary = summarize(packed)
     if as_json:
         click.echo(json.dumps(_as_json(packed, summary)))
@@ -236,9 +242,12 @@ def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
 @click.argument("shards")
 @options.data_dir
 @options.packing_procs
+@options.scheduler
 @options.quiet
 @options.as_json
-def verify(shards: str, data_dir: Path, procs: int | None, quiet: bool, as_json: bool) -> None:
+def verify(
+    shards: str, data_dir: Path, procs: int | None, scheduler: str | None, quiet: bool, as_json: bool
+) -> None:
     """Check SHARDS, a folder or a name found under DATA_DIR/shards, against its manifest.
 
     Every file of the set is compared with its SHA-256, so that a single changed bit is found: shards,
@@ -250,8 +259,12 @@ def verify(shards: str, data_dir: Path, procs: int | None, quiet: bool, as_json:
     \b
     siamusic-fast verify fma_medium
     siamusic-fast verify data/shards/mine --procs 8
+    siamusic-fast verify fma_full --scheduler tcp://node1:8786
     """
-    found = verification.verify(find_folder(shards, data_dir), procs=procs, progress=progress(quiet))
+    with cluster_of(scheduler, procs, quiet) as cluster:
+        found = verification.verify(
+            find_folder(shards, data_dir), procs=procs, cluster=cluster, progress=progress(quiet)
+        )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found)))
     else:

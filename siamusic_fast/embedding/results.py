@@ -85,9 +85,11 @@ class Listening:
     config: CropConfig
     per_crop: bool = False
 
-    def extractor(self) -> Extractor:
-        """Return what computes the outputs."""
-        return Extractor(self.network, self.frontend, self.device, self.config, per_crop=self.per_crop)
+    def extractor(self, threads: int | None = None) -> Extractor:
+        """Return what computes the outputs in so many threads, by default as many as this process may use."""
+        return Extractor(
+            self.network, self.frontend, self.device, self.config, per_crop=self.per_crop, threads=threads
+        )
 
     def hear(
         self, given: Audible, sample_rate: int | None, splits: Sequence[str] | None, progress: Progress

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from siamusic_fast.audio.corpus import path_key
 from siamusic_fast.audio.decode import AudioError
@@ -18,12 +19,14 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.files import LIST_LIMIT, read_regular
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.reader import Reader
-from siamusic_fast.pipelines.tracks import open_tracks
+from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.shards.manifest import MANIFEST, TRACKS, DamageError, ShardSet, read_manifest
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
 
 FILES_PER_PART = 256
 """Files that are read, written and resumed together."""
+_EXAMPLES = 8
+"""Files of a source that other machines look for."""
 
 Given = str | Path | ShardSet
 """What a user calls a source: a path, a name, a list of these (`@files.txt`), or an open shard set."""
@@ -42,7 +45,8 @@ class Item:
     split: str = ""
     """Its split, empty if it has none."""
     open: Callable[[Frontend], Sequence[Piece]]
-    """Reads or decodes it: one piece, or several of a track that was packed in segments."""
+    """Reads or decodes it: one piece, or several of a track that was packed in segments. Of a file or a
+    shard, it can be pickled."""
 
 
 class Source(ABC):
@@ -53,6 +57,10 @@ class Source(ABC):
     samples: int
     """Number of files, or of tracks and segments of tracks."""
 
+    def share(self, parts: int) -> int:
+        """Return about how many files, or tracks and segments, so many `parts` have."""
+        return -(-self.samples * parts // max(1, self.parts))
+
     @abstractmethod
     def items(self, wanted: Collection[int]) -> Iterator[tuple[int, list[Item]]]:
         """Yield the parts numbered `wanted`, each with its tracks, in ascending order."""
@@ -60,6 +68,10 @@ class Source(ABC):
     @abstractmethod
     def digest(self) -> str:
         """Return text that changes if the tracks change."""
+
+    @abstractmethod
+    def examples(self) -> list[tuple[Path, str]]:
+        """Return a few of its files: the folder or zip that each is in, and its path there."""
 
 
 class ShardSource(Source):
@@ -71,8 +83,6 @@ class ShardSource(Source):
         self.parts = len(self._shards)
         self.samples = sum(shard.tracks for shard in self._shards)
         self._tracks = open_tracks(shard_set, splits)
-        self._reader = lru_cache(partial(Reader, self._tracks))
-        self._first = [0, *itertools.accumulate(shard.tracks for shard in self._shards)]
 
     def items(self, wanted: Collection[int]) -> Iterator[tuple[int, list[Item]]]:
         places = {shard.file: place for place, shard in enumerate(self._shards)}
@@ -86,32 +96,48 @@ class ShardSource(Source):
         if len(rows) != shard.tracks:
             path = self.shard_set.path(TRACKS)
             raise DamageError(path, f"it has {len(rows)} rows on {shard.file}, not {shard.tracks}")
-        numbered = enumerate(rows, self._first[part])
+        opened = _OneShard(self._tracks.of_shard(part))
         return [
-            self._item(list(segments))
-            for _, segments in itertools.groupby(numbered, key=lambda row: row[1].track_id)
+            _packed_item(opened, list(segments))
+            for _, segments in itertools.groupby(enumerate(rows), key=lambda row: row[1].track_id)
         ]
 
-    def _item(self, segments: list[tuple[int, PackedTrack]]) -> Item:
-        row = segments[0][1]
-        places = [(number, segment.offset) for number, segment in segments]
-        return Item(
-            key=row.track_id,
-            path=row.path,
-            label=row.genre,
-            split=row.split,
-            open=partial(self._open, places),
-        )
+    def digest(self) -> str:
+        return "\n".join(shard.sha256 for shard in self._shards)
 
-    def _open(self, places: Sequence[tuple[int, float]], frontend: Frontend) -> list[Piece]:
-        reader, rate = self._reader(frontend), self.shard_set.sample_rate
+    def examples(self) -> list[tuple[Path, str]]:
+        return [(self.shard_set.folder, self._shards[0].file)]
+
+
+class _OneShard:
+    """The tracks of one shard, which are opened where they are read; that may be another process."""
+
+    def __init__(self, tracks: Tracks) -> None:
+        self._tracks = tracks
+        self._reader = lru_cache(partial(Reader, tracks))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OneShard, (self._tracks,)
+
+    def open(self, places: Sequence[tuple[int, float]], frontend: Frontend) -> list[Piece]:
+        """Return a piece for each of `places`, a number in the shard and the second at which it starts."""
+        reader, rate = self._reader(frontend), self._tracks.shard_set.sample_rate
         return [
             shard_piece(reader, number, int(self._tracks.samples[number]), rate, offset)
             for number, offset in places
         ]
 
-    def digest(self) -> str:
-        return "\n".join(shard.sha256 for shard in self._shards)
+
+def _packed_item(opened: _OneShard, segments: list[tuple[int, PackedTrack]]) -> Item:
+    row = segments[0][1]
+    places = [(number, segment.offset) for number, segment in segments]
+    return Item(
+        key=row.track_id,
+        path=row.path,
+        label=row.genre,
+        split=row.split,
+        open=partial(opened.open, places),
+    )
 
 
 class FileSource(Source):
@@ -129,10 +155,13 @@ class FileSource(Source):
 
     def _item(self, root: Path, path: str) -> Item:
         shown = str(root / local_name(path))
-        return Item(key=path_key(shown), path=shown, open=partial(_decode, root, path, shown))
+        return Item(key=path_key(shown), path=shown, open=partial(_decode, root.absolute(), path, shown))
 
     def digest(self) -> str:
         return "\n".join(f"{root / local_name(path)}\0{_status(root, path)}" for root, path in self._files)
+
+    def examples(self) -> list[tuple[Path, str]]:
+        return list(self._files[:: -(-len(self._files) // _EXAMPLES)])
 
 
 def _decode(root: Path, path: str, shown: str, frontend: Frontend) -> list[Piece]:
@@ -167,6 +196,9 @@ class WaveSource(Source):
     def digest(self) -> str:
         raise NotImplementedError
 
+    def examples(self) -> list[tuple[Path, str]]:
+        return []
+
 
 def _alone(make: Callable[[Frontend], Piece], frontend: Frontend) -> list[Piece]:
     return [make(frontend)]
@@ -196,6 +228,9 @@ class Sources(Source):
     def digest(self) -> str:
         text = "\n\n".join(source.digest() for source in self.sources)
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def examples(self) -> list[tuple[Path, str]]:
+        return [example for source in self.sources for example in source.examples()]
 
 
 def open_sources(

@@ -1,6 +1,5 @@
 """Embeds any number of tracks into a file, part by part, so that a stopped call goes on."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -8,11 +7,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from torch import nn
 
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.config import EmbedConfig
@@ -20,12 +17,14 @@ from siamusic_fast.embedding.extract import Heard
 from siamusic_fast.embedding.results import nothing_left
 from siamusic_fast.embedding.sources import Given, Item, Sources, open_sources
 from siamusic_fast.errors import DataError
-from siamusic_fast.files import SETTINGS_LIMIT, read_regular
+from siamusic_fast.files import SETTINGS_LIMIT, atomic_write, read_regular
 from siamusic_fast.folder_lock import FolderLock
+from siamusic_fast.inference.embed_on_cluster import SharedForEmbedding, embed_part
 from siamusic_fast.inference.vector_file import check_ending, merge, read_part, rejects_of, write_part
-from siamusic_fast.models.networks import Encoder, evaluating, listening_of
+from siamusic_fast.models.networks import Encoder, evaluating, listening_of, weights_digest
 from siamusic_fast.models.pretrained import load_encoder
 from siamusic_fast.models.run_files import save_json
+from siamusic_fast.processes.cluster import Cluster
 from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.tables import REJECT_COLUMNS, write_table
@@ -64,6 +63,7 @@ def embed(
     splits: Sequence[str] | None = None,
     data_dir: Path | str = "data",
     world: World | None = None,
+    cluster: Cluster | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> EmbedResult:
@@ -71,13 +71,15 @@ def embed(
 
     `out` ends in .parquet or .npz. It has the columns key, path, label, split, seconds and vector, and with
     `config.per_crop` start. Called in every process of `world`, which share the parts; default: one process
-    on the CPU. Parts of a shard, or of 256 files, are written into the folder `out`.parts as they are ready,
-    and make up `out` in the end; so memory does not grow with the number of tracks, and a call that was
-    stopped goes on when it is made again. Files that cannot be used are listed in a table beside `out`.
+    on the CPU. A `cluster` of `open_cluster` computes them instead: its workers must see `run` and the
+    sources, and each uses a GPU if it sees one. Parts of a shard, or of 256 files, are written into the
+    folder `out`.parts as they are ready, and make up `out` in the end; so memory does not grow with the
+    number of tracks, and a call that was stopped goes on when it is made again, with or without a `cluster`.
+    Files that cannot be used are listed in a table beside `out`.
 
     Raises `ConfigError` for another ending and `DataError` if `out` exists and `force` is not given, if parts
-    of another call are in the way, if `run` has no such encoder, if no file can be used, or as
-    `Encoder.embed` does.
+    of another call are in the way, if `run` has no such encoder, if no file can be used, if a worker of
+    `cluster` does not see what it must, or as `Encoder.embed` does.
     """
     started = time.perf_counter()
     world, config, out = world or World(), config or EmbedConfig(), Path(out)
@@ -95,7 +97,11 @@ def embed(
     parts = _Parts(out.with_name(f"{out.name}.parts"), found.parts)
     with FolderLock() as lock:
         world.once(lambda: parts.begin({**about, "sources": found.digest()}, lock, force=force))
-        _compute(parts, found, encoder, config, world, progress)
+        if cluster:
+            shared = SharedForEmbedding.of(run, encoder, config.checkpoint, found)
+            _compute_on_cluster(parts, found, cluster, shared, config, progress)
+        else:
+            _compute(parts, found, encoder, config, world, progress)
         world.wait_for_all()
         counts = world.once(lambda: parts.finish(out, rejected, about, per_crop=config.per_crop))
     return EmbedResult(
@@ -122,15 +128,6 @@ def description(encoder: Encoder, config: EmbedConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "folder": str(Path.cwd()),
     }
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of all weights and buffers of `model`, in hexadecimal digits."""
-    sha256 = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        sha256.update(name.encode())
-        sha256.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-    return sha256.hexdigest()
 
 
 class _Parts:
@@ -161,6 +158,15 @@ class _Parts:
             for part in self.paths:
                 part.unlink(missing_ok=True)
         save_json(path, plan)
+
+    def missing(self, first: int = 0, step: int = 1) -> list[int]:
+        """Return the numbers of the parts that are not there or damaged, of every `step`-th from `first`."""
+        return [n for n in range(first, len(self.paths), step) if read_part(self.paths[n]) is None]
+
+    def write(self, number: int, content: bytes) -> None:
+        """Write the `content` of part `number`."""
+        with atomic_write(self.paths[number]) as file:
+            file.write(content)
 
     def finish(self, out: Path, rejected: Path, about: dict[str, Any], *, per_crop: bool) -> dict[str, Any]:
         """Merge the parts into `out`, write the table of what was left out, and remove the folder."""
@@ -196,8 +202,7 @@ def _compute(
     parts: _Parts, found: Sources, encoder: Encoder, config: EmbedConfig, world: World, progress: Progress
 ) -> None:
     """Write those parts of this process that are not there yet."""
-    own = range(world.rank, found.parts, world.world_size)
-    missing = [number for number in own if read_part(parts.paths[number]) is None]
+    missing = parts.missing(world.rank, world.world_size)
     sizes: deque[tuple[int, int]] = deque()
 
     def items() -> Iterator[Item]:
@@ -207,29 +212,53 @@ def _compute(
 
     listening = listening_of(encoder, config, per_crop=config.per_crop)
     shown = progress if world.leads else SILENT
-    share = -(-found.samples * len(missing) // max(1, found.parts))
-    with evaluating(encoder), shown.task("Embedding", share * world.world_size, "tracks") as task:
-        counted = _Rate(task, world.world_size)
+    total = world.world_size * found.share(len(missing))
+    with evaluating(encoder), shown.task("Embedding", total, "tracks") as task:
+        counted = _Rate(task)
         heard: list[Heard | Reject] = []
         for one in listening.extractor().extract(items(), found.samples):
             heard.append(one)
-            counted.advance()
+            counted.advance(world.world_size)
             if len(heard) == sizes[0][1]:
                 number, _ = sizes.popleft()
-                done = [one for one in heard if isinstance(one, Heard)]
-                left_out = [one for one in heard if isinstance(one, Reject)]
-                write_part(parts.paths[number], done, left_out, config.dtype)
+                write_part(parts.paths[number], heard, config.dtype)
                 heard = []
 
 
+def _compute_on_cluster(
+    parts: _Parts,
+    found: Sources,
+    cluster: Cluster,
+    shared: SharedForEmbedding,
+    config: EmbedConfig,
+    progress: Progress,
+) -> None:
+    """Write those parts that are not there yet, as workers of a cluster send them."""
+    missing = parts.missing()
+    with progress.task("Embedding", found.share(len(missing)), "tracks") as task:
+        counted = _Rate(task)
+        cluster.run(
+            partial(embed_part, shared, config, found.samples),
+            (items for _, items in found.items(missing)),
+            names=[f"embed-{parts.paths[number].stem}" for number in missing],
+            shared=shared,
+            counters=1,
+            on_counts=lambda counts: counted.advance(counts[0] - counted.done),
+            on_result=lambda place, content: parts.write(missing[place], content),
+        )
+
+
 class _Rate:
-    """Tells a task of each track of this process, of `processes`, and how many tracks a second takes."""
+    """Tells a task how many tracks are done, and how many a second takes."""
 
-    def __init__(self, task: Task, processes: int) -> None:
-        self._task, self._processes = task, processes
-        self._started, self._done = time.perf_counter(), 0
+    def __init__(self, task: Task) -> None:
+        self._task, self._started = task, time.perf_counter()
+        self.done = 0
+        """Tracks so far."""
 
-    def advance(self) -> None:
-        self._done += self._processes
-        rate = self._done / (time.perf_counter() - self._started)
-        self._task.advance(self._processes, note=f"{rate:,.1f} tracks/s")
+    def advance(self, tracks: int) -> None:
+        """Count `tracks` more."""
+        if tracks:
+            self.done += tracks
+            rate = self.done / (time.perf_counter() - self._started)
+            self._task.advance(tracks, note=f"{rate:,.1f} tracks/s")

@@ -14,9 +14,8 @@ from torch import Tensor
 from siamusic_fast.config import CHECKPOINTS, CropConfig
 from siamusic_fast.embedding.sources import Given, open_sources
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.inference.embed import weights_digest
 from siamusic_fast.inference.vector_file import ENDINGS, VectorFile, read_vectors
-from siamusic_fast.models.networks import Encoder, evaluating, listening_of
+from siamusic_fast.models.networks import Encoder, evaluating, listening_of, weights_digest
 from siamusic_fast.models.pretrained import load_encoder
 from siamusic_fast.processes.pool import share_of_cores
 from siamusic_fast.progress import SILENT, Progress

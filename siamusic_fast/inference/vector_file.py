@@ -55,12 +55,19 @@ def check_ending(path: Path) -> None:
         _parquet()
 
 
-def write_part(path: Path, found: Sequence[Heard], rejects: Sequence[Reject], dtype: str) -> None:
+def write_part(path: Path, heard: Sequence[Heard | Reject], dtype: str) -> None:
     """Write what was heard of some tracks, and which files were left out."""
+    with atomic_write(path) as file:
+        save_part(file, heard, dtype)
+
+
+def save_part(file: BinaryIO, heard: Sequence[Heard | Reject], dtype: str) -> None:
+    """Write to `file` what `write_part` writes."""
+    found = [one for one in heard if isinstance(one, Heard)]
+    left_out = [(one.path, one.reason, one.detail) for one in heard if isinstance(one, Reject)]
     rows = [(one, number) for one in found for number in range(len(one.outputs))]
     items = [one.item for one, _ in rows]
     vectors = [one.outputs.numpy() for one in found]
-    left_out = [(reject.path, reject.reason, reject.detail) for reject in rejects]
     columns = {
         "key": _texts(item.key for item in items),
         "path": _texts(item.path for item in items),
@@ -73,8 +80,7 @@ def write_part(path: Path, found: Sequence[Heard], rejects: Sequence[Reject], dt
         "tracks": np.array(len(found)),
     }
     columns["vector"] = columns["vector"].astype(dtype)
-    with atomic_write(path) as file:
-        np.savez(file, **columns)  # type: ignore[arg-type]
+    np.savez(file, **columns)  # type: ignore[arg-type]
 
 
 def read_part(path: Path) -> Columns | None:

@@ -1,9 +1,11 @@
 """The networks: an encoder of mel spectrograms, and a genre classifier on top of it."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -316,6 +318,15 @@ def listening_of(model: Encoder | Classifier, config: CropConfig, *, per_crop: b
     return Listening(
         network=network, frontend=model.frontend, device=device, config=config, per_crop=per_crop
     )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of all weights and buffers of `model`, in hexadecimal digits."""
+    sha256 = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha256.update(name.encode())
+        sha256.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    return sha256.hexdigest()
 
 
 def place(model: M, device: torch.device) -> M:

@@ -77,6 +77,17 @@ class Tracks:
         )
         return dataclasses.replace(self, names=names, groups=groups, **arrays)
 
+    def of_shard(self, place: int) -> "Tracks":
+        """Return the tracks of `shards[place]`, which know of no other shard and name files absolutely."""
+        first, end = np.searchsorted(self.shard, [place, place + 1])
+        alone = self.only(np.arange(first, end))
+        return dataclasses.replace(
+            alone,
+            shard_set=dataclasses.replace(self.shard_set, folder=self.shard_set.folder.absolute(), splits={}),
+            shards=(self.shards[place],),
+            shard=np.zeros_like(alone.shard),
+        )
+
 
 def open_tracks(
     shard_set: ShardSet, splits: Sequence[str], *, target: str | None = None, labels: bool = False

@@ -20,13 +20,18 @@ def children_end_with_this_process() -> Iterator[None]:
 
     A spawned process gets what its parent keeps in `_config` before the function that it is to call. To read
     that function, it imports the module, and perhaps torch, which takes seconds.
+
+    A daemon, such as a worker of Dask, may have children here: Python allows it none because they would
+    outlive it.
     """
     config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    config[_KEY] = _EndsWithParent()
+    before = dict(config)
+    config.update({_KEY: _EndsWithParent(), "daemon": False})
     try:
         yield
     finally:
-        del config[_KEY]
+        config.clear()
+        config.update(before)
 
 
 class _EndsWithParent:

@@ -26,8 +26,12 @@ Count = Callable[[Counts], None]
 
 _POLL_SECONDS = 0.1
 """How often progress is reported."""
+_SPAWNING = threading.Lock()
+"""Held while processes start, which changes what all threads share."""
 _GRACE_SECONDS = 1.0
 """Time that workers have to end after they were told to stop; then they are killed."""
+_KEPT_SECONDS = 10.0
+"""Time after which a process that a thread keeps ends if there is no job for it."""
 
 
 class WorkerDiedError(DataError):
@@ -41,6 +45,10 @@ class WorkerDiedError(DataError):
         """Place of the job among all jobs; None if that is not known."""
         self.step = step
         """How often that job had called `count`."""
+        self._procs = procs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerDiedError, (self.how, self._procs, self.job, self.step)
 
 
 def cores() -> int:
@@ -76,21 +84,54 @@ def run_in_processes(
     """
     workers: list[_Worker[Job]] = []
     try:
-        with _ctrl_c_held_back(), _main_module_hidden(), children_end_with_this_process():
+        with _starting_processes():
             workers.extend(_Worker(function) for _ in range(min(max(1, procs), len(jobs))))
         _run(workers, jobs, procs, [0] * counters, on_counts)
     finally:
         _end(workers)
 
 
-class _Worker(Generic[Job]):
-    """A process that does one job after another, as its parent sees it."""
+def run_in_kept_process(
+    function: Callable[[Job, Count], object], jobs: Sequence[Job], *, counters: int, on_counts: Count
+) -> None:
+    """Do the same as `run_in_processes` in one process, which this thread keeps for its next call.
 
-    def __init__(self, function: Callable[[Job, Count], object]) -> None:
+    A process takes most of a second to start, and what a job has opened is open for the next one. It ends
+    with the thread that has started it (on Linux), or after ten seconds without a job.
+    """
+    worker = _kept.workers.pop(function, None)
+    if worker and worker.pipe.poll():  # it says something now only by ending
+        _end([worker])
+        worker = None
+    if worker is None:
+        with _starting_processes():
+            worker = _Worker(function, _KEPT_SECONDS)
+    try:
+        _run([worker], jobs, 1, [0] * counters, on_counts)
+    except BaseException:
+        _end([worker])
+        raise
+    _kept.workers[function] = worker
+
+
+@contextmanager
+def _starting_processes() -> Iterator[None]:
+    """Let this thread start processes in the context, which end with it."""
+    with _SPAWNING, _ctrl_c_held_back(), _main_module_hidden(), children_end_with_this_process():
+        yield
+
+
+class _Worker(Generic[Job]):
+    """A process that does one job after another, as its parent sees it.
+
+    It waits `patience` seconds for a job, or as long as it takes.
+    """
+
+    def __init__(self, function: Callable[[Job, Count], object], patience: float | None = None) -> None:
         # Spawned, not forked: this process may have threads, and a worker imports only what its jobs need.
         context = multiprocessing.get_context("spawn")
         self.pipe, workers_end = context.Pipe()
-        self.process = context.Process(target=_work, args=(function, workers_end))
+        self.process = context.Process(target=_work, args=(function, workers_end, patience), daemon=True)
         self.process.start()
         workers_end.close()  # so that the pipe ends when the worker does
         self.job: int | None = None
@@ -115,6 +156,16 @@ class _Worker(Generic[Job]):
         return message
 
 
+class _Kept(threading.local):
+    """The processes that each thread keeps, by the function that they call."""
+
+    def __init__(self) -> None:
+        self.workers: dict[Callable[..., object], _Worker[Any]] = {}
+
+
+_kept = _Kept()
+
+
 def _run(
     workers: Sequence[_Worker[Job]], jobs: Sequence[Job], procs: int, totals: list[int], on_counts: Count
 ) -> None:
@@ -132,7 +183,7 @@ def _run(
                 raise message
             if message is not None:
                 worker.step += 1
-                totals = _add(totals, message)
+                totals = add_counts(totals, message)
             elif (following := next(waiting, None)) is not None:
                 worker.start(*following)
             else:
@@ -153,7 +204,9 @@ def _end(workers: Sequence[_Worker[Job]]) -> None:
         worker.process.join()
 
 
-def _work(function: Callable[[Job, Count], object], pipe: "Connection[Any, Any]") -> None:
+def _work(
+    function: Callable[[Job, Count], object], pipe: "Connection[Any, Any]", patience: float | None
+) -> None:
     """Be a worker: get jobs; send counts after each step, and after each job None or the error it raised."""
     end_with_parent()
 
@@ -164,7 +217,7 @@ def _work(function: Callable[[Job, Count], object], pipe: "Connection[Any, Any]"
             raise CancelledError from None
 
     with suppress(EOFError, OSError):
-        while True:
+        while pipe.poll(patience):
             job = pipe.recv()
             failure = None
             try:
@@ -245,7 +298,7 @@ def run_in_executor(
     totals = [0] * counters
     try:
         for future in as_completed(futures):
-            totals = _add(totals, future.result())
+            totals = add_counts(totals, future.result())
             on_counts(tuple(totals))
     except BaseException:
         for future in futures:
@@ -258,11 +311,12 @@ def _run_alone(function: Callable[[Job, Count], object], job: Job, counters: int
     totals = [0] * counters
 
     def count(counts: Counts) -> None:
-        totals[:] = _add(totals, counts)
+        totals[:] = add_counts(totals, counts)
 
     function(job, count)
     return totals
 
 
-def _add(totals: Sequence[int], counts: Sequence[int]) -> list[int]:
+def add_counts(totals: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Return the sums of two rows of numbers."""
     return [total + more for total, more in zip(totals, counts, strict=True)]

@@ -1,15 +1,17 @@
 """A corpus in, a shard set out: every file is judged, and packed or listed with a reason."""
 
 import dataclasses
+import functools
 import math
+import secrets
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from siamusic_fast.audio.corpus import Corpus
 from siamusic_fast.audio.decode import REASONS, DecodeConfig
@@ -18,7 +20,16 @@ from siamusic_fast.audio.store import open_store
 from siamusic_fast.config import MAX_SEED
 from siamusic_fast.config.fields import Between, Section
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.processes.pool import Counts, WorkerDiedError, cores, run_in_executor, run_in_processes
+from siamusic_fast.processes.cluster import Cluster
+from siamusic_fast.processes.pool import (
+    Count,
+    Counts,
+    WorkerDiedError,
+    cores,
+    run_in_executor,
+    run_in_kept_process,
+    run_in_processes,
+)
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.manifest import MANIFEST, REJECTED, Shard, ShardSet, read_manifest, write_manifest
@@ -32,8 +43,10 @@ from siamusic_fast.shards.resuming import (
     fingerprint,
     finished_result,
     read_result,
+    software,
     unfinished,
 )
+from siamusic_fast.shards.sharing import SharedForPacking, permit, wait_for_result
 from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
 
 
@@ -66,6 +79,8 @@ class PackConfig(DecodeConfig, Encoding):
 _DEFAULTS = PackConfig()
 _MOST_BY_CHANCE = 3
 """Most workers that may die in one call for other reasons than their file; mostly the memory is too small."""
+_PERMIT_SECONDS = 1.0
+"""How often a worker of a cluster looks whether the packing goes on."""
 
 
 def pack(
@@ -75,6 +90,7 @@ def pack(
     *,
     procs: int | None = None,
     executor: Executor | None = None,
+    cluster: Cluster | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ShardSet:
@@ -91,8 +107,9 @@ def pack(
     `corpus` comes from `open_corpus`, for example. `folder` is created if it does not exist. `config` has the
     settings that the bytes depend on. `procs` is the number of processes that decode, by default one per
     core. An `executor` runs the shards instead of these processes; its workers must see the audio and
-    `folder` under the same paths. `force` replaces a shard set that is in `folder`, or an unfinished one with
-    other settings; other files are never removed. `progress` shows how far the packing has come.
+    `folder` under the same paths. A `cluster` of `open_cluster` does so too; its workers check that first,
+    and outlive files that kill a process. `force` replaces a shard set that is in `folder`, or an unfinished
+    one with other settings; other files are never removed. `progress` shows how far the packing has come.
 
     A worker process that dies, killed for lack of memory for example, is replaced with a warning. The file
     that it was decoding is decoded once more in a process of its own, and rejected if that dies as well.
@@ -139,7 +156,7 @@ def pack(
             ]
             # A kill after the manifest was written leaves it beside the lock.
             if not (folder / MANIFEST).exists():
-                _pack_shards(shards, found, procs or cores(), executor, progress)
+                _pack_shards(shards, found, procs or cores(), executor, cluster, progress)
                 _write_tables(corpus, folder, config, shards, found)
     except OSError as error:
         state = unfinished(folder)
@@ -156,30 +173,102 @@ def _pack_shards(
     found: ScanResult,
     procs: int,
     executor: Executor | None,
+    cluster: Cluster | None,
     progress: Progress,
 ) -> None:
     """Pack those of `shards` that are not finished."""
     with progress.task("Packing", len(found.tracks), "tracks") as task:
         meter = _Meter(task, Counter(reject.reason for reject in found.rejects))
         todo = meter.leave_out_finished(shards)
-        options: dict[str, Any] = {"counters": len(COUNTED), "on_counts": meter.on_counts}
-        if executor:
-            run_in_executor(pack_shard, todo, executor, **options)
+        if not todo:
             return
-        by_chance = 0
-        while todo:
-            try:
-                run_in_processes(pack_shard, todo, procs=procs, **options)
-                return
-            except WorkerDiedError as error:
-                deadly = _deadly_file(error, todo)
-                by_chance += not deadly
-                if by_chance > _MOST_BY_CHANCE:
-                    raise
-            if deadly:
-                add_crashed_file(todo[0].folder, deadly)
-                todo = [dataclasses.replace(shard, crashed=shard.crashed | {deadly}) for shard in todo]
-            todo = meter.leave_out_finished(todo)
+        if cluster:
+            _pack_on_cluster(todo, cluster, meter)
+        elif executor:
+            run_in_executor(pack_shard, todo, executor, counters=len(COUNTED), on_counts=meter.on_counts)
+        else:
+            run = functools.partial(run_in_processes, procs=procs)
+            for death in _pack_in_processes(todo, run, meter.on_counts, meter.leave_out_finished):
+                death.note(todo[0].folder)
+
+
+def _pack_in_processes(
+    shards: Sequence[ShardToPack],
+    run: Callable[..., None],
+    on_counts: Count,
+    leave_out_finished: Callable[[list[ShardToPack]], list[ShardToPack]],
+) -> Iterator["_Death"]:
+    """Pack `shards` in processes of this machine, and yield those that died and have been replaced.
+
+    `run` is `run_in_processes` or `run_in_kept_process`.
+    """
+    todo = list(shards)
+    by_chance = 0
+    while todo:
+        try:
+            run(pack_shard, todo, counters=len(COUNTED), on_counts=on_counts)
+            return
+        except WorkerDiedError as error:
+            death = _examine(error, todo)
+            by_chance += not death.deadly
+            if by_chance > _MOST_BY_CHANCE:
+                raise
+        yield death
+        if death.deadly:
+            todo = [dataclasses.replace(shard, crashed=shard.crashed | {death.deadly}) for shard in todo]
+        todo = leave_out_finished(todo)
+
+
+def _pack_on_cluster(shards: Sequence[ShardToPack], cluster: Cluster, meter: "_Meter") -> None:
+    """Pack `shards` on the workers of `cluster`, each in a process beside the worker."""
+    first = shards[0]
+    shared = SharedForPacking(
+        software=software(),
+        audio=first.audio.absolute(),
+        in_tables=first.in_tables,
+        path=first.plan.tracks[0].path,
+        size=first.sizes[0],
+        folder=first.folder.absolute(),
+        token=secrets.token_hex(8),
+    )
+    jobs = [dataclasses.replace(shard, audio=shared.audio, folder=shared.folder) for shard in shards]
+
+    def on_result(place: int, deaths: list[_Death]) -> None:
+        for death in deaths:
+            death.note(first.folder)
+
+    with permit(shared):
+        cluster.run(
+            functools.partial(_pack_apart, shared),
+            jobs,
+            names=[f"shard-{shard.plan.stem}" for shard in shards],
+            shared=shared,
+            counters=len(COUNTED),
+            on_counts=meter.on_counts,
+            on_result=on_result,
+        )
+    for shard in shards:
+        wait_for_result(shard.folder, shard.plan.stem)
+
+
+def _pack_apart(shared: SharedForPacking, shard: ShardToPack, report: Count) -> list["_Death"]:
+    """Pack one shard on a worker of a cluster, in a process that may die of a file without the worker.
+
+    A worker that lost its connection may go on while another does its shard again, so each attempt writes
+    under a name of its own. It stops when its permit is gone.
+    """
+    checked_at = time.monotonic()
+
+    def on_counts(counts: Counts) -> None:
+        nonlocal checked_at
+        if time.monotonic() - checked_at > _PERMIT_SECONDS:
+            checked_at = time.monotonic()
+            if not shared.permit.exists():
+                raise DataError(f"{shared.folder} is not being packed any more.")
+        report(counts)
+
+    attempt = dataclasses.replace(shard, writer=secrets.token_hex(4))
+    return list(_pack_in_processes([attempt], run_in_kept_process, on_counts, lambda left: left))
 
 
 class _Meter:
@@ -219,13 +308,30 @@ def packing_note(files: int, size: int, seconds: float, left_out: Counter[str]) 
     return f"{rates}, left out: {_in_words(left_out)}" if left_out else rates
 
 
-def _deadly_file(error: WorkerDiedError, shards: Sequence[ShardToPack]) -> str | None:
-    """Return the file at which a worker died, if one that decodes it alone dies as well; else None.
+@dataclass(frozen=True)
+class _Death:
+    """A worker process died while it packed a shard."""
 
-    Warns of what was found. Raises `WorkerDiedError` if a worker dies before it decodes anything.
+    words: str = ""
+    """What the user is told; empty if it is not known which file it was at."""
+    deadly: str | None = None
+    """Path of that file, if a process that decodes it alone dies as well."""
+
+    def note(self, folder: Path) -> None:
+        """Warn of it, and let later runs that pack into `folder` know the file."""
+        if self.words:
+            warnings.warn(self.words, stacklevel=2)
+        if self.deadly:
+            add_crashed_file(folder, self.deadly)
+
+
+def _examine(error: WorkerDiedError, shards: Sequence[ShardToPack]) -> _Death:
+    """Find out whether a worker died because of the file that it was at.
+
+    Raises `WorkerDiedError` if a process dies before it decodes anything.
     """
     if error.job is None or error.step >= len(shards[error.job].plan.tracks):
-        return None
+        return _Death()
     alone = shards[error.job].only(error.step)
     path = alone.plan.tracks[0].path
     died = f"a worker process died ({error.how}) while it decoded {path}"
@@ -234,12 +340,8 @@ def _deadly_file(error: WorkerDiedError, shards: Sequence[ShardToPack]) -> str |
     except WorkerDiedError as again:
         if not again.step:
             raise
-        warnings.warn(
-            f"{died}, and so did one that decoded nothing else: that file is left out", stacklevel=2
-        )
-        return path
-    warnings.warn(f"{died}, which can be decoded: it is tried again", stacklevel=2)
-    return None
+        return _Death(f"{died}, and so did one that decoded nothing else: that file is left out", path)
+    return _Death(f"{died}, which can be decoded: it is tried again")
 
 
 def _write_tables(

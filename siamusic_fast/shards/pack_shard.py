@@ -51,6 +51,8 @@ class ShardToPack:
     encoding: Encoding
     max_seconds: float | None
     """Length in seconds of the segments that longer tracks are cut into; None keeps tracks whole."""
+    writer: str = ""
+    """Name of who writes the shard, if others may write it at the same time, see `atomic_write`."""
 
     def only(self, place: int) -> "ShardToPack":
         """Return the same with the track at `place` alone."""
@@ -71,9 +73,10 @@ def pack_shard(job: ShardToPack, count: Count = lambda counts: None) -> None:
             itertools.chain([first], segments),
             encoding=job.encoding,
             labelled=job.plan.labelled,
+            writer=job.writer,
         )
     result = ShardResult(shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
-    write_result(job.folder, job.plan.stem, result)
+    write_result(job.folder, job.plan.stem, result, job.writer)
 
 
 def decode_alone(job: ShardToPack, count: Count) -> None:

@@ -6,6 +6,8 @@ until that has ended well, it has a folder .packing with
     lock            what is being packed, as a line of JSON; locked by the packer as long as it lives
     STEM.json       the result of each shard that is finished
     crashed-files   audio files at which every worker process dies, as a list of JSON, if there are any
+    permit-TOKEN    lets workers of a cluster pack for the packer that wrote it, see `sharing.py`
+    seen-TOKEN      written by such a worker, to see that it reaches this folder
 """
 
 import dataclasses
@@ -47,6 +49,10 @@ UNFINISHED = ".packing"
 """Folder that marks a shard set whose packing has not ended."""
 _LOCK = "lock"
 _CRASHED = "crashed-files"
+PERMIT = "permit-[0-9a-f]{16}"
+"""Pattern of the name of a file that lets workers of a cluster pack as long as it is there."""
+GREETING = "seen-[0-9a-f]{16}"
+"""Pattern of the name of a file in which a worker of a cluster writes that it has seen the permit."""
 
 _CLEARING: dict[str, Any] = {"clearing": True}
 """Stands in the lock while older files are being removed, so that this goes on after a kill."""
@@ -57,12 +63,16 @@ _NO_OPTIONS = {"source", "shards", "inputs", "software"}
 """Fields of the fingerprint that are no options of the command line."""
 
 _STEM = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}"
+_WRITER = r"(?:-[0-9a-f]{8})?"
+"""Which worker of a cluster writes a file."""
 _TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
 _SET_FILE = re.compile(
-    rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES}|{KEPT_FEATURES})(?(temporary)\.tmp)"
+    rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES}|{KEPT_FEATURES})(?(temporary){_WRITER}\.tmp)"
 )
 """Names of the files of a shard set, and of those that are being written (see `files.temporary_name`)."""
-_STATE_FILE = re.compile(rf"(?P<temporary>\.)?(?:{_STEM}\.json|{_CRASHED})(?(temporary)\.tmp)")
+_STATE_FILE = re.compile(
+    rf"(?P<temporary>\.)?(?:{_STEM}\.json|{_CRASHED}|{PERMIT}|{GREETING})(?(temporary){_WRITER}\.tmp)"
+)
 """Names of the files in `UNFINISHED` except the lock, and of those that are being written."""
 
 
@@ -106,12 +116,16 @@ def fingerprint(
     for reject in found.rejects:
         add(reject.path, reject.reason, reject.detail)
     add(*corpus.classes)
-    software = (
+    source = {"source": corpus.name, "software": software(), "shards": shards, "inputs": digest.hexdigest()}
+    return {**settings, **source}
+
+
+def software() -> str:
+    """Return the versions of all programs that the bytes of a shard set depend on."""
+    return (
         f"siamusic-fast {siamusic_fast.__version__}, PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}, "
         f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}"
     )
-    source = {"source": corpus.name, "software": software, "shards": shards, "inputs": digest.hexdigest()}
-    return {**settings, **source}
 
 
 def check_free(folder: Path, force: bool) -> None:
@@ -152,8 +166,10 @@ def exclusive(folder: Path, fingerprint: dict[str, Any], force: bool) -> Iterato
             _remove_files(state, _STATE_FILE)
             _write(lock, {**fingerprint, _FORCED: force})
         else:
+            _remove_files(state, _STATE_FILE, prefix="permit-")  # so that workers of a killed packer stop
             _remove_files(folder, _SET_FILE, prefix=".")
         yield
+        _remove_files(folder, _SET_FILE, prefix=".")  # of workers of a cluster that were killed
         # The lock goes last, so that a kill on the way leaves what the next run can finish.
         _remove_files(state, _STATE_FILE)
         _remove_lock(state)
@@ -173,9 +189,9 @@ def unfinished(folder: Path) -> Unfinished | None:
     return Unfinished(finished, values["shards"], values.get(_FORCED, False))
 
 
-def write_result(folder: Path, stem: str, result: ShardResult) -> None:
-    """Note that shard `stem` is finished; its files are on disk already."""
-    with atomic_write(folder / UNFINISHED / f"{stem}.json") as file:
+def write_result(folder: Path, stem: str, result: ShardResult, writer: str = "") -> None:
+    """Note that shard `stem` is finished; its files are on disk already. `writer` is for `atomic_write`."""
+    with atomic_write(folder / UNFINISHED / f"{stem}.json", writer) as file:
         file.write(json.dumps(dataclasses.asdict(result)).encode())
 
 

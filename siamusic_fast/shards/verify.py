@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,8 +18,16 @@ from typing import Any
 import soundfile
 
 from siamusic_fast.audio.corpus import SPLITS
-from siamusic_fast.files import LIST_LIMIT, TABLE_LIMIT, file_sha256, open_regular, read_regular
-from siamusic_fast.processes.pool import Count, Counts, cores, run_in_processes
+from siamusic_fast.files import (
+    LIST_LIMIT,
+    MANIFEST_LIMIT,
+    TABLE_LIMIT,
+    file_sha256,
+    open_regular,
+    read_regular,
+)
+from siamusic_fast.processes.cluster import Cluster
+from siamusic_fast.processes.pool import Count, Counts, cores, run_in_kept_process, run_in_processes
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.codec import WAV_HEADER, wav_header
 from siamusic_fast.shards.frontends import read_frontends
@@ -35,6 +43,7 @@ from siamusic_fast.shards.manifest import (
     ShardSet,
     parse_manifest,
 )
+from siamusic_fast.shards.sharing import SharedForVerifying
 from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
 from siamusic_fast.shards.tar import Member, TarError, TarReader
 
@@ -80,15 +89,21 @@ class ShardToVerify:
     """File that the problems are written to, as a JSON list."""
 
 
-def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILENT) -> Verification:
-    """Compare the shard set in `folder` with its manifest and tables, in `procs` processes.
+def verify(
+    folder: Path,
+    *,
+    procs: int | None = None,
+    cluster: Cluster | None = None,
+    progress: Progress = SILENT,
+) -> Verification:
+    """Compare the shard set in `folder` with its manifest and tables, in `procs` processes or on a `cluster`.
 
     Every tar is read once: its size and SHA-256, its headers, the WAV header, label and description of every
     track, its index, and its rows of tracks.csv. If the SHA-256 of a tar is wrong, the audio of its tracks is
     compared with tracks.csv one by one. Both tables are compared with their SHA-256 in the manifest, and the
     manifest, frontends.json and features that probes keep with the one that each states of itself. Links,
     and shards that the manifest does not name, are problems. Raises `DataError` if the manifest cannot be
-    read.
+    read, or a worker of the cluster does not see the shard set.
     """
     shard_set, change = parse_manifest(folder, every_byte=True)
     names = sorted(file.name for file in folder.iterdir())
@@ -125,7 +140,10 @@ def verify(folder: Path, *, procs: int | None = None, progress: Progress = SILEN
                 task.advance(counts[0] // _MB - advanced, note=f"{counts[1]} problems" if counts[1] else "")
                 advanced = counts[0] // _MB
 
-            run_in_processes(verify_shard, jobs, procs=procs or cores(), counters=2, on_counts=on_counts)
+            if cluster:
+                _verify_on_cluster(jobs, cluster, on_counts)
+            else:
+                run_in_processes(verify_shard, jobs, procs=procs or cores(), counters=2, on_counts=on_counts)
         for job in jobs:
             problems += itertools.starmap(Problem, json.loads(job.report.read_text()))
     tracks = sum(job.shard.tracks for job in jobs)
@@ -145,6 +163,50 @@ def verify_shard(job: ShardToVerify, count: Count) -> None:
         problems.append((problem.file, problem.what))
         count((0, 1))
     job.report.write_text(json.dumps(problems))
+
+
+@dataclass(frozen=True)
+class _SentShard:
+    """A shard to verify on another machine, with what this one has in files."""
+
+    job: ShardToVerify
+    rows: bytes | None
+    """Content of the file of rows; None if there is none."""
+
+
+def _verify_on_cluster(jobs: Sequence[ShardToVerify], cluster: Cluster, on_counts: Count) -> None:
+    """Do `jobs` on the workers of `cluster`; their reports come back to the files that are named here."""
+    folder = jobs[0].shard_set.folder.absolute()
+
+    def send() -> Iterator[_SentShard]:
+        for job in jobs:
+            rows = job.rows.read_bytes() if job.rows and job.rows.exists() else None
+            shard_set = dataclasses.replace(job.shard_set, folder=folder)
+            yield _SentShard(dataclasses.replace(job, shard_set=shard_set), rows)
+
+    def on_result(place: int, report: bytes) -> None:
+        jobs[place].report.write_bytes(report)
+
+    cluster.run(
+        _verify_apart,
+        send(),
+        names=[f"verify-{Path(job.shard.file).stem}" for job in jobs],
+        shared=SharedForVerifying(folder=folder, sha256=file_sha256(folder / MANIFEST, MANIFEST_LIMIT)),
+        counters=2,
+        on_counts=on_counts,
+        on_result=on_result,
+    )
+
+
+def _verify_apart(sent: _SentShard, report: Count) -> bytes:
+    """Verify one shard on a worker of a cluster, in a process beside it, and return the report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = sent.job.rows and Path(scratch, "rows")
+        if rows and sent.rows is not None:
+            rows.write_bytes(sent.rows)
+        job = dataclasses.replace(sent.job, rows=rows, report=Path(scratch, "report"))
+        run_in_kept_process(verify_shard, [job], counters=2, on_counts=report)
+        return job.report.read_bytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,15 +38,22 @@ class Segment:
 
 
 def write_shard(
-    folder: Path, stem: str, segments: Iterable[Segment], *, encoding: Encoding, labelled: bool
+    folder: Path,
+    stem: str,
+    segments: Iterable[Segment],
+    *,
+    encoding: Encoding,
+    labelled: bool,
+    writer: str = "",
 ) -> Shard:
     """Write `folder`/`stem`.tar and .idx, both atomically, and return their entry in the manifest.
 
     Each segment becomes KEY.wav (or .flac, .ogg), KEY.cls (five ASCII characters, such as 00007 or -0001)
-    and KEY.json, in USTAR.
+    and KEY.json, in USTAR. `writer` is for `atomic_write`.
     """
     lengths, members = [], []
-    with atomic_write(folder / f"{stem}.tar") as file, atomic_write(folder / f"{stem}.idx") as index:
+    tar_path, index_path = folder / f"{stem}.tar", folder / f"{stem}.idx"
+    with atomic_write(tar_path, writer) as file, atomic_write(index_path, writer) as index:
         tar = TarWriter(file)
         for segment in segments:
             lengths.append(len(segment.pcm))

@@ -43,6 +43,19 @@ def test_embed_writes_a_file_and_says_what_was_left_out(
     assert json.loads(again.stdout)["rows"] == 4
 
 
+def test_embed_on_a_scheduler_in_this_process_writes_the_same_file(
+    pretrained: Path, folder: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here.npz", tmp_path / "there.npz"
+    for out, words in ((here, ("--gpus", 0)), (there, ("--scheduler", "local", "--procs", 2))):
+        result = run("embed", pretrained, folder, "--crops", 1, "--out", out, *words)
+        assert result.exit_code == 0, result.output
+    assert "dashboard: http://127.0.0.1:" in result.stderr
+    assert there.read_bytes() == here.read_bytes()
+    line = error_line(run("embed", pretrained, folder, "--scheduler", "local", "--gpus", 1))
+    assert "--gpus 1 does not go with --scheduler local: each worker uses the GPU that it sees" in line
+
+
 def test_predict_shows_bars_or_a_line_per_file_and_writes_a_table(folder: Path, tmp_path: Path) -> None:
     classifier, song = save_classifier(tmp_path / "run"), folder / "song 1.mp3"
     words = ("predict", classifier, song, folder / "broken.mp3", "--device", "cpu")

@@ -112,6 +112,61 @@ PROMISES = (
         seconds=1,
     ),
     Promise(
+        name="cluster worker killed",
+        topic="packing",
+        words="On a Dask cluster, a worker that is killed costs time alone: the bytes are those of a local "
+        "run.",
+        test="tests/cluster/test_packing.py::test_bytes_are_those_of_a_local_run_even_if_a_worker_is_killed",
+        said=("docs/shards.md: A worker that is killed costs time",),
+        seconds=6,
+    ),
+    Promise(
+        name="cluster command killed",
+        topic="packing",
+        words="A command that is killed at a random moment while it packs on a cluster is ended on this "
+        "machine, with the same bytes.",
+        test=f"{_HERE}/test_cluster.py::test_a_command_killed_on_a_cluster_is_ended_here_to_identical_bytes",
+        said=("docs/shards.md: What was begun here may be ended on a cluster, and the other way",),
+        tries=20,
+        short=1,
+        seconds=6,
+    ),
+    Promise(
+        name="change of engines",
+        topic="packing",
+        words="Packing that was begun on this machine is ended on a cluster, and the other way, with the "
+        "same bytes.",
+        test="tests/cluster/test_packing.py::test_what_one_engine_began_the_other_ends",
+        said=("docs/shards.md: What was begun here may be ended on a cluster, and the other way",),
+        seconds=3,
+    ),
+    Promise(
+        name="cluster without the files",
+        topic="packing",
+        words="A worker of a cluster that does not see the audio, or the folder of the shards, ends "
+        "packing with one line that names it.",
+        test="tests/cluster/test_packing.py::test_a_worker_that_does_not_see_the_files_is_named",
+        said=("docs/shards.md: the command ends with one line that names host and path",),
+        seconds=1,
+    ),
+    Promise(
+        name="scheduler wrong",
+        topic="packing",
+        words="A scheduler that does not answer, or an address that is none, is one line, and never waited "
+        "for without end.",
+        test="tests/cluster/test_schedulers.py::test_a_scheduler_that_cannot_be_used_is_one_line",
+        seconds=0.3,
+    ),
+    Promise(
+        name="scheduler goes away",
+        topic="packing",
+        words="A scheduler that is killed, or hangs, ends packing with one line, and another engine goes "
+        "on to the same bytes.",
+        test="tests/cluster/test_schedulers.py::"
+        "test_a_scheduler_that_goes_away_ends_the_work_with_one_line_and_another_engine_goes_on",
+        seconds=15,
+    ),
+    Promise(
         name="deadly file",
         topic="packing",
         words="A file at which a worker dies is left out, with its name, if a process that decodes it "
@@ -317,6 +372,16 @@ PROMISES = (
         test="tests/inference/test_embed.py::test_a_stopped_call_goes_on_and_ends_with_the_same_bytes",
         said=("docs/using.md: a call that was stopped, even by `kill -9`, goes on",),
         seconds=3,
+    ),
+    Promise(
+        name="embedding on a cluster",
+        topic="reading",
+        words="`embed` on a cluster of which a worker is killed, or that was begun by another engine, ends "
+        "with the bytes of a local run.",
+        test="tests/cluster/test_embedding.py::"
+        "test_a_killed_worker_and_a_change_of_engines_leave_the_bytes_of_a_local_run",
+        said=("docs/using.md: on the workers of a Dask cluster",),
+        seconds=15,
     ),
     Promise(
         name="soak",

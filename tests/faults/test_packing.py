@@ -18,18 +18,8 @@ from tests.shards.killing import contents, pack_serially
 
 pytestmark = pytest.mark.faults
 
-_SMALL = (
-    "--tracks-per-shard",
-    2,
-    "--min-seconds",
-    1,
-    "--sample-rate",
-    8000,
-    "--procs",
-    2,
-    "--quiet",
-    "--out",
-)
+SMALL = ("--tracks-per-shard", 2, "--min-seconds", 1, "--sample-rate", 8000, "--quiet")
+_HERE = (*SMALL, "--procs", 2, "--out")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +27,10 @@ def expected(music: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     """The files of a pack that was never stopped, and the seconds that it took."""
     folder = tmp_path_factory.mktemp("expected") / "set"
     log = folder.with_name("log")
-    succeed(start(command, "shard", music, *_SMALL, folder, log=log), log)  # the first waits for the server
+    succeed(start(command, "shard", music, *_HERE, folder, log=log), log)  # the first waits for the server
     shutil.rmtree(folder)
     begun = time.monotonic()
-    succeed(start(command, "shard", music, *_SMALL, folder, log=log), log)
+    succeed(start(command, "shard", music, *_HERE, folder, log=log), log)
     return contents(folder), time.monotonic() - begun
 
 
@@ -52,7 +42,7 @@ def assert_goes_on(music: Path, folder: Path, expected: dict[str, bytes]) -> Non
     """Pack again where packing was stopped, and compare."""
     if not is_done(folder):
         log = folder.with_name("log")
-        succeed(start(command, "shard", music, *_SMALL, folder, log=log), log)
+        succeed(start(command, "shard", music, *_HERE, folder, log=log), log)
     assert contents(folder) == expected
 
 
@@ -67,7 +57,7 @@ def test_a_pack_killed_at_random_moments_resumes_to_identical_bytes(
         after = rng.uniform(0.1, 1.0) * seconds * (2 if number == 0 else 1)
         whom = ("group", "one")[number % 2]
         with tries.attempt(f"{whom} after {after:.3f} s"):
-            process = start(program, "shard", music, *_SMALL, folder, log=tmp_path / "log")
+            process = start(program, "shard", music, *_HERE, folder, log=tmp_path / "log")
             moment(after)
             kill(process, whom)
             end(process, 10)
@@ -84,7 +74,7 @@ def test_a_pack_whose_worker_is_killed_goes_on_to_identical_bytes(
     for _ in tries:
         after = rng.uniform(0.1, 0.9) * seconds
         with tries.attempt(f"after {after:.3f} s"):
-            process = start(command, "shard", music, *_SMALL, folder, log=log)
+            process = start(command, "shard", music, *_HERE, folder, log=log)
             moment(after)
             kill(process, "child")
             succeed(process, log)
@@ -103,7 +93,7 @@ def test_a_pack_told_to_stop_ends_and_resumes_to_identical_bytes(
         number = (signal.SIGTERM, signal.SIGHUP)[turn % 2]
         after = rng.uniform(0.3, 0.8) * seconds
         with tries.attempt(f"signal {number} after {after:.3f} s"):
-            process = start(command, "shard", music, *_SMALL, folder, log=tmp_path / "log")
+            process = start(command, "shard", music, *_HERE, folder, log=tmp_path / "log")
             moment(after)
             send(process, number, whom)
             end(process, 10)
@@ -122,13 +112,13 @@ def test_a_pack_on_a_full_disk_ends_with_one_line_and_goes_on_when_there_is_room
         size = needed * (number + 1) // (tries.count + 1)
         with tries.attempt(f"{size} bytes"), small_disk(disk, size):
             log.write_bytes(b"")
-            assert finish(start(command, "shard", music, *_SMALL, disk / "set", log=log)) == 1
+            assert finish(start(command, "shard", music, *_HERE, disk / "set", log=log)) == 1
             [line] = log.read_text().splitlines()
             assert line.startswith("error: "), line
             assert "No space left" in line or "full" in line, line
             subprocess.run(["mount", "-o", f"remount,size={4 * needed}", disk], check=True)
             log.write_bytes(b"")
-            succeed(start(command, "shard", music, *_SMALL, disk / "set", log=log), log)
+            succeed(start(command, "shard", music, *_HERE, disk / "set", log=log), log)
             assert contents(disk / "set") == files
 
 

@@ -8,12 +8,15 @@ many packers were stopped.
 """
 
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,19 @@ def pack_serially(audio: Path, folder: Path, config: PackConfig = CONFIG, force:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".packing"}
+
+
+def kill_readers(of: Path, times: int) -> None:
+    """Kill the first child of this process that has the file open, and the next ones, so many in all."""
+    killed: set[int | None] = set()
+    while len(killed) < times:
+        for child in multiprocessing.active_children():
+            with suppress(OSError):
+                for descriptor in Path(f"/proc/{child.pid}/fd").iterdir():
+                    if descriptor.readlink() == of and child.pid not in killed:
+                        child.kill()
+                        killed.add(child.pid)
+        time.sleep(0.001)
 
 
 def _stopped_at(operation: int, folder: Path, work: Callable[[], None], full: bool) -> bool:

@@ -1,7 +1,6 @@
 import dataclasses
 import errno
 import json
-import multiprocessing
 import os
 import re
 import resource
@@ -13,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +35,7 @@ from siamusic_fast.shards.pack_shard import decode_alone
 from siamusic_fast.shards.plan import plan_shards
 from siamusic_fast.shards.resuming import UNFINISHED, Unfinished, unfinished
 from siamusic_fast.shards.tables import read_rejects
-from tests.shards.killing import CONFIG, Serial, contents, pack_serially
+from tests.shards.killing import CONFIG, Serial, contents, kill_readers, pack_serially
 
 Make = Callable[[int], Path]
 COMMAND: list[str | Path] = [sys.executable, "-m", "siamusic_fast", "shard"]
@@ -383,19 +382,6 @@ def test_a_worker_that_dies_tells_what_it_was_at() -> None:
     assert (caught.value.job, caught.value.step) == (1, 1)
 
 
-def _kill_readers(of: Path, times: int) -> None:
-    """Kill the first child of this process that has the file open, and the next ones, so many in all."""
-    killed: set[int | None] = set()
-    while len(killed) < times:
-        for child in multiprocessing.active_children():
-            with suppress(OSError):
-                for descriptor in Path(f"/proc/{child.pid}/fd").iterdir():
-                    if descriptor.readlink() == of and child.pid not in killed:
-                        child.kill()
-                        killed.add(child.pid)
-        time.sleep(0.001)
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the reader of a file through /proc")
 @pytest.mark.parametrize(
     ("times", "rejected", "words"),
@@ -410,7 +396,7 @@ def test_a_file_at_which_a_worker_was_killed_is_left_out_if_one_that_decodes_it_
     soundfile.write(music / "deadly.flac", np.tile(noise, 300), 8000)
     soundfile.write(music / "good.wav", np.full(8000, 0.1), 8000)
     target = (music / "deadly.flac", times)
-    threading.Thread(target=_kill_readers, args=target, daemon=True).start()
+    threading.Thread(target=kill_readers, args=target, daemon=True).start()
     died = r"worker process died \(killed, perhaps for lack of memory\) while it decoded deadly\.flac, "
     with pytest.warns(UserWarning, match=rf"{died}.*{words}"):
         packed = pack(load_folder(music), tmp_path / "out", CONFIG, procs=1)
