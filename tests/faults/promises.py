@@ -385,6 +385,17 @@ PROMISES = (
         seconds=0.1,
     ),
     Promise(
+        name="other number of processes",
+        topic="training",
+        words="A run that was stopped goes on in more or fewer processes with the same tracks, crops and "
+        "augmentations in every step, and with batch norm over all of them to the same weights but for "
+        "rounding.",
+        test="tests/training/test_other_processes.py::"
+        "test_in_other_processes_every_step_has_the_same_tracks_and_with_one_batch_norm_the_same_weights",
+        said=("docs/training.md: A run may go on in more or fewer processes",),
+        seconds=15,
+    ),
+    Promise(
         name="stopped within a step",
         topic="training",
         words="A run that is told to stop at any of its steps saves within that step.",
