@@ -26,6 +26,7 @@ _MAX_REJECTS = 10
 @options.settings(EmbedConfig)
 @options.gpus
 @options.procs
+@options.timeout
 @options.out("embeddings.parquet")
 @options.force
 @options.quiet
@@ -37,6 +38,7 @@ def embed(
     data_dir: Path,
     gpus: int | None,
     procs: int | None,
+    timeout: float,
     out: Path | None,
     force: bool,
     quiet: bool,
@@ -62,6 +64,7 @@ def embed(
         data_dir=data_dir,
         gpus=gpus,
         procs=procs,
+        timeout=timeout,
         out=out,
         force=force,
         quiet=quiet,

@@ -589,6 +589,43 @@ PROMISES = (
         seconds=20,
     ),
     Promise(
+        name="two hosts",
+        topic="training",
+        words="Two hosts with two processes each learn what four processes of one machine learn, to the same "
+        "bits.",
+        test=f"{_HERE}/test_hosts.py::test_two_hosts_learn_what_as_many_processes_of_one_machine_learn",
+        said=("docs/scaling.md: to the weights of four processes on one machine",),
+        seconds=60,
+    ),
+    Promise(
+        name="network cut",
+        topic="training",
+        words="A network that is cut ends the processes of both hosts with an error, within the time that "
+        "--timeout allows, and leaves none.",
+        test=f"{_HERE}/test_hosts.py::"
+        "test_a_cut_cable_ends_the_processes_of_both_hosts_with_an_error_within_the_timeout",
+        said=("docs/training.md: waits for another in vain for `--timeout`",),
+        seconds=90,
+    ),
+    Promise(
+        name="network mended",
+        topic="training",
+        words="With torchrun's --max-restarts, all start again when the network is back, and go on from the "
+        "checkpoint to the same bits.",
+        test=f"{_HERE}/test_hosts.py::"
+        "test_when_a_cut_cable_is_mended_all_go_on_from_the_checkpoint_to_the_same_weights",
+        said=("docs/scaling.md: when the network is back",),
+        seconds=120,
+    ),
+    Promise(
+        name="process hangs",
+        topic="training",
+        words="A process that hangs ends the job when --timeout is over, and the others say so.",
+        test="tests/processes/test_launch.py::test_a_process_that_hangs_ends_the_job_when_the_timeout_is_over",
+        said=("docs/training.md: waits for another in vain for `--timeout`",),
+        seconds=15,
+    ),
+    Promise(
         name="two trainings in one folder",
         topic="training",
         words="Of two trainings in one folder, the second is refused and the first is not disturbed.",
