@@ -29,6 +29,7 @@ _MAX_REJECTS = 10
 @options.gpus
 @options.procs
 @options.scheduler
+@options.timeout
 @options.out("embeddings.parquet")
 @options.force
 @options.quiet
@@ -41,6 +42,7 @@ def embed(
     gpus: int | None,
     procs: int | None,
     scheduler: str | None,
+    timeout: float,
     out: Path | None,
     force: bool,
     quiet: bool,
@@ -67,6 +69,7 @@ def embed(
         data_dir=data_dir,
         gpus=gpus,
         procs=procs,
+        timeout=timeout,
         out=out,
         force=force,
         quiet=quiet,

@@ -41,6 +41,7 @@ def launch(
             functools.partial(function, *arguments, **options),
             gpus=common.gpus,
             procs=common.procs,
+            timeout=common.timeout,
             max_restarts=max_restarts,
         )
     if not is_leader():

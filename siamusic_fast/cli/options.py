@@ -15,6 +15,7 @@ from siamusic_fast.config import PretrainConfig
 from siamusic_fast.config.fields import Between, Setting, settings_of
 from siamusic_fast.config.studies import AblateConfig, ReproduceConfig
 from siamusic_fast.errors import DeviceError
+from siamusic_fast.processes.environment import TIMEOUT
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATA = "fma_medium"
@@ -135,6 +136,14 @@ gpus = _number(
     "--gpus", "Number of GPUs to use, with one process each; 0: the CPU.  [default: 1 if there is one]", 0
 )
 procs = _number("--procs", "Number of processes on the CPU.  [default: 1]")
+timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=TIMEOUT,
+    help=f"How long processes wait for another before all end with an error.  [default: {TIMEOUT:g}]",
+    panel="Running",
+)
 packing_procs = _number("--procs", "Number of processes on the CPU.  [default: one per core]")
 scheduler = click.option(
     "--scheduler",
@@ -172,6 +181,7 @@ class CommonOptions:
     data_dir: Path
     gpus: int | None
     procs: int | None
+    timeout: float
     out: Path | None
     force: bool
     quiet: bool
@@ -192,5 +202,5 @@ def common(
         return command
 
     first = (data, data_dir, config_file.option)
-    last = (gpus, procs, out(default_out), force, quiet, as_json)
+    last = (gpus, procs, timeout, out(default_out), force, quiet, as_json)
     return together(*first, *own, *last, told_together)

@@ -58,8 +58,9 @@ _DEFAULTS = {
     click.option(
         "--resume",
         metavar="RUN|auto",
-        help="Go on with RUN where it was stopped, with its settings; more --epochs extend it. auto: the run "
-        "in --out, or else the newest unfinished one in runs, or a new one if there is none.",
+        help="Go on with RUN where it was stopped, with its settings, in as many processes as can share its "
+        "batch; more --epochs extend it. auto: the run in --out, or else the newest unfinished one in runs, "
+        "or a new one if there is none.",
     ),
     default_out="runs/DATE-AUG-BACKBONE",
     data=options.data,
@@ -95,12 +96,12 @@ def pretrain(
         raise ConfigError("torchrun starts this again if a process dies: name the run with --out to go on.")
     _check_alone(given)
     earlier = _run_to_resume(resume, common.out)
-    old_config, old_data = _load_run(earlier)
-    shard_set = find_shards(common.data or old_data or options.DATA, common.data_dir)
+    old = _load_run(earlier)
+    shard_set = find_shards(common.data or (old.data if old else options.DATA), common.data_dir)
     if all_splits:
         given["splits"] = tuple(shard_set.splits)
     world_size = processes_wanted(common.gpus, common.procs)
-    config = _configured(given, preset, world_size, shard_set, old_config)
+    config = _configured(given, preset, world_size, shard_set, old and old.config_for(world_size))
     check_pretraining(config, shard_set, world_size)
     started = f"{datetime.now():%Y%m%d-%H%M%S}"
     run = earlier or common.out or RUNS / f"{started}-{file_name(config.aug)}-{config.backbone}"
@@ -231,12 +232,12 @@ def _check_alone(given: dict[str, Any]) -> None:
             check_value(setting.name, given[setting.name], setting.rule)
 
 
-def _load_run(run: Path | None) -> tuple[PretrainConfig | None, str | None]:
-    """Return the configuration and the shards of an earlier run, if it is one."""
+def _load_run(run: Path | None) -> Any:
+    """Return what is known of an earlier run, if there is one."""
     from siamusic_fast.models.run_checks import check_run
 
     if run is None:
-        return None, None
+        return None
     check_run(run)
     from siamusic_fast.training.run_folder import load_run
 

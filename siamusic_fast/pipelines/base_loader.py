@@ -120,6 +120,7 @@ class Loader(ABC, Generic[T]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a state that `state_dict` returned, of a loader with the same arguments.
 
+        Only `batch_size`, `rank` and `world_size` may differ, if `batch_size` times `world_size` does not.
         Raises `ConfigError` for a place that no epoch of this loader has.
         """
         epoch, batch = state.get("epoch", -1), state.get("batch", -1)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from siamusic_fast.errors import ConfigError, DeviceError
 
+TIMEOUT = 600.0
+"""Seconds that processes wait for each other unless told otherwise: as long as NCCL does by default."""
 _FIRST_PORT = 20_000
 _PORTS = 20_000
 

@@ -12,6 +12,10 @@ class WorkerError(Exception):
     """A process failed by a mistake that is not the user's; the message has its rank and its traceback."""
 
 
+class UnreachableError(SiamusicError):
+    """Another process was waited for in vain. It hangs, or the network is cut: another start may do."""
+
+
 def error_to_words(error: Exception) -> tuple[str, str]:
     """Return the class and the message of `error`, for another process; an OSError becomes a DataError."""
     if isinstance(error, OSError):

@@ -4,12 +4,14 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
 from siamusic_fast.processes import loopback
 from siamusic_fast.processes.environment import (
+    TIMEOUT,
     check_gpus,
     launched_environment,
     on_one_machine,
@@ -31,6 +34,7 @@ from siamusic_fast.processes.environment import (
     visible_gpus,
 )
 from siamusic_fast.processes.failures import (
+    UnreachableError,
     WorkerError,
     error_from_words,
     error_to_words,
@@ -51,6 +55,10 @@ _FAIL_AFTER = 5.0
 _SAVE_WITHIN = 8.0
 """Seconds in which a process saves and ends when its launcher was killed; torch then sends it a SIGINT."""
 _ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says when another process has ended."""
+_WAITED_IN_VAIN = ("Timed out waiting", "wait timeout after", "socket has timed out after")
+"""What gloo, a store and its socket say."""
+_GO_ON = "resume=True (on the command line --resume) goes on from the last checkpoint"
 
 
 class WorldFunction(Protocol[R_co]):
@@ -60,7 +68,12 @@ class WorldFunction(Protocol[R_co]):
 
 
 def launch(
-    function: WorldFunction[T], *, gpus: int | None = None, procs: int | None = None, max_restarts: int = 0
+    function: WorldFunction[T],
+    *,
+    gpus: int | None = None,
+    procs: int | None = None,
+    max_restarts: int = 0,
+    timeout: float = TIMEOUT,
 ) -> T:
     """Call `function(world=...)` in every process and return the leading one's result.
 
@@ -69,10 +82,11 @@ def launch(
     machine by torch's elastic launcher, and import the main module of the calling program. Under `torchrun`,
     and in a step of SLURM's `srun`, this process is one of several already and joins the others.
 
-    If a process dies, or fails by a mistake that is not the user's, all processes start again, at most
-    `max_restarts` times. After that, and for a user's mistake at once, this raises: the SiamusicError that a
-    process raised; a SiamusicError if a process was killed, could not use a file, or ran out of the GPU's
-    memory; WorkerError if it failed in another way; Stopped after a request to stop. No process is left.
+    If a process dies, does not answer for `timeout` seconds, or fails by what is not the user's mistake, all
+    processes start again, at most `max_restarts` times. After that, and for a user's mistake at once, this
+    raises: the SiamusicError that a process raised; a SiamusicError if a process was killed, did not answer,
+    could not use a file, or ran out of the GPU's memory; WorkerError if it failed in another way; Stopped
+    after a request to stop. No process is left.
     """
     processes = processes_wanted(gpus, procs)
     on_gpu = gpus != 0 and visible_gpus() > 0
@@ -84,10 +98,10 @@ def launch(
                 f"sbatch --requeue."
             )
         os.environ.update(environment)
-        return _join(function, on_gpu)
+        return _join(function, on_gpu, timeout)
     if processes == 1 and max_restarts == 0:
         return _call(function, World(device=_device(0, on_gpu)))
-    return _start(function, processes, on_gpu, max_restarts)
+    return _start(function, processes, on_gpu, max_restarts, timeout)
 
 
 def device_for(gpus: int | None) -> torch.device:
@@ -110,7 +124,7 @@ def _call(function: WorldFunction[T], world: World) -> T:
         ) from error
 
 
-def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restarts: int) -> T:
+def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restarts: int, timeout: float) -> T:
     """Start processes with torch's launcher and return the result of the first."""
     # The launcher logs a failure in a dozen lines of its own; what is raised below says it all.
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
@@ -135,7 +149,7 @@ def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restart
             logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         try:
-            results: dict[int, T] = elastic_launch(config, _run_started)(function, on_gpu, folder)
+            results: dict[int, T] = elastic_launch(config, _run_started)(function, on_gpu, timeout, folder)
         except SignalException as error:
             raise Stopped(error.sigval) from None
         except ChildFailedError as error:
@@ -155,14 +169,15 @@ def _signal_handlers_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _run_started(function: WorldFunction[T], on_gpu: bool, folder: Path) -> T:
+def _run_started(function: WorldFunction[T], on_gpu: bool, timeout: float, folder: Path) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
     end_with_parent(_SAVE_WITHIN)
     tempfile.tempdir = str(folder)  # what libraries leave there, such as DALI, goes with the folder
     try:
-        return _join(function, on_gpu, folder)
+        return _join(function, on_gpu, timeout, folder)
     except SiamusicError as error:
-        loopback.prevent_restart(folder, error)
+        if not isinstance(error, UnreachableError):
+            loopback.prevent_restart(folder, error)
         # The launcher reports the name of the class only, and knows those of `errors` alone.
         raise error_from_words(*error_to_words(error)) from error
     except OSError as error:
@@ -171,41 +186,47 @@ def _run_started(function: WorldFunction[T], on_gpu: bool, folder: Path) -> T:
         raise SystemExit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT) from None
 
 
-def _join(function: WorldFunction[T], on_gpu: bool, folder: Path | None = None) -> T:
+def _join(function: WorldFunction[T], on_gpu: bool, timeout: float, folder: Path | None = None) -> T:
     """Be the process that the environment variables of torch's launcher describe.
 
     `folder` is the private one of `_start`.
     """
     try:
-        with _process_group(on_gpu, folder) as world:
+        with _process_group(on_gpu, timedelta(seconds=timeout), folder) as world:
             return _call(function, world)
     except RuntimeError as error:
+        if any(words in str(error) for words in _WAITED_IN_VAIN):
+            raise UnreachableError(_waited_in_vain(timeout)) from error
         if any(words in str(error) for words in _ENDED_CONNECTION):
             time.sleep(_FAIL_AFTER)
+            raise UnreachableError(
+                f"{_who()} lost another process, which has ended: what that one printed says why. {_GO_ON}."
+            ) from error
         raise
 
 
 @contextmanager
-def _process_group(on_gpu: bool, folder: Path | None) -> Iterator[World]:
+def _process_group(on_gpu: bool, timeout: timedelta, folder: Path | None) -> Iterator[World]:
     device = _device(int(os.environ["LOCAL_RANK"]), on_gpu)
     torch.set_num_threads(share_of_cores())
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if on_one_machine():
         loopback.keep_to_loopback()
-    store, job_id = _store(folder, rank, world_size)
+    store, job_id = _store(folder, rank, world_size, timeout)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
         rank=rank,
         world_size=world_size,
         device_id=device if on_gpu else None,
+        timeout=timeout,
     )
     world = World(
         rank=rank,
         world_size=world_size,
         device=device,
         id=job_id,
-        cpu_group=dist.new_group(backend="gloo") if on_gpu else None,
+        cpu_group=dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None,
     )
     # A node of torchrun counts the failures of its own processes only.
     (restarts,) = world.max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
@@ -214,16 +235,28 @@ def _process_group(on_gpu: bool, folder: Path | None) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _store(folder: Path | None, rank: int, world_size: int) -> tuple[Store, str]:
+def _store(folder: Path | None, rank: int, world_size: int, timeout: timedelta) -> tuple[Store, str]:
     """Return the store through which the processes find each other, and `World.id`."""
     if folder:
         return loopback.file_store(folder), os.environ["TORCHELASTIC_RUN_ID"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return torchrun_store(rank, world_size)
+        return torchrun_store(rank, world_size, timeout)
     if on_one_machine():
         return loopback.loopback_store(rank, world_size, int(os.environ["MASTER_PORT"])), ""
-    store, *_ = next(rendezvous("env://"))
+    store, *_ = next(rendezvous("env://", timeout=timeout))
     return store, ""
+
+
+def _who() -> str:
+    return f"rank {os.environ['RANK']} on {socket.gethostname()}"
+
+
+def _waited_in_vain(timeout: float) -> str:
+    network = "" if on_one_machine() else ", its machine is down, or the network is cut"
+    return (
+        f"{_who()} waited {timeout:g} s for another process in vain: it hangs{network}. {_GO_ON}; if it was "
+        f"only slow, give a longer timeout (--timeout {2 * timeout:g})."
+    )
 
 
 def _device(index: int, on_gpu: bool) -> torch.device:
@@ -251,7 +284,7 @@ def _failure(error: ChildFailedError) -> BaseException:
     if failure.exitcode < 0:
         return SiamusicError(
             f"rank {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}): the memory may "
-            f"not suffice, or a library crashed and printed why above. resume=True (on the command line "
-            f"--resume) goes on from the last checkpoint; max_restarts (--max-restarts) does so by itself."
+            f"not suffice, or a library crashed and printed why above. {_GO_ON}; max_restarts "
+            f"(--max-restarts) does so by itself."
         )
     return WorkerError(f"rank {rank} ended with exit code {failure.exitcode} and no traceback.")

@@ -10,27 +10,25 @@ from torch.distributed.rendezvous import rendezvous
 from siamusic_fast.errors import SiamusicError
 
 _POLL_SECONDS = 0.02
-_DEADLINE = timedelta(minutes=10)
-"""As long as NCCL waits for a process."""
 
 
-def torchrun_store(rank: int, world_size: int) -> tuple[Store, str]:
+def torchrun_store(rank: int, world_size: int, timeout: timedelta) -> tuple[Store, str]:
     """Return the store of this start of torchrun's processes, and an id that all its starts share."""
-    store, *_ = next(rendezvous("env://"))
+    store, *_ = next(rendezvous("env://", timeout=timeout))
     # TORCHELASTIC_RUN_ID is no such id: it is "none" unless the user chose one.
     job_id = store.compare_set("siamusic-fast/job", "", uuid.uuid4().hex).decode()
-    return PrefixStore(start_name(store, rank, world_size), store), job_id
+    return PrefixStore(start_name(store, rank, world_size, timeout), store), job_id
 
 
-def start_name(store: Store, rank: int, world_size: int, deadline: timedelta = _DEADLINE) -> str:
+def start_name(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
     """Return a new name that all processes of this start of torchrun get.
 
     torchrun keeps one store for all its starts, with the addresses of dead processes in it, and each node
     counts its own failures only: neither tells one start from another. All processes of a start are dead
     before the next start begins. So the first process deletes the old questions, and the others repeat theirs
-    until it answers. Raises SiamusicError if a process does not come before the `deadline`.
+    until it answers. Raises SiamusicError if a process does not come within `timeout`.
     """
-    until = time.monotonic() + deadline.total_seconds()
+    until = time.monotonic() + timeout.total_seconds()
     name = uuid.uuid4().hex
     if rank > 0:
         while not store.check([f"answer/{name}"]):

@@ -64,3 +64,20 @@ def check_share(tracks: int, processes: int, *, learns: bool, kind: str = "track
             f"{', and batch norm needs two' if learns else ''}: use {fewer if most else ''}more tracks or "
             f"labels (on the command line --splits, --data or --label-fraction)."
         )
+
+
+def share_of_batch(run: Path, before: int, batch_size: int, processes: int) -> int:
+    """Return the batch size of each of `processes` that go on with a run of `before` processes.
+
+    All together have a batch as large as before, thus the same tracks in every step. Raises ConfigError if
+    that cannot be.
+    """
+    total = before * batch_size
+    if total % processes == 0 and total // processes >= 2:
+        return total // processes
+    fewer = next(count for count in range(min(processes, total // 2), 0, -1) if total % count == 0)
+    raise ConfigError(
+        f"{run} was trained with batches of {before} x {batch_size} = {total}, which {processes} processes "
+        f"cannot share with two or more for each: use {fewer} (on the command line --gpus {fewer}, or "
+        f"--procs {fewer} on the CPU)."
+    )

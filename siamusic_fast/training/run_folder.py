@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,17 @@ from siamusic_fast.models.run_files import (
     read_config,
     save_json,
 )
+from siamusic_fast.pipelines.random_numbers import BLOCK
 from siamusic_fast.processes.world import World
 from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.training.checks import share_of_batch
 
 _WORLD_ID = ".job"
 """File with the id of the job that trains the run."""
 _MAY_CHANGE = ("checkpoint_minutes", "knn_every", "keep_going", "logger")
 """Settings that do not affect the weights: a resumed run may have others."""
+_SHARED_ANEW = ("batch_size", "sync_batchnorm")
+"""Settings that may change with the number of processes, as long as the batch of all of them does not."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class RunFolder:
             world.wait_for_all()  # until each process has read the file under its old name
             world.once(checkpoints.restore_previous)
         before, epochs = saved["config"]["epochs"], self.config.epochs
+        if world.leads and len(saved["ranks"]) != world.world_size:
+            warnings.warn(self._how_shared_anew(saved), stacklevel=3)
         if epochs > before:
             saved["extended_at"].append(before)
             has_cosine = self.config.schedule == "cosine"
@@ -137,6 +143,9 @@ class RunFolder:
         """Raise ConfigError or DataError if this job cannot go on exactly from the checkpoint `saved`."""
         before, epochs = saved["config"].get("epochs"), self.config.epochs
         may_change = (*_MAY_CHANGE, "epochs") if before and epochs > before else _MAY_CHANGE
+        processes, now = len(saved["ranks"]), self.world.world_size
+        if processes != now:
+            may_change = (*may_change, *_SHARED_ANEW)
         differing = [
             name for name in differing_settings(saved["config"], self.values) if name not in may_change
         ]
@@ -155,17 +164,47 @@ class RunFolder:
                 f"{self.path} has all of its {epochs} epochs: there is nothing to resume; more epochs extend "
                 f"it (on the command line --epochs {2 * epochs})."
             )
-        processes = len(saved["ranks"])
-        if processes != self.world.world_size:
+        batch_size = saved["config"]["batch_size"]
+        fitting = share_of_batch(self.path, processes, batch_size, now)
+        if self.config.batch_size != fitting:
             raise ConfigError(
-                f"{self.path} was started with {processes} processes, not {self.world.world_size}: start as "
-                f"many (on the command line --gpus {processes}, or --procs {processes} on the CPU)."
+                f"{self.path} was trained with batches of {processes} x {batch_size} = "
+                f"{processes * batch_size}, not {now} x {self.config.batch_size}: use batch_size = {fitting} "
+                f"for the same tracks in every step (on the command line --batch-size {fitting})."
             )
         if saved["shards"] != self.shards:
             raise DataError(
                 f"{self.path} was started with other shards than those in {self.shard_set.folder}: use "
                 f"{saved['data']} (on the command line --data {shlex.quote(saved['data'])})."
             )
+
+    def _how_shared_anew(self, saved: dict[str, Any]) -> str:
+        """Return what is equal to a run in as many processes as `saved` is from, and what is not."""
+        values, processes, now = saved["config"], len(saved["ranks"]), self.world.world_size
+        old = replace(self.config, **{name: values[name] for name in _SHARED_ANEW if name in values})
+        before, after = old.batch_size, self.config.batch_size
+        views = "the same crops and augmentations"
+        if before % BLOCK or after % BLOCK:
+            views = (
+                f"other crops and augmentations, as {before} and {after} are not both multiples of {BLOCK}"
+            )
+        seen, sees = _seen_by_batchnorm(old, processes), _seen_by_batchnorm(self.config, now)
+        norm = (
+            "Sums are added up in another order, so figures are rounded differently"
+            if seen == sees
+            else f"Batch norm sees {sees} at a time instead of {seen}, so the weights will be others"
+        )
+        return (
+            f"{self.path} goes on with batches of {now} x {after} instead of {processes} x {before}: every "
+            f"step has the same tracks, with {views}. {norm}"
+        )
+
+
+def _seen_by_batchnorm(config: PretrainConfig | FinetuneConfig, processes: int) -> int:
+    """Return over how many pairs or crops batch norm takes its statistics; 0 if it keeps those it has."""
+    if isinstance(config, FinetuneConfig):
+        return 0 if config.freeze else config.batch_size
+    return config.batch_size * (processes if config.synchronizes_batchnorm else 1)
 
 
 def differing_settings(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -180,10 +219,39 @@ def differing_settings(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return differing
 
 
-def load_run(run: Path) -> tuple[PretrainConfig, str]:
-    """Return the configuration of a run and its folder of shards. Raises DataError without a checkpoint."""
+@dataclass(frozen=True, kw_only=True)
+class EarlierRun:
+    """What the last checkpoint of a pre-training run says of it."""
+
+    path: Path
+    config: PretrainConfig
+    data: str
+    """Folder of its shards."""
+    processes: int
+    """Number of processes that wrote the checkpoint."""
+
+    def config_for(self, processes: int) -> PretrainConfig:
+        """Return the configuration with which so many `processes` go on with the same tracks in every step.
+
+        Batch norm goes on to see the batches of all processes, or of one, as it did.
+        Raises ConfigError if the batch of all processes cannot be shared by so many.
+        """
+        config = self.config
+        if processes == self.processes:
+            return config
+        whole = self.processes == 1 or config.synchronizes_batchnorm
+        return replace(
+            config,
+            batch_size=share_of_batch(self.path, self.processes, config.batch_size, processes),
+            sync_batchnorm=whole if config.sync_batchnorm is None else config.sync_batchnorm,
+        )
+
+
+def load_run(run: Path) -> EarlierRun:
+    """Return what the last checkpoint of `run` says of it. Raises DataError without a checkpoint."""
     saved = checkpoint.load(Checkpoints(run).newest_whole(), "pretraining")
-    return settings.load_pretrain(saved["config"]), saved["data"]
+    config = settings.load_pretrain(saved["config"])
+    return EarlierRun(path=run, config=config, data=saved["data"], processes=len(saved["ranks"]))
 
 
 def is_abandoned(run: Path) -> bool:

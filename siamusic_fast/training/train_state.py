@@ -106,12 +106,16 @@ class TrainState(Generic[F]):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        device, own = self.folder.world.device, saved["ranks"][self.folder.world.rank]
+        device, world, ranks = self.folder.world.device, self.folder.world, saved["ranks"]
+        own = ranks[world.rank % len(ranks)]
         for name, network in self.model.named_children():
             network.load_state_dict(saved[name])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.loader.load_state_dict(own["loader"])
-        self.losses = list(own["losses"].to(device))
+        losses = own["losses"]
+        if len(ranks) != world.world_size:  # only their means over all processes count
+            losses = torch.stack([one["losses"] for one in ranks]).mean(dim=0)
+        self.losses = list(losses.to(device))
         self.figures = type(self.figures)(**saved["figures"])
         self.epoch, self.step, self.saved_step = saved["epoch"], saved["step"], saved["step"]
         self.extended_at = tuple(saved["extended_at"])

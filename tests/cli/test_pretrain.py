@@ -219,7 +219,7 @@ def test_auto_goes_on_with_what_was_stopped_and_starts_otherwise(
 def test_a_run_whose_last_checkpoint_is_lost_is_still_a_run_to_go_on_with(
     calls: Calls, shard_set: ShardSet, tmp_path: Path, newest_is_there: bool
 ) -> None:
-    content = {"epoch": 1, "data": str(shard_set.folder)}
+    content = {"epoch": 1, "data": str(shard_set.folder), "ranks": [{}]}
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)
     old = PretrainConfig(lr=0.125)
@@ -237,6 +237,24 @@ def test_a_run_whose_last_checkpoint_is_lost_is_still_a_run_to_go_on_with(
     state = "is damaged" if newest_is_there else "does not exist"
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     assert f"error: runs/first/checkpoint.pt {state}" in refused.stderr
+
+
+def test_a_run_goes_on_in_other_processes_with_as_many_pairs_together(
+    calls: Calls, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run, old = tmp_path / "run", PretrainConfig(batch_size=4)
+    run.mkdir()
+    content = {"epoch": 1, "data": str(shard_set.folder), "config": dump(old)}
+    checkpoint.save(run / "checkpoint.pt", "pretraining", {**content, "ranks": 4 * [{}]})
+    result = call(shard_set, "--resume", "run", "--procs", 1)
+    assert result.exit_code == 0, result.output
+    assert calls.config == dataclasses.replace(old, batch_size=16, sync_batchnorm=True)
+    assert call(shard_set, "--resume", "auto", "--out", "run", "--batch-size", 5).exit_code == 0
+    assert calls.config.batch_size == 5  # which `pretrain` compares with the run
+    refused = call(shard_set, "--resume", "run", "--procs", 3)
+    assert refused.exit_code == 1
+    assert "batches of 4 x 4 = 16, which 3 processes cannot share" in refused.stderr
+    assert "--procs 2 on the CPU" in refused.stderr
 
 
 class Stopping:

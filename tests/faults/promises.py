@@ -450,6 +450,17 @@ PROMISES = (
         seconds=0.1,
     ),
     Promise(
+        name="other number of processes",
+        topic="training",
+        words="A run that was stopped goes on in more or fewer processes with the same tracks, crops and "
+        "augmentations in every step, and with batch norm over all of them to the same weights but for "
+        "rounding.",
+        test="tests/training/test_other_processes.py::"
+        "test_in_other_processes_every_step_has_the_same_tracks_and_with_one_batch_norm_the_same_weights",
+        said=("docs/training.md: A run may go on in more or fewer processes",),
+        seconds=15,
+    ),
+    Promise(
         name="stopped within a step",
         topic="training",
         words="A run that is told to stop at any of its steps saves within that step.",
@@ -641,6 +652,43 @@ PROMISES = (
         "test_two_nodes_of_torchrun_start_again_together_when_one_loses_its_process",
         said=("docs/training.md: and all nodes start",),
         seconds=20,
+    ),
+    Promise(
+        name="two hosts",
+        topic="training",
+        words="Two hosts with two processes each learn what four processes of one machine learn, to the same "
+        "bits.",
+        test=f"{_HERE}/test_hosts.py::test_two_hosts_learn_what_as_many_processes_of_one_machine_learn",
+        said=("docs/scaling.md: to the weights of four processes on one machine",),
+        seconds=60,
+    ),
+    Promise(
+        name="network cut",
+        topic="training",
+        words="A network that is cut ends the processes of both hosts with an error, within the time that "
+        "--timeout allows, and leaves none.",
+        test=f"{_HERE}/test_hosts.py::"
+        "test_a_cut_cable_ends_the_processes_of_both_hosts_with_an_error_within_the_timeout",
+        said=("docs/training.md: waits for another in vain for `--timeout`",),
+        seconds=90,
+    ),
+    Promise(
+        name="network mended",
+        topic="training",
+        words="With torchrun's --max-restarts, all start again when the network is back, and go on from the "
+        "checkpoint to the same bits.",
+        test=f"{_HERE}/test_hosts.py::"
+        "test_when_a_cut_cable_is_mended_all_go_on_from_the_checkpoint_to_the_same_weights",
+        said=("docs/scaling.md: when the network is back",),
+        seconds=120,
+    ),
+    Promise(
+        name="process hangs",
+        topic="training",
+        words="A process that hangs ends the job when --timeout is over, and the others say so.",
+        test="tests/processes/test_launch.py::test_a_process_that_hangs_ends_the_job_when_the_timeout_is_over",
+        said=("docs/training.md: waits for another in vain for `--timeout`",),
+        seconds=15,
     ),
     Promise(
         name="two trainings in one folder",

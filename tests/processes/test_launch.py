@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -162,6 +163,25 @@ def test_a_killed_process_ends_the_job_with_its_rank_and_signal() -> None:
 
 def test_a_job_that_may_restart_starts_all_processes_again() -> None:
     assert launch(die_at_first, gpus=0, procs=2, max_restarts=1) == 1
+
+
+def hang_at_first(*, world: World) -> int:
+    """Let the first process wait for the second, which hangs, until the job was started again."""
+    if world.rank == 1 and world.restarts == 0:
+        time.sleep(300)
+    world.wait_for_all()
+    return world.restarts
+
+
+def test_a_process_that_hangs_ends_the_job_when_the_timeout_is_over() -> None:
+    words = r"^rank \d on \S+ waited 8 s for another process in vain: it hangs\. .* \(--timeout 16\)\.$"
+    with pytest.raises(SiamusicError, match=words):
+        launch(hang_at_first, gpus=0, procs=2, timeout=8)
+
+
+@pytest.mark.slow
+def test_a_job_that_may_restart_does_so_after_a_process_hung() -> None:
+    assert launch(hang_at_first, gpus=0, procs=2, timeout=20, max_restarts=1) == 1
 
 
 @pytest.mark.slow

@@ -445,6 +445,26 @@ def test_three_processes_of_a_fine_tuning_that_was_stopped_end_with_the_same_bit
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
 
 
+def test_a_fine_tuning_goes_on_in_other_processes_that_have_the_same_batch_together(
+    tiny_run: Callable[..., FinetuneResult], tmp_path: Path
+) -> None:
+    whole = tiny_run("whole")
+    with pytest.raises(Stopped):
+        tiny_run("out", progress=Stopping(2))
+    path = tmp_path / "out" / "finetune-checkpoint.pt"
+    saved = checkpoint.load(path, "finetuning")
+    of_two = {**saved, "ranks": 2 * saved["ranks"], "config": {**saved["config"], "batch_size": 3}}
+    checkpoint.save(path, "finetuning", of_two)
+    other = config(epochs=3, batch_size=4, aug="mask", lr=0.01, encoder_lr=0.001, crops_per_track=1)
+    with pytest.raises(ConfigError, match=r"of 2 x 3 = 6, not 1 x 4: use batch_size = 6 .* --batch-size 6\)"):
+        tiny_run("out", config=other, resume=True)
+    with pytest.warns(UserWarning, match=r"of 1 x 6 instead of 2 x 3: .* Batch norm sees 6 .* instead of 3"):
+        result = tiny_run("out", resume=True)
+    assert result.accuracy == whole.accuracy
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+
+
 def test_only_an_unfinished_fine_tuning_with_the_same_settings_is_resumed(
     tiny_run: Callable[..., FinetuneResult], shard_set: ShardSet, tmp_path: Path
 ) -> None:

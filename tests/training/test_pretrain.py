@@ -33,7 +33,7 @@ from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.training import pretrain as module
 from siamusic_fast.training.compiling import compiled
 from siamusic_fast.training.pretrain import PretrainResult, pretrain
-from siamusic_fast.training.run_folder import is_abandoned, load_run, newest_unfinished
+from siamusic_fast.training.run_folder import EarlierRun, is_abandoned, load_run, newest_unfinished
 from siamusic_fast.training.run_log import healthy_collapse, read_log
 from tests.training.networks import TinyEncoder
 
@@ -98,7 +98,7 @@ def test_a_run_keeps_what_it_was_and_what_it_learnt(run: Path, shard_set: ShardS
     steps_per_epoch = shard_set.tracks(["training"]) // 6
     saved = checkpoint.load(run / "checkpoint.pt", "pretraining")
     assert (saved["epoch"], saved["step"]) == (2, 2 * steps_per_epoch)
-    assert load_run(run) == (CONFIG, str(shard_set.folder))
+    assert load_run(run) == EarlierRun(path=run, config=CONFIG, data=str(shard_set.folder), processes=1)
     written = json.loads((run / "config.json").read_text())
     assert (written["backbone"], written["mel"]["seconds"]) == ("resnet18", 0.5)
     # The encoder's names are torchvision's: all of its layers but the first and the last take the weights.
@@ -275,7 +275,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_to_t
         file.seek(100_000)
         file.write(bytes(64))
     damaged = newest.read_bytes()
-    assert load_run(run) == (often, str(shard_set.folder))
+    assert load_run(run).config == often
     assert newest_unfinished(tmp_path / "runs") == run
     told = f"{newest} is damaged: checkpoint-previous.pt, of step 2, takes its place and the run goes on"
     with pytest.warns(UserWarning, match=told) as warned, pytest.raises(MemoryError):
@@ -760,7 +760,7 @@ def test_a_run_with_a_cosine_is_extended_by_a_new_one_and_goes_on_exactly(
     assert rates == pytest.approx({2: 0.853553, 4: 0.146447, 6: 0.853553, 8: 0.146447}, rel=1e-5)
     with pytest.warns(UserWarning, match=told), pytest.raises(MemoryError):
         pretrain(longer, shard_set, tmp_path / "stopped", resume=True, progress=Watching(2, crash))
-    assert load_run(tmp_path / "stopped") == (longer, str(shard_set.folder))
+    assert load_run(tmp_path / "stopped").config == longer
     pretrain(longer, shard_set, tmp_path / "stopped", resume=True)
     assert_same_weights(whole.run, tmp_path / "stopped")
 
@@ -774,7 +774,7 @@ def test_a_batch_larger_than_the_set_shrinks_with_a_warning_and_is_recorded(
     with pytest.warns(UserWarning, match=f"batch_size = 1000 is more than the {tracks} tracks") as warned:
         result = pretrain(config, shard_set.folder, tmp_path / "run")
     assert (result.steps, len(warned)) == (2, 1)
-    assert load_run(result.run)[0] == dataclasses.replace(config, batch_size=tracks)
+    assert load_run(result.run).config == dataclasses.replace(config, batch_size=tracks)
     assert json.loads((result.run / "config.json").read_text())["batch_size"] == tracks
     with pytest.raises(
         ConfigError, match=f"each of {tracks} processes gets a batch of 1 from these {tracks} tracks"
