@@ -112,7 +112,7 @@ def fingerprint(
         digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
 
     for track, size, stamp in zip(found.tracks, found.sizes, found.stamps, strict=True):
-        add(track.key, track.path, track.split, track.genre, track.group, size, stamp, *track.tags)
+        add(track.id, track.path, track.split, track.genre, track.group, size, stamp, *track.tags)
     for reject in found.rejects:
         add(reject.path, reject.reason, reject.detail)
     add(*corpus.classes)
