@@ -33,6 +33,16 @@ class OpenedSet:
     """Seconds from the manifest to the first batch."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What the shards of a corpus take."""
+
+    clips: int
+    hours: float
+    per_1000_hours: float
+    """GB of tars that 1,000 hours of such audio would take."""
+
+
 def open_set(folder: str, small: str) -> OpenedSet:
     """Open the set in the folder `small`, and then the one in `folder`."""
     with open_loader(Path(small)) as loader:
@@ -72,18 +82,20 @@ def seconds_per_file(folder: Path, files: int, *, same_size: bool) -> float:
     return _timed(lambda: scan(corpus, open_store(folder))) / files
 
 
-def hash_rate(folder: Path, megabytes: int = 256) -> float:
+def hash_rate(folder: Path, megabytes: int = 64) -> float:
     """Return the MB/s at which this process computes the SHA-256 of a file that is in memory."""
     path = folder / "hashed"
     path.write_bytes(bytes(megabytes * 10**6))
     return megabytes / _timed(lambda: file_sha256(path))
 
 
-def gigabytes_per_1000_hours(corpus: Corpus, folder: Path, codec: str) -> float:
-    """Pack `corpus` into the new `folder`, and return the GB of tars that 1,000 hours of it would take."""
+def store(corpus: Corpus, folder: Path, codec: str) -> Stored:
+    """Pack `corpus` into the new `folder`."""
     made = pack(corpus, folder, PackConfig(codec=codec))
-    seconds = sum(track.seconds for track in read_tracks(folder))
-    return sum(shard.bytes for shard in made.shards(list(made.splits))) / 1e9 / seconds * 3.6e6
+    seconds = [track.seconds for track in read_tracks(folder)]
+    gigabytes = sum(shard.bytes for shard in made.shards(list(made.splits))) / 1e9
+    hours = sum(seconds) / 3600
+    return Stored(clips=len(seconds), hours=hours, per_1000_hours=1000 * gigabytes / hours)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -44,12 +44,10 @@ class Planned:
 class Packed:
     """What packing takes in one process beside the audio."""
 
-    planning: float
-    """Seconds until the first shard is handed to a worker."""
     tables: float
     """Seconds from the end of the last shard until the shard set is there: tables and manifest."""
-    memory: float
-    """Peak of the process in MiB."""
+    tables_cpu: float
+    """Seconds of the processor for that."""
     table_bytes: int
     """Size of tracks.csv."""
     manifest_bytes: int
@@ -75,13 +73,11 @@ def pack_without_audio(tracks: int) -> Packed:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "shards"
         worker = _Linking(Path(scratch))
-        started = time.perf_counter()
         made = _pack(corpus, folder, worker)
-        ended = time.perf_counter()
+        seconds, cpu = time.perf_counter(), time.process_time()
         return Packed(
-            planning=worker.began - started,
-            tables=ended - worker.ended,
-            memory=mebibytes("VmHWM"),
+            tables=seconds - worker.ended,
+            tables_cpu=cpu - worker.ended_cpu,
             table_bytes=(folder / TRACKS).stat().st_size,
             manifest_bytes=(folder / MANIFEST).stat().st_size,
             shards=len(made.shards(list(made.splits))),
@@ -135,7 +131,7 @@ class _Refusing(Executor):
 
 
 class _Linking(Executor):
-    """Takes a shard for packed by linking a tar, and notes when it began and ended."""
+    """Takes a shard for packed by linking a tar, and notes when the last one was."""
 
     def __init__(self, scratch: Path) -> None:
         rate = PackConfig.sample_rate
@@ -148,17 +144,16 @@ class _Linking(Executor):
         segments = (dataclasses.replace(self._segment, key=f"{n:06d}") for n in range(count))
         self._scratch = scratch
         self._shard = write_shard(scratch, "shard", segments, encoding=self._encoding, labelled=True)
-        self.began = self.ended = 0.0
+        self.ended = self.ended_cpu = 0.0
 
     def submit(self, run: Callable[..., Any], /, *arguments: Any, **_: Any) -> "Future[Any]":
-        self.began = self.began or time.perf_counter()
         _, job, counters = arguments
         write_result(
             job.folder, job.plan.stem, ShardResult(shard=self._link(job), tracks=self._rows(job), rejects=())
         )
         done: Future[Any] = Future()
         done.set_result([len(job.plan.tracks), *[0] * (counters - 1)])
-        self.ended = time.perf_counter()
+        self.ended, self.ended_cpu = time.perf_counter(), time.process_time()
         return done
 
     def _link(self, job: ShardToPack) -> Shard:
