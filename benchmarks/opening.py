@@ -2,10 +2,8 @@
 
 import dataclasses
 import itertools
-import json
 import os
-import subprocess
-import sys
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.process import call_in_process, forget_peak, mebibytes
 from siamusic_fast.audio.corpus import Track
 from siamusic_fast.bench.timing import take
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.shards.codec import Encoding
-from siamusic_fast.shards.manifest import Shard, ShardSet, read_manifest, write_manifest
+from siamusic_fast.shards.manifest import TRACKS, Shard, ShardSet, read_manifest, write_manifest
 from siamusic_fast.shards.tables import write_rejects, write_tracks
 from siamusic_fast.shards.write_shard import Segment, table_row, write_shard
 
-_ROOT = Path(__file__).parents[1]
 _RATE = 22_050
 _SECONDS = 0.1
 """Length of each track: short, since opening reads no audio."""
@@ -33,13 +31,8 @@ _MIN_BATCHES, _MIN_PAIRS = 12, 2_048
 _SMALL = 512
 """Tracks that are opened first."""
 
-_PROGRAM = """
-import dataclasses, json, sys
-from benchmarks.opening import open_and_run
-
-print(json.dumps(dataclasses.asdict(open_and_run(**json.loads(sys.argv[1])))))
-"""
-"""Opens a loader in a process of its own, whose memory then is that of the loader."""
+_LINKS = 50_000
+"""Names that one file gets: file systems allow 65,000 and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +66,13 @@ def opening_seconds(folder: Path, tracks: int, windows: int) -> tuple[float, ...
 def _open_seconds(folder: Path) -> float:
     """Return how long reading the manifest in `folder` and making a loader takes."""
     started = time.perf_counter()
-    with _opened(folder):
+    with open_loader(folder):
         return time.perf_counter() - started
 
 
 def open_in_process(folder: Path, **options: Any) -> Opened:
     """Return what `open_and_run` does, of a process of its own; raise `RuntimeError` if that fails."""
-    command = [sys.executable, "-c", _PROGRAM, json.dumps({"folder": str(folder.resolve()), **options})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
-    if done.returncode:
-        raise RuntimeError(f"The process that opened {folder} failed:\n{done.stderr}")
-    return Opened(**json.loads(done.stdout))
+    return call_in_process(open_and_run, folder=str(folder.resolve()), **options)
 
 
 def open_and_run(
@@ -97,44 +86,50 @@ def open_and_run(
     with tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch) / "shards"
         repeated_shards(small, _SMALL, seconds=2 * _SECONDS)
-        with _opened(small, aug=aug, device=device) as loader:
+        with open_loader(small, aug=aug, device=device) as loader:
             take(iter(loader), 1)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak
-    peak, own = _mebibytes("VmHWM"), _mebibytes("RssAnon")
+    forget_peak()
+    peak, own = mebibytes("VmHWM"), mebibytes("RssAnon")
     started = time.perf_counter()
-    with _opened(Path(folder), aug=aug, device=device, **options) as loader:
+    with open_loader(Path(folder), aug=aug, device=device, **options) as loader:
         start_up = time.perf_counter() - started
-        opening = _mebibytes("VmHWM") - peak
+        opening = mebibytes("VmHWM") - peak
         made = itertools.chain.from_iterable(itertools.repeat(loader))
         take(made, 1)
         first_batch = time.perf_counter() - started
         take(made, max(_MIN_BATCHES, -(-_MIN_PAIRS // loader.batch_size)) - 1)
-        settled = _mebibytes("RssAnon")
+        settled = mebibytes("RssAnon")
         take(made, batches)
         return Opened(
             start_up=start_up,
             first_batch=first_batch,
             opening=max(1.0, opening),
             running=max(1.0, settled - own),
-            grown=max(1.0, _mebibytes("RssAnon") - settled),
+            grown=max(1.0, mebibytes("RssAnon") - settled),
         )
 
 
-def _opened(folder: Path, *, aug: str = "image", seconds: float = _SECONDS, **options: Any) -> TwoViewLoader:
+def open_loader(
+    folder: Path, *, aug: str = "image", seconds: float = _SECONDS, **options: Any
+) -> TwoViewLoader:
+    """Return a loader over the shard set in `folder`; `options` are those of `TwoViewLoader`."""
     frontend = Frontend(mel=MelConfig(seconds=seconds), mean=0.0, std=1.0)
     return TwoViewLoader(read_manifest(folder), aug=aug, frontend=frontend, **options)
 
 
-def _mebibytes(key: str) -> float:
-    """Return what the kernel says of this process's memory."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8").split()
-    return int(status[status.index(f"{key}:") + 1]) / 1024
-
-
 def repeated_shards(
-    folder: Path, tracks: int, tracks_per_shard: int = 512, *, seconds: float = _SECONDS
+    folder: Path,
+    tracks: int,
+    tracks_per_shard: int = 512,
+    *,
+    seconds: float = _SECONDS,
+    row_bytes: int | None = None,
 ) -> ShardSet:
-    """Make full shards of at least `tracks` tracks in the new folder `folder`: one file under many names."""
+    """Make full shards of at least `tracks` tracks in the new folder `folder`: one file under many names.
+
+    With `row_bytes`, tracks.csv has so many zeros for each track instead of rows: a loader without labels
+    computes its SHA-256 and reads no row.
+    """
     folder.mkdir()
     pcm = np.random.default_rng(0).integers(-1000, 1000, round(seconds * _RATE)).astype(np.int16)
     encoding = Encoding(sample_rate=_RATE)
@@ -146,8 +141,12 @@ def repeated_shards(
     first = write_shard(folder, "training-000000", segments, encoding=encoding, labelled=True)
     count = -(-tracks // tracks_per_shard)
     shards = [first, *(_link(folder, first, number) for number in range(1, count))]
-    rows = [table_row(segment, "training-000000", _RATE, clipped=0) for segment in segments]
-    write_tracks(folder, (dataclasses.replace(row, shard=shard.file) for shard in shards for row in rows))
+    if row_bytes is None:
+        rows = [table_row(segment, "training-000000", _RATE, clipped=0) for segment in segments]
+        write_tracks(folder, (dataclasses.replace(row, shard=shard.file) for shard in shards for row in rows))
+    else:
+        (folder / TRACKS).touch()
+        os.truncate(folder / TRACKS, row_bytes * count * tracks_per_shard)
     write_rejects(folder, [])
     write_manifest(
         ShardSet(
@@ -168,6 +167,8 @@ def repeated_shards(
 
 def _link(folder: Path, shard: Shard, number: int) -> Shard:
     copy = dataclasses.replace(shard, file=f"training-{number:06d}.tar", index=f"training-{number:06d}.idx")
-    os.link(folder / shard.file, folder / copy.file)
-    os.link(folder / shard.index, folder / copy.index)
+    before, again = divmod(number, _LINKS)
+    make = os.link if again else shutil.copyfile
+    for old, new in ((shard.file, copy.file), (shard.index, copy.index)):
+        make(folder / old.replace("000000", f"{before * _LINKS if again else 0:06d}"), folder / new)
     return copy

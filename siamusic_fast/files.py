@@ -16,8 +16,8 @@ MANIFEST_LIMIT = 2**28
 """Most bytes in manifest.json: 256 MiB, for half a million shards."""
 LIST_LIMIT = 2**30
 """Most bytes in a file that is read as a whole, such as an index or a file of labels: 1 GiB."""
-TABLE_LIMIT = 2**34
-"""Most bytes in a table that is read row by row, such as tracks.csv: 16 GiB."""
+TABLE_LIMIT = 2**36
+"""Most bytes in a table that is read row by row, such as tracks.csv: 64 GiB, for 200 million tracks."""
 WEIGHTS_LIMIT = 2**36
 """Most bytes in a checkpoint or another file of weights: 64 GiB."""
 

@@ -2,16 +2,20 @@
 
 import hashlib
 import io
+import itertools
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+from numpy.typing import NDArray
 
 from siamusic_fast.audio.corpus import Corpus, Track
 from siamusic_fast.audio.rejects import Reject, reject_duplicate
-from siamusic_fast.audio.store import FileStatus, Store, leads_outside
+from siamusic_fast.audio.store import Store, leads_outside
 from siamusic_fast.progress import SILENT, Progress
-
-Found = tuple[Track, FileStatus]
 
 _SAMPLE_BYTES = 4096
 """Bytes in the middle of a file that are compared before all of it is: clips often have the same size."""
@@ -23,9 +27,9 @@ class ScanResult:
 
     tracks: list[Track]
     """The tracks whose files are there and not empty, in the order of their paths."""
-    sizes: list[int]
+    sizes: "array[int]"
     """Sizes in bytes of the files of `tracks`."""
-    stamps: list[int]
+    stamps: "array[int]"
     """`FileStatus.stamp` of the files of `tracks`."""
     rejects: list[Reject]
     """The other files: missing, outside, empty or duplicate."""
@@ -37,60 +41,78 @@ def scan(corpus: Corpus, store: Store, progress: Progress = SILENT) -> ScanResul
     Of files with the same bytes one is kept: one with a class rather than one without, then the one with the
     first path.
     """
-    found: list[Found] = []
+    tracks: list[Track] = []
+    sizes, stamps, checksums = array("q"), array("q"), array("Q")
     rejects: list[Reject] = []
-    for track in sorted(corpus.tracks, key=lambda track: track.path):
+    for track in sorted(corpus.tracks, key=attrgetter("path")):
         status = None if leads_outside(track.path) else store.status(track.path)
         if status and status.size:
-            found.append((track, status))
+            tracks.append(track)
+            sizes.append(status.size)
+            stamps.append(status.stamp)
+            checksums.append(status.crc32 or 0)
         elif status:
             rejects.append(Reject(track.path, "empty", "0 bytes"))
         elif store.is_outside(track.path):
             rejects.append(Reject(track.path, "outside", "a link that leads out of the folder of audio"))
         else:
             rejects.append(Reject(track.path, "missing", "no such file, or no regular one"))
-    duplicates = _duplicates(found, store, progress)
-    rejects += [
-        reject_duplicate(one.path, one.genre, kept.path, kept.genre) for one, kept in duplicates.values()
-    ]
-    found = [(track, status) for track, status in found if track.path not in duplicates]
+    kept = _duplicates(tracks, sizes, checksums, store, progress)
+    if not kept:
+        return ScanResult(tracks=tracks, sizes=sizes, stamps=stamps, rejects=rejects)
+    for one, other in kept.items():
+        copy, original = tracks[one], tracks[other]
+        rejects.append(reject_duplicate(copy.path, copy.genre, original.path, original.genre))
+    left = [place for place in range(len(tracks)) if place not in kept]
     return ScanResult(
-        tracks=[track for track, _ in found],
-        sizes=[status.size for _, status in found],
-        stamps=[status.stamp for _, status in found],
+        tracks=[tracks[place] for place in left],
+        sizes=array("q", map(sizes.__getitem__, left)),
+        stamps=array("q", map(stamps.__getitem__, left)),
         rejects=rejects,
     )
 
 
-def _duplicates(found: Iterable[Found], store: Store, progress: Progress) -> dict[str, tuple[Track, Track]]:
-    """Return the tracks that are copies, by path, each with the track that is kept."""
-    by_size = _alike(found, lambda one: one[1].size)
-    duplicates: dict[str, tuple[Track, Track]] = {}
-    with progress.task("Comparing", sum(map(len, by_size)), "files of equal size") as task:
+def _duplicates(
+    tracks: Sequence[Track],
+    sizes: "array[int]",
+    checksums: "array[int]",
+    store: Store,
+    progress: Progress,
+) -> dict[int, int]:
+    """Return the places of the tracks that are copies, each with the place of the track that is kept."""
+    by_size, counts = _of_equal_size(np.asarray(sizes))
+    duplicates: dict[int, int] = {}
+    with progress.task("Comparing", len(by_size), "files of equal size") as task:
 
-        def sample(one: Found) -> bytes | int | None:
+        def sample(place: int) -> bytes | int | None:
             """Return what tells most files apart: a part of the file or, in a zip, its checksum."""
             task.advance()
-            track, status = one
-            return status.crc32 or _digest(store, track.path, status.size // 2, _SAMPLE_BYTES)
+            return checksums[place] or _digest(store, tracks[place].path, sizes[place] // 2, _SAMPLE_BYTES)
 
-        for group in by_size:
-            for similar in _alike(group, sample):
-                for same in _alike(similar, lambda one: _digest(store, one[0].path)):
-                    kept, *others = sorted(
-                        (track for track, _ in same), key=lambda t: (t.genre == "", t.path)
-                    )
-                    duplicates.update((track.path, (track, kept)) for track in others)
+        places = iter(by_size)
+        for count in counts:
+            for similar in _alike(map(int, itertools.islice(places, count)), sample):
+                for same in _alike(similar, lambda place: _digest(store, tracks[place].path)):
+                    best, *others = sorted(same, key=lambda place: (tracks[place].genre == "", place))
+                    duplicates.update(dict.fromkeys(others, best))
     return duplicates
 
 
-def _alike(found: Iterable[Found], key: Callable[[Found], object]) -> list[list[Found]]:
-    """Return the groups of files with the same `key`, if they have more than one. None is no key."""
-    groups: dict[object, list[Found]] = defaultdict(list)
-    for one in found:
-        if (value := key(one)) is not None:
-            groups[value].append(one)
-    return [group for group in groups.values() if len(group) > 1]
+def _of_equal_size(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of the files that share their size, by size, and how many files have each size."""
+    order = np.argsort(sizes, kind="stable")
+    first = np.flatnonzero(np.diff(sizes[order], prepend=0))  # of each size; no file has 0 bytes
+    counts = np.diff(first, append=len(sizes))
+    return order[np.repeat(counts > 1, counts)], counts[counts > 1]
+
+
+def _alike(places: Iterable[int], key: Callable[[int], object]) -> Iterator[list[int]]:
+    """Yield the places of files with the same `key`, if they are more than one. None is no key."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for place in places:
+        if (value := key(place)) is not None:
+            groups[value].append(place)
+    return (group for group in groups.values() if len(group) > 1)
 
 
 def _digest(store: Store, path: str, start: int = 0, length: int | None = None) -> bytes | None:

@@ -39,7 +39,8 @@ class FileStatus(NamedTuple):
     size: int
     """Size in bytes."""
     stamp: int
-    """Number that changes with the content: when the file was modified, or its CRC-32 in a zip."""
+    """Number that changes with the content, below 2**63: when the file was modified, or its CRC-32 in a
+    zip."""
     crc32: int | None = None
     """CRC-32 of the content, where it is known: in a zip."""
 
@@ -148,6 +149,8 @@ def path_bytes(path: str) -> bytes:
 
 def leads_outside(path: str) -> bool:
     """Return whether `path` cannot be the name of a file below some root."""
+    if path[:1] not in "./" and "/." not in path and "\0" not in path:
+        return False  # fast, since there may be millions
     parts = path.split("/")
     return path.startswith("/") or ".." in parts or "\0" in path or {"", "."}.issuperset(parts)
 
@@ -162,7 +165,7 @@ class _FolderStore(Store):
         with suppress(OSError):
             status = self._stat(path)
             if stat.S_ISREG(status.st_mode):
-                return FileStatus(status.st_size, status.st_mtime_ns)
+                return FileStatus(status.st_size, status.st_mtime_ns % 2**63)
         return None
 
     def is_outside(self, path: str) -> bool:

@@ -102,9 +102,13 @@ def open_tracks(
     """
     labels = labels or target is not None
     shards = shard_set.shards(splits, labelled_only=target == "class")
-    indices = [read_index(shard_set, shard) for shard in shards]
     counts = [shard.tracks for shard in shards]
-    size = np.concatenate([index.audio_size for index in indices])
+    offset, size, cls_offset = (np.empty(sum(counts), np.int64) for _ in range(3))
+    first = 0
+    for shard in shards:  # one index at a time: of ten million tracks, all of them take gigabytes
+        index, here = read_index(shard_set, shard), slice(first, first + shard.tracks)
+        offset[here], size[here], cls_offset[here] = index.audio_offset, index.audio_size, index.cls_offset
+        first += shard.tracks
     table = None
     if labels or shard_set.codec != "wav":
         table = read_track_table(shard_set, shards)
@@ -115,9 +119,9 @@ def open_tracks(
         shards=shards,
         shard=np.repeat(np.arange(len(shards)), counts),
         index_in_shard=np.concatenate([np.arange(count) for count in counts]),
-        offset=np.concatenate([index.audio_offset for index in indices]),
+        offset=offset,
         size=size,
-        cls_offset=np.concatenate([index.cls_offset for index in indices]),
+        cls_offset=cls_offset,
         samples=table.samples if table and shard_set.codec != "wav" else (size - WAV_HEADER) // 2,
         labels=table.labels if table and labels else None,
         tags=table.tags if table and labels else None,

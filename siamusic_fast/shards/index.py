@@ -52,7 +52,7 @@ def read_index(shard_set: ShardSet, shard: Shard) -> ShardIndex:
         words = _read_words(shard_set, shard)
         offsets, sizes = _offsets_and_sizes(words, shard_set, shard)
     with naming_damage(shard_set.path(shard.file)):
-        _check_tar(shard_set, shard, [_name(word) for word in words[5::4]], offsets, sizes)
+        _check_tar(shard_set, shard, words[5::4], offsets, sizes)
     return ShardIndex(audio_offset=offsets[:, 0], audio_size=sizes[:, 0], cls_offset=offsets[:, 1])
 
 
@@ -102,7 +102,11 @@ def _offsets_and_sizes(
 
 
 def _check_tar(
-    shard_set: ShardSet, shard: Shard, names: list[str], offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    shard_set: ShardSet,
+    shard: Shard,
+    names: list[bytes],
+    offsets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
 ) -> None:
     """Raise `ValueError` unless audio and label of the first and the last track are where the index says."""
     with open_regular(shard_set.path(shard.file)) as file:
@@ -111,7 +115,8 @@ def _check_tar(
             raise ValueError(f"it has {size} bytes, the manifest says {shard.bytes}")
         for row in {0, shard.tracks - 1}:
             for column in (0, 1):
-                expected = Member(names[3 * row + column], int(offsets[row, column]), int(sizes[row, column]))
+                name = _name(names[3 * row + column])
+                expected = Member(name, int(offsets[row, column]), int(sizes[row, column]))
                 head = os.pread(file.fileno(), TAR_BLOCK + WAV_HEADER, expected.offset - TAR_BLOCK)
                 _check_member(head, expected, shard_set.sample_rate)
 

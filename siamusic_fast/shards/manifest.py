@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import re
 import stat
@@ -246,10 +247,14 @@ def naming_damage(path: Path) -> Iterator[None]:
 
 def _parsed_fields(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the fields of the dataclass `kind` from JSON; all have to be there, except the folder."""
-    kinds = {
-        field: kind for field, kind in get_type_hints(kind, include_extras=True).items() if field != "folder"
-    }
-    return values | {field: _parsed(kind, values[field], f"{name}{field}") for field, kind in kinds.items()}
+    return values | {field: _parsed(of, values[field], f"{name}{field}") for field, of in _kinds(kind)}
+
+
+@functools.cache
+def _kinds(kind: type) -> list[tuple[str, Any]]:
+    """Return name and type of each field of the dataclass `kind`, except the folder."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [(field, of) for field, of in hints.items() if field != "folder"]
 
 
 def _parsed(kind: Any, value: Any, name: str) -> Any:

@@ -108,14 +108,15 @@ def fingerprint(
     """
     digest = hashlib.sha256()
 
-    def add(*values: object) -> None:
-        digest.update("\0".join(map(str, values)).encode("utf-8", "surrogateescape") + b"\0\0")
+    def add(text: str) -> None:
+        digest.update(f"{text}\0\0".encode("utf-8", "surrogateescape"))
 
     for track, size, stamp in zip(found.tracks, found.sizes, found.stamps, strict=True):
-        add(track.key, track.path, track.split, track.genre, track.group, size, stamp, *track.tags)
+        labels = "\0".join((track.split, track.genre, track.group, *track.tags))
+        add(f"{track.id}\0{track.path}\0{size}\0{stamp}\0{labels}")
     for reject in found.rejects:
-        add(reject.path, reject.reason, reject.detail)
-    add(*corpus.classes)
+        add(f"{reject.path}\0{reject.reason}\0{reject.detail}")
+    add("\0".join(corpus.classes))
     source = {"source": corpus.name, "software": software(), "shards": shards, "inputs": digest.hexdigest()}
     return {**settings, **source}
 

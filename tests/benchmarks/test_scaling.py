@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import opening, scaling
+from benchmarks import opening, process, scaling
 from benchmarks.opening import Opened, open_and_run, open_in_process, repeated_shards
 from benchmarks.result import Result
 from siamusic_fast.bench.report import Measurement
@@ -110,6 +110,6 @@ def test_shards_are_full_and_hold_at_least_the_tracks_asked_for(tmp_path: Path) 
 
 
 def test_why_an_opening_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_PROGRAM", "raise ValueError('no memory left')")
+    monkeypatch.setattr(process, "_PROGRAM", "raise ValueError('no memory left')")
     with pytest.raises(RuntimeError, match="no memory left"):
         open_in_process(tmp_path)
