@@ -15,6 +15,7 @@ from siamusic_fast.config import PretrainConfig
 from siamusic_fast.config.fields import Between, Setting, settings_of
 from siamusic_fast.config.studies import AblateConfig, ReproduceConfig
 from siamusic_fast.errors import DeviceError
+from siamusic_fast.storage.remote import is_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATA = "fma_medium"
@@ -33,6 +34,16 @@ class Choices(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` as it is."""
         return str(value)
+
+
+class FolderOrUrl(click.ParamType[Path | str]):
+    """A path, or the URL of a folder in object storage, which stays text."""
+
+    name = "PATH|URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return the URL as it is, anything else as a path."""
+        return value if is_url(value) or isinstance(value, Path) else Path(value)
 
 
 def together(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:

@@ -50,7 +50,7 @@ def _check_length(shard_set: ShardSet, longest: int, mel: MelConfig) -> None:
         fitting = fitting_seconds(longest, shard_set.sample_rate)
         raise ConfigError(
             f"seconds = {mel.seconds:g} makes crops that are longer than the longest track in "
-            f"{shard_set.folder}, {seconds:.3g} s: use {fitting:g} or less (on the command line "
+            f"{shard_set.place}, {seconds:.3g} s: use {fitting:g} or less (on the command line "
             f"--seconds {fitting:g})."
         )
 

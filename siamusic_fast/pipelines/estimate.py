@@ -88,7 +88,7 @@ def _measured(shard_set: ShardSet, raw: Frontend, normalization: str, progress: 
     variance = float(squares.mean()) - mean**2
     if variance < _MIN_VARIANCE:
         raise DataError(
-            f"{shard_set.folder} holds the same sound everywhere: there is nothing to learn from it."
+            f"{shard_set.place} holds the same sound everywhere: there is nothing to learn from it."
         )
     if normalization == "global":
         return dataclasses.replace(raw, mean=mean, std=math.sqrt(variance))

@@ -131,7 +131,7 @@ def _with_tags(tracks: Tracks, splits: Sequence[str]) -> Tracks:
         places = [tracks.shards.index(shard) for shard in tracks.shard_set.splits[split]]
         if not np.isin(tracks.shard[chosen], places).any():
             raise DataError(
-                f"{tracks.shard_set.folder} has no tracks with tags in split {split!r}: pack the audio again "
+                f"{tracks.shard_set.place} has no tracks with tags in split {split!r}: pack the audio again "
                 f"with tags in it (on the command line --labels FILE.csv --tags; the file may have a column "
                 f"split)."
             )
