@@ -113,6 +113,7 @@ _MAX_FILES = 3
     panel="Data",
 )
 @options.data_dir
+@options.cache
 @options.settings(PackConfig)
 @options.packing_procs
 @options.scheduler
@@ -218,6 +219,7 @@ def shard(
 @click.command()
 @click.argument("shards")
 @options.data_dir
+@options.cache
 @options.as_json
 def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
     """Show what is in SHARDS, a folder, a name found under DATA_DIR/shards, or a URL.
@@ -250,6 +252,7 @@ def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("shards")
 @options.data_dir
+@options.cache
 @options.packing_procs
 @options.scheduler
 @options.quiet

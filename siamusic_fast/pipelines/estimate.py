@@ -79,6 +79,7 @@ def _measured(shard_set: ShardSet, raw: Frontend, normalization: str, progress: 
     )  # of the values of each band, and their squares
     with progress.task("Estimating mean and standard deviation", count, "tracks") as task:
         for number in range(plan.batches):
+            reader.reach(plan, (0, number))
             _, (view,) = read_and_compute(plan.batch((0, number)), reader, engine)
             images = view.double()
             sums += torch.stack([images, images.square()]).sum(dim=(1, 2, 4))

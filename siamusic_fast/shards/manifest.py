@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -17,10 +18,10 @@ from siamusic_fast.audio.corpus import MAX_CLASSES, SPLITS
 from siamusic_fast.config import CODECS, MAX_SEED
 from siamusic_fast.config.fields import Between, OneOf, Positive, check_value
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, file_sha256
+from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, file_sha256, open_regular
 from siamusic_fast.shards.sealed import read_sealed, write_sealed
-from siamusic_fast.storage.cache import ShardCache
-from siamusic_fast.storage.remote import is_url, joined
+from siamusic_fast.storage.cache import Fetching, ShardCache
+from siamusic_fast.storage.remote import RemoteFolder, is_url, joined
 
 MANIFEST_FORMAT = 5
 MANIFEST = "manifest.json"
@@ -145,6 +146,16 @@ class ShardSet:
     def path(self, file: str) -> Path:
         """Return the path of `file`, a file of this set; of a tar only if the set has no `url`."""
         return self.folder / file
+
+    def open_tar(self, shard: Shard, fetching: Fetching | None = None) -> FileIO:
+        """Return the tar of `shard`, opened; one of object storage is fetched first, see `ShardCache.open`.
+
+        Raises `OSError` for a tar in `folder` that cannot be opened.
+        """
+        if self.cache is None:
+            return open_regular(self.path(shard.file))
+        remote = RemoteFolder(self.url)
+        return self.cache.open(remote, shard.file, shard.bytes, shard.sha256, fetching)
 
     def shown(self, file: str) -> str | Path:
         """Return the path or the URL of `file`, for people."""

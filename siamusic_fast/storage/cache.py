@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ DEFAULT_SIZE = "200GB"
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
+_POLL_SECONDS = 0.05
+"""How often a thread looks whether a shard is here that another one, or another process, fetches."""
 _WAITS = (1.0, 5.0, 25.0)
 """Seconds after which a fetch is tried again if nothing answers. Each try has tries of its own."""
 
@@ -53,9 +56,27 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1024**power if binary else _UNITS[unit.upper()]))
 
 
+class FetchStoppedError(Exception):
+    """A fetch was told to stop. Whoever told it expects that."""
+
+
+@dataclass
+class Fetching:
+    """What the fetches of one reader share."""
+
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Ends all of them when it is set."""
+    waited: float = 0.0
+    """Seconds that readers have waited for a shard that was not here."""
+
+    def silent(self) -> "Fetching":
+        """Return the same for fetches that nobody waits for."""
+        return Fetching(stopped=self.stopped)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardCache:
-    """Keeps shards of object storage in `folder`, up to `size` bytes; the least used go.
+    """Keeps shards of object storage in `folder`, up to `size` bytes. The least recently used make room.
 
     A shard has the name of its SHA-256, which is checked before it gets that name. So shard sets never mix,
     and sets with equal shards share them. Tables and indices are kept beside them and do not count.
@@ -70,17 +91,25 @@ class ShardCache:
             enough = -(-needed // 10**9)
             raise ConfigError(
                 f"the cache in {self.folder} has {self.size / 1e9:.3g} GB, and {needed / 1e9:.3g} GB are "
-                f"read at a time {window}: give it more (on the command line --cache-size {enough}GB), or shuffle "
-                f"fewer shards together (--window)."
+                f"read at a time {window}: give it more (on the command line --cache-size {enough}GB), or "
+                f"shuffle fewer shards together (--window)."
             )
 
-    def open(self, remote: RemoteFolder, name: str, size: int, sha256: str) -> FileIO:
+    def path(self, sha256: str) -> Path:
+        """Return the path of the shard with this SHA-256, which may be here or not."""
+        return self.folder / "tars" / f"{sha256}.tar"
+
+    def open(
+        self, remote: RemoteFolder, name: str, size: int, sha256: str, fetching: Fetching | None = None
+    ) -> FileIO:
         """Return the shard `name` of `remote`, opened; it is fetched unless it is here.
 
         It stays readable when it makes room for another. Raises `DataError` if it is not there, not what its
-        `size` in bytes and its `sha256` say, or if there is no room for it.
+        `size` in bytes and its `sha256` say, or if there is no room for it; `FetchStoppedError` if `fetching`
+        is stopped.
         """
-        path = self.folder / "tars" / f"{sha256}.tar"
+        path, fetching = self.path(sha256), fetching or Fetching()
+        started = time.monotonic()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             while True:
@@ -91,7 +120,11 @@ class ShardCache:
                         return file
                     file.close()
                     path.unlink(missing_ok=True)
-                self._fetch(remote, name, path, size, sha256)
+                fetched = self._fetch(remote, name, path, size, sha256, fetching)
+                fetching.waited += time.monotonic() - started
+                started = time.monotonic()
+                if fetched:
+                    return fetched
         except OSError as error:
             raise self.unusable(error) from None
 
@@ -102,16 +135,20 @@ class ShardCache:
             f"or give another folder or a smaller size (on the command line --cache, --cache-size)."
         )
 
-    def _fetch(self, remote: RemoteFolder, name: str, path: Path, size: int, sha256: str) -> None:
-        """Make the file `path`, unless another process or thread does so meanwhile."""
+    def _fetch(
+        self, remote: RemoteFolder, name: str, path: Path, size: int, sha256: str, fetching: Fetching
+    ) -> FileIO | None:
+        """Make and open the file `path`; None if another process or thread has done so meanwhile."""
         part = path.with_suffix(".part")
         with FileIO(part, "r+", opener=lambda file, flags: os.open(file, flags | os.O_CREAT, 0o666)) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _try_to_lock(file):
+                _pause(fetching, _POLL_SECONDS)
             if not _is_still(part, file):
-                return  # whoever had it has fetched it, or has given up
+                return None  # whoever had it has fetched it, or has given up
             try:
-                self._make_room(file, part, size)
-                found = _fetch_patiently(remote, name, size, file)
+                while not self._make_room(file, part, size):
+                    _pause(fetching, _POLL_SECONDS)
+                found = _fetch_patiently(remote, name, size, file, fetching)
                 if found != (size, sha256):
                     raise DataError(
                         f"{joined(remote.url, name)} is damaged or was changed ({found[0]} bytes with "
@@ -119,23 +156,33 @@ class ShardCache:
                         f"{remote.url}` says what else is; upload or pack the shard set again."
                     )
                 os.fsync(file.fileno())
-                part.replace(path)
+                with self._locked():  # so that it does not make room before it is opened
+                    part.replace(path)
+                    return open_regular(path)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
 
-    def _make_room(self, file: FileIO, part: Path, size: int) -> None:
-        """Reserve `size` bytes for the new `file` at `part`; what was not used for longest goes first."""
+    def _make_room(self, file: FileIO, part: Path, size: int) -> bool:
+        """Reserve `size` bytes for the new `file` at `part`; what was not used for longest goes first.
+
+        Returns False, and there is no room yet, if others are fetching so much. Raises `ConfigError` for a
+        file that is larger than all of the cache, and `OSError` for one that the disk has no room for.
+        """
+        self.check_holds(size, "in one shard")
         with self._locked():
             others = sorted(_files(part), key=lambda one: one[1])
             used = sum(bytes_ for _, _, bytes_ in others)
             oldest = iter(others)
             while used + size > self.size and (freed := next(map(_removed, oldest), None)) is not None:
                 used -= freed
+            if used + size > self.size:
+                return False
             os.ftruncate(file.fileno(), 0)
             while True:
                 try:
-                    return os.posix_fallocate(file.fileno(), 0, size)
+                    os.posix_fallocate(file.fileno(), 0, size)
+                    return True
                 except OSError as error:
                     if error.errno != errno.ENOSPC or next(map(_removed, oldest), None) is None:
                         raise
@@ -147,21 +194,38 @@ class ShardCache:
             yield
 
 
-def _fetch_patiently(remote: RemoteFolder, name: str, size: int, file: FileIO) -> tuple[int, str]:
+def _fetch_patiently(
+    remote: RemoteFolder, name: str, size: int, file: FileIO, fetching: Fetching
+) -> tuple[int, str]:
     """Fetch an object into `file`; wait and try again if nothing answers. Return its size and SHA-256."""
     waits = iter(_WAITS)
     while True:
         file.seek(0)
         try:
-            return fetch(remote, name, size, lambda chunk: _write(file, chunk))
+            return fetch(remote, name, size, lambda chunk: _write(file, chunk, fetching))
         except UnreachableError:
             wait = next(waits, None)
             if wait is None:
                 raise
-            time.sleep(wait)
+            _pause(fetching, wait)
 
 
-def _write(file: FileIO, chunk: bytes) -> None:
+def _pause(fetching: Fetching, seconds: float) -> None:
+    """Wait. Raises `FetchStoppedError` if that is to end."""
+    if fetching.stopped.wait(seconds):
+        raise FetchStoppedError
+
+
+def _try_to_lock(file: FileIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(file: FileIO, chunk: bytes, fetching: Fetching) -> None:
+    _pause(fetching, 0)
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
@@ -188,9 +252,7 @@ def _removed(one: tuple[Path, float, int]) -> int:
     path, _, size = one
     if path.suffix == ".part":
         with suppress(FileNotFoundError), open_regular(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _try_to_lock(file):
                 return 0
             path.unlink(missing_ok=True)
         return size

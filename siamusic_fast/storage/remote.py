@@ -94,7 +94,7 @@ class RemoteFolder:
                 raise not_installed(module, scheme) from None
             raise ConfigError(f"{module} is not installed: run `pip install {module}`.") from None
         self._is_local = scheme == "file"
-        self._root = str(self._fs._strip_protocol(self.url))
+        self._root = str(self._fs._strip_protocol(url)).rstrip("/")
         self._bucket = self._root if self._is_local else self._root.partition("/")[0]
         if not self._bucket:
             raise ConfigError(f"{url!r} names no bucket: give a URL such as {scheme}://bucket/name.")
