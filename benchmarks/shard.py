@@ -134,7 +134,7 @@ def measure(
 def sample_of(corpus: Corpus) -> list[Path]:
     """Return tracks that are evenly spread over the corpus."""
     step = max(1, len(corpus.tracks) // _SAMPLE)
-    return [corpus.folder / track.path for track in corpus.tracks[::step][:_SAMPLE]]
+    return [Path(corpus.folder, track.path) for track in corpus.tracks[::step][:_SAMPLE]]
 
 
 def decoding_limit(decoders: Executor, procs: int, paths: Sequence[Path]) -> float:

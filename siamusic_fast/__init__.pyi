@@ -63,6 +63,7 @@ from siamusic_fast.shards.manifest import find_shards as find_shards
 from siamusic_fast.shards.pack import PackConfig as PackConfig
 from siamusic_fast.shards.pack import pack as pack
 from siamusic_fast.shards.samples import samples as samples
+from siamusic_fast.storage.cache import ShardCache as ShardCache
 from siamusic_fast.training.finetune import FinetuneResult as FinetuneResult
 from siamusic_fast.training.finetune import finetune as finetune
 from siamusic_fast.training.pretrain import PretrainResult as PretrainResult

@@ -8,7 +8,15 @@ PACKAGE = Path(__file__).parents[1] / "siamusic_fast"
 FLOORS = [
     names.split()
     for names in (
-        *("errors", "files progress", "config", "folder_lock frontend", "processes", "audio", "shards"),
+        *(
+            "errors",
+            "files progress",
+            "config",
+            "folder_lock frontend storage",
+            "processes",
+            "audio",
+            "shards",
+        ),
         *("synthetic pipelines", "embedding", "models", "evaluation", "inference", "training", "analysis"),
         *("studies", "bench", "cli"),
     )

@@ -21,6 +21,7 @@ from siamusic_fast.evaluation.probe import ProbeResult
 from siamusic_fast.evaluation.tag_scores import TagScores
 from siamusic_fast.inference.predict import Prediction
 from siamusic_fast.models.run_files import read_config
+from siamusic_fast.shards.manifest import find_shards
 from siamusic_fast.shards.tables import read_tracks
 from siamusic_fast.training.finetune import FinetuneResult
 from siamusic_fast.training.run_log import healthy_collapse, read_log
@@ -220,11 +221,11 @@ def curve(lines: Sequence[Mapping[str, float]], name: str) -> NDArray[np.float64
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
-def validation_chance(data: Path) -> float:
-    """Return the share of the most frequent class among the validation tracks of the shards in `data`."""
+def validation_chance(data: str) -> float:
+    """Return the share of the most frequent class among the validation tracks of the shard set `data`."""
     genres = {
         track.track_id: track.genre
-        for track in read_tracks(data)
+        for track in read_tracks(find_shards(data).folder)
         if track.split == "validation" and track.genre
     }
     return Counter(genres.values()).most_common(1)[0][1] / len(genres)
@@ -232,7 +233,7 @@ def validation_chance(data: Path) -> float:
 
 def _accuracy_panel(label: str, name: str, config: Mapping[str, Any]) -> Panel:
     """Return a panel with the accuracy `name` on the validation tracks of the shards that `config` names."""
-    chance = validation_chance(Path(config["data"]))
+    chance = validation_chance(config["data"])
     return Panel(
         label=label, curves={name: "validation"}, reference=(chance, f"chance: {chance:.1%}"), from_zero=True
     )

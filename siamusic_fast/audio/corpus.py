@@ -46,7 +46,8 @@ class Corpus:
     """A folder or zip of audio, and what is known about each file."""
 
     name: str
-    folder: Path
+    folder: Path | str
+    """Where its files are. Text is a URL, such as s3://bucket/music."""
     tracks: Sequence[Track]
     in_tables: bool = False
     """Whether the tracks are rows of Parquet or Arrow files in `folder`."""

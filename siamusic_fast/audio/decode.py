@@ -16,6 +16,7 @@ from siamusic_fast.audio.pcm import MAX_CLIPPED_SHARE, MAX_SAMPLES, Pcm, PcmColl
 from siamusic_fast.audio.store import Store
 from siamusic_fast.config.fields import Between, check_settings
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.storage.remote import StorageError
 
 REASONS = {
     "missing": "no such file, or one that cannot be read",
@@ -144,7 +145,7 @@ def decode_planned(store: Store, path: str, size: int, config: DecodeConfig) -> 
         failure = error.__cause__
         if isinstance(failure, OSError) and failure.errno not in _ERRORS_OF_ONE_FILE:
             raise _changed(path, error.detail) from None
-        if (found := store.size(path)) != size:
+        if (found := store.size_now(path)) != size:
             raise _changed(path, "it is gone" if found is None else f"{found} bytes, not {size}") from None
         raise
     if decoded.bytes_read != size:
@@ -173,7 +174,7 @@ def failures_of(path: str) -> Iterator[None]:
     """Raise whatever goes wrong with the file `path`, among it `MemoryError`, as `AudioError`."""
     try:
         yield
-    except AudioError:
+    except (AudioError, StorageError):  # the one is judged, the other says nothing about the file
         raise
     except Exception as error:
         raise AudioError(path, "error", f"{type(error).__name__}: {error}".rstrip(": ")) from None

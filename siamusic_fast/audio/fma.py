@@ -65,7 +65,7 @@ def load_fma(source: str | Path, data_dir: Path = Path("data"), metadata: Path |
     subset = SUBSETS.get(name)
     tracks = []
     for number, split, row_subset, genre, artist in _read_metadata(
-        _metadata_file(store.root, data_dir, metadata)
+        _metadata_file(Path(store.root), data_dir, metadata)
     ):
         path = f"{number // 1000:03d}/{number:06d}.mp3"
         if row_subset in subset if subset else store.size(path) is not None:

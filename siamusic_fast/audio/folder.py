@@ -10,6 +10,7 @@ from siamusic_fast.audio.corpus import MAX_CLASSES, SPLITS, Corpus, Track
 from siamusic_fast.audio.labels import BY_FOLDER, ListedFile, nfc, read_labels
 from siamusic_fast.audio.store import Store, find_root, open_store, path_bytes
 from siamusic_fast.errors import DataError
+from siamusic_fast.storage.remote import is_url
 
 ENDINGS = (
     *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".alac", ".amr", ".ape", ".asf", ".au", ".avi"),
@@ -31,8 +32,12 @@ def load_folder(
     seed: int = 0,
     tags: bool = False,
 ) -> Corpus:
-    """Return the tracks of a folder or zip. Arguments and errors are those of `open_corpus`."""
-    root = find_root(source, [Path(), data_dir], "give the path of the audio")
+    """Return the tracks of a folder or zip, or of a folder behind a URL.
+
+    Arguments and errors are those of `open_corpus`.
+    """
+    remedy = "give the path of the audio"
+    root = str(source) if is_url(source) else find_root(source, [Path(), data_dir], remedy)
     store = open_store(root)
     if labels is None:
         listed = [ListedFile(path, "", "training", "") for path in audio_paths(store)]
@@ -46,7 +51,7 @@ def load_folder(
     return Corpus(name=store.name, folder=root, tracks=as_tracks(listed, root, seed))
 
 
-def as_tracks(listed: list[ListedFile], root: Path, seed: int) -> Sequence[Track]:
+def as_tracks(listed: list[ListedFile], root: Path | str, seed: int) -> Sequence[Track]:
     """Return the files of `root` as tracks, with splits drawn for those that have none.
 
     They take the places of `listed`, since there may be millions. Raises `DataError` for too many classes.

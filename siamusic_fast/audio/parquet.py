@@ -152,7 +152,7 @@ class TableStore(Store):
 
     def _table(self, name: str) -> "_Table":
         if name not in self._tables:
-            self._tables[name] = _Table(self.root / name)
+            self._tables[name] = _Table(Path(self.root, name))
         return self._tables[name]
 
 

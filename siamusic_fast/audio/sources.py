@@ -11,6 +11,7 @@ from siamusic_fast.audio.magnatagatune import MAGNATAGATUNE, load_magnatagatune
 from siamusic_fast.audio.mtg_jamendo import SUBSETS, load_mtg_jamendo
 from siamusic_fast.audio.parquet import TABLE_ENDINGS, holds_tables, load_tables
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.storage.remote import is_url
 
 TAGGED = {MAGNATAGATUNE: load_magnatagatune, **dict.fromkeys(SUBSETS, load_mtg_jamendo)}
 """Datasets with tags by name, and what loads them."""
@@ -36,7 +37,8 @@ def open_corpus(
         print(corpus.classes, len(corpus.tracks))
 
     Args:
-        source: A folder or a zip of audio: its path, or its name in `data_dir`. It is MagnaTagATune or
+        source: A folder or a zip of audio: its path, or its name in `data_dir`; or the URL of a folder of
+            audio in object storage, such as s3://bucket/music. It is MagnaTagATune or
             MTG-Jamendo if it has the name magnatagatune, mtg_jamendo or that of a subset, such as
             mtg_jamendo_genre. It is taken for FMA's if it is the name of a subset, such as fma_small, has
             such a name, holds a folder or zip with such a name, or has files that are named like
@@ -72,6 +74,7 @@ def open_corpus(
     column = label_column or split_column or group_column
     _check_together(metadata, labels, tags, column)
     load_tagged = TAGGED.get(Path(source).name) if labels is None and not column else None
+    remote = is_url(source)
     if top_tags is not None and not (tags or load_tagged):
         raise ConfigError(
             f"top_tags = {top_tags} is for audio with tags, and none are given: add --labels FILE.csv --tags."
@@ -80,9 +83,9 @@ def open_corpus(
         return load_tagged(source, data_dir, metadata, top_tags)
     if column or (labels is None and str(source).endswith(TABLE_ENDINGS)):
         return load_tables(source, data_dir, label_column, split_column, group_column, seed)
-    if labels is None and (metadata is not None or is_fma(source, data_dir)):
+    if labels is None and (metadata is not None or (not remote and is_fma(source, data_dir))):
         return load_fma(source, data_dir, metadata)
-    if labels is None and holds_tables(source, data_dir):
+    if labels is None and not remote and holds_tables(source, data_dir):
         return load_tables(source, data_dir, None, None, None, seed)
     corpus = load_folder(source, data_dir, labels, seed, tags)
     return replace(corpus, tracks=with_top_tags(corpus.tracks, top_tags)) if top_tags else corpus

@@ -1,4 +1,4 @@
-"""Opens the files of a corpus, in a folder or in a zip that is not unpacked."""
+"""Opens the files of a corpus: in a folder, in a zip that is not unpacked, or in object storage."""
 
 import errno
 import lzma
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from siamusic_fast.errors import DataError
+from siamusic_fast.storage.remote import ObjectStatus, RemoteFolder, is_url, joined
 
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 """Compression types that Python reads."""
 _DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 """Errors that reading a damaged member of a zip may raise."""
 _MAX_BYTES_IN_MEMORY = 1 << 26
-"""A larger member of a zip is unpacked to a temporary file rather than into memory."""
+"""A larger member of a zip, or a larger object, is put into a temporary file rather than into memory."""
 
 _ENCRYPTED_FLAG = 1
 _UTF8_FLAG = 1 << 11
@@ -39,8 +40,8 @@ class FileStatus(NamedTuple):
     size: int
     """Size in bytes."""
     stamp: int
-    """Number that changes with the content, below 2**63: when the file was modified, or its CRC-32 in a
-    zip."""
+    """Number that changes with the content, below 2**63: when the file was modified, its CRC-32 in a zip, or
+    that of an object, see `ObjectStatus`."""
     crc32: int | None = None
     """CRC-32 of the content, where it is known: in a zip."""
 
@@ -57,14 +58,15 @@ class Store(ABC):
     top = ""
     """Name of the only folder in a zip, which stands for the zip, see `open_store`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | str) -> None:
         self.root = root
 
     @property
     def name(self) -> str:
         """Name of the folder, or of the zip without its ending, as text like paths."""
-        root = self.root if self.root.name not in ("", "..") else self.root.resolve()
-        return _text(os.fsencode(root.name if self.root.is_dir() else root.stem))
+        root = Path(self.root)
+        root = root if root.name not in ("", "..") else root.resolve()
+        return _text(os.fsencode(root.name if root.is_dir() else root.stem))
 
     @abstractmethod
     def status(self, path: str) -> FileStatus | None:
@@ -75,6 +77,10 @@ class Store(ABC):
         status = self.status(path)
         return status.size if status else None
 
+    def size_now(self, path: str) -> int | None:
+        """Return `size`, asked anew where `status` comes of a list that was made before."""
+        return self.size(path)
+
     def is_outside(self, path: str) -> bool:
         """Return whether `path` is there, but leads to something outside of `root`."""
         return leads_outside(path)
@@ -83,7 +89,8 @@ class Store(ABC):
     def open(self, path: str) -> BinaryIO:
         """Open the file `path`, to be read and sought in; a member of a zip is unpacked first.
 
-        Raises `OSError` if it is not there, cannot be opened, or is damaged within its zip (`EBADMSG`).
+        An object is fetched first. Raises `OSError` if it is not there, cannot be opened, or is damaged
+        within its zip (`EBADMSG`), and `StorageError` if object storage fails.
         """
 
     def block(self, path: str) -> str:
@@ -102,8 +109,13 @@ class Store(ABC):
 def find_root(source: str | Path, places: Sequence[Path], remedy: str) -> Path:
     """Return `source` in the first of `places` where it is a folder or a zip. The ending may be left out.
 
-    Raises `DataError` with `remedy` if there is none.
+    Raises `DataError` with `remedy` if there is none, and for a URL, which only `folder` takes.
     """
+    if is_url(source):
+        raise DataError(
+            f"{source} is read as a folder of audio: name its classes with --labels, a CSV file or the word "
+            f"folders, or copy it to a local disk."
+        )
     roots = [place / source for place in places]
     for root in roots:
         if root.is_dir():
@@ -114,12 +126,15 @@ def find_root(source: str | Path, places: Sequence[Path], remedy: str) -> Path:
     raise DataError(f"no folder and no zip {' or '.join(dict.fromkeys(map(str, roots)))}: {remedy}.")
 
 
-def open_store(root: Path, in_tables: bool = False) -> Store:
-    """Return the store at `root`: a folder, or a zip, or with `in_tables` the tables in a folder.
+def open_store(root: Path | str, in_tables: bool = False) -> Store:
+    """Return the store at `root`: a folder, a zip, or the URL of one; with `in_tables`, tables in a folder.
 
     A zip all of whose files lie in one folder stands for that folder. Raises `DataError` if `root` is
     neither, or a zip that is damaged, that Python cannot read, or with names that lead outside of it.
     """
+    if isinstance(root, str) and is_url(root):
+        return _RemoteStore(root)
+    root = Path(root)
     if in_tables:
         from siamusic_fast.audio.parquet import TableStore
 
@@ -217,6 +232,51 @@ class _FolderStore(Store):
         return real == self._real_root or real.startswith(self._real_root.rstrip(b"/") + b"/")
 
 
+class _RemoteStore(Store):
+    """Files behind a URL. They are listed once, when the status of one is asked for."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._remote = RemoteFolder(root)
+        self._listed: dict[str, ObjectStatus] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._remote.url.rpartition("/")[2]
+
+    def status(self, path: str) -> FileStatus | None:
+        _refuse_outside(self.root, path)
+        found = self._list().get(path)
+        return FileStatus(found.size, found.stamp) if found else None
+
+    def size_now(self, path: str) -> int | None:
+        _refuse_outside(self.root, path)
+        found = self._remote.status(path)
+        return found.size if found else None
+
+    def open(self, path: str) -> BinaryIO:
+        size = self.size_now(path)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, "no such object", joined(self._remote.url, path))
+        file = tempfile.SpooledTemporaryFile(_MAX_BYTES_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+        try:
+            for chunk in self._remote.chunks(path, size):
+                file.write(chunk)
+        except BaseException:
+            file.close()
+            raise
+        file.seek(0)
+        return cast(BinaryIO, file)
+
+    def paths(self) -> Iterator[str]:
+        yield from (path for path in self._list() if not (leads_outside(path) or _is_litter(path)))
+
+    def _list(self) -> dict[str, ObjectStatus]:
+        if self._listed is None:
+            self._listed = self._remote.list()
+        return self._listed
+
+
 class _ZipStore(Store):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -298,7 +358,7 @@ def _refuse_member(root: Path, name: str, member: zipfile.ZipInfo) -> None:
         )
 
 
-def _refuse_outside(root: Path, path: str) -> None:
+def _refuse_outside(root: Path | str, path: str) -> None:
     if leads_outside(path):
         raise DataError(f"the path {path!r} leads outside of {root}: name files below it.")
 

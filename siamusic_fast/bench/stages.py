@@ -80,8 +80,11 @@ class Setup:
 
     @property
     def tars(self) -> list[Path]:
-        """Files that the tracks are in."""
-        return [self.shard_set.path(shard.file) for shard in self.plan.tracks.shards]
+        """Files that the tracks are in; of a set in object storage, those that are in the cache."""
+        shards, cache = self.plan.tracks.shards, self.shard_set.cache
+        if cache is None:
+            return [self.shard_set.path(shard.file) for shard in shards]
+        return [path for shard in shards if (path := cache.path(shard.sha256)).exists()]
 
     @property
     def crop_bytes(self) -> int:

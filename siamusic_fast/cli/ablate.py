@@ -21,6 +21,7 @@ DATA = "fma_small"
     panel="Data",
 )
 @options.data_dir
+@options.cache
 @options.settings(AblateConfig)
 @studies.running("studies/ablate-AUG, or studies/ablate-AUG-tiny")
 def ablate(

@@ -10,7 +10,7 @@ from siamusic_fast.config import PretrainConfig
 _SMALL: dict[str, Any] = {"backbone": "resnet18", "batch_size": 16}
 """Settings with which a CPU trains some steps in a second."""
 
-_on_shards = options.together(options.made_data, options.data_dir, options.loader_threads)
+_on_shards = options.together(options.made_data, options.data_dir, options.cache, options.loader_threads)
 _training = options.together(
     options.aug,
     options.settings(

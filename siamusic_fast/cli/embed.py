@@ -24,6 +24,7 @@ _MAX_REJECTS = 10
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @options.splits
 @options.data_dir
+@options.cache
 @config_file.option
 @options.settings(EmbedConfig)
 @options.gpus

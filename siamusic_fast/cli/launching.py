@@ -16,7 +16,7 @@ from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.processes.cluster import Cluster, open_cluster
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
-_CARRIED = ("data", "data_dir", "backend", "gpus", "procs")
+_CARRIED = ("data", "data_dir", "cache", "cache_size", "backend", "gpus", "procs")
 """Options that the next command needs as well."""
 
 
@@ -86,7 +86,7 @@ def this_command(*more: str) -> str:
         name = parameter.name or ""
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name == "force":
             continue
-        value = context.meta[FILE] if name == "config" else context.params[name]
+        value = context.params.get(name, context.meta.get(FILE if name == "config" else name))
         option = parameter.opts[0]
         if isinstance(parameter, Argument):
             words += value if isinstance(value, tuple) else (value,)
@@ -104,5 +104,5 @@ def next_command(command: str, run: object) -> str:
     words: list[object] = ["siamusic-fast", command, run]
     for name in _CARRIED:
         if context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP):
-            words += [f"--{name.replace('_', '-')}", context.params[name]]
+            words += [f"--{name.replace('_', '-')}", context.params.get(name, context.meta.get(name))]
     return command_line(*words)

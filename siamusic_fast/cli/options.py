@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from siamusic_fast.config.fields import Between, Setting, settings_of
 from siamusic_fast.config.studies import AblateConfig, ReproduceConfig
 from siamusic_fast.errors import DeviceError
 from siamusic_fast.processes.environment import TIMEOUT
+from siamusic_fast.storage.cache import CACHE_VARIABLE, DEFAULT_SIZE, SIZE_VARIABLE, parse_size
+from siamusic_fast.storage.remote import is_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 DATA = "fma_medium"
@@ -34,6 +37,16 @@ class Choices(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` as it is."""
         return str(value)
+
+
+class FolderOrUrl(click.ParamType[Path | str]):
+    """A path, or the URL of a folder in object storage, which stays text."""
+
+    name = "PATH|URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return the URL as it is, anything else as a path."""
+        return value if is_url(value) or isinstance(value, Path) else Path(value)
 
 
 def together(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -113,7 +126,9 @@ def _as_device(context: click.Context, parameter: click.Parameter, value: str | 
 
 def _data(default: str) -> Callable[[F], F]:
     return click.option(
-        "--data", help=f"Shard set: its folder, or its name.  [default: {default}]", panel="Data"
+        "--data",
+        help=f"Shard set: its folder, its name, or a URL such as s3://bucket/mine.  [default: {default}]",
+        panel="Data",
     )
 
 
@@ -131,6 +146,45 @@ data_dir = click.option(
     show_default=True,
     help="Folder in which names such as fma_small are looked up.",
     panel="Data",
+)
+
+
+def _to_environment(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Set the variable that the library reads, for this call and the processes that it starts."""
+    if value is None:
+        return
+    assert isinstance(parameter, click.Option)
+    assert parameter.name is not None
+    name = {"cache": CACHE_VARIABLE, "cache_size": SIZE_VARIABLE}[parameter.name]
+    if name == SIZE_VARIABLE:
+        parse_size(value)
+    context.meta[parameter.name] = value
+    before = os.environ.get(name)
+    os.environ[name] = value
+    context.call_on_close(
+        lambda: os.environ.pop(name) if before is None else os.environ.update({name: before})
+    )
+
+
+cache = together(
+    click.option(
+        "--cache",
+        metavar="FOLDER",
+        expose_value=False,
+        callback=_to_environment,
+        help=f"Folder in which shards are kept that come from a URL.  [default: ${CACHE_VARIABLE}, or "
+        "~/.cache/siamusic-fast]",
+        panel="Data",
+    ),
+    click.option(
+        "--cache-size",
+        metavar="SIZE",
+        expose_value=False,
+        callback=_to_environment,
+        help=f"How much of them is kept; the least recently used go.  [default: ${SIZE_VARIABLE}, or "
+        f"{DEFAULT_SIZE}]",
+        panel="Data",
+    ),
 )
 gpus = _number(
     "--gpus", "Number of GPUs to use, with one process each; 0: the CPU.  [default: 1 if there is one]", 0
@@ -201,6 +255,6 @@ def common(
 
         return command
 
-    first = (data, data_dir, config_file.option)
+    first = (data, data_dir, cache, config_file.option)
     last = (gpus, procs, timeout, out(default_out), force, quiet, as_json)
     return together(*first, *own, *last, told_together)

@@ -23,6 +23,7 @@ _KINDS = {"class": ("genre", "genres"), "tags": ("tag", "tags")}
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @options.splits
 @options.data_dir
+@options.cache
 @options.settings(CropConfig)
 @click.option(
     "--top",

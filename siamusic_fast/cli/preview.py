@@ -15,6 +15,7 @@ from siamusic_fast.shards.manifest import find_shards
 @click.command()
 @options.data
 @options.data_dir
+@options.cache
 @click.option("--split", default="training", show_default=True, help="Split of the tracks.", panel="Data")
 @click.option(
     "--tracks", metavar="N", type=int, default=4, show_default=True, help="Number of tracks.", panel="Data"

@@ -16,6 +16,7 @@ from siamusic_fast.shards.manifest import find_shards
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options.data_of_run
 @options.data_dir
+@options.cache
 @options.settings(FinetuneConfig, "checkpoint", "backend", filled=True)
 @options.device
 @options.out("RUN/report.html, or report.html for several runs")

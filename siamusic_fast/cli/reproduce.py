@@ -28,6 +28,7 @@ _TINY_BACKBONES = ("resnet18", "resnet34")
     panel="Data",
 )
 @options.data_dir
+@options.cache
 @options.settings(ReproduceConfig)
 @click.option(
     "--paper",

@@ -37,6 +37,8 @@ from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.resuming import unfinished
 from siamusic_fast.shards.summary import MARKS, SplitSummary, Summary, summarize
 from siamusic_fast.shards.tables import read_rejects
+from siamusic_fast.shards.upload import work_folder
+from siamusic_fast.storage.remote import is_url
 
 _BAR = 24
 """Characters of the longest bar."""
@@ -110,10 +112,16 @@ _MAX_FILES = 3
     panel="Data",
 )
 @options.data_dir
+@options.cache
 @options.settings(PackConfig)
 @options.packing_procs
 @options.scheduler
-@options.out("DATA_DIR/shards/NAME")
+@click.option(
+    "--out",
+    "-o",
+    type=options.FolderOrUrl(),
+    help="Folder of the shards, or a URL such as s3://bucket/mine.  [default: DATA_DIR/shards/NAME]",
+)
 @click.option(
     "--strict",
     is_flag=True,
@@ -135,7 +143,7 @@ def shard(
     data_dir: Path,
     procs: int | None,
     scheduler: str | None,
-    out: Path | None,
+    out: Path | str | None,
     strict: bool,
     force: bool,
     quiet: bool,
@@ -146,9 +154,9 @@ def shard(
 
     SOURCE is fma_small, fma_medium, fma_large, fma_full, magnatagatune or mtg_jamendo, found in --data-dir,
     or the path of such a folder or zip, or any other folder or zip of audio, or a folder of Parquet or Arrow
-    files with a column audio. Files that cannot be used are left out and listed with the
-    reason. Stopped at any moment, the same command goes on from the shards that are finished, and --force
-    starts over.
+    files with a column audio, or the URL of a folder of audio, such as s3://bucket/music. Files that cannot
+    be used are left out and listed with the reason. Stopped at any moment, the same command goes on from the
+    shards that are finished, and --force starts over.
 
     \b
     siamusic-fast shard fma_medium
@@ -158,6 +166,7 @@ def shard(
     siamusic-fast shard /music/gtzan-parquet --label-column genre
     siamusic-fast shard magnatagatune
     siamusic-fast shard fma_full --scheduler tcp://node1:8786
+    siamusic-fast shard s3://bucket/music --labels folders --out s3://bucket/shards/mine
     """
     config = PackConfig(**options.given(settings))
     if download:
@@ -194,14 +203,14 @@ def shard(
                 *([("classes", ", ".join(counts + unlabelled))] if packed.classes or not packed.tags else []),
                 *_tag_facts(packed, summary),
                 *_facts(packed, summary),
-                ("shards", str(packed.folder)),
+                ("shards", packed.place),
                 ("next", _next(packed)),
             ]
         )
     if strict and packed.rejected:
         show_error(
             f"{sum(packed.rejected.values())} files were left out, which --strict does not allow: "
-            f"see {folder / REJECTED}."
+            f"see {packed.shown(REJECTED)}."
         )
         sys.exit(1)
 
@@ -209,9 +218,10 @@ def shard(
 @click.command()
 @click.argument("shards")
 @options.data_dir
+@options.cache
 @options.as_json
 def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
-    """Show what is in SHARDS, a folder or a name found under DATA_DIR/shards.
+    """Show what is in SHARDS, a folder, a name found under DATA_DIR/shards, or a URL.
 
     Splits, classes, groups, hours, sizes, tracks that are marked, the files that were left out and why, and
     tracks whose audio is the same, sample by sample, as that of another: a copy or an artist in two splits
@@ -241,6 +251,7 @@ def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("shards")
 @options.data_dir
+@options.cache
 @options.packing_procs
 @options.scheduler
 @options.quiet
@@ -248,7 +259,7 @@ def inspect(shards: str, data_dir: Path, as_json: bool) -> None:
 def verify(
     shards: str, data_dir: Path, procs: int | None, scheduler: str | None, quiet: bool, as_json: bool
 ) -> None:
-    """Check SHARDS, a folder or a name found under DATA_DIR/shards, against its manifest.
+    """Check SHARDS, a folder, a name found under DATA_DIR/shards, or a URL, against its manifest.
 
     Every file of the set is compared with its SHA-256, so that a single changed bit is found: shards,
     indices and tables with that in manifest.json, manifest.json, frontends.json and baselines with their
@@ -260,11 +271,11 @@ def verify(
     siamusic-fast verify fma_medium
     siamusic-fast verify data/shards/mine --procs 8
     siamusic-fast verify fma_full --scheduler tcp://node1:8786
+    siamusic-fast verify s3://bucket/shards/mine
     """
+    folder = shards if is_url(shards) else find_folder(shards, data_dir)
     with cluster_of(scheduler, procs, quiet) as cluster:
-        found = verification.verify(
-            find_folder(shards, data_dir), procs=procs, cluster=cluster, progress=progress(quiet)
-        )
+        found = verification.verify(folder, procs=procs, cluster=cluster, progress=progress(quiet))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found)))
     else:
@@ -282,8 +293,8 @@ def verify(
         sys.exit(1)
 
 
-def _how_to_go_on(folder: Path) -> str:
-    state = unfinished(folder)
+def _how_to_go_on(folder: Path | str) -> str:
+    state = unfinished(folder if isinstance(folder, Path) else work_folder(folder))
     if not state:
         return "stopped: nothing was packed yet."
     return (
@@ -294,7 +305,7 @@ def _how_to_go_on(folder: Path) -> str:
 
 def _next(packed: ShardSet) -> str:
     """Return a command that trains on these shards, with crops that their tracks and their rate allow."""
-    words: list[object] = ["siamusic-fast", "pretrain", "--data", packed.folder]
+    words: list[object] = ["siamusic-fast", "pretrain", "--data", packed.place]
     splits = ["training"] if "training" in packed.splits else list(packed.splits)
     if splits != ["training"]:
         words += ["--splits", ",".join(splits)]
@@ -318,7 +329,7 @@ def _as_json(shard_set: ShardSet, summary: Summary) -> dict[str, Any]:
     ]
     about = ("source", "codec", "sample_rate", "seed", "min_seconds", "max_seconds", "rejected")
     return {
-        "folder": str(shard_set.folder),
+        "folder": shard_set.place,
         **{name: getattr(shard_set, name) for name in about},
         "splits": splits,
         "classes": {name: summary.of_class(name) for name in shard_set.classes},
@@ -407,7 +418,7 @@ def _facts(shard_set: ShardSet, summary: Summary) -> Iterator[tuple[str, str]]:
         if reason in REMEDIES:
             yield "", REMEDIES[reason]
     if shard_set.rejected:
-        yield "", f"listed in {shard_set.path(REJECTED)}"
+        yield "", f"listed in {shard_set.shown(REJECTED)}"
     for group in summary.equal_audio[:_MAX_GROUPS]:
         yield "same", ", ".join(f"{track.key} ({track.split}, {track.path!r})" for track in group)
     more_groups = len(summary.equal_audio) - _MAX_GROUPS

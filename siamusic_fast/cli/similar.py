@@ -26,6 +26,7 @@ from siamusic_fast.config import EmbedConfig
 )
 @options.splits
 @options.data_dir
+@options.cache
 @options.settings(EmbedConfig, "checkpoint")
 @click.option(
     "--top", type=click.IntRange(min=1), metavar="N", default=10, show_default=True, help="Tracks to show."

@@ -20,8 +20,9 @@ from siamusic_fast.files import LIST_LIMIT, read_regular
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.tracks import Tracks, open_tracks
-from siamusic_fast.shards.manifest import MANIFEST, TRACKS, DamageError, ShardSet, read_manifest
+from siamusic_fast.shards.manifest import MANIFEST, TRACKS, DamageError, ShardSet, find_shards, read_manifest
 from siamusic_fast.shards.tables import PackedTrack, read_tracks
+from siamusic_fast.storage.remote import is_url
 
 FILES_PER_PART = 256
 """Files that are read, written and resumed together."""
@@ -284,6 +285,8 @@ def _resolved(word: Given, data_dir: Path) -> Iterator[ShardSet | tuple[Path, st
 
 def _found(word: str, data_dir: Path) -> Iterable[ShardSet | tuple[Path, str]] | None:
     """Return what `word` means, or None if there is nothing by that name."""
+    if is_url(word):
+        return [find_shards(word)]
     path = Path(word)
     is_path = "/" in word and path.exists()  # "mine/" is the folder, "mine" may be the name of shards
     for folder in (path,) if is_path else (path, data_dir / "shards" / word):

@@ -72,7 +72,7 @@ def evaluate(
     if shard_set.names(target) != classes:
         kind = "tags" if target == "tags" else "classes"
         raise DataError(
-            f"the classifier has the {kind} {', '.join(classes)} and {shard_set.folder} has "
+            f"the classifier has the {kind} {', '.join(classes)} and {shard_set.place} has "
             f"{', '.join(shard_set.names(target)) or 'none'}: use the shards it was trained on (on the "
             f"command line, without --data)."
         )

@@ -57,7 +57,7 @@ def check_labels(shard_set: ShardSet, splits: Sequence[str], what: str, target: 
     if len(shard_set.classes) < 2:
         found = ", ".join(shard_set.classes) or "none"
         raise DataError(
-            f"{shard_set.folder} has too few classes ({found}): {what} needs at least 2; name other shards "
+            f"{shard_set.place} has too few classes ({found}): {what} needs at least 2; name other shards "
             f"with data (on the command line --data), or pack the audio again with `siamusic-fast shard "
             f"SOURCE --labels FILE`."
         )
@@ -68,7 +68,7 @@ def check_labels(shard_set: ShardSet, splits: Sequence[str], what: str, target: 
 def _check_tags(shard_set: ShardSet, splits: Sequence[str], what: str) -> None:
     if not shard_set.tags:
         raise DataError(
-            f"{shard_set.folder} has no tags, and {what} needs some: name other shards with data (on the "
+            f"{shard_set.place} has no tags, and {what} needs some: name other shards with data (on the "
             f"command line --data), or pack the audio again with `siamusic-fast shard SOURCE --labels FILE "
             f"--tags`."
         )
@@ -78,7 +78,7 @@ def _check_tags(shard_set: ShardSet, splits: Sequence[str], what: str) -> None:
         counts = tracks.tags.sum(axis=0, dtype=int)
         if not ((counts > 0) & (counts < len(tracks))).any():
             raise DataError(
-                f"no tag tells tracks of the split {split!r} of {shard_set.folder} apart: each of "
+                f"no tag tells tracks of the split {split!r} of {shard_set.place} apart: each of "
                 f"{len(counts)} is that of all of its {len(tracks)} tagged tracks or of none; pack the audio "
                 f"again with other tags or splits."
             )

@@ -15,7 +15,7 @@ from siamusic_fast.config import BACKENDS, MAX_SEED
 from siamusic_fast.config.fields import Between, check_value
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.checks import check_backend, check_length
+from siamusic_fast.pipelines.checks import check_backend, check_cache, check_length
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.plan import Batch, Place, Plan, TrackPlan
 from siamusic_fast.pipelines.prefetch import Engine, Prefetcher
@@ -51,7 +51,7 @@ class Loader(ABC, Generic[T]):
 
     **Arguments.** All loaders take these keyword arguments:
 
-    - `data`: a `ShardSet`, its folder, or its name, which is looked up in `data/shards`.
+    - `data`: a `ShardSet`, its folder, its URL, or its name, which is looked up in `data/shards`.
     - `splits`: the splits of the shard set to read.
     - `frontend`: the features. None: the paper's, at the sample rate of the shards, with a mean and a
       standard deviation that are estimated once and kept beside the shards.
@@ -60,7 +60,8 @@ class Loader(ABC, Generic[T]):
     - `device`: where the features are computed and the batches are, such as "cpu" or "cuda:0".
     - `dtype`: the type of the spectrograms, torch.float32 or torch.bfloat16.
     - `loader_threads`: CPU threads. None: this process's share of the cores.
-    - `window`: the number of shards among whose tracks an epoch is shuffled. None: all of them.
+    - `window`: the number of shards among whose tracks an epoch is shuffled. None: all of them. The shards of
+      object storage are fetched window by window, and the cache must hold two.
     - `seed`: the seed of order, crops and augmentations.
     - `rank`, `world_size`: the number of this process and of all. Each process gets tracks of its own.
 
@@ -215,6 +216,9 @@ class Loader(ABC, Generic[T]):
     def _opened(self, *, labels: bool = False, target: str | None = None) -> tuple[Frontend, Tracks]:
         """Return the features and the tracks; raise `ConfigError` if they do not fit each other."""
         shard_set = self.data if isinstance(self.data, ShardSet) else find_shards(self.data)
+        shards = shard_set.shards(self.splits, labelled_only=target == "class")
+        window = self.window if self._endless else self.world_size
+        check_cache(shard_set, shards, window, self.batch_size * self.world_size)
         frontend = self.frontend or estimate_frontend(shard_set)
         tracks = open_tracks(shard_set, self.splits, target=target, labels=labels)
         check_length(tracks, frontend.mel)

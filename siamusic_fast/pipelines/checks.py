@@ -38,6 +38,22 @@ def check_shard_length(shard_set: ShardSet, shards: Sequence[Shard], mel: MelCon
     _check_length(shard_set, max(shard.longest for shard in shards), mel)
 
 
+def check_cache(shard_set: ShardSet, shards: Sequence[Shard], window: int | None, tracks: int) -> None:
+    """Raise `ConfigError` if the cache of a set in object storage does not hold what is read at a time.
+
+    That is two windows, the one that is read and the one that is fetched, and as many shards as a batch of so
+    many `tracks`, of all processes, may reach into. Without a `window` it is all of `shards`.
+    """
+    if shard_set.cache is None:
+        return
+    held = len(shards)
+    if window is not None:
+        held = min(held, 2 * window + -(-tracks // min(shard.tracks for shard in shards)))
+    sizes = sorted((shard.bytes for shard in shards), reverse=True)
+    with_window = f"with window = {window}" if window else "without a window"
+    shard_set.cache.check_holds(sum(sizes[:held]), with_window)
+
+
 def fitting_seconds(samples: int, sample_rate: int) -> float:
     """Return the length in seconds, rounded down, of the longest crop of a track of `samples`."""
     digits = 10 if samples >= sample_rate else 1000
@@ -50,7 +66,7 @@ def _check_length(shard_set: ShardSet, longest: int, mel: MelConfig) -> None:
         fitting = fitting_seconds(longest, shard_set.sample_rate)
         raise ConfigError(
             f"seconds = {mel.seconds:g} makes crops that are longer than the longest track in "
-            f"{shard_set.folder}, {seconds:.3g} s: use {fitting:g} or less (on the command line "
+            f"{shard_set.place}, {seconds:.3g} s: use {fitting:g} or less (on the command line "
             f"--seconds {fitting:g})."
         )
 

@@ -52,7 +52,8 @@ class EpochOrder:
         self.size = int(counts.sum())
         self._counts, self._seed, self._shuffle, self._window = counts, seed, shuffle, window
         self._first = np.concatenate([[0], np.cumsum(counts)])
-        self._shards = lru_cache(2)(self._permuted_shards)  # an epoch and the next one
+        self._ordered = lru_cache(2)(self._shard_order)
+        self._shards_of = lru_cache(4)(self._windows)
 
     def tracks(self, epoch: int, places: Array) -> Array:
         """Return the tracks at `places`, int64: numbers in the order of the shards."""
@@ -62,13 +63,38 @@ class EpochOrder:
             return permuted(places, self.size, self._seed, epoch)
         return self._within_windows(epoch, np.asarray(places), self._window)
 
-    def _permuted_shards(self, epoch: int) -> tuple[Array, Array]:
-        """Return the shards in the order of `epoch`, and the place of the first track of each."""
-        shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
+    def shards(self, epoch: int, first: int, last: int) -> tuple[int, ...]:
+        """Return the shards of the windows that places from `first` to `last` are in, and of the next one.
+
+        Shards without tracks are left out. After the last window of an epoch, the next one is the first of
+        the epoch after it. Without `shuffle`, each shard is a window. As long as the windows are the same, so
+        is the tuple.
+        """
+        window = self._window if self._shuffle else 1
+        if window is None or window >= len(self._counts):
+            return self._shards_of(0, 0, 0, len(self._counts))
+        _, starts = self._ordered(epoch)
+        ends = [first, min(last, self.size - 1)]
+        begin, end = (np.searchsorted(starts[:-1:window], ends, side="right") - 1).tolist()
+        return self._shards_of(epoch, begin, end, window)
+
+    def _windows(self, epoch: int, begin: int, end: int, window: int) -> tuple[int, ...]:
+        """Return the shards of the windows from `begin` to `end`, and of the next one."""
+        shards, _ = self._ordered(epoch)
+        found = shards[begin * window : (end + 2) * window].tolist()
+        if window < len(shards) <= (end + 1) * window:
+            found += self._ordered(epoch + 1)[0][:window].tolist()
+        return tuple(shard for shard in dict.fromkeys(found) if self._counts[shard])
+
+    def _shard_order(self, epoch: int) -> tuple[Array, Array]:
+        """Return the shards in the order of their windows, and the place at which each starts or would."""
+        shards = np.arange(len(self._counts))
+        if self._shuffle and self._window:
+            shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
         return shards, np.concatenate([[0], np.cumsum(self._counts[shards])])
 
     def _within_windows(self, epoch: int, places: Array, window: int) -> Array:
-        shards, first = self._shards(epoch)
+        shards, first = self._ordered(epoch)
         edges = np.append(first[:-1:window], self.size)
         windows = np.searchsorted(edges, places, side="right") - 1
         found = np.empty_like(places)

@@ -79,6 +79,7 @@ def _measured(shard_set: ShardSet, raw: Frontend, normalization: str, progress: 
     )  # of the values of each band, and their squares
     with progress.task("Estimating mean and standard deviation", count, "tracks") as task:
         for number in range(plan.batches):
+            reader.reach(plan, (0, number))
             _, (view,) = read_and_compute(plan.batch((0, number)), reader, engine)
             images = view.double()
             sums += torch.stack([images, images.square()]).sum(dim=(1, 2, 4))
@@ -88,7 +89,7 @@ def _measured(shard_set: ShardSet, raw: Frontend, normalization: str, progress: 
     variance = float(squares.mean()) - mean**2
     if variance < _MIN_VARIANCE:
         raise DataError(
-            f"{shard_set.folder} holds the same sound everywhere: there is nothing to learn from it."
+            f"{shard_set.place} holds the same sound everywhere: there is nothing to learn from it."
         )
     if normalization == "global":
         return dataclasses.replace(raw, mean=mean, std=math.sqrt(variance))

@@ -186,7 +186,7 @@ def _tracks_per_process(tracks: Tracks, world_size: int, crops: int = 1) -> int:
     """Return how many tracks, or `crops` of each, every process gets; raise `ConfigError` if that is none."""
     if crops * len(tracks) < world_size:
         raise ConfigError(
-            f"{tracks.shard_set.folder} has {len(tracks)} such tracks, too few for {world_size} "
+            f"{tracks.shard_set.place} has {len(tracks)} such tracks, too few for {world_size} "
             f"processes: use {len(tracks)} (on the command line --gpus or --procs)."
         )
     return crops * len(tracks) // world_size

@@ -128,6 +128,16 @@ class Plan:
         self.batches = crops_per_track * len(tracks) // (world_size * batch_size)
         """Batches of an epoch, the same for every rank."""
 
+    def shards_ahead(self, place: Place) -> tuple[int, ...]:
+        """Return the shards that are read for the batch at `place` of all ranks, and in the next window.
+
+        They are numbers in `Tracks.shards`. As long as they are the same, so is the tuple.
+        """
+        epoch, number = place
+        first = number * self._world_size * self.batch_size
+        last = first + self._world_size * self.batch_size - 1
+        return self._order.shards(epoch, first, last)
+
     def batch(self, place: Place) -> Batch:
         """Return the batch at `place`."""
         epoch, number = place
@@ -223,6 +233,14 @@ class TrackPlan:
         self.crop_samples = self.max_samples = frontend.crop_samples(self.rate)
         self._first, self._end = (len(tracks) * share // world_size for share in (rank, rank + 1))
         self.batches = -(-(self._end - self._first) // batch_size)
+
+    def shards_ahead(self, place: Place) -> tuple[int, ...]:
+        """Return the shards that are read for the batch at `place` of this rank, and the one after them."""
+        first = self._first + place[1] * self.batch_size
+        shards = self.tracks.shard[first : self._end]
+        here = np.unique(shards[: self.batch_size])
+        after = shards[np.searchsorted(shards, here[-1], side="right") :][:1]
+        return (*here.tolist(), *after.tolist())
 
     def batch(self, place: Place) -> Batch:
         """Return the batch at `place`; every epoch is the same."""

@@ -96,6 +96,7 @@ class Prefetcher:
         pinned: bool = False,
     ) -> None:
         self._plan, self._reader, self._engine, self._places = plan, reader, engine, places
+        reader.start()
         self._planners = ThreadPoolExecutor(_PLANNERS, "siamusic-fast-plan")
         self._workers = ThreadPoolExecutor(threads, "siamusic-fast-read")
         self._free = deque(Buffers(plan.max_samples, pinned=pinned) for _ in range(depth))
@@ -120,6 +121,7 @@ class Prefetcher:
     def close(self) -> None:
         """Stop the threads, when they are done with what they are at."""
         self._places = iter(())
+        self._reader.stop()
         self._planners.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True)
 
@@ -131,6 +133,7 @@ class Prefetcher:
             self._pending.append(self._planners.submit(self._make, place, self._free.popleft()))
 
     def _make(self, place: Place, buffers: Buffers) -> Ready:
+        self._reader.reach(self._plan, place)
         batch = self._plan.batch(place)
         pcm, begun = buffers.take(batch), self._engine.begin(batch)
         parts = blocks(len(batch.spans[0].tracks))

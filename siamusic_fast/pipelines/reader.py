@@ -13,9 +13,9 @@ from itertools import groupby
 import numpy as np
 import soundfile
 
-from siamusic_fast.files import open_regular
 from siamusic_fast.frontend import Frontend
-from siamusic_fast.pipelines.plan import Spans
+from siamusic_fast.pipelines.fetch_ahead import FetchAhead
+from siamusic_fast.pipelines.plan import Place, Plan, Spans, TrackPlan
 from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.pipelines.tracks import Tracks
 from siamusic_fast.shards.codec import WAV_HEADER
@@ -39,7 +39,8 @@ class Reader:
     def __init__(self, tracks: Tracks, frontend: Frontend) -> None:
         self._tracks = tracks
         self._repeats = frontend.short_tracks == "repeat"
-        self._tar = lru_cache(_MAX_OPEN)(partial(_Tar, tracks))
+        self._ahead = FetchAhead(tracks)
+        self._tar = lru_cache(_MAX_OPEN)(partial(_Tar, tracks, self._ahead))
 
     def read(self, spans: Spans, rows: slice, out: Array) -> None:
         """Read the `rows` of `spans` into those of `out`, int16 [batch, samples].
@@ -70,9 +71,28 @@ class Reader:
             else:
                 self._decode(track, crops)
 
+    def reach(self, plan: Plan | TrackPlan, place: Place) -> None:
+        """Prepare for the batch of `plan` at `place`: begin to fetch what is in object storage."""
+        self._ahead.reach(plan, place)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that reading has waited for object storage, of all threads together."""
+        return self._ahead.waited
+
+    def start(self) -> None:
+        """Let object storage be read again after `stop`."""
+        self._ahead.start()
+
+    def stop(self) -> None:
+        """End what is being fetched from object storage; threads that wait for it fail."""
+        self._ahead.stop()
+
     def close(self) -> None:
-        """Close the tars; they are opened again when they are read again."""
+        """Stop, and close the tars; they are fetched and opened again when they are read again."""
+        self._ahead.stop()
         self._tar.cache_clear()
+        self._ahead.start()
 
     def _pread(self, track: int, start: int, out: Array) -> None:
         offset = int(self._tracks.offset[track]) + WAV_HEADER + 2 * start
@@ -137,11 +157,11 @@ def fill_crop(
 class _Tar:
     """A tar that is open until nobody holds it any more, not even a thread that reads it."""
 
-    def __init__(self, tracks: Tracks, shard: int) -> None:
+    def __init__(self, tracks: Tracks, ahead: FetchAhead, shard: int) -> None:
         # A descriptor alone: Python warns of a file that the garbage collector closes, as it does where the
         # traceback of an error is the last to hold one.
-        path = tracks.shard_set.path(tracks.shards[shard].file)
-        with naming_damage(path), open_regular(path) as file:
+        path = tracks.shard_set.shown(tracks.shards[shard].file)
+        with naming_damage(path), ahead.open(shard) as file:
             self.descriptor = os.dup(file.fileno())
 
     def __del__(self) -> None:

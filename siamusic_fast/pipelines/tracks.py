@@ -14,6 +14,7 @@ from siamusic_fast.pipelines.random_numbers import Array
 from siamusic_fast.shards.codec import WAV_HEADER
 from siamusic_fast.shards.index import read_index, sample_name
 from siamusic_fast.shards.manifest import DamageError, Shard, ShardSet, check_tracks
+from siamusic_fast.shards.remote_set import fetch_indices
 from siamusic_fast.shards.track_table import read_track_table
 
 
@@ -57,14 +58,14 @@ class Tracks:
         return np.bincount(self.shard, minlength=len(self.shards))
 
     def path(self, track: int) -> Path:
-        """Return the tar that `track` lies in."""
+        """Return the tar that `track` lies in, of a shard set on a disk."""
         return self.shard_set.path(self.shards[int(self.shard[track])].file)
 
     def damaged(self, track: int, what: object) -> DataError:
         """Return the error that says that `track` cannot be read as it should."""
         shard = self.shards[int(self.shard[track])]
         name = sample_name(self.shard_set, shard, int(self.index_in_shard[track]))
-        return DamageError(self.path(track), f"{name}: {what}")
+        return DamageError(self.shard_set.shown(shard.file), f"{name}: {what}")
 
     def only(self, chosen: Array) -> "Tracks":
         """Return the tracks numbered `chosen`, which ascend."""
@@ -97,11 +98,13 @@ def open_tracks(
     The `target` leaves out tracks without a class, or those without tags.
 
     Compares every index and tracks.csv with its checksum in the manifest, and the first and the last sample
-    of every tar with its index. Raises `DataError` if something does not fit, and for a split without
-    such tracks.
+    of every tar on a disk with its index. Raises `DataError` if something does not fit, and for a split
+    without such tracks.
     """
     labels = labels or target is not None
     shards = shard_set.shards(splits, labelled_only=target == "class")
+    if shard_set.url:
+        fetch_indices(shard_set, shards)
     counts = [shard.tracks for shard in shards]
     offset, size, cls_offset = (np.empty(sum(counts), np.int64) for _ in range(3))
     first = 0
@@ -146,7 +149,7 @@ def _with_tags(tracks: Tracks, splits: Sequence[str]) -> Tracks:
         places = [tracks.shards.index(shard) for shard in tracks.shard_set.splits[split]]
         if not np.isin(tracks.shard[chosen], places).any():
             raise DataError(
-                f"{tracks.shard_set.folder} has no tracks with tags in split {split!r}: pack the audio again "
+                f"{tracks.shard_set.place} has no tracks with tags in split {split!r}: pack the audio again "
                 f"with tags in it (on the command line --labels FILE.csv --tags; the file may have a column "
                 f"split)."
             )

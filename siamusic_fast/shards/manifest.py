@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -18,8 +19,10 @@ from siamusic_fast.audio.corpus import MAX_CLASSES, SPLITS
 from siamusic_fast.config import CODECS, MAX_SEED
 from siamusic_fast.config.fields import Between, OneOf, Positive, check_value
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, file_sha256
+from siamusic_fast.files import MANIFEST_LIMIT, TABLE_LIMIT, file_sha256, open_regular
 from siamusic_fast.shards.sealed import read_sealed, write_sealed
+from siamusic_fast.storage.cache import Fetching, ShardCache
+from siamusic_fast.storage.remote import RemoteFolder, is_url, joined
 
 MANIFEST_FORMAT = 5
 MANIFEST = "manifest.json"
@@ -28,6 +31,8 @@ REJECTED = "rejected.csv"
 FRONTENDS = "frontends.json"
 """File in which pipelines keep the frontends that they estimated from the shards."""
 
+_NOT_IN_MANIFEST = ("folder", "url", "cache")
+"""Fields of `ShardSet` that say where it is."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MAX_BYTES = 2**50
 """More bytes than a file can have, and more samples than one can hold."""
@@ -64,6 +69,7 @@ class ShardSet:
     """A folder of shards, as its manifest.json describes it."""
 
     folder: Path
+    """Where its files are; of a set in object storage, where all but its tars have been fetched."""
     source: str
     """Name of the corpus, such as fma_small."""
     codec: Annotated[str, OneOf(CODECS)]
@@ -88,6 +94,20 @@ class ShardSet:
     """Quality of Vorbis, 0 to 10; None for other codecs."""
     tables: dict[str, str] = field(default_factory=dict)
     """SHA-256 of tracks.csv and rejected.csv by name, which `write_manifest` fills in."""
+    url: str = ""
+    """Where the set is in object storage; empty if it is in `folder`."""
+    cache: ShardCache | None = None
+    """Where its tars are fetched to if it has a `url`."""
+
+    @property
+    def place(self) -> str:
+        """Its URL or its folder, which `find_shards` takes."""
+        return self.url or str(self.folder)
+
+    @property
+    def name(self) -> str:
+        """Last part of its place."""
+        return self.url.rpartition("/")[2] if self.url else self.folder.name
 
     @property
     def target(self) -> str:
@@ -116,7 +136,7 @@ class ShardSet:
         if not found:
             kind = "labelled tracks" if labelled_only else "tracks"
             raise DataError(
-                f"{self.folder} has no {kind} in split {split!r}: its splits are {', '.join(self.splits)}."
+                f"{self.place} has no {kind} in split {split!r}: its splits are {', '.join(self.splits)}."
             )
         return found
 
@@ -125,15 +145,35 @@ class ShardSet:
         return sum(shard.tracks for shard in self.shards(splits, labelled_only))
 
     def path(self, file: str) -> Path:
-        """Return the path of `file`, a file of this set."""
+        """Return the path of `file`, a file of this set; of a tar only if the set has no `url`."""
         return self.folder / file
 
+    def open_tar(self, shard: Shard, fetching: Fetching | None = None) -> FileIO:
+        """Return the tar of `shard`, opened; one of object storage is fetched first, see `ShardCache.open`.
 
-def find_shards(data: str | Path, data_dir: Path = Path("data")) -> ShardSet:
-    """Return the shard set `data`, which is a folder, or a name found under `data_dir`/shards.
+        Raises `OSError` for a tar in `folder` that cannot be opened.
+        """
+        if self.cache is None:
+            return open_regular(self.path(shard.file))
+        remote = RemoteFolder(self.url)
+        return self.cache.open(remote, shard.file, shard.bytes, shard.sha256, fetching)
 
-    Raises `DataError` if there is none, or as `read_manifest` does.
+    def shown(self, file: str) -> str | Path:
+        """Return the path or the URL of `file`, for people."""
+        return joined(self.url, file) if self.url else self.folder / file
+
+
+def find_shards(data: str | Path, data_dir: Path = Path("data"), cache: ShardCache | None = None) -> ShardSet:
+    """Return the shard set `data`: a folder, a name found under `data_dir`/shards, or a URL.
+
+    The shards behind a URL, such as s3://bucket/mine, are fetched into `cache` when they are read. None: the
+    folder ~/.cache/siamusic-fast, with up to 200 GB. Raises `DataError` if there is no such shard set, or as
+    `read_manifest` does.
     """
+    if isinstance(data, str) and is_url(data):
+        from siamusic_fast.shards.remote_set import open_remote  # only here: it imports this module
+
+        return open_remote(data, cache or ShardCache())
     return read_manifest(find_folder(data, data_dir))
 
 
@@ -156,9 +196,7 @@ def read_manifest(folder: Path) -> ShardSet:
     Raises `DataError` if there is no manifest, if it has another version, if it is not what was written, or
     if files do not match it.
     """
-    shard_set, change = parse_manifest(folder)
-    if change:
-        raise _damaged(folder, change)
+    shard_set = unchanged_manifest(folder)
     for table in (TRACKS, REJECTED):
         _check_file(folder / table)
     for shards in shard_set.splits.values():
@@ -168,44 +206,53 @@ def read_manifest(folder: Path) -> ShardSet:
     return shard_set
 
 
-def parse_manifest(folder: Path, *, every_byte: bool = False) -> tuple[ShardSet, str]:
+def unchanged_manifest(folder: Path, url: str = "") -> ShardSet:
+    """Return what `parse_manifest` does. Raises `DataError` also if the manifest is not what was written."""
+    shard_set, change = parse_manifest(folder, url)
+    if change:
+        raise _damaged(url or folder, change)
+    return shard_set
+
+
+def parse_manifest(folder: Path, url: str = "", *, every_byte: bool = False) -> tuple[ShardSet, str]:
     """Return the shard set that the manifest in `folder` describes, and what has changed in the manifest.
 
-    No other file is looked at. For the change and `every_byte` see `read_sealed`. Raises `DataError` if there
-    is no manifest, if it has another version, or if it describes what cannot be.
+    No other file is looked at. `url` is where the manifest is from, if that is object storage. For the change
+    and `every_byte` see `read_sealed`. Raises `DataError` if there is no manifest, if it has another version,
+    or if it describes what cannot be.
     """
-    path = folder / MANIFEST
+    place = url or folder
     try:
-        values, change = read_sealed(path, MANIFEST_LIMIT, every_byte=every_byte)
+        values, change = read_sealed(folder / MANIFEST, MANIFEST_LIMIT, every_byte=every_byte)
         version = values.pop("format_version")
         if version == MANIFEST_FORMAT:
             shard_set = ShardSet(folder=folder, **_parsed_fields(ShardSet, values, ""))
             _check_values(shard_set)
     except FileNotFoundError:
         raise DataError(
-            f"{folder} is no shard set: it has no {MANIFEST}; `siamusic-fast shard` makes one."
+            f"{place} is no shard set: it has no {MANIFEST}; `siamusic-fast shard` makes one."
         ) from None
     except (ValueError, TypeError, KeyError, OSError, ConfigError) as error:
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+        raise _damaged(place, f"{type(error).__name__}: {error}") from None
     if version != MANIFEST_FORMAT:
         raise DataError(
-            f"{path} has format version {version}, this version of siamusic-fast reads {MANIFEST_FORMAT}: "
-            f"update siamusic-fast, or pack the audio again."
+            f"{place}/{MANIFEST} has format version {version}, this version of siamusic-fast reads "
+            f"{MANIFEST_FORMAT}: update siamusic-fast, or pack the audio again."
         )
     return shard_set, change
 
 
-def _damaged(folder: Path, reason: str) -> DataError:
+def _damaged(place: object, reason: str) -> DataError:
     return DataError(
-        f"{folder / MANIFEST} is damaged ({reason}): pack the audio again, "
-        f"`siamusic-fast shard --force` does."
+        f"{place}/{MANIFEST} is damaged ({reason}): pack the audio again, `siamusic-fast shard --force` does."
     )
 
 
 def write_manifest(shard_set: ShardSet) -> None:
     """Write the manifest of `shard_set` into its folder, atomically, with the checksums of its tables."""
     values = {"format_version": MANIFEST_FORMAT, **dataclasses.asdict(shard_set)}
-    del values["folder"]
+    for field_name in _NOT_IN_MANIFEST:
+        del values[field_name]
     values["tables"] = {name: file_sha256(shard_set.path(name)) for name in (TRACKS, REJECTED)}
     write_sealed(shard_set.folder / MANIFEST, values)
 
@@ -222,20 +269,21 @@ def check_tracks(shard_set: ShardSet) -> None:
 class DamageError(DataError):
     """A file of a shard set that is not what was packed. `reason` says in a few words what is wrong."""
 
-    def __init__(self, path: Path, reason: object) -> None:
+    def __init__(self, path: Path | str, reason: object) -> None:
         super().__init__(path, str(reason))  # these make it again in another process
         self.path = path
         self.reason = str(reason)
 
     def __str__(self) -> str:
+        folder = str(self.path).rpartition("/")[0] or "."
         return (
-            f"{self.path} is missing or damaged ({self.reason}): `siamusic-fast verify {self.path.parent}` "
-            f"says what is wrong with it; packing again mends it."
+            f"{self.path} is missing or damaged ({self.reason}): `siamusic-fast verify {folder}` says what "
+            f"is wrong with it; packing again mends it."
         )
 
 
 @contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
+def naming_damage(path: Path | str) -> Iterator[None]:
     """Turn every failure to read or check `path`, a file of a shard set, into a `DamageError`."""
     try:
         yield
@@ -246,15 +294,15 @@ def naming_damage(path: Path) -> Iterator[None]:
 
 
 def _parsed_fields(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the fields of the dataclass `kind` from JSON; all have to be there, except the folder."""
+    """Return the fields of the dataclass `kind` from JSON; all have to be there, except the place."""
     return values | {field: _parsed(of, values[field], f"{name}{field}") for field, of in _kinds(kind)}
 
 
 @functools.cache
 def _kinds(kind: type) -> list[tuple[str, Any]]:
-    """Return name and type of each field of the dataclass `kind`, except the folder."""
+    """Return name and type of each field of the dataclass `kind`, except the place."""
     hints = get_type_hints(kind, include_extras=True)
-    return [(field, of) for field, of in hints.items() if field != "folder"]
+    return [(field, of) for field, of in hints.items() if field not in _NOT_IN_MANIFEST]
 
 
 def _parsed(kind: Any, value: Any, name: str) -> Any:

@@ -32,10 +32,19 @@ from siamusic_fast.processes.pool import (
 )
 from siamusic_fast.progress import SILENT, Progress, Task
 from siamusic_fast.shards.codec import Encoding
-from siamusic_fast.shards.manifest import MANIFEST, REJECTED, Shard, ShardSet, read_manifest, write_manifest
+from siamusic_fast.shards.manifest import (
+    MANIFEST,
+    REJECTED,
+    Shard,
+    ShardSet,
+    find_shards,
+    read_manifest,
+    write_manifest,
+)
 from siamusic_fast.shards.pack_shard import COUNTED, ShardToPack, decode_alone, pack_shard
 from siamusic_fast.shards.plan import plan_shards
 from siamusic_fast.shards.resuming import (
+    CRASHED,
     add_crashed_file,
     check_free,
     crashed_files,
@@ -48,6 +57,8 @@ from siamusic_fast.shards.resuming import (
 )
 from siamusic_fast.shards.sharing import SharedForPacking, permit, wait_for_result
 from siamusic_fast.shards.tables import PackedTrack, write_rejects, write_tracks
+from siamusic_fast.shards.upload import check_remote_free, exclusive_remote, upload_state, work_folder
+from siamusic_fast.storage.remote import StorageError, is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +105,7 @@ def pack(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ShardSet:
-    """Pack the audio of `corpus` into a shard set in `folder`, and return the shard set.
+    """Pack the audio of `corpus` into a shard set in `folder`, a folder or a URL, and return the shard set.
 
     Every file is decoded and judged. What is fit goes into WebDataset shards of up to
     `config.tracks_per_shard` tracks, each a tar with an index, and is listed in tracks.csv. What is unfit is
@@ -102,7 +113,9 @@ def pack(
     bytes depend on the audio, its metadata and `config` alone.
 
     A call that was stopped at any moment is resumed by the same call: shards that are finished are not packed
-    again. Files are written under a temporary name and renamed, so none is ever half there.
+    again. Files are written under a temporary name and renamed, so none is ever half there. If `folder` is a
+    URL, such as s3://bucket/mine, each shard is uploaded when it is written, read again to be checked, and
+    removed here; what is finished is known from there, see `upload.py`.
 
     `corpus` comes from `open_corpus`, for example. `folder` is created if it does not exist. `config` has the
     settings that the bytes depend on. `procs` is the number of processes that decode, by default one per
@@ -118,8 +131,18 @@ def pack(
     process or cannot be written, if a file changes or goes away while it is packed, or if workers die time
     and again. The message says how to go on; finished shards stay.
     """
-    folder = Path(folder)
-    check_free(folder, force)
+    url = folder.rstrip("/") if isinstance(folder, str) and is_url(folder) else ""
+    if url and cluster:
+        raise ConfigError(
+            f"workers of a cluster pack into a folder that they share, not to {url}: give a folder (on the "
+            f"command line --out), or pack on one machine (without --scheduler)."
+        )
+    if url:
+        check_remote_free(url, force)
+        folder = work_folder(url)
+    else:
+        folder = Path(folder)
+        check_free(folder, force)
     store = open_store(corpus.folder, corpus.in_tables)
     found = scan(corpus, store, progress)
     if not found.tracks:
@@ -137,13 +160,14 @@ def pack(
     sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
     labels = {genre: label for label, genre in enumerate(corpus.classes)}
     try:
-        with exclusive(folder, inputs, force):
+        with exclusive_remote(url, inputs, force) if url else exclusive(folder, inputs, force):
             crashed = crashed_files(folder)
             shards = [
                 ShardToPack(
                     audio=corpus.folder,
                     in_tables=corpus.in_tables,
                     folder=folder,
+                    url=url,
                     plan=plan,
                     sizes=tuple(sizes[track.path] for track in plan.tracks),
                     crashed=crashed,
@@ -158,14 +182,18 @@ def pack(
             if not (folder / MANIFEST).exists():
                 _pack_shards(shards, found, procs or cores(), executor, cluster, progress)
                 _write_tables(corpus, folder, config, shards, found)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         state = unfinished(folder)
         rest = f" from the {state.finished} shards that are finished" if state and state.finished else ""
-        raise DataError(
-            f"{folder} cannot be written: {error.strerror or error}. When that is mended, the same command "
-            f"goes on{rest}."
-        ) from None
-    return read_manifest(folder)
+        failure = (
+            error if isinstance(error, StorageError) else f"{folder} cannot be written: {_words(error)}."
+        )
+        raise DataError(f"{failure} When that is mended, the same command goes on{rest}.") from None
+    return find_shards(url) if url else read_manifest(folder)
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _pack_shards(
@@ -189,7 +217,7 @@ def _pack_shards(
         else:
             run = functools.partial(run_in_processes, procs=procs)
             for death in _pack_in_processes(todo, run, meter.on_counts, meter.leave_out_finished):
-                death.note(todo[0].folder)
+                death.note(todo[0].folder, todo[0].url)
 
 
 def _pack_in_processes(
@@ -224,7 +252,7 @@ def _pack_on_cluster(shards: Sequence[ShardToPack], cluster: Cluster, meter: "_M
     first = shards[0]
     shared = SharedForPacking(
         software=software(),
-        audio=first.audio.absolute(),
+        audio=first.audio if isinstance(first.audio, str) else first.audio.absolute(),
         in_tables=first.in_tables,
         path=first.plan.tracks[0].path,
         size=first.sizes[0],
@@ -282,7 +310,7 @@ class _Meter:
         """Count those of `shards` that are finished, once each, and return the others."""
         todo = []
         for shard in shards:
-            if result := finished_result(shard.folder, shard.plan.stem):
+            if result := finished_result(shard.folder, shard.plan.stem, uploaded=bool(shard.url)):
                 self._finished += len(shard.plan.tracks)
                 self._rejected.update(reject.reason for reject in result.rejects)
             else:
@@ -317,12 +345,14 @@ class _Death:
     deadly: str | None = None
     """Path of that file, if a process that decodes it alone dies as well."""
 
-    def note(self, folder: Path) -> None:
-        """Warn of it, and let later runs that pack into `folder` know the file."""
+    def note(self, folder: Path, url: str = "") -> None:
+        """Warn of it, and let later runs that pack into `folder`, or from there to `url`, know the file."""
         if self.words:
             warnings.warn(self.words, stacklevel=2)
         if self.deadly:
             add_crashed_file(folder, self.deadly)
+            if url:
+                upload_state(folder, url, CRASHED)
 
 
 def _examine(error: WorkerDiedError, shards: Sequence[ShardToPack]) -> _Death:

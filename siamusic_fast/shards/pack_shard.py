@@ -24,6 +24,7 @@ from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.plan import ShardPlan
 from siamusic_fast.shards.resuming import ShardResult, write_result
 from siamusic_fast.shards.tables import PackedTrack
+from siamusic_fast.shards.upload import upload_shard, upload_state
 from siamusic_fast.shards.write_shard import Segment, table_row, write_shard
 
 COUNTED = ("files", "bytes", *REASONS)
@@ -34,12 +35,14 @@ COUNTED = ("files", "bytes", *REASONS)
 class ShardToPack:
     """All that `pack_shard` needs to write one shard, in any process."""
 
-    audio: Path
-    """Folder or zip of the corpus."""
+    audio: Path | str
+    """Folder or zip of the corpus, or the URL of a folder."""
     in_tables: bool = False
     """Whether the tracks are rows of Parquet or Arrow files."""
     folder: Path
-    """Folder of the shard set."""
+    """Folder of the shard set, or the one that its shards are uploaded from."""
+    url: str = ""
+    """Where its shards are uploaded to; empty if they stay in `folder`."""
     plan: ShardPlan
     sizes: tuple[int, ...]
     """Sizes in bytes that the files of its tracks had when they were planned."""
@@ -61,7 +64,10 @@ class ShardToPack:
 
 
 def pack_shard(job: ShardToPack, count: Count = lambda counts: None) -> None:
-    """Decode, judge and write the tracks of one shard, one at a time; calls `count` once after each."""
+    """Decode, judge and write the tracks of one shard, one at a time; calls `count` once after each.
+
+    If the job has a `url`, the shard is uploaded when it is written.
+    """
     tracks: list[PackedTrack] = []
     rejects: list[Reject] = []
     segments = _fit_segments(job, tracks, rejects, count)
@@ -75,8 +81,12 @@ def pack_shard(job: ShardToPack, count: Count = lambda counts: None) -> None:
             labelled=job.plan.labelled,
             writer=job.writer,
         )
+        if job.url:
+            upload_shard(job.folder, job.url, shard)
     result = ShardResult(shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
     write_result(job.folder, job.plan.stem, result, job.writer)
+    if job.url:
+        upload_state(job.folder, job.url, f"{job.plan.stem}.json")
 
 
 def decode_alone(job: ShardToPack, count: Count) -> None:

@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,16 +47,16 @@ from siamusic_fast.shards.tables import PackedTrack, is_table
 
 UNFINISHED = ".packing"
 """Folder that marks a shard set whose packing has not ended."""
-_LOCK = "lock"
-_CRASHED = "crashed-files"
+PACK_LOCK = "lock"
+CRASHED = "crashed-files"
 PERMIT = "permit-[0-9a-f]{16}"
 """Pattern of the name of a file that lets workers of a cluster pack as long as it is there."""
 GREETING = "seen-[0-9a-f]{16}"
 """Pattern of the name of a file in which a worker of a cluster writes that it has seen the permit."""
 
-_CLEARING: dict[str, Any] = {"clearing": True}
+CLEARING: dict[str, Any] = {"clearing": True}
 """Stands in the lock while older files are being removed, so that this goes on after a kill."""
-_FORCED = "forced"
+FORCED = "forced"
 """Field of the lock that says whether `force` began the packing."""
 
 _NO_OPTIONS = {"source", "shards", "inputs", "software"}
@@ -66,12 +66,12 @@ _STEM = rf"(?:{'|'.join(SPLITS)})(?:-unlabelled)?-\d{{6}}"
 _WRITER = r"(?:-[0-9a-f]{8})?"
 """Which worker of a cluster writes a file."""
 _TABLES = "|".join(map(re.escape, (MANIFEST, FRONTENDS, TRACKS, REJECTED)))
-_SET_FILE = re.compile(
+SET_FILE = re.compile(
     rf"(?P<temporary>\.)?(?:{_STEM}\.(?:tar|idx)|{_TABLES}|{KEPT_FEATURES})(?(temporary){_WRITER}\.tmp)"
 )
 """Names of the files of a shard set, and of those that are being written (see `files.temporary_name`)."""
-_STATE_FILE = re.compile(
-    rf"(?P<temporary>\.)?(?:{_STEM}\.json|{_CRASHED}|{PERMIT}|{GREETING})(?(temporary){_WRITER}\.tmp)"
+STATE_FILE = re.compile(
+    rf"(?P<temporary>\.)?(?:{_STEM}\.json|{CRASHED}|{PERMIT}|{GREETING})(?(temporary){_WRITER}\.tmp)"
 )
 """Names of the files in `UNFINISHED` except the lock, and of those that are being written."""
 
@@ -134,7 +134,7 @@ def check_free(folder: Path, force: bool) -> None:
     if (folder / UNFINISHED).is_dir():
         _refuse_foreign(folder / UNFINISHED)
     elif folder.is_dir():
-        _check(folder, None, {}, force)
+        refuse(folder, None, {}, force, lambda: _held(folder))
 
 
 @contextmanager
@@ -150,29 +150,29 @@ def exclusive(folder: Path, fingerprint: dict[str, Any], force: bool) -> Iterato
     state = folder / UNFINISHED
     state.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(state)
-    with _locked(folder, state / _LOCK) as lock:
+    with packer_lock(folder, state / PACK_LOCK) as lock:
         before = _read(lock, state)
-        forced = bool(before and before.pop(_FORCED, False))
+        forced = bool(before and before.pop(FORCED, False))
         try:
-            _check(folder, before, fingerprint, force)
+            refuse(folder, before, fingerprint, force, lambda: _held(folder))
         except DataError:
             if before is None:
                 _remove_lock(state)
             raise
         if before != fingerprint or (force and not forced):
-            _write(lock, _CLEARING)
+            _write(lock, CLEARING)
             # The manifest goes first, so that no half of a shard set passes for a whole one.
             (folder / MANIFEST).unlink(missing_ok=True)
-            _remove_files(folder, _SET_FILE)
-            _remove_files(state, _STATE_FILE)
-            _write(lock, {**fingerprint, _FORCED: force})
+            _remove_files(folder, SET_FILE)
+            _remove_files(state, STATE_FILE)
+            _write(lock, {**fingerprint, FORCED: force})
         else:
-            _remove_files(state, _STATE_FILE, prefix="permit-")  # so that workers of a killed packer stop
-            _remove_files(folder, _SET_FILE, prefix=".")
+            _remove_files(state, STATE_FILE, prefix="permit-")  # so that workers of a killed packer stop
+            _remove_files(folder, SET_FILE, prefix=".")
         yield
-        _remove_files(folder, _SET_FILE, prefix=".")  # of workers of a cluster that were killed
+        _remove_files(folder, SET_FILE, prefix=".")  # of workers of a cluster that were killed
         # The lock goes last, so that a kill on the way leaves what the next run can finish.
-        _remove_files(state, _STATE_FILE)
+        _remove_files(state, STATE_FILE)
         _remove_lock(state)
 
 
@@ -180,14 +180,14 @@ def unfinished(folder: Path) -> Unfinished | None:
     """Return how far the packing of `folder` has come, or None if it has ended or never begun."""
     state = folder / UNFINISHED
     try:
-        with io.BufferedReader(open_regular(state / _LOCK, SETTINGS_LIMIT)) as lock:
+        with io.BufferedReader(open_regular(state / PACK_LOCK, SETTINGS_LIMIT)) as lock:
             values = _read(lock, state)
     except (OSError, DataError):
         return None
     if not values or "shards" not in values:
         return None
     finished = len(list(state.glob("[!.]*.json")))
-    return Unfinished(finished, values["shards"], values.get(_FORCED, False))
+    return Unfinished(finished, values["shards"], values.get(FORCED, False))
 
 
 def write_result(folder: Path, stem: str, result: ShardResult, writer: str = "") -> None:
@@ -206,18 +206,23 @@ def read_result(folder: Path, stem: str) -> ShardResult:
     )
 
 
-def finished_result(folder: Path, stem: str) -> ShardResult | None:
+def finished_result(folder: Path, stem: str, uploaded: bool = False) -> ShardResult | None:
     """Return the result of shard `stem` if it is there, and its tar and index are whole.
 
-    Both are read and hashed, which takes a small part of the time that decoding its tracks took.
+    Both are read and hashed, which takes a small part of the time that decoding its tracks took. Those that
+    were `uploaded` were checked then, before the result was written.
     """
     try:
         result = read_result(folder, stem)
         shard = result.shard
-        whole = not shard or (
-            (folder / shard.file).stat().st_size == shard.bytes
-            and file_sha256(folder / shard.index) == shard.index_sha256
-            and file_sha256(folder / shard.file) == shard.sha256
+        whole = (
+            uploaded
+            or not shard
+            or (
+                (folder / shard.file).stat().st_size == shard.bytes
+                and file_sha256(folder / shard.index) == shard.index_sha256
+                and file_sha256(folder / shard.file) == shard.sha256
+            )
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -227,18 +232,19 @@ def finished_result(folder: Path, stem: str) -> ShardResult | None:
 def add_crashed_file(folder: Path, path: str) -> None:
     """Note that every worker process dies at the audio file `path`, so that the next run skips it too."""
     paths = crashed_files(folder) | {path}
-    with atomic_write(folder / UNFINISHED / _CRASHED) as file:
+    with atomic_write(folder / UNFINISHED / CRASHED) as file:
         file.write(json.dumps(sorted(paths)).encode())
 
 
 def crashed_files(folder: Path) -> frozenset[str]:
     """Return the paths that `add_crashed_file` noted."""
-    file = folder / UNFINISHED / _CRASHED
+    file = folder / UNFINISHED / CRASHED
     return frozenset(json.loads(read_regular(file, LIST_LIMIT))) if file.exists() else frozenset()
 
 
 @contextmanager
-def _locked(folder: Path, path: Path) -> Iterator[BinaryIO]:
+def packer_lock(place: object, path: Path) -> Iterator[BinaryIO]:
+    """Lock the file `path`, so that no other process of this machine packs into `place`."""
     with path.open("a+b") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -247,34 +253,60 @@ def _locked(folder: Path, path: Path) -> Iterator[BinaryIO]:
         except BlockingIOError:
             ours = False
         if not ours:
-            raise DataError(f"{folder} is being packed by another run: wait for it, or choose another --out.")
+            raise DataError(f"{place} is being packed by another run: wait for it, or choose another --out.")
         yield lock
 
 
-def _check(folder: Path, before: dict[str, Any] | None, fingerprint: dict[str, Any], force: bool) -> None:
-    """Raise `DataError` unless `folder`, whose lock says `before`, may be packed into."""
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What there is in a place that is to be packed into."""
+
+    shard_set: bool
+    """Whether that is a shard set, or a part of one."""
+    manifest: str
+    """Name of the file that has the place of a manifest; empty if there is none."""
+    files: Sequence[str]
+    """Names of the files that have names of files of a shard set."""
+
+
+def refuse(
+    place: object,
+    before: dict[str, Any] | None,
+    fingerprint: dict[str, Any],
+    force: bool,
+    held: Callable[[], Held],
+) -> None:
+    """Raise `DataError` unless `place`, whose lock says `before`, may be packed into."""
     if before is not None:
-        if force or before in (_CLEARING, fingerprint):
+        if force or before in (CLEARING, fingerprint):
             return
         raise DataError(
-            f"{folder} holds unfinished work with {_difference(before, fingerprint)}: use the same options, "
+            f"{place} holds unfinished work with {_difference(before, fingerprint)}: use the same options, "
             f"audio and software to go on with it, --force to start over, or another --out."
         )
-    manifest = folder / MANIFEST
-    if is_table(folder / TRACKS) or (
-        manifest.is_file() and b'"format_version"' in read_regular(manifest, MANIFEST_LIMIT)[:200]
-    ):
+    found = held()
+    if found.shard_set:
         if not force:
             raise DataError(
-                f"{folder} already holds a shard set: --force packs it anew, --out packs elsewhere."
+                f"{place} already holds a shard set: --force packs it anew, --out packs elsewhere."
             )
-    elif manifest.exists():
-        raise DataError(f"{manifest} is not the manifest of a shard set: choose another --out.")
-    elif names := sorted(file.name for file in folder.iterdir() if _SET_FILE.fullmatch(file.name)):
+    elif found.manifest:
+        raise DataError(f"{found.manifest} is not the manifest of a shard set: choose another --out.")
+    elif found.files:
         raise DataError(
-            f"{folder} holds files of no shard set that would be overwritten, such as {names[0]}: "
+            f"{place} holds files of no shard set that would be overwritten, such as {found.files[0]}: "
             f"choose another --out."
         )
+
+
+def _held(folder: Path) -> Held:
+    manifest = folder / MANIFEST
+    return Held(
+        shard_set=is_table(folder / TRACKS)
+        or (manifest.is_file() and b'"format_version"' in read_regular(manifest, MANIFEST_LIMIT)[:200]),
+        manifest=str(manifest) if manifest.exists() else "",
+        files=sorted(file.name for file in folder.iterdir() if SET_FILE.fullmatch(file.name)),
+    )
 
 
 def _difference(before: dict[str, Any], fingerprint: dict[str, Any]) -> str:
@@ -297,11 +329,11 @@ def _setting(value: object) -> str:
 def _refuse_foreign(state: Path) -> None:
     """Raise `DataError` if there are files in `state` but no lock: then no packer made that folder."""
     names = sorted(file.name for file in state.iterdir())
-    if names and not (state / _LOCK).is_file():
-        raise _foreign(state, f"it holds {names[0]} but no file {_LOCK}")
+    if names and not (state / PACK_LOCK).is_file():
+        raise foreign_state(state, f"it holds {names[0]} but no file {PACK_LOCK}")
 
 
-def _foreign(state: Path, why: str) -> DataError:
+def foreign_state(state: object, why: str) -> DataError:
     return DataError(
         f"{state} was not made by siamusic-fast, or is damaged ({why}): move it elsewhere if you need it, "
         f"remove it if not, or choose another --out."
@@ -316,7 +348,7 @@ def _remove_files(folder: Path, names: re.Pattern[str], prefix: str = "") -> Non
 
 
 def _remove_lock(state: Path) -> None:
-    (state / _LOCK).unlink()
+    (state / PACK_LOCK).unlink()
     with suppress(OSError):  # somebody else's files are in there
         state.rmdir()
 
@@ -334,7 +366,7 @@ def _read(lock: BinaryIO, state: Path) -> dict[str, Any] | None:
             raise ValueError
         return dict(json.loads(lines[-1])) if lines else None
     except (ValueError, TypeError):
-        raise _foreign(state, f"what {_LOCK} says makes no sense") from None
+        raise foreign_state(state, f"what {PACK_LOCK} says makes no sense") from None
 
 
 def _write(lock: BinaryIO, values: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from siamusic_fast.errors import ConfigError, DataError
-from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.manifest import Shard, ShardSet, find_shards
 
 Handler = Callable[[Exception], bool]
 """Error handler of webdataset: raises the error, or returns whether to continue."""
@@ -65,12 +66,12 @@ def samples(
     compared: `verify` does that. Raises `DataError` if there is no such shard set or split, and `ConfigError`
     for `split` with a URL.
     """
-    urls = _urls(data, split)
+    urls, opened = _urls(data, split)
     stages: list[Any] = [wds.split_by_node, wds.split_by_worker]
     if shuffle_shards:
         stages.insert(0, wds.detshuffle(len(urls), len(urls), seed))
     stages += [
-        partial(_open_urls, handler=handler),
+        partial(_open_urls, opened=opened, handler=handler),
         partial(tar_file_expander, handler=handler),
         partial(group_by_keys, handler=handler),
     ]
@@ -79,24 +80,34 @@ def samples(
     return wds.FluidWrapper(wds.SimpleShardList(urls)).compose(*stages).map(_decoded, handler=handler)
 
 
-def _urls(data: ShardSet | str | Path, split: str | None) -> list[str]:
+def _urls(data: ShardSet | str | Path, split: str | None) -> tuple[list[str], Callable[[str], Any]]:
+    """Return the names of the tars, and what opens one."""
     if not isinstance(data, ShardSet) and _URL.search(str(data)):
         if split is not None:
             raise ConfigError(
                 f"split = {split!r} needs a shard set, and {str(data)!r} names tars: leave it out."
             )
-        return list(expand_urls(str(data)))
+        return list(expand_urls(str(data))), wds.gopen
     shard_set = data if isinstance(data, ShardSet) else find_shards(data)
     shards = shard_set.shards(list(shard_set.splits) if split is None else [split])
+    if shard_set.url:
+        tars = {str(shard_set.shown(shard.file)): shard for shard in shards}
+        return list(tars), partial(_open_remote, shard_set, tars)
     # An absolute path is never taken for a URL.
-    return [str(shard_set.path(shard.file).absolute()) for shard in shards]
+    return [str(shard_set.path(shard.file).absolute()) for shard in shards], wds.gopen
 
 
-def _open_urls(sources: Iterable[dict[str, str]], handler: Handler) -> Iterator[dict[str, Any]]:
+def _open_remote(shard_set: ShardSet, tars: dict[str, Shard], name: str) -> FileIO:
+    return shard_set.open_tar(tars[name])
+
+
+def _open_urls(
+    sources: Iterable[dict[str, str]], opened: Callable[[str], Any], handler: Handler
+) -> Iterator[dict[str, Any]]:
     """Open the tars one after the other, and close each, which webdataset itself leaves to Python."""
     for source in sources:
         try:
-            stream = wds.gopen(source["url"])
+            stream = opened(source["url"])
             try:
                 yield {"url": source["url"], "stream": stream}
                 while stream.read(_CHUNK):  # a command that cannot write its last bytes would fail

@@ -1,5 +1,6 @@
 """What the workers of a cluster must have in common with the process that packs or verifies with them."""
 
+import hashlib
 import secrets
 import socket
 import time
@@ -14,6 +15,7 @@ from siamusic_fast.files import MANIFEST_LIMIT, file_sha256
 from siamusic_fast.processes.cluster import not_shared
 from siamusic_fast.shards.manifest import MANIFEST
 from siamusic_fast.shards.resuming import UNFINISHED, software
+from siamusic_fast.storage.remote import RemoteFolder
 
 _SEEN_WITHIN = 90.0
 """Seconds after which a file that another machine wrote is seen here; NFS may need 60."""
@@ -24,7 +26,7 @@ class SharedForPacking:
     """What a worker that packs must see: a file of the audio, and the permit beside the shards."""
 
     software: str
-    audio: Path
+    audio: Path | str
     in_tables: bool
     path: str
     """A file of the audio."""
@@ -50,7 +52,7 @@ class SharedForPacking:
                 f"give it the environment of this machine."
             )
         try:
-            size = open_store(self.audio, self.in_tables).size(self.path)
+            size = open_store(self.audio, self.in_tables).size_now(self.path)
         except SiamusicError:
             size = None
         if size != self.size:
@@ -94,19 +96,23 @@ class SharedForVerifying:
     """What a worker that verifies must see: the manifest of the shard set."""
 
     folder: Path
+    url: str = ""
+    """Where the shard set is, if that is object storage."""
     sha256: str
     """SHA-256 of manifest.json."""
 
     def check(self) -> str:
         """Raise `DataError` on a worker that does not see the shard set: nothing would be there for it."""
         try:
-            seen = file_sha256(self.folder / MANIFEST, MANIFEST_LIMIT)
+            if self.url:
+                seen = hashlib.sha256(RemoteFolder(self.url).read(MANIFEST, MANIFEST_LIMIT)).hexdigest()
+            else:
+                seen = file_sha256(self.folder / MANIFEST, MANIFEST_LIMIT)
         except OSError:
             seen = ""
         if seen != self.sha256:
-            raise not_shared(
-                socket.gethostname(), f"does not see {self.folder}, or not with the same {MANIFEST}"
-            )
+            place = self.url or self.folder
+            raise not_shared(socket.gethostname(), f"does not see {place}, or not with the same {MANIFEST}")
         return ""
 
     def confirm(self, host: str, said: str) -> None:

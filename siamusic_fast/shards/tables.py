@@ -91,6 +91,8 @@ _FORMATS: dict[str, _Format] = {
 _FIELDS = {"class" if field.name == "genre" else field.name: field.name for field in fields(PackedTrack)}
 """Field of `PackedTrack` that each column of tracks.csv holds."""
 TRACK_COLUMNS = ("index", *_FIELDS)
+TRACKS_HEADER = f"{','.join(TRACK_COLUMNS)}\n".encode()
+"""The first line of tracks.csv."""
 
 
 def write_tracks(folder: Path, tracks: Iterable[PackedTrack]) -> None:
@@ -127,11 +129,10 @@ def read_rejects(folder: Path) -> Iterator[Reject]:
 
 def is_table(path: Path) -> bool:
     """Return whether `path` is a file that begins with the header of our tracks.csv."""
-    header = f"{','.join(TRACK_COLUMNS)}\n".encode()
     if not path.is_file():
         return False
     with open_regular(path) as file:
-        return file.read(len(header)) == header
+        return file.read(len(TRACKS_HEADER)) == TRACKS_HEADER
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -43,9 +44,11 @@ from siamusic_fast.shards.manifest import (
     ShardSet,
     parse_manifest,
 )
+from siamusic_fast.shards.remote_set import fetch_small_files
 from siamusic_fast.shards.sharing import SharedForVerifying
 from siamusic_fast.shards.tables import PackedTrack, read_rejects, read_tracks
 from siamusic_fast.shards.tar import Member, TarError, TarReader
+from siamusic_fast.storage.remote import RemoteFolder, fetch, is_url
 
 _MB = 1_000_000
 _SHARD_FILE = re.compile(rf"(?:{'|'.join(SPLITS)})-.*\.(?:tar|idx)")
@@ -90,7 +93,7 @@ class ShardToVerify:
 
 
 def verify(
-    folder: Path,
+    folder: Path | str,
     *,
     procs: int | None = None,
     cluster: Cluster | None = None,
@@ -102,11 +105,25 @@ def verify(
     track, its index, and its rows of tracks.csv. If the SHA-256 of a tar is wrong, the audio of its tracks is
     compared with tracks.csv one by one. Both tables are compared with their SHA-256 in the manifest, and the
     manifest, frontends.json and features that probes keep with the one that each states of itself. Links,
-    and shards that the manifest does not name, are problems. Raises `DataError` if the manifest cannot be
+    and shards that the manifest does not name, are problems. If `folder` is a URL, each shard is fetched into
+    a temporary folder, as many at a time as there are processes. Raises `DataError` if the manifest cannot be
     read, or a worker of the cluster does not see the shard set.
     """
-    shard_set, change = parse_manifest(folder, every_byte=True)
-    names = sorted(file.name for file in folder.iterdir())
+    if isinstance(folder, str) and is_url(folder):
+        with tempfile.TemporaryDirectory() as fetched:
+            names = fetch_small_files(folder, Path(fetched))
+            return _verify(Path(fetched), folder, names, procs, cluster, progress)
+    folder = Path(folder)
+    return _verify(folder, "", [file.name for file in folder.iterdir()], procs, cluster, progress)
+
+
+def _verify(
+    folder: Path, url: str, names: list[str], procs: int | None, cluster: Cluster | None, progress: Progress
+) -> Verification:
+    """Verify the shard set in `folder`, whose tars and indices are at `url` if that is not empty."""
+    shard_set, change = parse_manifest(folder, url, every_byte=True)
+    shard_set = dataclasses.replace(shard_set, url=url)
+    names = sorted(names)
     kept = [name for name in names if _KEPT.fullmatch(name)]
     unknown = [name for name in names if name not in {*_known(shard_set), *kept}]
     size = sum(shard.bytes for shards in shard_set.splits.values() for shard in shards)
@@ -159,10 +176,26 @@ def verify(
 def verify_shard(job: ShardToVerify, count: Count) -> None:
     """Write what is wrong with one shard to its report; counts bytes read and problems."""
     problems = []
-    for problem in _shard_problems(job, lambda size: count((size, 0))):
-        problems.append((problem.file, problem.what))
-        count((0, 1))
+    with _fetched(job) as here:
+        for problem in _shard_problems(here, lambda size: count((size, 0))):
+            problems.append((problem.file, problem.what))
+            count((0, 1))
     job.report.write_text(json.dumps(problems))
+
+
+@contextmanager
+def _fetched(job: ShardToVerify) -> Iterator[ShardToVerify]:
+    """Fetch tar and index of a shard in object storage, those that are there, into a temporary folder."""
+    if not job.shard_set.url:
+        yield job
+        return
+    remote = RemoteFolder(job.shard_set.url)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (job.shard.file, job.shard.index):
+            if status := remote.status(name):
+                with Path(folder, name).open("wb") as file:
+                    fetch(remote, name, status.size, file.write)
+        yield dataclasses.replace(job, shard_set=dataclasses.replace(job.shard_set, folder=Path(folder)))
 
 
 @dataclass(frozen=True)
@@ -191,7 +224,11 @@ def _verify_on_cluster(jobs: Sequence[ShardToVerify], cluster: Cluster, on_count
         _verify_apart,
         send(),
         names=[f"verify-{Path(job.shard.file).stem}" for job in jobs],
-        shared=SharedForVerifying(folder=folder, sha256=file_sha256(folder / MANIFEST, MANIFEST_LIMIT)),
+        shared=SharedForVerifying(
+            folder=folder,
+            url=jobs[0].shard_set.url,
+            sha256=file_sha256(folder / MANIFEST, MANIFEST_LIMIT),
+        ),
         counters=2,
         on_counts=on_counts,
         on_result=on_result,

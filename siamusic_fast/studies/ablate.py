@@ -53,7 +53,7 @@ def plan_ablation(
     whole, *others = parts
     study = Study(
         kind="ablate",
-        title=f"Parts of the recipe {config.aug}, with {config.backbone} pre-trained on {data.folder.name}",
+        title=f"Parts of the recipe {config.aug}, with {config.backbone} pre-trained on {data.name}",
         columns=COLUMNS,
         cells=cells,
         test=test,

@@ -90,6 +90,4 @@ def views(study: Study, path: Path) -> None:
     else:
         (found,) = by_aug
         names = ("View 1", "View 2")
-    preview.draw(
-        found, frontend.mel, f"Views of {study.test.folder.name}: {', '.join(augs)}", path, names=names
-    )
+    preview.draw(found, frontend.mel, f"Views of {study.test.name}: {', '.join(augs)}", path, names=names)

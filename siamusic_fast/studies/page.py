@@ -22,7 +22,7 @@ def write(result: StudyResult) -> None:
         "features": f"{config.mel.n_mels} x {config.mel.frames} of {config.mel.seconds:g} s at "
         f"{config.mel.sample_rate:,} Hz",
         "seeds": ", ".join(str(seed) for seed in sorted({cell.config.seed for cell in study.cells})),
-        "pre-trained on": ", ".join(dict.fromkeys(str(cell.data.folder) for cell in study.cells)),
+        "pre-trained on": ", ".join(dict.fromkeys(cell.data.place for cell in study.cells)),
         "fine-tuned and tested on": str(study.test.folder),
         **{f"fine-tuning, {name}": f"{one.epochs} epochs" for name, one in study.finetuning.items()},
     }

@@ -33,7 +33,7 @@ def plan_reproduction(
     protocols. `paper` has the paper's scores by row. Raises ConfigError or DataError if anything of it does
     not fit, or if `out` holds something else.
     """
-    names = [data.folder.name for data in corpora]
+    names = [data.name for data in corpora]
     if len(set(names)) < len(names):
         raise ConfigError(
             f"two of the shard sets {', '.join(names)} have the same name: rename the folder of one, or "
@@ -41,7 +41,7 @@ def plan_reproduction(
         )
     cells = tuple(
         Cell(
-            row=(data.folder.name, backbone, aug),
+            row=(data.name, backbone, aug),
             config=config.pretraining(
                 backbone,
                 aug,

@@ -6,7 +6,7 @@ from siamusic_fast.config import FinetuneConfig, PretrainConfig
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.models.run_checks import check_labels, check_run
 from siamusic_fast.models.run_shards import shards_of_run
-from siamusic_fast.pipelines.checks import check_backend, check_crops, check_shard_length
+from siamusic_fast.pipelines.checks import check_backend, check_cache, check_crops, check_shard_length
 from siamusic_fast.pipelines.recipes import check_unmixed, parse_recipe, to_recipe
 from siamusic_fast.pipelines.tracks import count_tracks, open_tracks, with_label_fraction
 from siamusic_fast.shards.manifest import ShardSet
@@ -19,6 +19,7 @@ def check_pretraining(config: PretrainConfig, shard_set: ShardSet, processes: in
     check_share(sum(shard.tracks for shard in shards), processes, learns=True)
     check_crops(config.crops, config.max_distance)
     check_shard_length(shard_set, shards, config.mel)
+    check_cache(shard_set, shards, config.window, config.batch_size * processes)
     to_recipe(config.aug, config.mel)
     if config.init and Path(config.init).is_dir():
         check_run(Path(config.init))

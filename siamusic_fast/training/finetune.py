@@ -196,7 +196,7 @@ def finetune(
 
     return FinetuneResult(
         folder=folder.path,
-        data=str(shard_set.folder),
+        data=shard_set.place,
         protocol=config.protocol,
         epochs=config.epochs,
         **asdict(state.figures),

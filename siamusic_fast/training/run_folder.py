@@ -97,7 +97,7 @@ class RunFolder:
 
     def write_settings(self) -> None:
         """Write the settings where a person reads them, and from where they can be used again."""
-        values = {**settings.dump(self.config), "data": str(self.shard_set.folder)}
+        values = {**settings.dump(self.config), "data": self.shard_set.place}
         if self.pretrained:
             values["run"] = str(self.pretrained.path.parent)
         save_json(self.path / CONFIG, {**values, "processes": self.world.world_size})
@@ -174,7 +174,7 @@ class RunFolder:
             )
         if saved["shards"] != self.shards:
             raise DataError(
-                f"{self.path} was started with other shards than those in {self.shard_set.folder}: use "
+                f"{self.path} was started with other shards than those in {self.shard_set.place}: use "
                 f"{saved['data']} (on the command line --data {shlex.quote(saved['data'])})."
             )
 

@@ -136,7 +136,7 @@ class TrainState(Generic[F]):
         }
         return {
             "config": self.folder.values,
-            "data": str(self.folder.shard_set.folder),
+            "data": self.folder.shard_set.place,
             "shards": self.folder.shards,
             "frontend": self.loader.frontend.dump(),
             **{name: network.state_dict() for name, network in self.model.named_children()},
@@ -257,5 +257,5 @@ class TrainState(Generic[F]):
         )
         return (
             f"try lr = {lr} (with --lr {lr} on the command line); if that does not help, see whether the "
-            f"data is whole with `siamusic-fast verify {self.folder.shard_set.folder}`; {last}"
+            f"data is whole with `siamusic-fast verify {self.folder.shard_set.place}`; {last}"
         )

@@ -87,7 +87,7 @@ def test_a_corpus_of_our_own_has_whole_clips_and_no_duplicates(tmp_path: Path, k
     corpus = make_corpus(tmp_path / "audio", 9, kind, seconds=3)
     assert len(scan(corpus, open_store(corpus.folder)).tracks) == 9
     for track in corpus.tracks:
-        information = soundfile.info(corpus.folder / track.path)
+        information = soundfile.info(Path(corpus.folder, track.path))
         assert (information.samplerate, information.channels) == (rate, 2)
         assert information.duration == pytest.approx(3, abs=0.1)
 

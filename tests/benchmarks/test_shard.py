@@ -46,7 +46,7 @@ def test_plan_and_opening_of_a_million_tracks_have_limits(monkeypatch: pytest.Mo
 
 def test_the_script_saves_each_track(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "audio", 2, "mp3", seconds=2)
-    paths = [corpus.folder / track.path for track in corpus.tracks]
+    paths = [Path(corpus.folder, track.path) for track in corpus.tracks]
     assert script_rate(paths, tmp_path / "script") > 0
     assert sorted(path.name for path in (tmp_path / "script").iterdir()) == ["000000.npy", "000001.npy"]
 

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,7 +173,7 @@ def _reference(panel: Panel, runs: Sequence[Run]) -> tuple[float, str] | None:
         return heights.popitem() if len(heights) == 1 else None
     if panel.name in ("knn", "validation_accuracy"):
         with contextlib.suppress(DataError):
-            chances = {validation_chance(Path(run.data)) for run in runs}
+            chances = {validation_chance(run.data) for run in runs}
             if len(chances) == 1:
                 return chances.pop(), "chance"
     return None

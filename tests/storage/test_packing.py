@@ -1,0 +1,205 @@
+"""Packing from and to object storage gives the bytes of packing from and to a folder."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from siamusic_fast.audio.folder import load_folder
+from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.progress import Task
+from siamusic_fast.shards import upload
+from siamusic_fast.shards.manifest import MANIFEST, ShardSet, find_shards
+from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.summary import summarize
+from siamusic_fast.shards.upload import work_folder
+from siamusic_fast.shards.verify import verify
+from siamusic_fast.storage.remote import RemoteFolder, StorageError
+from tests.storage.conftest import CONFIG
+from tests.storage.servers import BUCKET, client
+
+
+def contents(url: str) -> dict[str, bytes]:
+    remote = RemoteFolder(url)
+    return {name: remote.read(name, 10**9) for name in remote.list()}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def pack_to(url: str, source: str | Path, config: PackConfig = CONFIG, **options: object) -> ShardSet:
+    corpus = load_folder(source, labels="folders")
+    return pack(corpus, url, config, procs=1, **options)  # type: ignore[arg-type]
+
+
+class StopAfterUploads:
+    """Packing that is stopped after so many shards have been uploaded, and counts those of later runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
+        self.uploaded = 0
+        original = upload.upload_state
+
+        def counting(work: Path, url: str, name: str) -> None:
+            original(work, url, name)
+            self.uploaded += 1
+            if self.uploaded == stop_after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("siamusic_fast.shards.pack_shard.upload_state", counting)
+
+
+def test_a_shard_set_behind_a_file_url_is_that_in_the_folder(
+    local: ShardSet, music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIAMUSIC_FAST_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/mine"
+    packed = pack_to(url, f"file://{music}")
+    assert files(tmp_path / "mine") == files(local.folder)
+    assert packed.place == url
+    assert summarize(packed) == summarize(local)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_stopped_packing_goes_on_from_what_is_in_the_bucket(
+    s3: str, local: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{s3}/resumed"
+    stopping = StopAfterUploads(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        pack_to(url, f"{s3}/music")
+    assert MANIFEST not in contents(url)
+    shutil.rmtree(work_folder(url))  # as on another machine
+    pack_to(url, f"{s3}/music")
+    shards = sum(map(len, local.splits.values()))
+    assert stopping.uploaded == shards
+    assert contents(url) == files(local.folder)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_unfinished_work_with_other_settings_is_refused_and_replaced_with_force(
+    s3: str, server: str, music: Path, local: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{s3}/other"
+    client(server).put_object(Bucket=BUCKET, Key="other/notes/training-000000.tar", Body=b"mine")
+    StopAfterUploads(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        pack_to(url, music, PackConfig(min_seconds=0.5, tracks_per_shard=2))
+    with pytest.raises(DataError, match=f"{url} holds unfinished work with --tracks-per-shard 2, not 3"):
+        pack_to(url, music)
+    pack_to(url, music, force=True)
+    found = contents(url)
+    assert found.pop("notes/training-000000.tar") == b"mine"
+    assert found == files(local.folder)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("key", "content", "words"),
+    [
+        ("manifest.json", b"{}", "manifest.json is not the manifest of a shard set"),
+        ("training-000000.tar", b"mine", "files of no shard set that would be overwritten, such as training"),
+        (".packing/notes", b"mine", r"\.packing was not made by siamusic-fast"),
+    ],
+)
+@pytest.mark.usefixtures("in_process")
+def test_files_of_others_are_never_touched(
+    s3: str, server: str, music: Path, key: str, content: bytes, words: str
+) -> None:
+    url = f"{s3}/foreign-{len(key)}"
+    client(server).put_object(Bucket=BUCKET, Key=f"foreign-{len(key)}/{key}", Body=content)
+    for force in (False, True):
+        with pytest.raises(DataError, match=words):
+            pack_to(url, music, force=force)
+    assert contents(url) == {key: content}
+
+
+def test_a_second_packer_of_this_machine_is_refused(s3: str, music: Path) -> None:
+    with upload.exclusive_remote(f"{s3}/twice", {"shards": 1}, force=False):
+        with pytest.raises(DataError, match=f"{s3}/twice is being packed by another run"):
+            pack_to(f"{s3}/twice", music)
+        raise_nothing = RemoteFolder(f"{s3}/twice").list()
+        assert set(raise_nothing) == {".packing/lock"}
+        for name in ("tracks.csv", "rejected.csv", "manifest.json"):
+            (work_folder(f"{s3}/twice") / name).touch()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_storage_that_fails_while_packing_ends_it_and_the_same_command_goes_on(
+    s3: str, local: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{s3}/failing"
+    original = RemoteFolder.put
+
+    def failing(self: RemoteFolder, file: Path, name: str) -> None:
+        if name == "tracks.csv":
+            raise StorageError(f"{self.url} cannot be reached.")
+        original(self, file, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "put", failing)
+        shards = sum(map(len, local.splits.values()))
+        with pytest.raises(DataError, match=f"cannot be reached. When that is mended, .* {shards} shards"):
+            pack_to(url, f"{s3}/music")
+    pack_to(url, f"{s3}/music")
+    assert contents(url) == files(local.folder)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_audio_that_goes_away_in_the_bucket_ends_packing(s3: str, server: str, music: Path) -> None:
+    s3_client = client(server)
+    for name in ("a.flac", "b.flac"):
+        content = (music / "Folk" / f"take {'ab'.index(name[0]) * 2}.flac").read_bytes()
+        s3_client.put_object(Bucket=BUCKET, Key=f"leaving/{name}", Body=content)
+
+    class Removing:
+        @contextmanager
+        def task(self, description: str, total: int, unit: str = "") -> Iterator[Task]:
+            if description == "Packing":
+                s3_client.delete_object(Bucket=BUCKET, Key="leaving/b.flac")
+            yield self
+
+        def advance(self, *_: object, **__: object) -> None: ...
+
+    with pytest.raises(DataError, match=r"b\.flac"):
+        pack(load_folder(f"{s3}/leaving"), f"{s3}/left", CONFIG, procs=1, progress=Removing())
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_is_not_read_from_or_packed_to_a_url_is_refused(s3: str, music: Path) -> None:
+    from siamusic_fast.audio.sources import open_corpus
+
+    with pytest.raises(DataError, match=f"{s3}/magnatagatune is read as a folder of audio"):
+        open_corpus(f"{s3}/magnatagatune")
+    with pytest.raises(ConfigError, match="'s5://bucket/x' begins with none of s3://, gs://, az://, file://"):
+        open_corpus("s5://bucket/x")
+    with pytest.raises(ConfigError, match="workers of a cluster pack into a folder that they share"):
+        pack_to(f"{s3}/x", music, cluster=object())
+    with pytest.raises(DataError, match=f"s3://{BUCKET}/empty has no tracks"):
+        load_folder(f"{s3}/empty")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: ShardSet) -> None:
+    s3_client = client(server)
+    for name, content in files(local.folder).items():
+        s3_client.put_object(Bucket=BUCKET, Key=f"wrong/{name}", Body=content)
+    first, second = (shard.file for shard in local.splits["training"][:2])
+    spoilt = bytearray((local.folder / first).read_bytes())
+    spoilt[700] ^= 1
+    s3_client.put_object(Bucket=BUCKET, Key=f"wrong/{first}", Body=bytes(spoilt))
+    s3_client.delete_object(Bucket=BUCKET, Key=f"wrong/{second}")
+    s3_client.put_object(Bucket=BUCKET, Key="wrong/training-9.tar", Body=b"")
+    s3_client.put_object(Bucket=BUCKET, Key="wrong/notes.txt", Body=b"")
+    found = verify(f"{s3}/wrong", procs=1)
+    problems = {problem.file: problem.what for problem in found.problems}
+    assert set(problems) == {first, second, "training-9.tar"}
+    assert problems[second].startswith("cannot be read: No such file")
+    assert problems["training-9.tar"] == "is not in the manifest"
+    assert found.unknown == ("notes.txt",)
+    with pytest.raises(DataError, match=f"{s3}/wrong/{second} is missing or damaged .* verify {s3}/wrong`"):
+        find_shards(f"{s3}/wrong")
+    with pytest.raises(DataError, match=f"no shards at '{s3}/nothing': there is no {s3}/nothing/manifest"):
+        verify(f"{s3}/nothing")
