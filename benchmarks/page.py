@@ -168,7 +168,7 @@ def title(machine: dict[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Result]) -> str:
-    """Return a table of at most ten rows."""
+    """Return a table of at most ten rows, or nothing if there are none."""
     lines = [
         "| what | median | unit | what the machine allows | time spent waiting |",
         "|---|---:|---|---:|---:|",
@@ -180,7 +180,7 @@ def summary(results: Mapping[str, Result]) -> str:
             waits = rows.get(waiting_of(row))
             waiting = f"{waits.median:.1f} %" if waits else ""
             lines.append(f"| {words} | {number(one.median)} | {one.unit} | {allowed} | {waiting} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def measured(results: Mapping[str, Result], name: str) -> dict[str, Measurement]:

@@ -129,9 +129,7 @@ def _local_cluster(procs: int) -> Any:
         return LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=1,
             threads_per_worker=procs,
-            processes=False,
-            protocol="tcp",
-            host="127.0.0.1",
+            processes=False,  # so that nothing listens that runs code for other users of the machine
             dashboard_address=f"127.0.0.1:{_dashboard_port()}",
         )
 
@@ -219,7 +217,9 @@ class Cluster:
     @property
     def dashboard(self) -> str:
         """Address of the page on which Dask shows what its workers do."""
-        return str(self._client.dashboard_link)
+        link = str(self._client.dashboard_link)
+        # Of a scheduler in this process, it is the address of the machine, on which nothing listens.
+        return re.sub(r"//.*:", "//127.0.0.1:", link) if self._name == "local" else link
 
     def run(
         self,

@@ -123,6 +123,8 @@ def test_the_table_at_the_top_has_what_was_measured_with_limit_and_waiting() -> 
         "| reading crops | 10 | pairs/s | 20 |  |",
         "| training with the DALI loader | 1 | pairs/s |  | 1.0 % |",
     ]
+    assert script.summary({"cluster": results["loader"]}) == ""
+    assert not script.has_chart({"cluster": results["loader"]})
     assert len(script.SUMMARY) <= 10
 
 
