@@ -56,8 +56,8 @@ _SAVE_WITHIN = 8.0
 """Seconds in which a process saves and ends when its launcher was killed; torch then sends it a SIGINT."""
 _ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another process has ended."""
-_WAITED_IN_VAIN = ("Timed out waiting", "wait timeout after", "socket has timed out after")
-"""What gloo, a store and its socket say."""
+_WAITED_IN_VAIN = ("timed out waiting", "wait timeout", "timed out after")
+"""What gloo, a store and its socket say, in lower case."""
 _GO_ON = "resume=True (on the command line --resume) goes on from the last checkpoint"
 
 
@@ -195,7 +195,7 @@ def _join(function: WorldFunction[T], on_gpu: bool, timeout: float, folder: Path
         with _process_group(on_gpu, timedelta(seconds=timeout), folder) as world:
             return _call(function, world)
     except RuntimeError as error:
-        if any(words in str(error) for words in _WAITED_IN_VAIN):
+        if any(words in str(error).lower() for words in _WAITED_IN_VAIN):
             raise UnreachableError(_waited_in_vain(timeout)) from error
         if any(words in str(error) for words in _ENDED_CONNECTION):
             time.sleep(_FAIL_AFTER)
@@ -242,7 +242,7 @@ def _store(folder: Path | None, rank: int, world_size: int, timeout: timedelta) 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return torchrun_store(rank, world_size, timeout)
     if on_one_machine():
-        return loopback.loopback_store(rank, world_size, int(os.environ["MASTER_PORT"])), ""
+        return loopback.loopback_store(rank, world_size, int(os.environ["MASTER_PORT"]), timeout), ""
     store, *_ = next(rendezvous("env://", timeout=timeout))
     return store, ""
 

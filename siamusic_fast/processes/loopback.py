@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from torch.distributed import FileStore, HashStore, Store, TCPStore  # type: ignore[attr-defined]
@@ -128,15 +129,17 @@ def file_store(folder: Path) -> Store:
     return FileStore(str(folder / f"store-{os.environ['TORCHELASTIC_RESTART_COUNT']}"))
 
 
-def loopback_store(rank: int, world_size: int, port: int) -> Store:
+def loopback_store(rank: int, world_size: int, port: int, timeout: timedelta) -> Store:
     """Return the store of processes that SLURM started on this machine, all with the same `port`.
 
     With torch's `env://`, the first process listens to all networks.
     """
     if rank > 0:
-        return TCPStore(_LOOPBACK, port, world_size)
+        return TCPStore(_LOOPBACK, port, world_size, timeout=timeout)
     listening = socket.create_server((_LOOPBACK, port))
-    return TCPStore(_LOOPBACK, port, world_size, is_master=True, master_listen_fd=listening.detach())
+    return TCPStore(
+        _LOOPBACK, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listening.detach()
+    )
 
 
 def keep_to_loopback() -> None:

@@ -79,6 +79,6 @@ def share_of_batch(run: Path, before: int, batch_size: int, processes: int) -> i
     fewer = next(count for count in range(min(processes, total // 2), 0, -1) if total % count == 0)
     raise ConfigError(
         f"{run} was trained with batches of {before} x {batch_size} = {total}, which {processes} processes "
-        f"cannot share with two or more for each: use {fewer} (on the command line --gpus {fewer}, or "
+        f"cannot share evenly, two or more for each: use {fewer} (on the command line --gpus {fewer}, or "
         f"--procs {fewer} on the CPU)."
     )

@@ -683,6 +683,16 @@ PROMISES = (
         seconds=120,
     ),
     Promise(
+        name="SLURM's time is up",
+        topic="training",
+        words="A job of SLURM whose time is up saves, goes back into the queue, and goes on when it starts "
+        "again.",
+        test="tests/processes/test_slurm_scripts.py::"
+        "test_a_job_of_slurm_whose_time_is_up_saves_and_goes_on_when_it_is_started_again",
+        said=("docs/scaling.md: checkpoint and ends, and the job goes back into the queue",),
+        seconds=60,
+    ),
+    Promise(
         name="process hangs",
         topic="training",
         words="A process that hangs ends the job when --timeout is over, and the others say so.",

@@ -179,6 +179,19 @@ def test_a_process_that_hangs_ends_the_job_when_the_timeout_is_over() -> None:
         launch(hang_at_first, gpus=0, procs=2, timeout=8)
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_task_that_waits_for_one_that_never_starts_says_so(
+    monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    step = {"JOB_ID": str(os.getpid()), "STEP_ID": "0", "STEP_NUM_TASKS": "2", "JOB_NODELIST": "localhost"}
+    for name, value in {**step, "PROCID": rank, "LOCALID": rank}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(SiamusicError, match=rf"^rank {rank} on \S+ waited 0\.5 s for another process"):
+        launch(whoami, gpus=0, timeout=0.5)
+
+
 @pytest.mark.slow
 def test_a_job_that_may_restart_does_so_after_a_process_hung() -> None:
     assert launch(hang_at_first, gpus=0, procs=2, timeout=20, max_restarts=1) == 1

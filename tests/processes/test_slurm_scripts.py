@@ -191,6 +191,7 @@ def _settings(cluster: Cluster, shard_set: ShardSet, epochs: int) -> None:
     values = {
         **{"data": str(shard_set.folder), "backend": "torch", "backbone": "resnet18", "batch_size": 2},
         **{"mel": {"seconds": 0.25}, "epochs": epochs, "knn_every": 0, "quiet": True},
+        "projection_dim": 32,
     }
     (cluster.folder / "mine.yaml").write_text(json.dumps(values))
 
