@@ -67,10 +67,10 @@ def make_sets(folder: Path, tracks: int, row_bytes: int) -> tuple[Path, Path]:
 
 
 def seconds_per_file(folder: Path, files: int, *, same_size: bool) -> float:
-    """Make so many files in the new `folder`, scan them, and return the seconds that each took.
+    """Make so many files in the new `folder`, scan them, and return the seconds of the processor for each.
 
-    If they have the `same_size`, 4 KiB of each are read, too. All of them have just been written, so that no
-    disk is waited for.
+    If they have the `same_size`, 4 KiB of each are read, too. They have just been written, and no disk is
+    waited for.
     """
     folder.mkdir()
     for number in range(files):
@@ -83,7 +83,7 @@ def seconds_per_file(folder: Path, files: int, *, same_size: bool) -> float:
 
 
 def hash_rate(folder: Path, megabytes: int = 64) -> float:
-    """Return the MB/s at which this process computes the SHA-256 of a file that is in memory."""
+    """Return the MB that a second of the processor computes the SHA-256 of; the file is in memory."""
     path = folder / "hashed"
     path.write_bytes(bytes(megabytes * 10**6))
     return megabytes / _timed(lambda: file_sha256(path))
@@ -99,6 +99,7 @@ def store(corpus: Corpus, folder: Path, codec: str) -> Stored:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    """Return the seconds of the processor that `call` takes, which do not depend on other processes."""
+    started = time.process_time()
     call()
-    return time.perf_counter() - started
+    return time.process_time() - started

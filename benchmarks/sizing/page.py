@@ -195,7 +195,7 @@ def _network(figures: Figures) -> str:
 def _limits(figures: Figures) -> str:
     """Return what the project asks of itself, and what was found."""
     lines = [
-        row(["asked", "found", "seconds of one core"]),
+        row(["asked", "found, by the clock", "seconds of one core"]),
         row(["---", "---:", "---:"]),
     ]
     for name, limit in LIMITS.items():
@@ -203,6 +203,12 @@ def _limits(figures: Figures) -> str:
         cpu = f"{one.cpu_ms * MOST / 1000:.0f}" if one.cpu_ms is not None else ""
         asked = f"{name}: at most {number(limit)} {one.unit}"
         lines.append(row([asked, f"{number(one.median)} {one.unit}", cpu]))
+    lines += [
+        "",
+        _wrapped(
+            "Both are the work of one core. Where the clock shows more, other programs had it meanwhile."
+        ),
+    ]
     return "\n".join(lines)
 
 
