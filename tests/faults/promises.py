@@ -664,6 +664,14 @@ PROMISES = (
         seconds=60,
     ),
     Promise(
+        name="network cut for a moment",
+        topic="training",
+        words="A network that is back before --timeout is over costs time alone.",
+        test=f"{_HERE}/test_hosts.py::test_a_cable_that_is_mended_within_the_timeout_costs_time_alone",
+        said=("docs/scaling.md: training waits, and goes on",),
+        seconds=60,
+    ),
+    Promise(
         name="network cut",
         topic="training",
         words="A network that is cut ends the processes of both hosts with an error, within the time that "
@@ -690,7 +698,7 @@ PROMISES = (
         "again.",
         test="tests/processes/test_slurm_scripts.py::"
         "test_a_job_of_slurm_whose_time_is_up_saves_and_goes_on_when_it_is_started_again",
-        said=("docs/scaling.md: checkpoint and ends, and the job goes back into the queue",),
+        said=("docs/scaling.md: and ends, and the job goes back into the queue",),
         seconds=60,
     ),
     Promise(

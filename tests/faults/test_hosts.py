@@ -12,6 +12,7 @@ import pytest
 from siamusic_fast.models import checkpoint
 from siamusic_fast.shards.manifest import ShardSet
 from tests.faults.hosts import Host, two_hosts
+from tests.faults.processes import moment
 from tests.processes.test_loopback import descendants, until
 from tests.processes.test_loopback import runs as is_running
 from tests.training.test_pretrain import assert_same_weights
@@ -164,6 +165,21 @@ def test_two_hosts_learn_what_as_many_processes_of_one_machine_learn(
 ) -> None:
     with started(hosts, tmp_path, shard_set) as job:
         job.ready.touch()
+        assert job.finish() == [0, 0], job.output
+    assert_same_weights(whole, job.run)
+
+
+def test_a_cable_that_is_mended_within_the_timeout_costs_time_alone(
+    hosts: tuple[Host, Host], whole: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    second = hosts[1]
+    with started(hosts, tmp_path, shard_set) as job:
+        second.cut()
+        try:
+            job.ready.touch()
+            moment(3)
+        finally:
+            second.mend()
         assert job.finish() == [0, 0], job.output
     assert_same_weights(whole, job.run)
 
