@@ -1,7 +1,5 @@
 """The order of the tracks in an epoch: a random permutation that takes no memory, whatever their number."""
 
-from functools import lru_cache
-
 import numpy as np
 
 from siamusic_fast.pipelines.random_numbers import Array
@@ -52,7 +50,6 @@ class EpochOrder:
         self.size = int(counts.sum())
         self._counts, self._seed, self._shuffle, self._window = counts, seed, shuffle, window
         self._first = np.concatenate([[0], np.cumsum(counts)])
-        self._shards = lru_cache(2)(self._permuted_shards)  # an epoch and the next one
 
     def tracks(self, epoch: int, places: Array) -> Array:
         """Return the tracks at `places`, int64: numbers in the order of the shards."""
@@ -62,13 +59,9 @@ class EpochOrder:
             return permuted(places, self.size, self._seed, epoch)
         return self._within_windows(epoch, np.asarray(places), self._window)
 
-    def _permuted_shards(self, epoch: int) -> tuple[Array, Array]:
-        """Return the shards in the order of `epoch`, and the place of the first track of each."""
-        shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
-        return shards, np.concatenate([[0], np.cumsum(self._counts[shards])])
-
     def _within_windows(self, epoch: int, places: Array, window: int) -> Array:
-        shards, first = self._shards(epoch)
+        shards = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
+        first = np.concatenate([[0], np.cumsum(self._counts[shards])])
         edges = np.append(first[:-1:window], self.size)
         windows = np.searchsorted(edges, places, side="right") - 1
         found = np.empty_like(places)
