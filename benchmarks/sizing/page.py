@@ -203,8 +203,8 @@ def _limits(figures: Figures) -> str:
     lines += [
         "",
         _wrapped(
-            "Both times are the work of one core. By the clock they are as short as that only if the machine has "
-            "nothing else to do, which was not the case here."
+            "Both times are the work of one core. By the clock they are as short as that only if the machine "
+            "has nothing else to do, which was not the case here."
         ),
     ]
     return "\n".join(lines)
