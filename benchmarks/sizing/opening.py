@@ -99,7 +99,7 @@ def store(corpus: Corpus, folder: Path, codec: str) -> Stored:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    """Return the seconds of the processor that `call` takes, which do not depend on other processes."""
+    """Return the seconds of the processor that `call` takes; those of the clock depend on other programs."""
     started = time.process_time()
     call()
     return time.process_time() - started

@@ -64,7 +64,7 @@ class Figures:
         """Return `what`, such as "plan of {} tracks, time", for so many tracks, and whether it was measured.
 
         Otherwise it lies on the straight line through 0 and the largest size that was measured. Of a time, it
-        is the seconds of one core, which do not depend on what else the machine does.
+        is the seconds of one core, which depend less on what else the machine does.
         """
         sizes = measured_sizes(self.rows, what)
         size = tracks if tracks in sizes else max(sizes)
@@ -104,14 +104,11 @@ def _head(figures: Figures) -> str:
     return _wrapped(
         f"Tracks of {SECONDS} s at 22,050 Hz, in shards of {figures.per_shard}. What has a `~` lies on the "
         f"straight line through the largest size that was measured. Packing is that of an "
-        f"{figures.packed_by['cpu']}, from MP3 to wav. Bytes by codec are those of {clips:,} excerpts "
-        "of music, "
-        f"{hours:.2g} hours of four genres. All else is of one core of an {figures.machine['cpu']}, "
-        "in seconds "
-        f"of that core, as others used the machine as well. `python -m benchmarks.sizing.run` "
-        "measures yours, "
-        f"and `python -m benchmarks.sizing.page` makes this section and the next one of what is in "
-        f"`benchmarks/results`."
+        f"{figures.packed_by['cpu']}, from MP3 to wav. Bytes by codec are those of {clips:,} excerpts of "
+        f"music, {hours:.2g} hours of four genres. All else is of an {figures.machine['cpu']}, in seconds of "
+        f"one core. Many other programs had that machine as well, and a core of one's own takes fewer "
+        f"seconds. `python -m benchmarks.sizing.run` measures yours, and `python -m benchmarks.sizing.page` "
+        f"makes this section and the next one of what is in `benchmarks/results`."
     )
 
 
@@ -206,7 +203,8 @@ def _limits(figures: Figures) -> str:
     lines += [
         "",
         _wrapped(
-            "Both are the work of one core. Where the clock shows more, other programs had it meanwhile."
+            "Both times are the work of one core. By the clock they are as short as that only if the machine "
+            "has nothing else to do, which was not the case here."
         ),
     ]
     return "\n".join(lines)
@@ -260,9 +258,10 @@ def _breaking(figures: Figures) -> str:
 def _order(figures: Figures) -> str:
     """Return what the order of an epoch and its sharing among processes take."""
     lines = [
-        "The order of an epoch is never in memory: a Feistel network computes the part that a batch "
-        "needs. What "
-        "is in memory are a few numbers for each shard:",
+        _wrapped(
+            "The order of an epoch is never in memory: a Feistel network computes the part that a batch "
+            "needs. A few numbers for each shard are in memory:"
+        ),
         "",
         row(["tracks", "MiB", "batches of 64 per second", "MiB, `window=64`", "batches of 64 per second"]),
         row(["---:"] * 5),
@@ -326,8 +325,9 @@ def _cluster(figures: Figures) -> str:
     lines += [
         "",
         _wrapped(
-            f"Failures cost little with any of these sizes. What costs is the end, when no shard is left for "
-            f"some workers: let there be ten shards or more for each of them. For a million tracks on "
+            f"Little is lost at the deaths themselves with any of these sizes. What costs is the end, when a "
+            f"shard that was begun late, or again, keeps the others waiting: let there be ten shards or more "
+            f"for each worker. For a million tracks on "
             f"{WORKERS:,} cores that is `--tracks-per-shard 100`; otherwise leave the default of 512. In all "
             f"of these rows, {met} met four deaths, after which Dask ends a run, and the same command "
             "goes on. "
