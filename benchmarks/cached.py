@@ -15,13 +15,16 @@ import torch
 
 from siamusic_fast.bench.corpus import make_shards, tracks_for
 from siamusic_fast.bench.report import Ratio
-from siamusic_fast.bench.stages import prepare
 from siamusic_fast.bench.timing import Timing, Workload, measure_in_turns
 from siamusic_fast.cli.console import progress
+from siamusic_fast.config import MelConfig
+from siamusic_fast.frontend import Frontend
+from siamusic_fast.pipelines.loaders import TwoViewLoader
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.storage.cache import ShardCache
 
-_BATCH = 64
+_BATCH = 32
+_FRONTEND = Frontend(mel=MelConfig(), mean=-40.0, std=15.0)
 
 
 @click.command()
@@ -37,14 +40,18 @@ def main(windows: int, seconds: float, threads: int) -> None:
         remote = find_shards(f"file://{local.folder.absolute()}", cache=cache)
 
         def workload(name: str, shard_set: ShardSet) -> Workload:
-            cpu = torch.device("cpu")
-            setup = prepare(shard_set, batch_size=_BATCH, device=cpu, loader_threads=threads)
-            return Workload(
-                name=name,
-                items=_BATCH,
-                open=lambda: setup.open_loader("none", backend="torch", window=2),
-                max_ahead=4,
-            )
+            def opened() -> TwoViewLoader:
+                return TwoViewLoader(
+                    shard_set,
+                    aug="none",
+                    frontend=_FRONTEND,
+                    batch_size=_BATCH,
+                    backend="torch",
+                    loader_threads=threads,
+                    window=2,
+                )
+
+            return Workload(name=name, items=_BATCH, open=opened, max_ahead=4)
 
         workloads = [workload("local", local), workload("cached", remote)]
         timing = Timing(windows=windows, seconds=seconds)

@@ -57,7 +57,8 @@ def loader(augs: tuple[str, ...], batch_size: int, device: Any, **shared: Any) -
     """Measure pairs per second of the two-view loader.
 
     The stages of the DALI loader are measured one more at a time: planning, reading, handing over, features,
-    and each --aug; in turns with them the torch engine, and then what the disk allows.
+    and each --aug; in turns with them the torch engine, and then what the disk allows. If --data is a URL,
+    fetching the shards into an empty cache is measured too.
 
     \b
     siamusic-fast bench loader

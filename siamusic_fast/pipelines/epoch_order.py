@@ -1,5 +1,7 @@
 """The order of the tracks in an epoch: a random permutation that takes no memory, whatever their number."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from siamusic_fast.pipelines.random_numbers import Array

@@ -10,7 +10,7 @@ from siamusic_fast.pipelines.plan import Place, Plan, TrackPlan
 from siamusic_fast.pipelines.tracks import Tracks
 from siamusic_fast.storage.cache import Fetching, FetchStoppedError
 
-_THREADS = 4
+THREADS = 4
 """Shards that are fetched at a time, besides those that a reader waits for."""
 
 
@@ -58,7 +58,7 @@ class FetchAhead:
         with self._lock:
             if wanted is self._wanted or self._fetching.stopped.is_set():
                 return
-            self._threads = self._threads or ThreadPoolExecutor(_THREADS, "siamusic-fast-fetch")
+            self._threads = self._threads or ThreadPoolExecutor(THREADS, "siamusic-fast-fetch")
             known, self._wanted = set(self._wanted), wanted
             for shard in wanted:
                 if shard not in known:

@@ -12,6 +12,7 @@ from siamusic_fast.audio.store import open_store
 from siamusic_fast.bench.corpus import make_corpus, make_shards
 from siamusic_fast.bench.disk import READING_DISK, read_disk
 from siamusic_fast.bench.loader import measure
+from siamusic_fast.bench.network import FETCH
 from siamusic_fast.bench.report import named
 from siamusic_fast.bench.stages import HAND_OVER, Setup, _HandingOver, plan_stage, prepare
 from siamusic_fast.bench.timing import Timing
@@ -20,9 +21,10 @@ from siamusic_fast.pipelines.loaders import TrackLoader
 from siamusic_fast.pipelines.prefetch import Prefetcher
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.processes.pool import cores
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.verify import verify
+from siamusic_fast.storage.cache import ShardCache
 
 CPU = torch.device("cpu")
 MEL = MelConfig(seconds=1.0)
@@ -62,6 +64,20 @@ def test_every_stage_and_both_engines_are_measured(shard_set: ShardSet) -> None:
     assert ratio.median == named(found.measurements, "DALI: image").median / torch_engine.median
     assert named(found.measurements, "DALI: features").extends == HAND_OVER
     assert named(found.measurements, "DALI: image").extends == "DALI: features"
+
+
+def test_of_a_url_the_wait_for_the_network_is_a_stage(shard_set: ShardSet, tmp_path: Path) -> None:
+    cache = ShardCache(folder=tmp_path, size=10**9)
+    remote = find_shards(f"file://{shard_set.folder}", cache=cache)
+    found = measure(small(remote, batch_size=4), [], QUICK)
+    assert found.measurements[0].name == FETCH
+    assert found.measurements[0].median > 0
+    assert found.measurements[-1].name == READING_DISK
+    first = 24 / found.measurements[0].median
+    assert f"so the first epoch of 24 tracks takes at least {first:,.1f} s" in found.notes[-1]
+    tars = {path.stem for path in (tmp_path / "tars").glob("*.tar")}
+    assert tars == {shard.sha256 for shard in shard_set.splits["training"]}
+    assert not list(tmp_path.glob("bench-*"))
 
 
 def test_engines_that_have_not_the_same_cores_have_no_ratio(

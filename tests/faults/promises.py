@@ -240,6 +240,41 @@ PROMISES = (
         seconds=0.2,
     ),
     Promise(
+        name="upload stopped",
+        topic="packing",
+        words="Packing into object storage that was stopped goes on with the same command, from another "
+        "machine too, and ends with the same bytes.",
+        test="tests/storage/test_packing.py::test_a_stopped_packing_goes_on_from_what_is_in_the_bucket",
+        said=("docs/scaling.md: goes on with the same command from what is in",),
+        seconds=4,
+    ),
+    Promise(
+        name="storage fails while packing",
+        topic="packing",
+        words="Object storage that fails while it is packed into ends packing with one line, and the same "
+        "command goes on.",
+        test="tests/storage/test_packing.py::"
+        "test_storage_that_fails_while_packing_ends_it_and_the_same_command_goes_on",
+        said=("docs/scaling.md: What fails after that ends packing with one line",),
+        seconds=4,
+    ),
+    Promise(
+        name="objects of others",
+        topic="packing",
+        words="Objects that no packing made are not changed, not even with --force.",
+        test="tests/storage/test_packing.py::test_files_of_others_are_never_touched",
+        said=("docs/scaling.md: objects that no packer wrote are never touched",),
+        seconds=1,
+    ),
+    Promise(
+        name="upload spoilt",
+        topic="packing",
+        words="An object that is not what was uploaded is noticed before the shard counts as finished.",
+        test="tests/storage/test_remote.py::test_an_upload_that_something_else_overwrites_is_noticed",
+        said=("docs/scaling.md: uploaded whole, read again, compared",),
+        seconds=1,
+    ),
+    Promise(
         name="verify flips",
         topic="reading",
         words="`verify` finds any flipped bit in any file of a shard set.",
@@ -392,6 +427,106 @@ PROMISES = (
         tries=500_000,
         short=2_000,
         seconds=0.0006,
+    ),
+    Promise(
+        name="verify in a bucket",
+        topic="reading",
+        words="`verify` names what is changed, missing or too much in a bucket.",
+        test="tests/storage/test_packing.py::test_verify_names_what_is_wrong_in_the_bucket",
+        seconds=3,
+    ),
+    Promise(
+        name="credentials",
+        topic="reading",
+        words="Missing and wrong credentials are one clear error each.",
+        test="tests/storage/test_remote.py::"
+        "test_missing_and_wrong_credentials_are_told_apart_from_missing_data",
+        seconds=2,
+    ),
+    Promise(
+        name="missing bucket",
+        topic="reading",
+        words="A bucket that does not exist is named.",
+        test="tests/storage/test_remote.py::test_a_missing_bucket_is_named",
+        seconds=1,
+    ),
+    Promise(
+        name="storage unreachable",
+        topic="reading",
+        words="An endpoint that does not answer is given up with one clear error.",
+        test="tests/storage/test_remote.py::test_an_endpoint_that_does_not_answer_is_given_up",
+        said=("docs/scaling.md: are tried a few times",),
+        seconds=4,
+    ),
+    Promise(
+        name="connection cut",
+        topic="reading",
+        words="Connections that are cut while shards are fetched change no batch.",
+        test="tests/storage/test_loading.py::test_connections_that_are_cut_while_training_change_no_batch",
+        said=("docs/scaling.md: A connection that is cut costs at most 8 MiB",),
+        seconds=3,
+    ),
+    Promise(
+        name="object corrupted",
+        topic="reading",
+        words="A shard in object storage that is not what was packed is an error that names it, and never "
+        "gets a name in the cache.",
+        test="tests/storage/test_cache.py::test_a_corrupted_object_is_an_error_and_never_gets_a_name",
+        said=("docs/scaling.md: which is compared with the manifest before it gets that name",),
+        seconds=1,
+    ),
+    Promise(
+        name="object corrupted while loading",
+        topic="reading",
+        words="So is one that is changed or removed after the loader was made.",
+        test="tests/storage/test_loading.py::"
+        "test_a_shard_that_is_spoilt_after_it_was_opened_ends_loading_with_its_name",
+        said=("docs/scaling.md: changed or damaged object ends it too, with its name",),
+        seconds=1,
+    ),
+    Promise(
+        name="cache on a full disk",
+        topic="reading",
+        words="A full disk costs the oldest shards in the cache, and is an error only if one shard does not"
+        " fit.",
+        test="tests/storage/test_cache.py::test_a_full_disk_costs_what_is_oldest_and_only_then_is_an_error",
+        said=("docs/scaling.md: A disk that is full costs the oldest tars",),
+        seconds=1,
+    ),
+    Promise(
+        name="eviction while reading",
+        topic="reading",
+        words="Shards that make room while others are read change no batch.",
+        test="tests/storage/test_loading.py::"
+        "test_shards_that_make_room_while_others_are_read_change_no_batch",
+        said=("docs/scaling.md: A tar that makes room while it is read stays readable",),
+        seconds=3,
+    ),
+    Promise(
+        name="cache emptied",
+        topic="reading",
+        words="Neither do shards that somebody removes from the cache.",
+        test="tests/storage/test_loading.py::"
+        "test_a_shard_that_somebody_removes_from_the_cache_is_fetched_again",
+        said=("docs/scaling.md: one that is gone before it is opened is fetched again",),
+        seconds=2,
+    ),
+    Promise(
+        name="cache shared",
+        topic="reading",
+        words="Processes that want one shard at the same time fetch it once.",
+        test="tests/storage/test_cache.py::test_two_processes_share_what_one_fetches",
+        said=("docs/scaling.md: one fetches a tar, the others wait for it",),
+        seconds=3,
+    ),
+    Promise(
+        name="killed while fetching",
+        topic="reading",
+        words="A process that is killed while it fetches holds up nobody, and what it left is used or makes"
+        " room.",
+        test="tests/storage/test_cache.py::test_after_a_kill_while_fetching_others_go_on",
+        said=("docs/scaling.md: A process that is killed holds up",),
+        seconds=3,
     ),
     Promise(
         name="training killed",
@@ -728,6 +863,15 @@ PROMISES = (
         tries=3,
         short=1,
         seconds=12,
+    ),
+    Promise(
+        name="training from a bucket",
+        topic="training",
+        words="Training from object storage ends with the weights of training from local shards.",
+        test="tests/storage/test_loading.py::"
+        "test_a_few_steps_from_a_bucket_end_with_the_weights_of_local_shards",
+        said=("docs/scaling.md: batches and weights are the same",),
+        seconds=10,
     ),
     Promise(
         name="launcher killed",

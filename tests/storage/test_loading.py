@@ -226,7 +226,7 @@ def test_a_few_steps_from_a_bucket_end_with_the_weights_of_local_shards(
         "--backend",
         "torch",
     )
-    words += ("--preset", "paper", "--seconds", "0.5", "--window", "1", "--logger", "none", "--quiet")
+    words += ("--preset", "paper", "--seconds", "0.5", "--window", "1", "--logger", "none")
     remote = ("--data", f"{s3}/shards", "--cache", str(tmp_path / "own"), "--cache-size", "1GB")
     shutil.copytree(local.folder, tmp_path / "mine")
     for name, data in (("local", ("--data", str(tmp_path / "mine"))), ("remote", remote)):
@@ -235,6 +235,8 @@ def test_a_few_steps_from_a_bucket_end_with_the_weights_of_local_shards(
         )
         assert done.exit_code == 0, done.output
     assert_same_weights(tmp_path / "local", tmp_path / "remote")
+    following = ("finetune", tmp_path / "remote", *remote[:2], "--cache", tmp_path / "own", "--cache-size1GB")
+    assert "".join(map(str, following)) in "".join(done.output.split())
     assert json.loads((tmp_path / "remote" / "config.json").read_text())["data"] == f"{s3}/shards"
     assert list((tmp_path / "own" / "tars").glob("*.tar"))
     assert os.environ["SIAMUSIC_FAST_CACHE"] == str(tmp_path / "cache")  # as it was before the command

@@ -1,8 +1,10 @@
 """Packing from and to object storage gives the bytes of packing from and to a folder."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from siamusic_fast.progress import Task
 from siamusic_fast.shards import upload
 from siamusic_fast.shards.manifest import MANIFEST, ShardSet, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.shards.resuming import software
+from siamusic_fast.shards.sharing import SharedForPacking, SharedForVerifying, permit
 from siamusic_fast.shards.summary import summarize
 from siamusic_fast.shards.upload import work_folder
 from siamusic_fast.shards.verify import verify
@@ -203,3 +207,29 @@ def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: S
         find_shards(f"{s3}/wrong")
     with pytest.raises(DataError, match=f"no shards at '{s3}/nothing': there is no {s3}/nothing/manifest"):
         verify(f"{s3}/nothing")
+
+
+def test_workers_of_a_cluster_say_whether_they_see_what_is_at_a_url(
+    s3: str, local: ShardSet, music: Path, tmp_path: Path
+) -> None:
+    path = "Folk/take 0.flac"
+    shared = SharedForPacking(
+        software=software(),
+        audio=f"{s3}/music",
+        in_tables=False,
+        path=path,
+        size=(music / path).stat().st_size,
+        folder=tmp_path,
+        token="0" * 16,
+    )
+    (tmp_path / ".packing").mkdir()
+    with permit(shared):
+        assert shared.check().startswith("seen-")
+        with pytest.raises(
+            DataError, match=f"does not see {s3}/elsewhere, or not with the same 'Folk/take 0"
+        ):
+            replace(shared, audio=f"{s3}/elsewhere").check()
+    sha256 = hashlib.sha256(local.path(MANIFEST).read_bytes()).hexdigest()
+    SharedForVerifying(folder=tmp_path, url=f"{s3}/shards", sha256=sha256).check()
+    with pytest.raises(DataError, match=f"does not see {s3}/music, or not with the same {MANIFEST}"):
+        SharedForVerifying(folder=tmp_path, url=f"{s3}/music", sha256=sha256).check()
