@@ -7,11 +7,13 @@ AUDIO is a folder of audio with labels.csv, which has the columns path, label, s
 two splits. Shards and runs go to WORK. A figure that is there already is not measured again.
 """
 
+import csv
 import itertools
 import json
+import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learning import settings
+from benchmarks.learning.settings import Encoder
 from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.bench.report import describe_machine
 from siamusic_fast.cli.console import note, progress
@@ -43,34 +46,53 @@ SPLITS = ("training", "validation")
 Row = dict[str, Any]
 
 
-def packed(audio: Path, work: Path) -> ShardSet:
-    """Return the shards of `audio`, packed if they are not there."""
-    folder = work / "shards"
+def packed(audio: Path, work: Path, tracks: int | None = None) -> ShardSet:
+    """Return the shards of `audio`, or of so many of its tracks for learning, packed if need be."""
+    folder = work / ("shards" if tracks is None else f"shards-{tracks}")
     if (folder / MANIFEST).is_file():
         return read_manifest(folder)
-    return pack(load_folder(audio, labels=audio / "labels.csv"), folder)
+    labels = audio / "labels.csv"
+    if tracks is not None:
+        labels = work / f"labels-{tracks}.csv"
+        _draw(audio / "labels.csv", labels, tracks)
+    return pack(load_folder(audio, labels=labels), folder)
 
 
-def run_of(name: str, seed: int, shard_set: ShardSet, work: Path) -> Path:
-    """Return the run of a configuration, which is trained if it is not there."""
-    run = work / "runs" / f"{name.replace(', ', '-')}-{seed}"
+def _draw(source: Path, target: Path, tracks: int) -> None:
+    """Write the lines of so many of the tracks for learning, drawn at random, to `target`."""
+    with source.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] in SPLITS]
+    drawn = random.Random(0).sample(rows, tracks)
+    with target.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(drawn)
+
+
+def run_of(encoder: Encoder, audio: Path, work: Path) -> Path:
+    """Return the run of an encoder, which is trained if it is not there."""
+    drawn = "" if encoder.tracks is None else f"-{encoder.tracks}-tracks"
+    name = encoder.name.replace(", ", "-")
+    run = work / "runs" / f"{name}-{encoder.seed}-{encoder.steps}-steps{drawn}"
     if (run / TRAINED).exists():
         return run
-    config = replace(settings.pretraining(name, seed, shard_set.tracks(SPLITS)), splits=SPLITS)
+    shard_set = packed(audio, work, encoder.tracks)
+    tracks = shard_set.tracks(SPLITS)
+    config = replace(settings.pretraining(encoder, tracks), splits=SPLITS)
     result = pretrain(config, shard_set, run, force=True, progress=progress(quiet=False))
-    figures = {"seconds": result.seconds, "steps": result.steps, "loss": result.loss}
+    figures = {"tracks": tracks, "seconds": result.seconds, "steps": result.steps, "loss": result.loss}
     (run / TRAINED).write_text(json.dumps(figures), encoding="utf-8")
     return run
 
 
-def scored(name: str, seed: int, shard_set: ShardSet, work: Path) -> Row:
-    """Pre-train a configuration and probe the encoder; return its settings and all measures."""
-    run = run_of(name, seed, shard_set, work)
+def scored(encoder: Encoder, audio: Path, work: Path) -> Row:
+    """Pre-train an encoder and probe it; return its settings and all measures."""
+    run = run_of(encoder, audio, work)
     about = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    found = probe(run, shard_set, config=replace(settings.PROBE, seed=seed), force=True)
+    config = replace(settings.PROBE, seed=encoder.seed)
+    found = probe(run, packed(audio, work), config=config, force=True)
     return {
-        "name": name,
-        "seed": seed,
+        **asdict(encoder),
         "settings": {key: value for key, value in about.items() if key not in ("data", "processes")},
         "training": json.loads((run / TRAINED).read_text(encoding="utf-8")),
         **figures(found),
@@ -85,9 +107,9 @@ def figures(found: ProbeResult) -> Row:
     }
 
 
-def classified(fraction: float, seed: int, from_scratch: bool, shard_set: ShardSet, work: Path) -> Row:
+def classified(fraction: float, seed: int, from_scratch: bool, audio: Path, work: Path) -> Row:
     """Train a classifier on the encoder of music, or from scratch, and score it on the test tracks."""
-    run = run_of("music", seed, shard_set, work)
+    run, shard_set = run_of(Encoder("music", seed), audio, work), packed(audio, work)
     config = replace(settings.FINETUNE, seed=seed, label_fraction=fraction, from_scratch=from_scratch)
     out = work / "classifiers" / f"{'scratch' if from_scratch else 'music'}-{fraction:g}-{seed}"
     started = time.perf_counter()
@@ -111,33 +133,32 @@ def classified(fraction: float, seed: int, from_scratch: bool, shard_set: ShardS
     }
 
 
-def keep(stage: str, wanted: dict[tuple[Any, ...], Callable[[], Row]]) -> None:
-    """Measure each of `wanted` that is not in the results of `stage` yet, and add it to them."""
+def keep(stage: str, wanted: Sequence[tuple[Row, Callable[[], Row]]]) -> None:
+    """Measure each of `wanted`, by what its row begins with, unless the results of `stage` have it."""
     path = RESULTS / f"{stage}.json"
     known: Row = {"machine": describe_machine(), "rows": []}
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-    have = {(row["name"], row.get("fraction"), row["seed"]) for row in known["rows"]}
-    for number, (key, measure) in enumerate(wanted.items(), start=1):
-        if key not in have:
-            note(f"{number} of {len(wanted)}: {', '.join(map(str, filter(None, key)))}")
+    for number, (key, measure) in enumerate(wanted, start=1):
+        if not any(key.items() <= row.items() for row in known["rows"]):
+            note(f"{number} of {len(wanted)}: {', '.join(f'{name} {value}' for name, value in key.items())}")
             known["rows"].append(measure())
             with atomic_write(path) as file:
                 file.write(json.dumps(known, indent=1).encode())
 
 
 def main(stage: str, audio: Path, work: Path) -> None:
-    shard_set = packed(audio, work)
     RESULTS.mkdir(exist_ok=True)
-    wanted: dict[tuple[Any, ...], Callable[[], Row]] = {}
+    work.mkdir(parents=True, exist_ok=True)
     if stage == "encoders":
-        for name, seed in ((name, seed) for name, seeds in settings.SEEDS.items() for seed in seeds):
-            wanted[name, None, seed] = partial(scored, name, seed, shard_set, work)
-    else:
-        kinds = [(share, seed) for share, seeds in settings.LABEL_FRACTIONS.items() for seed in seeds]
-        for (fraction, seed), scratch in itertools.product(kinds, (False, True)):
-            key = "from scratch" if scratch else "fine-tuned", fraction, seed
-            wanted[key] = partial(classified, fraction, seed, scratch, shard_set, work)
+        encoders = settings.ENCODERS + settings.CURVES
+        keep(stage, [(asdict(one), partial(scored, one, audio, work)) for one in encoders])
+        return
+    kinds = [(share, seed) for share, seeds in settings.LABEL_FRACTIONS.items() for seed in seeds]
+    wanted = []
+    for (fraction, seed), scratch in itertools.product(kinds, (False, True)):
+        key = {"name": "from scratch" if scratch else "fine-tuned", "fraction": fraction, "seed": seed}
+        wanted.append((key, partial(classified, fraction, seed, scratch, audio, work)))
     keep(stage, wanted)
 
 

@@ -1,11 +1,16 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from benchmarks.learning import page, settings, study
+from siamusic_fast.audio.corpus import SPLITS
 from siamusic_fast.config import MelConfig, ProbeConfig, load_pretrain
-from siamusic_fast.shards.manifest import ShardSet
+from siamusic_fast.shards.tables import read_tracks
+from tests.conftest import tone
 
 
 @pytest.fixture
@@ -20,34 +25,55 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_configuration_is_trained_once_and_its_figures_are_kept(
-    shard_set: ShardSet, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measured() -> study.Row:
-        return study.scored("paper", 3, shard_set, tiny)
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labelled tracks by twelve artists, each in one split."""
+    folder, rng = tmp_path_factory.mktemp("audio"), np.random.default_rng(0)
+    lines = ["path,label,split,group"]
+    for track in range(24):
+        artist, label = track // 2, ("low", "high")[track // 2 % 2]
+        split = "training" if artist < 6 else "validation" if artist < 9 else "test"
+        lines.append(f"{track}.wav,{label},{split},artist {artist}")
+        frequency = {"low": 200, "high": 800}[label] + 20 * artist
+        soundfile.write(folder / f"{track}.wav", tone(3.5, frequency, 22_050, rng), 22_050)
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
 
-    study.keep("encoders", {("paper", None, 3): measured})
-    kept = json.loads((study.RESULTS / "encoders.json").read_text())
-    [row] = kept["rows"]
+
+def test_an_encoder_is_trained_once_and_its_figures_are_kept(
+    labelled: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = settings.Encoder("paper", seed=3, steps=1)
+    wanted = [(asdict(encoder), lambda: study.scored(encoder, labelled, tiny))]
+    study.keep("encoders", wanted)
+    [row] = json.loads((study.RESULTS / "encoders.json").read_text())["rows"]
     config = load_pretrain(row["settings"])
     assert (config.aug, config.crops, config.seed, config.stem) == ("image", "same", 3, "standard")
     assert set(config.splits) == {"training", "validation"}
     assert row["training"]["steps"] >= 1
     assert set(row["measures"]) >= {"linear", "knn", "same_track"}
     monkeypatch.setattr(study, "pretrain", None)
-    study.keep("encoders", {("paper", None, 3): measured})  # is there
-    again = study.scored("paper", 3, shard_set, tiny)  # the run is there
+    study.keep("encoders", wanted)  # is there
+    again = study.scored(encoder, labelled, tiny)  # the run is there
     assert json.loads(json.dumps(again["measures"])) == row["measures"]
+
+
+def test_fewer_tracks_are_drawn_of_those_for_learning(labelled: Path, tiny: Path) -> None:
+    drawn, everything = study.packed(labelled, tiny, 5), study.packed(labelled, tiny)
+    assert drawn.tracks(SPLITS) == drawn.tracks(study.SPLITS) == 5
+    keys = {row.track_id for row in read_tracks(everything.folder) if row.split in study.SPLITS}
+    assert {row.track_id for row in read_tracks(drawn.folder)} < keys
 
 
 def test_the_page_says_what_the_results_say() -> None:
     text = page.page()
     assert page.PAGE.read_text(encoding="utf-8") == text
-    rows = page.read("encoders")["rows"]
-    assert {row["name"] for row in rows} == set(settings.CONFIGURATIONS)
-    for name in settings.CONFIGURATIONS:
-        of_name = [row["measures"]["linear"]["values"]["pretrained"] for row in rows if row["name"] == name]
-        assert f"{sum(of_name) / len(of_name):.1%}" in text
+    rows = page.compared(page.read("encoders")["rows"])
+    assert {row["name"] for row in rows} <= set(settings.CONFIGURATIONS)
+    for name, of_name in page.by_name(rows).items():
+        values = [row["measures"]["linear"]["values"]["pretrained"] for row in of_name]
+        assert f"| **{name}** |" in text
+        assert f"{sum(values) / len(values):.1%}" in text
 
 
 def test_a_difference_that_is_not_shown_is_called_that() -> None:

@@ -386,7 +386,8 @@ PROMISES = (
     Promise(
         name="soak",
         topic="reading",
-        words="Memory, open files and threads of a loader stay as they are after the first batches.",
+        words="A loader that goes on takes no more memory, open files and threads: they stay as they are "
+        "in the second half of its batches.",
         test=f"{_HERE}/test_soak.py::test_memory_files_and_threads_stay_as_they_are",
         tries=500_000,
         short=2_000,

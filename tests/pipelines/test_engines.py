@@ -41,8 +41,8 @@ SOME = [case for place, case in enumerate(CASES) if place % 7 == 3]
 """Every pair of two settings is among them."""
 
 
-def assert_close(found: Array, wanted: Array, recipe: str, rate: int, std: float) -> None:
-    """Compare the views of two engines, [..., n_mels, frames], whose pixels are `std` dB each."""
+def assert_close(found: Array, wanted: Array, recipe: str, rate: int, std: float | Array) -> None:
+    """Compare the views of two engines, [..., n_mels, frames], whose pixels are `std` dB (or by band)."""
     difference = std * abs(found - wanted)
     if recipe in ("audio", "both"):  # two resamplers shift the pitch, and differ at the ends of a crop
         assert np.median(difference) < 5e-3
@@ -99,6 +99,23 @@ def test_engines_give_the_same_views_of_the_same_plan(
     as_on_gpu = views_as_on_gpu(plan_of(shard_set, recipe, **settings))
     for found, wanted in zip(as_on_gpu, dali, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["none", "image"])
+def test_engines_normalize_each_band_by_its_own_mean_and_deviation(
+    short_and_long: dict[str, ShardSet], recipe: str
+) -> None:
+    means, stds = np.linspace(-30, -60, MEL.n_mels), np.linspace(8, 12, MEL.n_mels)
+    frontend = Frontend(mel=MEL, mean=tuple(means.tolist()), std=tuple(stds.tolist()))
+    settings: dict[str, Any] = {"frontend": frontend, "batch_size": 9}
+    dali, ours = (
+        first_views(two_views(short_and_long["wav"], recipe, backend=backend, **settings))
+        for backend in BACKENDS
+    )
+    as_on_gpu = views_as_on_gpu(plan_of(short_and_long["wav"], recipe, **settings))
+    for found, wanted, on_gpu in zip(dali, ours, as_on_gpu, strict=True):
+        assert_close(found, wanted, recipe, RATE, stds[:, None])
+        np.testing.assert_allclose(on_gpu, found, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -149,6 +149,15 @@ def test_the_graph_of_a_gpu_has_few_operators_and_copies(
         assert (made_by[name].name, made_by[name].device) == ("Reshape", "gpu")
 
 
+def test_a_mean_of_each_band_costs_one_launch_per_view(numbered: ShardSet) -> None:
+    mel = MelConfig(seconds=1.0)
+    frontend = Frontend(mel=mel, mean=(-30.0,) * mel.n_mels, std=(10.0,) * mel.n_mels)
+    found, _ = operators(graph_of_gpu(plan_of(numbered, "none", frontend=frontend, batch_size=23)))
+    found_kinds = Counter((one.name, one.device) for one in found)
+    assert found_kinds["_ArithmeticGenericOp", "gpu"] == 2
+    assert count(found).gpu <= 10
+
+
 @pytest.mark.parametrize("rate", [22_050, 44_100])
 def test_all_steps_there_are_need_no_other_operators(numbered: ShardSet, rate: int) -> None:
     steps = "wavemix,pitch,stretch,gain,noise,cutmix,mixup,mask,hflip,vflip,cutout,tilt,griddistortion,rrc"
