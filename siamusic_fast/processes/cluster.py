@@ -84,6 +84,8 @@ def open_cluster(scheduler: str, procs: int | None = None) -> Iterator["Cluster"
         import distributed
     except ImportError:
         raise not_installed("distributed", "cluster", ", or leave --scheduler out") from None
+    if scheduler.startswith("tls:"):
+        _check_certificates(scheduler)
     # What it logs of lost connections is said in our words.
     log = logging.getLogger("distributed")
     level = log.level
@@ -98,8 +100,12 @@ def open_cluster(scheduler: str, procs: int | None = None) -> Iterator["Cluster"
             client = distributed.Client(  # type: ignore[no-untyped-call]
                 address, timeout=_CONNECT_SECONDS, set_as_default=False
             )
-        except (OSError, TimeoutError, ValueError, TypeError) as error:
-            raise _no_answer(scheduler, error) from None
+        except (OSError, TimeoutError):
+            sharing = ", that both have certificates of one authority" if scheduler.startswith("tls:") else ""
+            raise ConfigError(
+                f"no Dask scheduler answers at {scheduler} within {_CONNECT_SECONDS} s: check the address, "
+                f"that `dask scheduler` runs there{sharing}, and that no firewall is between."
+            ) from None
         yield Cluster(stack.enter_context(client), scheduler)
 
 
@@ -188,15 +194,20 @@ def _slurm_cluster(procs: int) -> Any:
     return cluster
 
 
-def _no_answer(scheduler: str, error: Exception) -> ConfigError:
-    if scheduler.startswith("tls:") and not isinstance(error, OSError):
-        return ConfigError(
-            f"--scheduler {scheduler}: {error}: set distributed.comm.tls.ca-file and client.key and "
-            f"client.cert below it, see docs/scaling.md."
-        )
-    return ConfigError(
-        f"no Dask scheduler answers at {scheduler} within {_CONNECT_SECONDS} s: check the address, that "
-        f"`dask scheduler` runs there, and that no firewall is between."
+def _check_certificates(scheduler: str) -> None:
+    """Raise `ConfigError` if the settings of Dask have none that can be read."""
+    from distributed.security import Security
+
+    why: object = "none are set"
+    try:
+        arguments = Security().get_connection_args("client")  # type: ignore[no-untyped-call]
+        if arguments.get("ssl_context") is not None:
+            return
+    except OSError as error:
+        why = error
+    raise ConfigError(
+        f"--scheduler {scheduler} needs certificates ({why}): set distributed.comm.tls.ca-file and, below "
+        f"client, key and cert, see docs/scaling.md."
     )
 
 

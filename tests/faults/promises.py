@@ -129,7 +129,7 @@ PROMISES = (
         said=("docs/shards.md: What was begun here may be ended on a cluster, and the other way",),
         tries=20,
         short=1,
-        seconds=6,
+        seconds=20,
     ),
     Promise(
         name="change of engines",
