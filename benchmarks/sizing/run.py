@@ -11,7 +11,7 @@ million and ten million, which take 4 GiB. No more are planned, but a hundred mi
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,15 +80,15 @@ def main(parts: tuple[str, ...], sizes: tuple[int, ...], music: Path | None, out
 def measure(part: str, sizes: Sequence[int] = SIZES, music: Path | None = None) -> Result:
     """Measure one of `PARTS`."""
     settings: dict[str, object] = {"tracks_per_shard": _PER_SHARD, "seconds_per_track": SECONDS_PER_TRACK}
-    made = {
+    makers: dict[str, Callable[[], Rows]] = {
         "packing": _packing,
         "plans": lambda: _plans(sizes),
         "openings": lambda: _openings(sizes),
         "orders": lambda: _orders(sizes),
         "cluster": _clusters,
         "codecs": lambda: _codecs(music, settings),
-    }[part]()
-    rows = tuple(made)
+    }
+    rows = tuple(makers[part]())
     names = {row.name for row in rows}
     return Result(
         report=Report(title="How large corpora may become", settings=settings, measurements=rows),
