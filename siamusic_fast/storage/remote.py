@@ -59,7 +59,7 @@ class ObjectStatus(NamedTuple):
     size: int
     """Size in bytes."""
     stamp: int
-    """Number that changes with the content: of its entity tag, or of when it was modified."""
+    """Number below 2**63 that changes with the content: of its entity tag, or of when it was modified."""
 
 
 def is_url(place: object) -> bool:
@@ -238,6 +238,5 @@ def _environment() -> tuple[tuple[str, str], ...]:
 
 def _status(info: Mapping[str, Any]) -> ObjectStatus:
     stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), "")
-    return ObjectStatus(
-        int(info["size"]), int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest())
-    )
+    digest = hashlib.blake2b(stamp.encode(), digest_size=8).digest()
+    return ObjectStatus(int(info["size"]), int.from_bytes(digest) >> 1)
