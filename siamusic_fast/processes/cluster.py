@@ -112,12 +112,12 @@ def open_cluster(scheduler: str, procs: int | None = None) -> Iterator["Cluster"
 def _check_words(scheduler: str, procs: int | None) -> None:
     if scheduler in ("local", "slurm"):
         if scheduler == "slurm" and procs is None:
-            raise ConfigError("--scheduler slurm needs --procs N, the number of cores to ask SLURM for.")
+            raise ConfigError("--scheduler slurm needs --procs N: the number of cores to ask SLURM for.")
         return
     if not _ADDRESS.fullmatch(scheduler):
         raise ConfigError(
-            f"--scheduler {scheduler} is neither local, nor slurm, nor an address such as tcp://node1:8786, "
-            f"which `dask scheduler` prints when it starts."
+            f"--scheduler {scheduler} is neither local, nor slurm, nor an address: give one such as "
+            f"tcp://node1:8786, which `dask scheduler` prints when it starts."
         )
     if procs is not None:
         raise ConfigError(

@@ -292,7 +292,7 @@ def _pack_apart(shared: SharedForPacking, shard: ShardToPack, report: Count) -> 
         if time.monotonic() - checked_at > _PERMIT_SECONDS:
             checked_at = time.monotonic()
             if not shared.permit.exists():
-                raise DataError(f"{shared.folder} is not being packed any more.")
+                raise DataError(f"{shared.folder} is not being packed any more: this worker stops.")
         report(counts)
 
     attempt = dataclasses.replace(shard, writer=secrets.token_hex(4))

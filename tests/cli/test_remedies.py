@@ -290,10 +290,10 @@ def test_every_message_to_a_user_says_what_would_be_right_or_what_to_do() -> Non
 
 
 def test_every_option_in_a_message_exists() -> None:
-    """All but one, which is an option of sbatch."""
+    """All but two, which are options of sbatch and of `dask worker`."""
     for place, text in raised_messages():
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
-            assert option in {*_all_options(), "--requeue"}, f"{place} advises {option}"
+            assert option in {*_all_options(), "--requeue", "--nthreads"}, f"{place} advises {option}"
 
 
 @functools.cache

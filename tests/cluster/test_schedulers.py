@@ -154,7 +154,11 @@ def test_a_scheduler_that_goes_away_ends_the_work_with_one_line_and_another_engi
     ("scheduler", "procs", "words"),
     [
         ("tcp://127.0.0.1:1", None, r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 within 1 s: check"),
-        ("127.0.0.1:8786", None, r"is neither local, nor slurm, nor an address such as tcp://node1:8786"),
+        (
+            "127.0.0.1:8786",
+            None,
+            r"is neither local, nor slurm, nor an address: give one such as tcp://node1:8786",
+        ),
         ("tcp://127.0.0.1:8786", 3, r"--procs 3 does not go with .*`dask worker --nthreads`"),
         ("slurm", None, r"--scheduler slurm needs --procs N"),
         ("slurm", 2, r"there is no sbatch here"),
