@@ -1,76 +1,83 @@
-"""How fast shards in a warm cache are, beside the same shards in a folder of the user.
+"""How fast shards in a warm cache are read, beside the same shards in a folder: python -m benchmarks.cached.
 
-python -m benchmarks.cached [--windows N] [--seconds X]
-
-Shards are made, and read through a URL until the cache has all of them. Then loaders over the one and the
-other are measured in turns: pairs/s, and the CPU time of a batch. The last line is the result as JSON.
+Shards are made, and read through a URL until the cache has all of them. Then batches are planned, read and
+turned into spectrograms by one thread, from the one and the other in turns. The local shards are measured
+twice, which shows how much equal work differs on this machine. The last line is the result as JSON: CPU time
+and wall time of a pair in milliseconds, as the median and, where other programs disturb least, the minimum.
 """
 
 import json
+import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import click
 import torch
 
-from siamusic_fast.bench.corpus import make_shards, tracks_for
-from siamusic_fast.bench.report import Ratio
-from siamusic_fast.bench.timing import Timing, Workload, measure_in_turns
-from siamusic_fast.cli.console import progress
+from benchmarks.opening import repeated_shards
 from siamusic_fast.config import MelConfig
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.loaders import TwoViewLoader
+from siamusic_fast.pipelines.reader import Reader
+from siamusic_fast.pipelines.torch.engine import TorchEngine, read_and_compute
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.storage.cache import ShardCache
 
-_BATCH = 32
-_FRONTEND = Frontend(mel=MelConfig(), mean=-40.0, std=15.0)
+_TRACKS, _BATCH, _BATCHES = 4_096, 64, 8
+_FRONTEND = Frontend(mel=MelConfig(seconds=0.5), mean=-40.0, std=15.0)
+
+
+class _Work:
+    """The first batches of a loader, made by the thread that asks."""
+
+    def __init__(self, shard_set: ShardSet) -> None:
+        loader = TwoViewLoader(
+            shard_set, aug="none", frontend=_FRONTEND, batch_size=_BATCH, backend="torch", window=2
+        )
+        self._plan, self._reader = loader.plan, Reader(loader.plan.tracks, _FRONTEND)
+        self._engine = TorchEngine(loader.plan, torch.device("cpu"))
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
+
+    def round(self) -> None:
+        cpu, wall = time.thread_time(), time.perf_counter()
+        for batch in range(_BATCHES):
+            self._reader.reach(self._plan, (0, batch))
+            read_and_compute(self._plan.batch((0, batch)), self._reader, self._engine)
+        per_pair = 1_000 / (_BATCHES * _BATCH)
+        self.cpu.append(per_pair * (time.thread_time() - cpu))
+        self.wall.append(per_pair * (time.perf_counter() - wall))
+
+    def result(self) -> dict[str, float]:
+        self._reader.close()
+        return {
+            "cpu_ms_median": statistics.median(self.cpu),
+            "cpu_ms_min": min(self.cpu),
+            "wall_ms_median": statistics.median(self.wall),
+            "wall_ms_min": min(self.wall),
+        }
 
 
 @click.command()
-@click.option("--windows", default=15)
-@click.option("--seconds", default=2.0)
-@click.option("--threads", default=2, help="Threads of each loader.")
-def main(windows: int, seconds: float, threads: int) -> None:
-    """Measure loaders without augmentations, which wait for reading the most, and print what came of it."""
-    shown = progress(quiet=False)
+@click.option("--rounds", default=24)
+def main(rounds: int) -> None:
+    """Measure both in turns, and print what came of it."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        local = make_shards(Path(folder, "made"), tracks_for(_BATCH), progress=shown)
+        repeated_shards(Path(folder, "made"), _TRACKS, seconds=1.0)
+        local = find_shards(Path(folder, "made"))
         cache = ShardCache(folder=Path(folder, "cache"), size=10**12)
-        remote = find_shards(f"file://{local.folder.absolute()}", cache=cache)
-
-        def workload(name: str, shard_set: ShardSet) -> Workload:
-            def opened() -> TwoViewLoader:
-                return TwoViewLoader(
-                    shard_set,
-                    aug="none",
-                    frontend=_FRONTEND,
-                    batch_size=_BATCH,
-                    backend="torch",
-                    loader_threads=threads,
-                    window=2,
-                )
-
-            return Workload(name=name, items=_BATCH, open=opened, max_ahead=4)
-
-        workloads = [workload("local", local), workload("cached", remote)]
-        timing = Timing(windows=windows, seconds=seconds)
-        here, cached = measure_in_turns(
-            workloads, timing, torch.device("cpu"), openings=3, title="Loaders", progress=shown
-        )
-    ratio = Ratio.of(cached, here)
-    assert here.cpu_ms is not None
-    assert cached.cpu_ms is not None
-    found = {
-        "local_pairs_per_second": here.median,
-        "cached_pairs_per_second": cached.median,
-        "ratio": ratio.median,
-        "spread": ratio.spread,
-        "local_cpu_ms": here.cpu_ms,
-        "cached_cpu_ms": cached.cpu_ms,
-        "cpu_ratio": cached.cpu_ms / here.cpu_ms,
-    }
-    click.echo(json.dumps(found))
+        remote = find_shards(f"file://{folder}/made", cache=cache)
+        works = {"local": _Work(local), "cached": _Work(remote), "local again": _Work(local)}
+        for work in works.values():  # fills the cache, and what Python and torch keep
+            work.round()
+            work.cpu.clear()
+            work.wall.clear()
+        for number in range(rounds):
+            for work in list(works.values())[:: -1 if number % 2 else 1]:
+                work.round()
+        click.echo(json.dumps({name: work.result() for name, work in works.items()}))
 
 
 if __name__ == "__main__":
