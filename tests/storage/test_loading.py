@@ -22,7 +22,7 @@ from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoView
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.samples import samples
-from siamusic_fast.storage.cache import ShardCache
+from siamusic_fast.storage.cache import CACHE_VARIABLE, ShardCache
 from siamusic_fast.storage.remote import RemoteFolder
 from tests.runs import FRONTEND, MEL
 from tests.storage.servers import BUCKET, Relay, client
@@ -202,7 +202,10 @@ def test_a_damaged_manifest_in_the_bucket_is_named_by_its_url(s3: str, server: s
         find_shards(f"{s3}/manifest")
 
 
-def test_other_readers_of_shard_sets_take_a_url(local: ShardSet, tmp_path: Path) -> None:
+def test_other_readers_of_shard_sets_take_a_url(
+    local: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     remote = remote_of(local, tmp_path)
     for (key, pcm, label, _), (key_here, pcm_here, label_here, _) in zip(
         samples(remote, split="test"), samples(local, split="test"), strict=True
