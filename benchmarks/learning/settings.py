@@ -35,9 +35,7 @@ ENCODERS = (
     Encoder("music, simclr"),
     Encoder("music, simclr", seed=1),
     Encoder("paper"),
-    Encoder("paper", seed=1),
     Encoder("simsiam"),
-    Encoder("simsiam", seed=1),
 )
 """Encoders that are compared with the baselines."""
 CURVES = (
@@ -45,8 +43,6 @@ CURVES = (
     Encoder("music, simclr", tracks=60),
     Encoder("music", steps=100),
     Encoder("music, simclr", steps=100),
-    Encoder("music", steps=800),
-    Encoder("music, simclr", steps=800),
 )
 """Encoders that show what more tracks and more steps do."""
 PROBE = ProbeConfig(cv=2, retrieval_crops=20, backend="torch")
