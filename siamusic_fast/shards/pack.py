@@ -185,10 +185,11 @@ def pack(
     except (OSError, StorageError) as error:
         state = unfinished(folder)
         rest = f" from the {state.finished} shards that are finished" if state and state.finished else ""
+        going_on = f"When that is mended, the same command goes on{rest}."
         failure = (
             error if isinstance(error, StorageError) else f"{folder} cannot be written: {_words(error)}."
         )
-        raise DataError(f"{failure} When that is mended, the same command goes on{rest}.") from None
+        raise DataError(f"packing stopped: {failure} {going_on}") from None
     return find_shards(url) if url else read_manifest(folder)
 
 

@@ -130,7 +130,7 @@ class RemoteFolder:
             raise FileNotFoundError(errno.ENOENT, "no such object", joined(self.url, name))
         if status.size > limit:
             raise DataError(
-                f"{joined(self.url, name)} has {status.size:,} bytes, such a file has at most {limit:,}."
+                f"{joined(self.url, name)} must have at most {limit:,} bytes, and has {status.size:,}."
             )
         return b"".join(self.chunks(name, status.size))
 

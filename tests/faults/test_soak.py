@@ -9,7 +9,7 @@ from tests.pipelines.test_loaders import MEGABYTES, SMALL, resident_megabytes, t
 
 pytestmark = pytest.mark.faults
 _BATCH = 24
-_LOOKS = 50
+_LOOKS = 20
 """Looks at memory, files and threads, spread over the tries: each takes longer than a batch."""
 
 
