@@ -127,7 +127,7 @@ PROMISES = (
         "machine, with the same bytes.",
         test=f"{_HERE}/test_cluster.py::test_a_command_killed_on_a_cluster_is_ended_here_to_identical_bytes",
         said=("docs/shards.md: What was begun here may be ended on a cluster, and the other way",),
-        tries=20,
+        tries=4,
         short=1,
         seconds=20,
     ),
