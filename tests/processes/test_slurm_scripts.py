@@ -63,8 +63,8 @@ sys.exit(max(codes))
 """
 """Starts the tasks of all nodes on this machine, and returns their highest exit code, as SLURM's does.
 
-SIGTERM makes it kill them (`_srun_signal_mgr` in SLURM's src/srun/libsrun/srun_job.c). CPUS of a task are those
-that srun was told of, as since SLURM 22.05 it does not inherit them from sbatch (sbatch's manual).
+SIGTERM makes it kill them (`_srun_signal_mgr` in SLURM's src/srun/libsrun/srun_job.c). CPUS of a task are
+those that srun was told of, as since SLURM 22.05 it does not inherit them from sbatch (sbatch's manual).
 """
 SCANCEL = """
 import os, signal, sys
