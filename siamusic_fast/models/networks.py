@@ -24,6 +24,9 @@ M = TypeVar("M", bound=nn.Module)
 HIDDEN_DIM = 512
 """Width of the hidden layer of a classifier's head, if it has one."""
 
+RANDOM_DEPTH = ("swin_t",)
+"""Backbones that draw for each track which blocks it skips while they learn (stochastic depth)."""
+
 
 class Encoder(nn.Module):
     """A pre-trained encoder of mel spectrograms; `load_encoder` returns one.

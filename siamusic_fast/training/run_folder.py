@@ -13,6 +13,7 @@ from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.files import SETTINGS_LIMIT, read_regular
 from siamusic_fast.folder_lock import FolderLock, is_locked
 from siamusic_fast.models import checkpoint
+from siamusic_fast.models.networks import RANDOM_DEPTH
 from siamusic_fast.models.pretrained import Pretrained
 from siamusic_fast.models.run_files import (
     BEST,
@@ -189,15 +190,25 @@ class RunFolder:
                 f"other crops and augmentations, as {before} and {after} are not both multiples of {BLOCK}"
             )
         seen, sees = _seen_by_batchnorm(old, processes), _seen_by_batchnorm(self.config, now)
-        norm = (
-            "Sums are added up in another order, so figures are rounded differently"
-            if seen == sees
-            else f"Batch norm sees {sees} at a time instead of {seen}, so the weights will be others"
-        )
+        if seen != sees:
+            weights = f"Batch norm sees {sees} at a time instead of {seen}, so the weights will be others"
+        elif self._skips_blocks:
+            weights = (
+                "Other blocks of the network are skipped (stochastic depth), so the weights will be others"
+            )
+        else:
+            weights = "Sums are added up in another order, so figures are rounded differently"
         return (
             f"{self.path} goes on with batches of {now} x {after} instead of {processes} x {before}: every "
-            f"step has the same tracks, with {views}. {norm}"
+            f"step has the same tracks, with {views}. {weights}"
         )
+
+    @property
+    def _skips_blocks(self) -> bool:
+        """Whether each process draws which blocks of the network to skip."""
+        if isinstance(self.config, PretrainConfig):
+            return self.config.backbone in RANDOM_DEPTH
+        return not self.config.freeze and self.values["pretraining"]["backbone"] in RANDOM_DEPTH
 
 
 def _seen_by_batchnorm(config: PretrainConfig | FinetuneConfig, processes: int) -> int:

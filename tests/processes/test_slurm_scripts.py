@@ -24,26 +24,32 @@ ROOT = Path(__file__).parents[2]
 _PATIENCE = 300.0
 SRUN = """
 import os, signal, sys
+from pathlib import Path
 
 words = sys.argv[1:]
-kills = "--kill-on-bad-exit=1" in words
+options = {}
 while words[0].startswith("--"):
-    del words[0]
+    name, _, value = words.pop(0).partition("=")
+    options[name] = value
+kills = options.get("--kill-on-bad-exit") == "1"
 nodes, per_node = (int(os.environ[f"SLURM_{name}"]) for name in ("NNODES", "NTASKS_PER_NODE"))
+Path("pids").unlink(missing_ok=True)
+noted = ["sh", "-c", 'echo "$$" >> pids; exec "$@"', "sh", *words]
 tasks = set()
 for rank in range(nodes * per_node):
     step = {
-        "PROCID": rank,
-        "LOCALID": rank % per_node,
-        "NODEID": rank // per_node,
-        "STEP_ID": 0,
-        "STEP_NUM_TASKS": nodes * per_node,
-        "STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"],
-        "STEP_TASKS_PER_NODE": f"{per_node}(x{nodes})",
+        "SLURM_PROCID": rank,
+        "SLURM_LOCALID": rank % per_node,
+        "SLURM_NODEID": rank // per_node,
+        "SLURM_STEP_ID": 0,
+        "SLURM_STEP_NUM_TASKS": nodes * per_node,
+        "SLURM_STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"],
+        "SLURM_STEP_TASKS_PER_NODE": f"{per_node}(x{nodes})",
+        "CPUS": options.get("--cpus-per-task", 1),
     }
-    environment = {**os.environ, **{f"SLURM_{name}": str(value) for name, value in step.items()}}
-    tasks.add(os.spawnvpe(os.P_NOWAIT, words[0], words, environment))
-signal.signal(signal.SIGTERM, lambda *_: [os.kill(task, signal.SIGTERM) for task in tasks])
+    environment = {**os.environ, **{name: str(value) for name, value in step.items()}}
+    tasks.add(os.spawnvpe(os.P_NOWAIT, noted[0], noted, environment))
+signal.signal(signal.SIGTERM, lambda *_: [os.kill(task, signal.SIGKILL) for task in tasks])
 codes = [0]
 while tasks:
     pid, status = os.wait()
@@ -52,10 +58,25 @@ while tasks:
     codes.append(code if code >= 0 else 128 - code)
     if codes[-1] and kills:
         for task in tasks:
-            os.kill(task, signal.SIGTERM)
+            os.kill(task, signal.SIGKILL)
 sys.exit(max(codes))
 """
-"""Starts the tasks of all nodes on this machine, and returns their highest exit code, as SLURM's does."""
+"""Starts the tasks of all nodes on this machine, and returns their highest exit code, as SLURM's does.
+
+SIGTERM makes it kill them (`_srun_signal_mgr` in SLURM's src/srun/libsrun/srun_job.c). CPUS of a task are
+those that srun was told of, as since SLURM 22.05 it does not inherit them from sbatch (sbatch's manual).
+"""
+SCANCEL = """
+import os, signal, sys
+from contextlib import suppress
+from pathlib import Path
+
+assert sys.argv[1:] == ["--signal=TERM", os.environ["SLURM_JOB_ID"]]
+for pid in Path("pids").read_text().split():
+    with suppress(ProcessLookupError):
+        os.kill(int(pid), signal.SIGTERM)
+"""
+"""Sends SIGTERM to the tasks, and not to the batch script, as SLURM's does (its manual, --batch)."""
 SCONTROL = """
 import sys
 from pathlib import Path
@@ -69,10 +90,13 @@ else:
 NOTES_ITS_TASK = """
 import json, os, signal, sys
 
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 with open(f"task-{os.environ['SLURM_PROCID']}.json", "w") as file:
     json.dump([sys.argv, dict(os.environ)], file)
-if os.environ["ENDS_WITH"] == "a signal":
-    signal.pause()
+if os.environ["ENDS_WITH"] == "SIGTERM":
+    signal.sigwait({signal.SIGTERM})
+    open(f"saved-{os.environ['SLURM_PROCID']}", "w").close()
+    sys.exit(128 + signal.SIGTERM)
 sys.exit(int(os.environ["ENDS_WITH"]))
 """
 
@@ -115,6 +139,7 @@ class Cluster:
             "SLURM_NNODES": options["nodes"],
             "SLURM_NTASKS_PER_NODE": options["ntasks-per-node"],
             "SLURM_GPUS_ON_NODE": options["gpus-per-node"],
+            "SLURM_CPUS_PER_TASK": options["cpus-per-task"],
         }
         path = os.pathsep.join([str(self.commands), sysconfig.get_path("scripts"), os.environ["PATH"]])
         here = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -140,6 +165,7 @@ class Cluster:
 def cluster(tmp_path: Path) -> Cluster:
     made = Cluster(tmp_path)
     made.add("srun", SRUN)
+    made.add("scancel", SCANCEL)
     made.add("scontrol", SCONTROL)
     return made
 
@@ -158,6 +184,7 @@ def test_the_tasks_of_a_job_know_their_ranks_and_have_the_words_of_the_command_l
         assert {word for word in words if word.startswith("--")} < options_of(load_command("pretrain"))
         assert (known["RANK"], known["WORLD_SIZE"]) == (str(rank), "8")
         assert (known["LOCAL_RANK"], known["LOCAL_WORLD_SIZE"]) == (str(rank % 4), "4")
+        assert environment["CPUS"] == "8"
         assert (known["MASTER_ADDR"], environment["GLOO_SOCKET_IFNAME"]) == ("localhost", "ib0")
 
 
@@ -168,11 +195,12 @@ def test_a_job_goes_back_into_the_queue_when_its_time_is_up_and_not_after_an_err
     assert cluster.requeued == []
     for task in cluster.folder.glob("task-*.json"):
         task.unlink()
-    job = cluster.sbatch(scripts()["srun"], "--ntasks-per-node=1", ENDS_WITH="a signal")
+    job = cluster.sbatch(scripts()["srun"], "--ntasks-per-node=1", ENDS_WITH="SIGTERM")
     until(lambda: len(list(cluster.folder.glob("task-*.json"))) == 2, _PATIENCE)
     job.terminate()
     assert job.wait(_PATIENCE) == 128 + signal.SIGTERM
     assert cluster.requeued == [f"requeue {os.getpid()}"]
+    assert list(cluster.folder.glob("saved-*"))  # not of all: srun kills the others when the first has ended
 
 
 def test_torchrun_is_started_once_on_each_node_with_the_same_words(cluster: Cluster) -> None:
@@ -181,6 +209,7 @@ def test_torchrun_is_started_once_on_each_node_with_the_same_words(cluster: Clus
     assert job.wait(_PATIENCE) == 0, cluster.log
     first, second = (json.loads((cluster.folder / f"task-{node}.json").read_text()) for node in range(2))
     assert first[0] == second[0]
+    assert first[1]["CPUS"] == second[1]["CPUS"] == "32"
     told = dict(zip(first[0][1::2], first[0][2::2], strict=False))
     assert (told["--nnodes"], told["--nproc-per-node"]) == ("2", "4")
     assert (told["--rdzv-endpoint"], told["--rdzv-id"]) == ("localhost:29500", str(os.getpid()))

@@ -13,9 +13,10 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
+from torchvision.ops import StochasticDepth
 
 from siamusic_fast.audio.corpus import Corpus, Track
-from siamusic_fast.config import Architecture, MelConfig
+from siamusic_fast.config import BACKBONES, Architecture, MelConfig
 from siamusic_fast.errors import ConfigError
 from siamusic_fast.models import checkpoint
 from siamusic_fast.models import networks as models
@@ -165,6 +166,28 @@ def test_what_is_not_equal_in_other_processes_is_said(tracks: ShardSet, tmp_path
         "and augmentations, as 16 and 48 are not both multiples of 32. Batch norm sees 48 at a time instead "
         "of 16, so the weights will be others"
     )
+
+
+def test_a_run_whose_network_draws_in_each_process_is_said_to_learn_other_weights(
+    tracks: ShardSet, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(ALONE, backbone="swin_t")
+    begun_in(2, config, tmp_path / "run", tracks)
+    [(_, [note])] = watched(config, tracks, tmp_path / "run", world=World(), resume=True)
+    assert note.endswith(
+        "with the same crops and augmentations. Other blocks of the network are skipped (stochastic depth), "
+        "so the weights will be others"
+    )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_backbones_that_draw_while_they_learn_are_known(backbone: str) -> None:
+    with torch.device("meta"):
+        layers = models.encoder(Architecture(backbone=backbone)).modules()
+    draws = [
+        layer for layer in layers if isinstance(layer, (StochasticDepth, torch.nn.Dropout)) and layer.p > 0
+    ]
+    assert bool(draws) is (backbone in models.RANDOM_DEPTH)
 
 
 def test_another_batch_of_all_processes_is_refused_with_the_batch_size_that_fits(
