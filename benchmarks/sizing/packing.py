@@ -149,7 +149,9 @@ class _Linking(Executor):
     def submit(self, run: Callable[..., Any], /, *arguments: Any, **_: Any) -> "Future[Any]":
         _, job, counters = arguments
         write_result(
-            job.folder, job.plan.stem, ShardResult(shard=self._link(job), tracks=self._rows(job), rejects=())
+            job.folder,
+            job.plan.stem,
+            ShardResult(packing=job.packing, shard=self._link(job), tracks=self._rows(job), rejects=()),
         )
         done: Future[Any] = Future()
         done.set_result([len(job.plan.tracks), *[0] * (counters - 1)])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import rich_click as click
+from click.core import ParameterSource
 
 from siamusic_fast.audio.store import local_name
 from siamusic_fast.cli import config_file, options
@@ -93,6 +94,11 @@ def embed(
             raise ConfigError(
                 f"--gpus {gpus} does not go with --scheduler {scheduler}: each worker uses the GPU that it "
                 f"sees, and none if it was started with CUDA_VISIBLE_DEVICES= before its command."
+            )
+        if click.get_current_context().get_parameter_source("timeout") is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                f"--timeout {timeout:g} does not go with --scheduler {scheduler}: workers do not wait for "
+                f"each other."
             )
         with stopping(lambda: stopped), cluster_of(scheduler, procs, quiet) as cluster:
             result = call(cluster=cluster, force=force, progress=progress(quiet))

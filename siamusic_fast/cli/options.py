@@ -204,7 +204,8 @@ scheduler = click.option(
     metavar="ADDRESS|local|slurm",
     help="Work on a Dask cluster: the address of its scheduler, such as tcp://node1:8786; local for one in "
     "this process; or slurm for jobs of SLURM, as dask-jobqueue's settings say. Its workers must see the "
-    "same files.  [default: processes of this machine]",
+    f"same files; their own ${CACHE_VARIABLE} says where they keep shards of a URL.  [default: processes of "
+    "this machine]",
     panel="Running",
 )
 loader_threads = _number("--loader-threads", "CPU threads that make batches.  [default: all cores]")

@@ -2,6 +2,7 @@
 
 import io
 import socket
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,9 @@ from siamusic_fast.processes.cluster import not_shared
 from siamusic_fast.processes.launch import device_for
 from siamusic_fast.processes.pool import Count
 from siamusic_fast.shards.resuming import software
+
+_LOADING = threading.Lock()
+"""Held while a worker looks for its encoder, so that only one of its threads loads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,9 @@ class SharedForEmbedding:
             if _size(root, path) != size:
                 raise not_shared(host, f"does not see {root}, or not with the same {path!r}")
         try:
-            same = weights_digest(_encoder(self)) == self.weights
+            with _LOADING:
+                encoder = _encoder(self)
+            same = weights_digest(encoder) == self.weights
         except SiamusicError:
             same = False
         if not same:
@@ -75,7 +81,9 @@ def embed_part(
 ) -> bytes:
     """Return the content of the part of `items`, of `samples` in all; counts tracks."""
     heard: list[Heard | Reject] = []
-    for one in _extractor(shared, config).extract(items, samples):
+    with _LOADING:
+        extractor = _extractor(shared, config)
+    for one in extractor.extract(items, samples):
         heard.append(one)
         report((len(heard),))
     content = io.BytesIO()

@@ -31,7 +31,10 @@ _SPAWNING = threading.Lock()
 _GRACE_SECONDS = 1.0
 """Time that workers have to end after they were told to stop; then they are killed."""
 _KEPT_SECONDS = 10.0
-"""Time after which a process that a thread keeps ends if there is no job for it."""
+"""Time after which a process that a thread keeps ends if there is no job for it.
+
+It gets none after half of that time: nobody could tell whether it is about to end.
+"""
 
 
 class WorkerDiedError(DataError):
@@ -100,7 +103,8 @@ def run_in_kept_process(
     with the thread that has started it (on Linux), or after ten seconds without a job.
     """
     worker = _kept.workers.pop(function, None)
-    if worker and worker.pipe.poll():  # it says something now only by ending
+    # A worker that has no job says something only by ending.
+    if worker and (monotonic() - worker.idle_since > _KEPT_SECONDS / 2 or worker.pipe.poll()):
         _end([worker])
         worker = None
     if worker is None:
@@ -111,6 +115,7 @@ def run_in_kept_process(
     except BaseException:
         _end([worker])
         raise
+    worker.idle_since = monotonic()
     _kept.workers[function] = worker
 
 
@@ -138,6 +143,8 @@ class _Worker(Generic[Job]):
         """Place of its job among all jobs."""
         self.step = 0
         """How often that job has called `count`."""
+        self.idle_since = 0.0
+        """When it ended its last job, by `monotonic`, if it is kept."""
 
     def start(self, place: int, job: Job) -> None:
         self.job, self.step = place, 0

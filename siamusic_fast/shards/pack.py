@@ -51,6 +51,7 @@ from siamusic_fast.shards.resuming import (
     exclusive,
     fingerprint,
     finished_result,
+    packing_digest,
     read_result,
     software,
     unfinished,
@@ -157,6 +158,7 @@ def pack(
         block=store.block if corpus.in_tables else None,
     )
     inputs = fingerprint(corpus, found, len(plans), dataclasses.asdict(config))
+    packing = packing_digest(inputs)
     sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
     labels = {genre: label for label, genre in enumerate(corpus.classes)}
     try:
@@ -168,6 +170,7 @@ def pack(
                     in_tables=corpus.in_tables,
                     folder=folder,
                     url=url,
+                    packing=packing,
                     plan=plan,
                     sizes=tuple(sizes[track.path] for track in plan.tracks),
                     crashed=crashed,
@@ -260,7 +263,8 @@ def _pack_on_cluster(shards: Sequence[ShardToPack], cluster: Cluster, meter: "_M
         folder=first.folder.absolute(),
         token=secrets.token_hex(8),
     )
-    jobs = [dataclasses.replace(shard, audio=shared.audio, folder=shared.folder) for shard in shards]
+    at = {"audio": shared.audio, "folder": shared.folder, "permit": shared.permit}
+    jobs = [dataclasses.replace(shard, **at) for shard in shards]
 
     def on_result(place: int, deaths: list[_Death]) -> None:
         for death in deaths:
@@ -311,7 +315,9 @@ class _Meter:
         """Count those of `shards` that are finished, once each, and return the others."""
         todo = []
         for shard in shards:
-            if result := finished_result(shard.folder, shard.plan.stem, uploaded=bool(shard.url)):
+            if result := finished_result(
+                shard.folder, shard.plan.stem, shard.packing, uploaded=bool(shard.url)
+            ):
                 self._finished += len(shard.plan.tracks)
                 self._rejected.update(reject.reason for reject in result.rejects)
             else:
@@ -385,6 +391,11 @@ def _write_tables(
     def tracks() -> Iterator[PackedTrack]:
         for shard in packed:
             result = read_result(folder, shard.plan.stem)
+            if result.packing != shard.packing:
+                raise DataError(
+                    f"a worker of another packing has written {shard.plan.stem} into {folder}: the same "
+                    f"command packs it again."
+                )
             rejects.extend(result.rejects)
             if result.shard:
                 splits[shard.plan.split].append(result.shard)

@@ -19,6 +19,7 @@ from siamusic_fast.audio.decode import (
 from siamusic_fast.audio.pcm import is_silent, peak
 from siamusic_fast.audio.rejects import Reject
 from siamusic_fast.audio.store import open_store
+from siamusic_fast.errors import DataError
 from siamusic_fast.processes.pool import Count
 from siamusic_fast.shards.codec import Encoding
 from siamusic_fast.shards.plan import ShardPlan
@@ -43,6 +44,10 @@ class ShardToPack:
     """Folder of the shard set, or the one that its shards are uploaded from."""
     url: str = ""
     """Where its shards are uploaded to; empty if they stay in `folder`."""
+    packing: str
+    """What it is packed for, as `packing_digest` says it."""
+    permit: Path | None = None
+    """File without which it must not be written any more; None if nobody else may pack into `folder`."""
     plan: ShardPlan
     sizes: tuple[int, ...]
     """Sizes in bytes that the files of its tracks had when they were planned."""
@@ -76,17 +81,29 @@ def pack_shard(job: ShardToPack, count: Count = lambda counts: None) -> None:
         shard = write_shard(
             job.folder,
             job.plan.stem,
-            itertools.chain([first], segments),
+            itertools.chain([first], segments, _end_without_permit(job)),
             encoding=job.encoding,
             labelled=job.plan.labelled,
             writer=job.writer,
         )
         if job.url:
             upload_shard(job.folder, job.url, shard)
-    result = ShardResult(shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
+    result = ShardResult(packing=job.packing, shard=shard, tracks=tuple(tracks), rejects=tuple(rejects))
+    for _ in _end_without_permit(job):
+        pass
     write_result(job.folder, job.plan.stem, result, job.writer)
     if job.url:
         upload_state(job.folder, job.url, f"{job.plan.stem}.json")
+
+
+def _end_without_permit(job: ShardToPack) -> Iterator[Segment]:
+    """Yield nothing; raise `DataError` if the permit is gone. To open it asks a file server anew."""
+    if job.permit:
+        try:
+            job.permit.open().close()
+        except OSError:
+            raise DataError(f"{job.folder} is not being packed any more: this worker stops.") from None
+    yield from ()
 
 
 def decode_alone(job: ShardToPack, count: Count) -> None:

@@ -92,6 +92,8 @@ class Unfinished:
 class ShardResult:
     """What became of the tracks of one planned shard."""
 
+    packing: str
+    """What it was packed for, as `packing_digest` says it."""
     shard: Shard | None
     """Entry in the manifest; None if no track was fit."""
     tracks: tuple[PackedTrack, ...]
@@ -119,6 +121,11 @@ def fingerprint(
     add("\0".join(corpus.classes))
     source = {"source": corpus.name, "software": software(), "shards": shards, "inputs": digest.hexdigest()}
     return {**settings, **source}
+
+
+def packing_digest(fingerprint: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a `fingerprint`."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
 
 def software() -> str:
@@ -200,14 +207,15 @@ def read_result(folder: Path, stem: str) -> ShardResult:
     """Return what `write_result` wrote."""
     values = json.loads(read_regular(folder / UNFINISHED / f"{stem}.json", LIST_LIMIT))
     return ShardResult(
+        packing=values["packing"],
         shard=Shard(**values["shard"]) if values["shard"] else None,
         tracks=tuple(PackedTrack(**track | {"tags": tuple(track["tags"])}) for track in values["tracks"]),
         rejects=tuple(Reject(**reject) for reject in values["rejects"]),
     )
 
 
-def finished_result(folder: Path, stem: str, uploaded: bool = False) -> ShardResult | None:
-    """Return the result of shard `stem` if it is there, and its tar and index are whole.
+def finished_result(folder: Path, stem: str, packing: str, uploaded: bool = False) -> ShardResult | None:
+    """Return the result of shard `stem` if it is there for this `packing`, and its tar and index are whole.
 
     Both are read and hashed, which takes a small part of the time that decoding its tracks took. Those that
     were `uploaded` were checked then, before the result was written.
@@ -226,7 +234,7 @@ def finished_result(folder: Path, stem: str, uploaded: bool = False) -> ShardRes
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return result if whole else None
+    return result if whole and result.packing == packing else None
 
 
 def add_crashed_file(folder: Path, path: str) -> None:

@@ -110,6 +110,10 @@ class SharedForVerifying:
                 seen = file_sha256(self.folder / MANIFEST, MANIFEST_LIMIT)
         except OSError:
             seen = ""
+        except SiamusicError as error:
+            raise DataError(
+                f"the worker on {socket.gethostname()} cannot read {self.url or self.folder}: {error}"
+            ) from None
         if seen != self.sha256:
             place = self.url or self.folder
             raise not_shared(socket.gethostname(), f"does not see {place}, or not with the same {MANIFEST}")

@@ -54,6 +54,8 @@ def test_embed_on_a_scheduler_in_this_process_writes_the_same_file(
     assert there.read_bytes() == here.read_bytes()
     line = error_line(run("embed", pretrained, folder, "--scheduler", "local", "--gpus", 1))
     assert "--gpus 1 does not go with --scheduler local: each worker uses the GPU that it sees" in line
+    line = error_line(run("embed", pretrained, folder, "--scheduler", "local", "--timeout", 5))
+    assert "--timeout 5 does not go with --scheduler local: workers do not wait for each other" in line
 
 
 def test_predict_shows_bars_or_a_line_per_file_and_writes_a_table(folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
+import atexit
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.processes.pool import Count, Counts, run_in_processes
+from siamusic_fast.processes import pool
+from siamusic_fast.processes.pool import Count, Counts, run_in_kept_process, run_in_processes
 
 
 def append(job: tuple[Path, str], count: Count) -> None:
@@ -39,3 +43,24 @@ def test_an_error_of_a_job_is_raised_and_a_bug_brings_its_traceback(
     found = getattr(error.value, "__notes__", [])
     assert len(found) == notes
     assert all("in divide" in note for note in found)
+
+
+def say_process(path: Path, count: Count) -> None:
+    """Append the number of the process to a file; the process takes long to end."""
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    atexit.register(time.sleep, 5)
+
+
+def test_a_kept_process_that_ends_for_lack_of_jobs_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_KEPT_SECONDS", 1.0)
+    monkeypatch.setattr(pool, "_GRACE_SECONDS", 0.1)
+    for pause in (0.0, 1.2):  # in which it has left its loop, and its pipe is open
+        run_in_kept_process(say_process, [tmp_path / "said"], counters=0, on_counts=lambda counts: None)
+        time.sleep(pause)
+    run_in_kept_process(say_process, [tmp_path / "said"], counters=0, on_counts=lambda counts: None)
+    first, second, third = (tmp_path / "said").read_text().split()
+    assert first == second != third
+    pool._end([pool._kept.workers.pop(say_process)])

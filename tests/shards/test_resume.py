@@ -31,7 +31,7 @@ from siamusic_fast.progress import Task
 from siamusic_fast.shards import pack as pack_module
 from siamusic_fast.shards.manifest import read_manifest
 from siamusic_fast.shards.pack import PackConfig, pack
-from siamusic_fast.shards.pack_shard import decode_alone
+from siamusic_fast.shards.pack_shard import ShardToPack, decode_alone, pack_shard
 from siamusic_fast.shards.plan import plan_shards
 from siamusic_fast.shards.resuming import UNFINISHED, Unfinished, unfinished
 from siamusic_fast.shards.tables import read_rejects
@@ -476,3 +476,39 @@ def test_a_run_that_goes_on_passes_over_a_file_at_which_workers_died_and_force_t
     assert not (tmp_path / UNFINISHED).exists()
     pack_serially(audio, tmp_path, force=True)
     assert contents(tmp_path) == contents(expected)
+
+
+def test_a_shard_that_was_packed_with_other_settings_is_not_taken(audio: Path, tmp_path: Path) -> None:
+    pack_serially(audio, tmp_path / "expected")
+    with pytest.raises(KeyboardInterrupt):
+        pack(load_folder(audio), tmp_path / "set", CONFIG, procs=1, progress=StopAfter(2))
+    state = tmp_path / "set" / UNFINISHED
+    late = next(
+        state.glob("training*.json")
+    )  # as a worker may write it that does not know of the new packing
+    late.write_text(json.dumps(json.loads(late.read_text()) | {"packing": "another"}))
+    pack_serially(audio, tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(tmp_path / "expected")
+
+
+def test_a_worker_whose_permit_is_gone_writes_nothing(audio: Path, tmp_path: Path) -> None:
+    found = scan(load_folder(audio), open_store(audio))
+    (plan, *_) = plan_shards(found.tracks, tracks_per_shard=2, seed=0)
+    sizes = {track.path: size for track, size in zip(found.tracks, found.sizes, strict=True)}
+    job = ShardToPack(
+        audio=audio,
+        folder=tmp_path,
+        packing="",
+        permit=tmp_path / UNFINISHED / "permit",
+        plan=plan,
+        sizes=tuple(sizes[track.path] for track in plan.tracks),
+        crashed=frozenset(),
+        labels={"": -1},
+        demands=CONFIG,
+        encoding=CONFIG,
+        max_seconds=None,
+    )
+    (tmp_path / UNFINISHED).mkdir()
+    with pytest.raises(DataError, match="is not being packed any more: this worker stops"):
+        pack_shard(job)
+    assert [file.name for file in tmp_path.rglob("*")] == [UNFINISHED]
