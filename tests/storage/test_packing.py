@@ -1,6 +1,7 @@
 """Packing from and to object storage gives the bytes of packing from and to a folder."""
 
 import hashlib
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import Task
 from siamusic_fast.shards import upload
-from siamusic_fast.shards.manifest import MANIFEST, ShardSet, find_shards
+from siamusic_fast.shards.manifest import MANIFEST, REJECTED, TRACKS, ShardSet, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.resuming import software
 from siamusic_fast.shards.sharing import SharedForPacking, SharedForVerifying, permit
 from siamusic_fast.shards.summary import summarize
+from siamusic_fast.shards.tables import TRACKS_HEADER
 from siamusic_fast.shards.upload import work_folder
 from siamusic_fast.shards.verify import verify
 from siamusic_fast.storage.remote import RemoteFolder, StorageError
@@ -99,7 +101,6 @@ def test_unfinished_work_with_other_settings_is_refused_and_replaced_with_force(
     assert found == files(local.folder)
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("key", "content", "words"),
     [
@@ -118,6 +119,46 @@ def test_files_of_others_are_never_touched(
         with pytest.raises(DataError, match=words):
             pack_to(url, music, force=force)
     assert contents(url) == {key: content}
+
+
+def test_a_packer_stops_when_another_machine_starts_over_or_has_ended(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ".packing/training-000000.json"
+
+    @contextmanager
+    def elsewhere(url: str, force: bool = False) -> Iterator[Path]:
+        monkeypatch.setenv("SIAMUSIC_FAST_CACHE", str(tmp_path / secrets.token_hex(4)))
+        with upload.exclusive_remote(url, {"shards": 1}, force) as work:
+            (work / state).touch()
+            yield work
+            for name in (TRACKS, REJECTED, MANIFEST):
+                (work / name).write_bytes(TRACKS_HEADER)
+
+    url = f"{s3}/ended"
+    stopped = pytest.raises(DataError, match="is not being packed by this run any more")
+    with stopped, elsewhere(url) as first:
+        with elsewhere(url) as second:  # packs the same, so both may
+            upload.upload_state(first, url, Path(state).name)
+            upload.upload_state(second, url, Path(state).name)
+        upload.upload_state(first, url, Path(state).name)
+    url = f"{s3}/taken"
+    with stopped, elsewhere(url) as first, elsewhere(url, force=True) as second:
+        upload.upload_state(second, url, Path(state).name)
+        upload.upload_state(first, url, Path(state).name)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_a_late_upload_leaves_beside_a_whole_set_goes_with_force(
+    s3: str, server: str, music: Path, local: ShardSet
+) -> None:
+    for name, content in files(local.folder).items():
+        client(server).put_object(Bucket=BUCKET, Key=f"late/{name}", Body=content)
+    client(server).put_object(Bucket=BUCKET, Key="late/.packing/training-000000.json", Body=b"{}")
+    with pytest.raises(DataError, match=f"{s3}/late already holds a shard set"):
+        pack_to(f"{s3}/late", music)
+    pack_to(f"{s3}/late", music, force=True)
+    assert contents(f"{s3}/late") == files(local.folder)
 
 
 def test_a_second_packer_of_this_machine_is_refused(s3: str, music: Path) -> None:
