@@ -132,6 +132,10 @@ class RemoteFolder:
 
         Raises `FileNotFoundError` if there is none, `DataError` if it has more than `limit` bytes.
         """
+        return b"".join(self.chunks(name, self.size(name, limit)))
+
+    def size(self, name: str, limit: int) -> int:
+        """Return the size in bytes of the object `name`. Raises as `read` does."""
         status = self.status(name)
         if status is None:
             raise FileNotFoundError(errno.ENOENT, "no such object", joined(self.url, name))
@@ -139,7 +143,7 @@ class RemoteFolder:
             raise DataError(
                 f"{joined(self.url, name)} has {status.size:,} bytes, such a file has at most {limit:,}."
             )
-        return b"".join(self.chunks(name, status.size))
+        return status.size
 
     def chunks(self, name: str, size: int) -> Iterator[bytes]:
         """Yield the `size` bytes of the object `name`. Raises `FileNotFoundError` if there is none.
@@ -246,8 +250,24 @@ def fetch(
             write(chunk)
             done += len(chunk)
     except FileNotFoundError:
-        raise DataError(f"{joined(remote.url, name)} is not there: upload the shard set again.") from None
+        raise _not_there(remote, name) from None
     return done, digest.hexdigest()
+
+
+def fetch_small(remote: RemoteFolder, name: str, limit: int, write: Callable[[bytes], object]) -> str:
+    """Give the object `name` to `write`, in parts, and return its SHA-256.
+
+    Raises `DataError` if there is no such object, or if it has more than `limit` bytes.
+    """
+    try:
+        size = remote.size(name, limit)
+    except FileNotFoundError:
+        raise _not_there(remote, name) from None
+    return fetch(remote, name, size, write)[1]
+
+
+def _not_there(remote: RemoteFolder, name: str) -> DataError:
+    return DataError(f"{joined(remote.url, name)} is not there: upload the shard set again.")
 
 
 @lru_cache(maxsize=4)

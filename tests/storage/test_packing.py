@@ -227,7 +227,9 @@ def test_what_is_not_read_from_or_packed_to_a_url_is_refused(s3: str, music: Pat
 
 
 @pytest.mark.usefixtures("in_process")
-def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: ShardSet) -> None:
+def test_verify_names_what_is_wrong_in_the_bucket(
+    s3: str, server: str, local: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     s3_client = client(server)
     for name, content in files(local.folder).items():
         s3_client.put_object(Bucket=BUCKET, Key=f"wrong/{name}", Body=content)
@@ -238,7 +240,16 @@ def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: S
     s3_client.delete_object(Bucket=BUCKET, Key=f"wrong/{second}")
     s3_client.put_object(Bucket=BUCKET, Key="wrong/training-9.tar", Body=b"")
     s3_client.put_object(Bucket=BUCKET, Key="wrong/notes.txt", Body=b"")
-    found = verify(f"{s3}/wrong", procs=1)
+    asked, original = set(), RemoteFolder.chunks
+
+    def chunks(self: RemoteFolder, name: str, size: int) -> Iterator[bytes]:
+        asked.add(name)
+        return original(self, name, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "chunks", chunks)
+        found = verify(f"{s3}/wrong", procs=1)
+    assert asked == {path.name for path in local.folder.iterdir()} - {second}
     problems = {problem.file: problem.what for problem in found.problems}
     assert set(problems) == {first, second, "training-9.tar"}
     assert problems[second].startswith("cannot be read: No such file")
@@ -246,6 +257,9 @@ def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: S
     assert found.unknown == ("notes.txt",)
     with pytest.raises(DataError, match=f"{s3}/wrong/{second} is missing or damaged .* verify {s3}/wrong`"):
         find_shards(f"{s3}/wrong")
+    s3_client.put_object(Bucket=BUCKET, Key="wrong/frontends.json", Body=bytes(2**20 + 1))
+    with pytest.raises(DataError, match=f"{s3}/wrong/frontends.json has 1,048,577 bytes, such a file has"):
+        verify(f"{s3}/wrong")
     with pytest.raises(DataError, match=f"no shards at '{s3}/nothing': there is no {s3}/nothing/manifest"):
         verify(f"{s3}/nothing")
 
