@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,13 +10,38 @@ from dataclasses import replace
 from pathlib import Path
 
 from siamusic_fast.errors import DataError
-from siamusic_fast.files import LIST_LIMIT, MANIFEST_LIMIT, TABLE_LIMIT, atomic_write, file_sha256
-from siamusic_fast.shards.manifest import MANIFEST, DamageError, Shard, ShardSet, unchanged_manifest
+from siamusic_fast.files import (
+    LIST_LIMIT,
+    MANIFEST_LIMIT,
+    SETTINGS_LIMIT,
+    TABLE_LIMIT,
+    WEIGHTS_LIMIT,
+    atomic_write,
+    file_sha256,
+)
+from siamusic_fast.shards.kept_features import KEPT_FEATURES
+from siamusic_fast.shards.manifest import (
+    FRONTENDS,
+    MANIFEST,
+    REJECTED,
+    TRACKS,
+    DamageError,
+    Shard,
+    ShardSet,
+    unchanged_manifest,
+)
 from siamusic_fast.storage.cache import ShardCache
-from siamusic_fast.storage.remote import ObjectStatus, RemoteFolder, fetch, joined
+from siamusic_fast.storage.remote import ObjectStatus, RemoteFolder, fetch_small, joined
 
 _THREADS = 16
 """Small files that are fetched at a time."""
+_LIMITS = {
+    MANIFEST: MANIFEST_LIMIT,
+    TRACKS: TABLE_LIMIT,
+    REJECTED: TABLE_LIMIT,
+    FRONTENDS: SETTINGS_LIMIT,
+}
+"""Largest size in bytes of the files that a shard set has once."""
 
 
 def open_remote(url: str, cache: ShardCache) -> ShardSet:
@@ -42,24 +68,24 @@ def open_remote(url: str, cache: ShardCache) -> ShardSet:
 
 
 def fetch_small_files(url: str, folder: Path) -> list[str]:
-    """Fetch all files at `url` but tars and indices into `folder`, as they are; return the names of all.
+    """Fetch manifest, tables and kept files at `url` into `folder`, as they are. Return the names of all.
 
-    Raises `DataError` if there is no manifest among them.
+    Raises `DataError` if there is no manifest among them, or if one is larger than such files are.
     """
     remote = RemoteFolder(url)
     listed = remote.list()
     if MANIFEST not in listed:
         raise _no_shards(url)
-    top = {name.partition("/")[0] for name in listed}
 
-    def fetch_one(name: str) -> None:
+    def fetch_one(name: str, limit: int) -> None:
         with (folder / name).open("wb") as file:
-            fetch(remote, name, listed[name].size, file.write)
+            fetch_small(remote, name, limit, file.write)
 
+    kept = dict.fromkeys((name for name in listed if re.fullmatch(KEPT_FEATURES, name)), WEIGHTS_LIMIT)
+    named = [(name, limit) for name, limit in (_LIMITS | kept).items() if name in listed]
     with ThreadPoolExecutor(_THREADS) as threads:
-        small = [name for name in top & listed.keys() if not name.endswith((".tar", ".idx", "."))]
-        list(threads.map(fetch_one, small))
-    return sorted(top)
+        list(threads.map(lambda one: fetch_one(*one), named))
+    return sorted({name.partition("/")[0] for name in listed})
 
 
 def fetch_indices(shard_set: ShardSet, shards: Sequence[Shard]) -> None:
@@ -97,9 +123,8 @@ def _fetch_all(remote: RemoteFolder, folder: Path, named: Iterable[tuple[str, st
         path = folder / name
         if path.is_file() and file_sha256(path, limit) == sha256:
             return
-        status = remote.status(name)
         with atomic_write(path) as file:
-            _, found = fetch(remote, name, status.size if status else 1, file.write)
+            found = fetch_small(remote, name, limit, file.write)
             if found != sha256:
                 raise DataError(
                     f"{joined(remote.url, name)} is damaged or was changed (it has SHA-256 {found}, the "

@@ -57,7 +57,7 @@ GREETING = "seen-[0-9a-f]{16}"
 CLEARING: dict[str, Any] = {"clearing": True}
 """Stands in the lock while older files are being removed, so that this goes on after a kill."""
 FORCED = "forced"
-"""Field of the lock that says whether `force` began the packing."""
+"""Field of the lock that says whether `force` began the packing; in object storage a random text or none."""
 
 _NO_OPTIONS = {"source", "shards", "inputs", "software"}
 """Fields of the fingerprint that are no options of the command line."""
@@ -194,7 +194,7 @@ def unfinished(folder: Path) -> Unfinished | None:
     if not values or "shards" not in values:
         return None
     finished = len(list(state.glob("[!.]*.json")))
-    return Unfinished(finished, values["shards"], values.get(FORCED, False))
+    return Unfinished(finished, values["shards"], bool(values.get(FORCED)))
 
 
 def write_result(folder: Path, stem: str, result: ShardResult, writer: str = "") -> None:

@@ -8,12 +8,14 @@ and until that has ended well, there is, below its URL,
     .packing/crashed-files  as in a folder, see `resuming.py`
 
 and the manifest comes last. Object storage has no locks. On one machine, a second packer with the same URL is
-refused. On two machines, both pack the same set to the same bytes, and the second is refused if it has other
-settings.
+refused. On another machine, one with the same settings packs the same bytes into the same objects, one with
+others is refused, and one with `force` takes the lock over: each packer looks whether it still has the lock
+before every upload, and ends if not. An upload that has begun by then still ends.
 """
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from siamusic_fast.errors import DataError
 from siamusic_fast.files import LIST_LIMIT, SETTINGS_LIMIT, atomic_write
 from siamusic_fast.shards.manifest import MANIFEST, REJECTED, TRACKS, Shard
 from siamusic_fast.shards.resuming import (
@@ -76,34 +79,50 @@ def exclusive_remote(url: str, fingerprint: dict[str, Any], force: bool) -> Iter
         (work / UNFINISHED).mkdir(parents=True)
         listed = remote.list()
         before = _lock_of(remote, listed)
-        forced = bool(before and before.pop(FORCED, False))
+        forced = before.pop(FORCED, "") if before else ""
         refuse(url, before, fingerprint, force, lambda: _held(remote, listed))
         if before != fingerprint or (force and not forced):
             _put_lock(remote, work, CLEARING)
             # The manifest goes first, so that no half of a shard set passes for a whole one.
             remote.remove([MANIFEST, *_set_files(listed), *_state_files(listed)])
-            _put_lock(remote, work, {**fingerprint, FORCED: force})
+            _put_lock(remote, work, {**fingerprint, FORCED: secrets.token_hex(8) if force else ""})
         else:
             _put_lock(remote, work, {**fingerprint, FORCED: forced})
             _fetch_results(remote, work, listed)
         yield work
         for name in (TRACKS, REJECTED, MANIFEST):
-            remote.put(work / name, name)
+            _put(remote, work, name)
         remote.remove([*_state_files(remote.list()), _STATE_LOCK])
         shutil.rmtree(work, ignore_errors=True)
 
 
 def upload_shard(work: Path, url: str, shard: Shard) -> None:
-    """Upload tar and index of `shard`, and remove them from `work`."""
-    remote = RemoteFolder(url)
+    """Upload tar and index of `shard`, and remove them from `work`.
+
+    Raises `DataError` if the packing that `work` belongs to does not have the lock in the storage any more.
+    """
     for name in (shard.file, shard.index):
-        remote.put(work / name, name)
+        _put(RemoteFolder(url), work, name)
         (work / name).unlink()
 
 
 def upload_state(work: Path, url: str, name: str) -> None:
-    """Upload a file of the state, such as the result of a shard."""
-    RemoteFolder(url).put(work / UNFINISHED / name, f"{UNFINISHED}/{name}")
+    """Upload a file of the state, such as a shard's result. Raises `DataError` as `upload_shard` does."""
+    _put(RemoteFolder(url), work, f"{UNFINISHED}/{name}")
+
+
+def _put(remote: RemoteFolder, work: Path, name: str) -> None:
+    """Upload the file `name` in `work` if the lock in the storage is still that of `work`."""
+    try:
+        ours = remote.read(_STATE_LOCK, SETTINGS_LIMIT) == (work / _STATE_LOCK).read_bytes()
+    except FileNotFoundError:
+        ours = False
+    if not ours:
+        raise DataError(
+            f"{remote.url} is not being packed by this run any more: another one has ended, or started over "
+            f"with --force. `siamusic-fast inspect {remote.url}` says whether it has ended."
+        )
+    remote.put(work / name, name)
 
 
 def _put_lock(remote: RemoteFolder, work: Path, values: dict[str, Any]) -> None:
@@ -117,7 +136,9 @@ def _lock_of(remote: RemoteFolder, listed: Listed) -> dict[str, Any] | None:
     """Return what is being packed, or None if nothing is. Raises `DataError` if no packer wrote that."""
     state = f"{remote.url}/{UNFINISHED}"
     if _STATE_LOCK not in listed:
-        if names := sorted(name for name in listed if name.startswith(f"{UNFINISHED}/")):
+        names = sorted(name for name in listed if name.startswith(f"{UNFINISHED}/"))
+        # An upload that has begun when another packer ends leaves its result beside the whole set.
+        if names and not (MANIFEST in listed and set(names) <= set(_state_files(listed))):
             raise foreign_state(state, f"it holds {names[0]} but no {PACK_LOCK}")
         return None
     try:

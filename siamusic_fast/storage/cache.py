@@ -13,9 +13,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -214,12 +216,12 @@ def _fetch_patiently(
     while True:
         file.seek(0)
         try:
-            return fetch(remote, name, size, lambda chunk: _write(file, chunk, fetching))
+            return fetch(remote, name, size, partial(_write, file), partial(_wait_for, fetching))
         except UnreachableError:
-            wait = next(waits, None)
-            if wait is None:
+            seconds = next(waits, None)
+            if seconds is None:
                 raise
-            _pause(fetching, wait)
+            _pause(fetching, seconds)
 
 
 def _pause(fetching: Fetching, seconds: float) -> None:
@@ -236,8 +238,28 @@ def _try_to_lock(file: FileIO) -> bool:
     return True
 
 
-def _write(file: FileIO, chunk: bytes, fetching: Fetching) -> None:
+def _wait_for(fetching: Fetching, request: Callable[[], bytes]) -> bytes:
+    """Return what `request` returns. Raises `FetchStoppedError` as soon as that is to end.
+
+    A thread makes the request, and is left alone with it then, as fsspec gives it up only after its timeouts.
+    """
+    answer: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="siamusic-fast-request", daemon=True).start()
+    while not answer.done():
+        _pause(fetching, 0)
+        wait([answer], _POLL_SECONDS)
     _pause(fetching, 0)
+    return answer.result()
+
+
+def _write(file: FileIO, chunk: bytes) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]

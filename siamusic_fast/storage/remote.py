@@ -4,11 +4,13 @@ import errno
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
+from operator import call
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
@@ -30,12 +32,16 @@ _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}
 """Seconds to wait for a connection, and for the next bytes of an answer."""
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
-        "config_kwargs": {**_TIMEOUTS, "retries": {"mode": "standard", "max_attempts": 3}},
+        "config_kwargs": {**_TIMEOUTS, "retries": {"mode": "standard", "total_max_attempts": 2}},
         "max_concurrency": 2,
     },
     "file": {"auto_mkdir": True},
 }
-"""Arguments of each file system. s3fs tries a request that fails on the way up to 5 times."""
+"""Arguments of each file system."""
+_WAITS = (0.2, 1.0, 4.0)
+"""Seconds after which a request is tried again that failed on the way, but not by waiting for an answer."""
+_SILENCE = re.compile("Timeout")
+"""Names of errors after a time without an answer: trying once more takes that long again."""
 _VARIABLES = ("AWS_", "GOOGLE_", "GCLOUD_", "AZURE_", "FSSPEC_")
 """Beginnings of the names of variables by which credentials and endpoints are set."""
 _STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified")
@@ -43,6 +49,8 @@ _STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified")
 _NO_CREDENTIALS = re.compile("Credential|Auth|TokenError|Forbidden")
 """Names of errors that are no `PermissionError` and say that there are no credentials, or wrong ones."""
 _NO_BUCKET = re.compile("bucket does not exist|NoSuchBucket|container does not exist|ContainerNotFound")
+
+_Answer = TypeVar("_Answer")
 
 
 class StorageError(DataError):
@@ -93,6 +101,7 @@ class RemoteFolder:
             if scheme == "s3":
                 raise not_installed(module, scheme) from None
             raise ConfigError(f"{module} is not installed: run `pip install {module}`.") from None
+        self._fs.retries = 1  # s3fs would try each request 5 times, and what reads 5 times that
         self._is_local = scheme == "file"
         self._root = str(self._fs._strip_protocol(url)).rstrip("/")
         self._bucket = self._root if self._is_local else self._root.partition("/")[0]
@@ -101,10 +110,9 @@ class RemoteFolder:
 
     def list(self) -> dict[str, ObjectStatus]:
         """Return all objects below the URL, by their names."""
-        with self._failures(""):
-            found: Mapping[str, Any] = self._fs.find(self._root, detail=True)
-            if not found and not self._is_local:
-                self._fs.info(self._bucket)  # raises if there is no such bucket
+        found: Mapping[str, Any] = self._ask("", lambda: self._fs.find(self._root, detail=True))
+        if not found and not self._is_local:
+            self._ask("", lambda: self._fs.info(self._bucket))  # raises if there is no such bucket
         return {
             path[len(self._root) :].strip("/"): _status(info)
             for path, info in found.items()
@@ -114,8 +122,7 @@ class RemoteFolder:
     def status(self, name: str) -> ObjectStatus | None:
         """Return what is known of the object `name`, or None if there is none."""
         try:
-            with self._failures(name):
-                info = self._fs.info(self._path(name))
+            info = self._ask(name, lambda: self._fs.info(self._path(name)))
         except FileNotFoundError:
             return None
         return _status(info) if info["type"] == "file" else None
@@ -125,6 +132,10 @@ class RemoteFolder:
 
         Raises `FileNotFoundError` if there is none, `DataError` if it has more than `limit` bytes.
         """
+        return b"".join(self.chunks(name, self.size(name, limit)))
+
+    def size(self, name: str, limit: int) -> int:
+        """Return the size in bytes of the object `name`. Raises as `read` does."""
         status = self.status(name)
         if status is None:
             raise FileNotFoundError(errno.ENOENT, "no such object", joined(self.url, name))
@@ -132,7 +143,7 @@ class RemoteFolder:
             raise DataError(
                 f"{joined(self.url, name)} must have at most {limit:,} bytes, and has {status.size:,}."
             )
-        return b"".join(self.chunks(name, status.size))
+        return status.size
 
     def chunks(self, name: str, size: int) -> Iterator[bytes]:
         """Yield the `size` bytes of the object `name`. Raises `FileNotFoundError` if there is none.
@@ -140,9 +151,8 @@ class RemoteFolder:
         A chunk on which a connection is cut is asked for again. The last one is short if the object is.
         """
         for start in range(0, size, CHUNK):
-            with self._failures(name):
-                chunk: bytes = self._fs.cat_file(self._path(name), start=start, end=min(start + CHUNK, size))
-            yield chunk
+            span = {"start": start, "end": min(start + CHUNK, size)}
+            yield self._ask(name, partial(self._fs.cat_file, self._path(name), **span))
 
     def put(self, file: Path, name: str) -> None:
         """Make the local `file` the object `name`, which others see whole or not at all.
@@ -153,10 +163,9 @@ class RemoteFolder:
         folder, slash, last = path.rpartition("/")
         target = f"{folder}{slash}{temporary_name(last)}" if self._is_local else path
         size, sha256 = file.stat().st_size, file_sha256(file)
-        with self._failures(name):
-            self._fs.put_file(str(file), target)
-            if target != path:
-                self._fs.mv(target, path)
+        self._ask(name, lambda: self._fs.put_file(str(file), target))
+        if target != path:
+            self._ask(name, lambda: self._fs.mv(target, path))
         digest = hashlib.sha256()
         for chunk in self.chunks(name, size):
             digest.update(chunk)
@@ -171,8 +180,7 @@ class RemoteFolder:
         """Remove the objects `names`, in that order, those that are there."""
         for name in names:
             try:
-                with self._failures(name):
-                    self._fs.rm_file(self._path(name))
+                self._ask(name, partial(self._fs.rm_file, self._path(name)))
             except FileNotFoundError:
                 continue
             if self._is_local and "/" in name:  # object storage has no folders, and none is to stay here
@@ -182,45 +190,84 @@ class RemoteFolder:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    @contextmanager
-    def _failures(self, name: str) -> Iterator[None]:
-        """Turn what fsspec raises into `StorageError`, and a missing object into `FileNotFoundError`."""
+    def _ask(self, name: str, request: Callable[[], _Answer]) -> _Answer:
+        """Return what `request` returns; it asks fsspec for something about the object `name`.
+
+        What fails at once is tried again after `_WAITS`.
+        """
+        waits = iter(_WAITS)
+        while True:
+            try:
+                return request()
+            except Exception as error:
+                failure, wait = self._failure(name, error), next(waits, None)
+                silence = _SILENCE.search(type(error).__name__)
+                if wait is None or silence or not isinstance(failure, UnreachableError):
+                    raise failure from None
+            time.sleep(wait)
+
+    def _failure(self, name: str, error: Exception) -> Exception:
+        """Return the `StorageError` for what fsspec raised, or `FileNotFoundError` for a missing object."""
         url = joined(self.url, name) if name else self.url
-        try:
-            yield
-        except DataError:
-            raise
-        except FileNotFoundError as error:
+        if isinstance(error, FileNotFoundError):
             if name and not _NO_BUCKET.search(str(error)):
-                raise FileNotFoundError(errno.ENOENT, "no such object", url) from None
-            raise StorageError(
+                return FileNotFoundError(errno.ENOENT, "no such object", url)
+            return StorageError(
                 f"there is no bucket {self._bucket!r} for {url}, or it is not where the credentials lead: "
                 f"make it, or give another URL."
-            ) from None
-        except Exception as error:
-            kind, words = type(error).__name__, f"{type(error).__name__}: {error}".rstrip(". ")
-            if isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
-                remedy = f"set {self._credentials}" if self._credentials else "ask its owner"
-                raise StorageError(f"{url} does not let us in ({words}): {remedy}.") from None
-            raise UnreachableError(
-                f"{url} cannot be reached ({words}): check the network, and the endpoint if you set one."
-            ) from None
+            )
+        kind, words = type(error).__name__, f"{type(error).__name__}: {error}".rstrip(". ")
+        if isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
+            remedy = f"set {self._credentials}" if self._credentials else "ask its owner"
+            return StorageError(f"{url} does not let us in ({words}): {remedy}.")
+        if self._is_local and isinstance(error, OSError):
+            return StorageError(
+                f"{url} cannot be read or written ({error.strerror or words}): make room or mend that, or "
+                f"give another URL."
+            )
+        return UnreachableError(
+            f"{url} cannot be reached ({words}): check the network, and the endpoint if you set one."
+        )
 
 
-def fetch(remote: RemoteFolder, name: str, size: int, write: Callable[[bytes], object]) -> tuple[int, str]:
+def fetch(
+    remote: RemoteFolder,
+    name: str,
+    size: int,
+    write: Callable[[bytes], object],
+    wait_for: Callable[[Callable[[], bytes]], bytes] = call,
+) -> tuple[int, str]:
     """Give `size` bytes of the object `name` to `write`, in parts. Return the size and SHA-256 of all parts.
 
-    Raises `DataError` if there is no such object.
+    `wait_for` calls a function that waits for the next part, and returns that part. Raises `DataError` if
+    there is no such object.
     """
     digest, done = hashlib.sha256(), 0
     try:
-        for chunk in remote.chunks(name, size):
+        chunks = iter(remote.chunks(name, size))
+        while chunk := wait_for(lambda: next(chunks, b"")):
             digest.update(chunk)
             write(chunk)
             done += len(chunk)
     except FileNotFoundError:
-        raise DataError(f"{joined(remote.url, name)} is not there: upload the shard set again.") from None
+        raise _not_there(remote, name) from None
     return done, digest.hexdigest()
+
+
+def fetch_small(remote: RemoteFolder, name: str, limit: int, write: Callable[[bytes], object]) -> str:
+    """Give the object `name` to `write`, in parts, and return its SHA-256.
+
+    Raises `DataError` if there is no such object, or if it has more than `limit` bytes.
+    """
+    try:
+        size = remote.size(name, limit)
+    except FileNotFoundError:
+        raise _not_there(remote, name) from None
+    return fetch(remote, name, size, write)[1]
+
+
+def _not_there(remote: RemoteFolder, name: str) -> DataError:
+    return DataError(f"{joined(remote.url, name)} is not there: upload the shard set again.")
 
 
 @lru_cache(maxsize=4)

@@ -10,8 +10,9 @@ import soundfile
 from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.shards.manifest import ShardSet
 from siamusic_fast.shards.pack import PackConfig, pack
+from siamusic_fast.storage import remote
 from siamusic_fast.storage.cache import CACHE_VARIABLE, SIZE_VARIABLE
-from tests.storage.servers import BUCKET, VARIABLES, client, s3_server
+from tests.storage.servers import BUCKET, VARIABLES, SilentServer, client, s3_server
 
 CONFIG = PackConfig(min_seconds=0.5, tracks_per_shard=3)
 
@@ -60,7 +61,17 @@ def s3(server: str, stored: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(SIZE_VARIABLE, raising=False)
+    monkeypatch.setattr(remote, "_WAITS", (0.0, 0.0, 0.0))
     return f"s3://{BUCKET}"
+
+
+@pytest.fixture
+def silent(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentServer]:
+    """A server that never answers, to which the environment leads in the place of the bucket's."""
+    server = SilentServer()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A local S3 server, and what stands between it and us: a relay that cuts connections."""
+"""A local S3 server, a relay before it that cuts connections, and a server that never answers."""
 
 import logging
 import socket
@@ -86,3 +86,25 @@ class Relay:
                         return
                 sink.sendall(content)
             sink.shutdown(socket.SHUT_WR)
+
+
+class SilentServer:
+    """Takes connections at its `address`, and answers nothing."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.taken: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Close all connections, and take no more."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for connection in (self._listener, *self.taken):
+            connection.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.taken.append(self._listener.accept()[0])

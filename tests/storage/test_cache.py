@@ -28,6 +28,7 @@ from siamusic_fast.storage.cache import (
 )
 from siamusic_fast.storage.remote import RemoteFolder, UnreachableError
 from tests.faults.disks import small_disk
+from tests.storage.servers import SilentServer
 
 SIZE = 100_000
 
@@ -240,6 +241,20 @@ def test_a_fetch_that_is_told_to_stop_leaves_nothing(
         fetching.stopped.set()
         with pytest.raises(FetchStoppedError):
             future.result(10)
+    assert here(cache) == set()
+
+
+def test_a_fetch_from_a_server_that_is_silent_stops_at_once(
+    cache: ShardCache, s3: str, silent: SilentServer
+) -> None:
+    fetching = Fetching()
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(cache.open, RemoteFolder(s3), "0.tar", SIZE, "0" * 64, fetching)
+        while not silent.taken:
+            time.sleep(0.01)
+        fetching.stopped.set()
+        with pytest.raises(FetchStoppedError):
+            future.result(5)
     assert here(cache) == set()
 
 

@@ -230,6 +230,17 @@ def test_a_table_that_is_spoilt_in_the_bucket_or_in_the_cache_is_noticed(
     assert again.path("tracks.csv").read_bytes() == local.path("tracks.csv").read_bytes()
 
 
+def test_a_table_that_is_far_too_large_is_refused_before_it_is_fetched(
+    s3: str, server: str, local: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in local.folder.iterdir():
+        client(server).upload_file(str(path), BUCKET, f"large/{path.name}")
+    monkeypatch.setattr("siamusic_fast.shards.remote_set.TABLE_LIMIT", 100)
+    with pytest.raises(DataError, match=f"{s3}/large/.* bytes, such a file has at most 100"):
+        find_shards(f"{s3}/large", cache=ShardCache(folder=tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*.csv"))
+
+
 def test_a_damaged_manifest_in_the_bucket_is_named_by_its_url(s3: str, server: str, local: ShardSet) -> None:
     content = local.path("manifest.json").read_bytes().replace(b'"codec": "wav"', b'"codec": "ogg"')
     client(server).put_object(Bucket=BUCKET, Key="manifest/manifest.json", Body=content)

@@ -1,6 +1,7 @@
 """Packing from and to object storage gives the bytes of packing from and to a folder."""
 
 import hashlib
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from siamusic_fast.audio.folder import load_folder
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import Task
 from siamusic_fast.shards import upload
-from siamusic_fast.shards.manifest import MANIFEST, ShardSet, find_shards
+from siamusic_fast.shards.manifest import MANIFEST, REJECTED, TRACKS, ShardSet, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.resuming import software
 from siamusic_fast.shards.sharing import SharedForPacking, SharedForVerifying, permit
 from siamusic_fast.shards.summary import summarize
+from siamusic_fast.shards.tables import TRACKS_HEADER
 from siamusic_fast.shards.upload import work_folder
 from siamusic_fast.shards.verify import verify
 from siamusic_fast.storage.remote import RemoteFolder, StorageError
@@ -99,7 +101,6 @@ def test_unfinished_work_with_other_settings_is_refused_and_replaced_with_force(
     assert found == files(local.folder)
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("key", "content", "words"),
     [
@@ -118,6 +119,46 @@ def test_files_of_others_are_never_touched(
         with pytest.raises(DataError, match=words):
             pack_to(url, music, force=force)
     assert contents(url) == {key: content}
+
+
+def test_a_packer_stops_when_another_machine_starts_over_or_has_ended(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ".packing/training-000000.json"
+
+    @contextmanager
+    def elsewhere(url: str, force: bool = False) -> Iterator[Path]:
+        monkeypatch.setenv("SIAMUSIC_FAST_CACHE", str(tmp_path / secrets.token_hex(4)))
+        with upload.exclusive_remote(url, {"shards": 1}, force) as work:
+            (work / state).touch()
+            yield work
+            for name in (TRACKS, REJECTED, MANIFEST):
+                (work / name).write_bytes(TRACKS_HEADER)
+
+    url = f"{s3}/ended"
+    stopped = pytest.raises(DataError, match="is not being packed by this run any more")
+    with stopped, elsewhere(url) as first:
+        with elsewhere(url) as second:  # packs the same, so both may
+            upload.upload_state(first, url, Path(state).name)
+            upload.upload_state(second, url, Path(state).name)
+        upload.upload_state(first, url, Path(state).name)
+    url = f"{s3}/taken"
+    with stopped, elsewhere(url) as first, elsewhere(url, force=True) as second:
+        upload.upload_state(second, url, Path(state).name)
+        upload.upload_state(first, url, Path(state).name)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_a_late_upload_leaves_beside_a_whole_set_goes_with_force(
+    s3: str, server: str, music: Path, local: ShardSet
+) -> None:
+    for name, content in files(local.folder).items():
+        client(server).put_object(Bucket=BUCKET, Key=f"late/{name}", Body=content)
+    client(server).put_object(Bucket=BUCKET, Key="late/.packing/training-000000.json", Body=b"{}")
+    with pytest.raises(DataError, match=f"{s3}/late already holds a shard set"):
+        pack_to(f"{s3}/late", music)
+    pack_to(f"{s3}/late", music, force=True)
+    assert contents(f"{s3}/late") == files(local.folder)
 
 
 def test_a_second_packer_of_this_machine_is_refused(s3: str, music: Path) -> None:
@@ -186,7 +227,9 @@ def test_what_is_not_read_from_or_packed_to_a_url_is_refused(s3: str, music: Pat
 
 
 @pytest.mark.usefixtures("in_process")
-def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: ShardSet) -> None:
+def test_verify_names_what_is_wrong_in_the_bucket(
+    s3: str, server: str, local: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     s3_client = client(server)
     for name, content in files(local.folder).items():
         s3_client.put_object(Bucket=BUCKET, Key=f"wrong/{name}", Body=content)
@@ -197,7 +240,16 @@ def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: S
     s3_client.delete_object(Bucket=BUCKET, Key=f"wrong/{second}")
     s3_client.put_object(Bucket=BUCKET, Key="wrong/training-9.tar", Body=b"")
     s3_client.put_object(Bucket=BUCKET, Key="wrong/notes.txt", Body=b"")
-    found = verify(f"{s3}/wrong", procs=1)
+    asked, original = set(), RemoteFolder.chunks
+
+    def chunks(self: RemoteFolder, name: str, size: int) -> Iterator[bytes]:
+        asked.add(name)
+        return original(self, name, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "chunks", chunks)
+        found = verify(f"{s3}/wrong", procs=1)
+    assert asked == {path.name for path in local.folder.iterdir()} - {second}
     problems = {problem.file: problem.what for problem in found.problems}
     assert set(problems) == {first, second, "training-9.tar"}
     assert problems[second].startswith("cannot be read: No such file")
@@ -205,6 +257,9 @@ def test_verify_names_what_is_wrong_in_the_bucket(s3: str, server: str, local: S
     assert found.unknown == ("notes.txt",)
     with pytest.raises(DataError, match=f"{s3}/wrong/{second} is missing or damaged .* verify {s3}/wrong`"):
         find_shards(f"{s3}/wrong")
+    s3_client.put_object(Bucket=BUCKET, Key="wrong/frontends.json", Body=bytes(2**20 + 1))
+    with pytest.raises(DataError, match=f"{s3}/wrong/frontends.json has 1,048,577 bytes, such a file has"):
+        verify(f"{s3}/wrong")
     with pytest.raises(DataError, match=f"no shards at '{s3}/nothing': there is no {s3}/nothing/manifest"):
         verify(f"{s3}/nothing")
 

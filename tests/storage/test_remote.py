@@ -1,5 +1,7 @@
 """Objects are read and written whole, and what goes wrong is one clear error."""
 
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from siamusic_fast.storage.remote import (
     UnreachableError,
     is_url,
 )
-from tests.storage.servers import BUCKET, Relay, client
+from tests.storage.servers import BUCKET, Relay, SilentServer, client
 
 
 def random_file(path: Path, size: int) -> bytes:
@@ -112,6 +114,32 @@ def test_an_endpoint_that_does_not_answer_is_given_up(s3: str, monkeypatch: pyte
         UnreachableError, match=f"{s3}/shards cannot be reached .*127.0.0.1:9.*: check the net"
     ):
         RemoteFolder(f"{s3}/shards").list()
+
+
+def test_a_server_that_is_silent_is_asked_twice(
+    s3: str, silent: SilentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module._OPTIONS["s3"]["config_kwargs"], "read_timeout", 0.1)
+    with pytest.raises(UnreachableError, match="Timeout"):
+        next(RemoteFolder(f"{s3}/shards").chunks("a", 10))
+    assert len(silent.taken) == 2
+
+
+def test_a_full_disk_behind_a_url_is_not_taken_for_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_file(tmp_path / "a", 10)
+    folder, tries = RemoteFolder(f"file://{tmp_path}/full"), []
+
+    def full(*names: str) -> None:
+        tries.append(names)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folder._fs, "put_file", full)
+    with pytest.raises(StorageError, match=r"full/b cannot be read or written \(No space left") as caught:
+        folder.put(tmp_path / "a", "b")
+    assert not isinstance(caught.value, UnreachableError)
+    assert len(tries) == 1
 
 
 def test_a_connection_cut_in_the_middle_is_asked_again(
