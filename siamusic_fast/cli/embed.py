@@ -15,6 +15,7 @@ from siamusic_fast.cli.launching import cluster_of, launch, show_result, this_co
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import EmbedConfig
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.processes.failures import OF_EMBEDDING
 
 _MAX_REJECTS = 10
 """Files that are named in the summary; the table beside the result has all."""
@@ -88,7 +89,7 @@ def embed(
     )
     stopped = ("Stopped. Go on with:", this_command())
     if scheduler is None:
-        result = launch(call, common=common, if_stopped=lambda: stopped)
+        result = launch(call, common=common, remedy=OF_EMBEDDING, if_stopped=lambda: stopped)
     else:
         if gpus is not None:
             raise ConfigError(

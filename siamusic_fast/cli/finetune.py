@@ -11,6 +11,7 @@ from siamusic_fast.cli.console import count, duration, show_facts
 from siamusic_fast.cli.launching import launch, next_command, shards_of, show_result, this_command
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import FinetuneConfig
+from siamusic_fast.processes.failures import OF_FINETUNING
 
 
 @click.command()
@@ -52,6 +53,7 @@ def finetune(run: Path, common: CommonOptions, resume: bool, **settings: Any) ->
         common.out,
         common=common,
         resume=resume,
+        remedy=OF_FINETUNING,
         if_stopped=lambda: ("Stopped. Go on with:", this_command("--resume")),
     )
     plots.finetuning(result)

@@ -14,6 +14,7 @@ from siamusic_fast.cli.config_file import FILE
 from siamusic_fast.cli.console import command_line, note, output, progress, stopping
 from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.processes.cluster import Cluster, open_cluster
+from siamusic_fast.processes.failures import OF_SCORES, Remedy
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 _CARRIED = ("data", "data_dir", "cache", "cache_size", "backend", "gpus", "procs")
@@ -25,12 +26,14 @@ def launch(
     *arguments: Any,
     common: CommonOptions,
     if_stopped: Callable[[], tuple[str, ...]] = lambda: ("Stopped.",),
+    remedy: Remedy = OF_SCORES,
     max_restarts: int = 0,
     **options: Any,
 ) -> Any:
     """Call `function` in every process and return its result in the first one; the others end here.
 
-    A call that is stopped ends the command, with the words of `if_stopped`.
+    A call that is stopped ends the command, with the words of `if_stopped`. `remedy` is what the error
+    recommends if processes fail.
     """
     from siamusic_fast.processes import launch as processes
     from siamusic_fast.processes.environment import is_leader
@@ -43,6 +46,7 @@ def launch(
             procs=common.procs,
             timeout=common.timeout,
             max_restarts=max_restarts,
+            remedy=remedy,
         )
     if not is_leader():
         get_current_context().exit()

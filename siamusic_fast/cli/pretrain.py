@@ -17,6 +17,7 @@ from siamusic_fast.cli.options import CommonOptions
 from siamusic_fast.config import PRESETS, MelConfig, PretrainConfig, from_preset, preset_defaults
 from siamusic_fast.config.fields import check_value, settings_of
 from siamusic_fast.errors import ConfigError
+from siamusic_fast.processes.failures import OF_PRETRAINING
 from siamusic_fast.shards.manifest import ShardSet, find_shards
 
 RUNS = Path("runs")
@@ -125,6 +126,7 @@ def pretrain(
         force=force,
         progress=training_progress(common.quiet, config),
         if_stopped=lambda: _how_to_go_on(run, common),
+        remedy=OF_PRETRAINING,
         max_restarts=max_restarts,
     )
     plots.pretraining(result.run)

@@ -31,6 +31,8 @@ from siamusic_fast.shards.tables import REJECT_COLUMNS, write_table
 
 _PLAN = "plan.json"
 """What the parts in a folder are of: another call does not go on with them."""
+_LOOK_SECONDS = 1.0
+"""Time between looks at the parts of other processes."""
 _OF_PARTS = re.compile(r"plan\.json|part-\d+\.npz|\.lock|\..+\.tmp")
 """Names of what may be in a folder of parts."""
 
@@ -102,7 +104,7 @@ def embed(
             _compute_on_cluster(parts, found, cluster, shared, config, progress)
         else:
             _compute(parts, found, encoder, config, world, progress)
-        world.wait_for_all()
+        parts.wait_for_others(world)
         counts = world.once(lambda: parts.finish(out, rejected, about, per_crop=config.per_crop))
     return EmbedResult(
         path=out,
@@ -162,6 +164,17 @@ class _Parts:
     def missing(self, first: int = 0, step: int = 1) -> list[int]:
         """Return the numbers of the parts that are not there or damaged, of every `step`-th from `first`."""
         return [n for n in range(first, len(self.paths), step) if read_part(self.paths[n]) is None]
+
+    def wait_for_others(self, world: World) -> None:
+        """Return when all parts are there; fail if none has come for longer than `world.timeout`."""
+        there, since = 0, time.monotonic()
+        while world.world_size > 1 and (now := sum(path.exists() for path in self.paths)) < len(self.paths):
+            if now > there:
+                there, since = now, time.monotonic()
+            elif time.monotonic() - since > world.timeout:
+                break
+            time.sleep(_LOOK_SECONDS)
+        world.wait_for_all()
 
     def write(self, number: int, content: bytes) -> None:
         """Write the `content` of part `number`."""

@@ -1,5 +1,6 @@
 """How processes fail, and how one tells another of its error; imports no torch, so that it is quick."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
@@ -14,6 +15,25 @@ class WorkerError(Exception):
 
 class UnreachableError(SiamusicError):
     """Another process was waited for in vain. It hangs, or the network is cut: another start may do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """What a person may do after processes have failed: part of the error."""
+
+    go_on: str = "resume=True (on the command line --resume) goes on from the last checkpoint"
+    """How the work goes on. Default: as `pretrain` and `finetune` do."""
+    restarts: bool = True
+    """Whether the function goes on by itself when `max_restarts` starts it again, as `pretrain` does."""
+    timeout: bool = True
+    """Whether a person chose the `timeout`, and can choose a longer one."""
+
+
+OF_PRETRAINING = Remedy()
+OF_FINETUNING = Remedy(restarts=False)
+OF_EMBEDDING = Remedy(go_on="The same call (on the command line the same command) goes on", restarts=False)
+OF_SCORES = Remedy(go_on="Make the same call (on the command line the same command) again", restarts=False)
+OF_CELLS = Remedy(go_on="The same command goes on", restarts=False, timeout=False)
 
 
 def error_to_words(error: Exception) -> tuple[str, str]:

@@ -34,6 +34,8 @@ from siamusic_fast.processes.environment import (
     visible_gpus,
 )
 from siamusic_fast.processes.failures import (
+    OF_PRETRAINING,
+    Remedy,
     UnreachableError,
     WorkerError,
     error_from_words,
@@ -58,7 +60,6 @@ _ENDED_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "B
 """What gloo says when another process has ended."""
 _WAITED_IN_VAIN = ("timed out waiting", "wait timeout", "timed out after")
 """What gloo, a store and its socket say, in lower case."""
-_GO_ON = "resume=True (on the command line --resume) goes on from the last checkpoint"
 
 
 class WorldFunction(Protocol[R_co]):
@@ -74,6 +75,7 @@ def launch(
     procs: int | None = None,
     max_restarts: int = 0,
     timeout: float = TIMEOUT,
+    remedy: Remedy = OF_PRETRAINING,
 ) -> T:
     """Call `function(world=...)` in every process and return the leading one's result.
 
@@ -86,7 +88,7 @@ def launch(
     processes start again, at most `max_restarts` times. After that, and for a user's mistake at once, this
     raises: the SiamusicError that a process raised; a SiamusicError if a process was killed, did not answer,
     could not use a file, or ran out of the GPU's memory; WorkerError if it failed in another way; Stopped
-    after a request to stop. No process is left.
+    after a request to stop. No process is left. `remedy` says what an error recommends.
     """
     processes = processes_wanted(gpus, procs)
     on_gpu = gpus != 0 and visible_gpus() > 0
@@ -98,10 +100,10 @@ def launch(
                 f"sbatch --requeue."
             )
         os.environ.update(environment)
-        return _join(function, on_gpu, timeout)
+        return _join(function, on_gpu, timeout, remedy)
     if processes == 1 and max_restarts == 0:
         return _call(function, World(device=_device(0, on_gpu)))
-    return _start(function, processes, on_gpu, max_restarts, timeout)
+    return _start(function, processes, on_gpu, max_restarts, timeout, remedy)
 
 
 def device_for(gpus: int | None) -> torch.device:
@@ -124,7 +126,14 @@ def _call(function: WorldFunction[T], world: World) -> T:
         ) from error
 
 
-def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restarts: int, timeout: float) -> T:
+def _start(
+    function: WorldFunction[T],
+    processes: int,
+    on_gpu: bool,
+    max_restarts: int,
+    timeout: float,
+    remedy: Remedy,
+) -> T:
     """Start processes with torch's launcher and return the result of the first."""
     # The launcher logs a failure in a dozen lines of its own; what is raised below says it all.
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
@@ -149,11 +158,12 @@ def _start(function: WorldFunction[T], processes: int, on_gpu: bool, max_restart
             logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         try:
-            results: dict[int, T] = elastic_launch(config, _run_started)(function, on_gpu, timeout, folder)
+            run = elastic_launch(config, _run_started)
+            results: dict[int, T] = run(function, on_gpu, timeout, remedy, folder)
         except SignalException as error:
             raise Stopped(error.sigval) from None
         except ChildFailedError as error:
-            raise _failure(error) from None
+            raise _failure(error, remedy) from None
     return results[0]
 
 
@@ -169,12 +179,12 @@ def _signal_handlers_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _run_started(function: WorldFunction[T], on_gpu: bool, timeout: float, folder: Path) -> T:
+def _run_started(function: WorldFunction[T], on_gpu: bool, timeout: float, remedy: Remedy, folder: Path) -> T:
     """Be a process that the launcher started; stopped, end in a way that it does not take for success."""
     end_with_parent(_SAVE_WITHIN)
     tempfile.tempdir = str(folder)  # what libraries leave there, such as DALI, goes with the folder
     try:
-        return _join(function, on_gpu, timeout, folder)
+        return _join(function, on_gpu, timeout, remedy, folder)
     except SiamusicError as error:
         if not isinstance(error, UnreachableError):
             loopback.prevent_restart(folder, error)
@@ -186,7 +196,9 @@ def _run_started(function: WorldFunction[T], on_gpu: bool, timeout: float, folde
         raise SystemExit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT) from None
 
 
-def _join(function: WorldFunction[T], on_gpu: bool, timeout: float, folder: Path | None = None) -> T:
+def _join(
+    function: WorldFunction[T], on_gpu: bool, timeout: float, remedy: Remedy, folder: Path | None = None
+) -> T:
     """Be the process that the environment variables of torch's launcher describe.
 
     `folder` is the private one of `_start`.
@@ -196,11 +208,12 @@ def _join(function: WorldFunction[T], on_gpu: bool, timeout: float, folder: Path
             return _call(function, world)
     except RuntimeError as error:
         if any(words in str(error).lower() for words in _WAITED_IN_VAIN):
-            raise UnreachableError(_waited_in_vain(timeout)) from error
+            raise UnreachableError(_waited_in_vain(timeout, remedy)) from error
         if any(words in str(error) for words in _ENDED_CONNECTION):
             time.sleep(_FAIL_AFTER)
             raise UnreachableError(
-                f"{_who()} lost another process, which has ended: what that one printed says why. {_GO_ON}."
+                f"{_who()} lost another process, which has ended: what that one printed says why. "
+                f"{remedy.go_on}."
             ) from error
         raise
 
@@ -227,6 +240,7 @@ def _process_group(on_gpu: bool, timeout: timedelta, folder: Path | None) -> Ite
         device=device,
         id=job_id,
         cpu_group=dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None,
+        timeout=timeout.total_seconds(),
     )
     # A node of torchrun counts the failures of its own processes only.
     (restarts,) = world.max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
@@ -251,11 +265,12 @@ def _who() -> str:
     return f"rank {os.environ['RANK']} on {socket.gethostname()}"
 
 
-def _waited_in_vain(timeout: float) -> str:
+def _waited_in_vain(timeout: float, remedy: Remedy) -> str:
     network = "" if on_one_machine() else ", its machine is down, or the network is cut"
+    longer = f"; if it was only slow, give a longer timeout (--timeout {2 * timeout:g})"
     return (
-        f"{_who()} waited {timeout:g} s for another process in vain: it hangs{network}. {_GO_ON}; if it was "
-        f"only slow, give a longer timeout (--timeout {2 * timeout:g})."
+        f"{_who()} waited {timeout:g} s for another process in vain: it hangs{network}. "
+        f"{remedy.go_on}{longer if remedy.timeout else ''}."
     )
 
 
@@ -269,7 +284,7 @@ def _device(index: int, on_gpu: bool) -> torch.device:
     return device
 
 
-def _failure(error: ChildFailedError) -> BaseException:
+def _failure(error: ChildFailedError, remedy: Remedy) -> BaseException:
     """Return what ended the processes: a request to stop, the user's mistake, a kill, or a bug of ours."""
     rank, failure = error.get_first_failure()
     if failure.exitcode - 128 in STOPPING:
@@ -282,9 +297,9 @@ def _failure(error: ChildFailedError) -> BaseException:
             return raised
         return WorkerError(f"rank {rank} failed:\n{report['extraInfo']['py_callstack'].rstrip()}")
     if failure.exitcode < 0:
+        by_itself = "; max_restarts (--max-restarts) does so by itself" if remedy.restarts else ""
         return SiamusicError(
             f"rank {rank} was ended by signal {-failure.exitcode} ({failure.signal_name()}): the memory may "
-            f"not suffice, or a library crashed and printed why above. {_GO_ON}; max_restarts "
-            f"(--max-restarts) does so by itself."
+            f"not suffice, or a library crashed and printed why above. {remedy.go_on}{by_itself}."
         )
     return WorkerError(f"rank {rank} ended with exit code {failure.exitcode} and no traceback.")

@@ -1,8 +1,10 @@
 """The processes that train together: which one this is, and what they send to each other."""
 
 import io
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -12,10 +14,16 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from siamusic_fast.processes.environment import TIMEOUT
 from siamusic_fast.processes.failures import error_to_words, repeated_from_leader
 from siamusic_fast.processes.sync_batchnorm import with_sync_batchnorm
 
 T = TypeVar("T")
+
+_BEAT = 1.0
+"""Seconds between messages of the leading process that it is at work."""
+_AT_WORK = -1
+"""Sent in the place of the size of a message by a process that has none yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,8 @@ class World:
     """Identifies the launch; the same after a restart. Empty if nothing starts the processes again."""
     restarts: int = 0
     """How often the processes were started again after one of them died."""
+    timeout: float = TIMEOUT
+    """Seconds that a process waits for another before it ends with an error."""
     cpu_group: dist.ProcessGroup | None = None
     """Process group for messages on the CPU, which do not wait for the GPUs. None: the default group."""
 
@@ -61,8 +71,9 @@ class World:
     def once(self, function: Callable[[], T]) -> T:
         """Call `function` in the leading process only and return its result in all processes.
 
-        The result holds tensors and plain values only. If `function` raises, all processes raise: a
-        SiamusicError with its class and message, any other error with its message.
+        The result holds tensors and plain values only. `function` may take longer than `timeout`: the others
+        wait as long as the leading process lives and is reached, even if `function` hangs. If it raises, all
+        processes raise: a SiamusicError with its class and message, any other error with its message.
         """
         if self.world_size == 1:
             return function()
@@ -72,7 +83,8 @@ class World:
                 raise repeated_from_leader(words)
             return cast(T, result)
         try:
-            result = function()
+            with self._shown_at_work():
+                result = function()
         except Exception as error:
             self._broadcast((None, error_to_words(error)))
             raise
@@ -115,6 +127,25 @@ class World:
         if self.world_size > 1:
             dist.barrier(group=self.cpu_group)
 
+    @contextmanager
+    def _shown_at_work(self) -> Iterator[None]:
+        """Tell the others every second that the leading process is at work, so that they go on waiting."""
+        done = threading.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # another process has ended, which the result's broadcast finds too
+                while not done.wait(_BEAT):
+                    dist.broadcast(torch.tensor([_AT_WORK]), 0, group=self.cpu_group)
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if not isinstance(sys.exception(), KeyboardInterrupt):  # which ends all at once
+                thread.join()
+
     def _broadcast(self, value: Any = None, source: int = 0) -> Any:
         """Return the `value` of process `source` in all processes; reading it runs no code of the sender."""
         sent = b""
@@ -124,6 +155,8 @@ class World:
             sent = file.getvalue()
         size = torch.tensor([len(sent)])
         dist.broadcast(size, source, group=self.cpu_group)
+        while int(size) == _AT_WORK:
+            dist.broadcast(size, source, group=self.cpu_group)
         data = torch.frombuffer(bytearray(sent or int(size)), dtype=torch.uint8)
         dist.broadcast(data, source, group=self.cpu_group)
         return torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)

@@ -21,7 +21,7 @@ import torch
 from siamusic_fast.errors import SiamusicError
 from siamusic_fast.models.run_files import LOG_FILE
 from siamusic_fast.processes import launch
-from siamusic_fast.processes.failures import WorkerError, os_error_message
+from siamusic_fast.processes.failures import OF_CELLS, WorkerError, os_error_message
 from siamusic_fast.processes.parent import children_end_with_this_process
 from siamusic_fast.processes.pool import cores
 from siamusic_fast.processes.signals import Stopped
@@ -167,7 +167,11 @@ def _work(
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)  # read when torch first uses a GPU
     torch.set_num_threads(max(1, cores() // devices.slots))
     try:
-        launch.launch(functools.partial(run_cell, study, cell, folder), gpus=devices.gpus_per_cell)
+        launch.launch(
+            functools.partial(run_cell, study, cell, folder),
+            gpus=devices.gpus_per_cell,
+            remedy=OF_CELLS,
+        )
     except Exception as error:  # the process that started this one shows it
         sender.send(("", _note_error(folder.cell(cell), error)))
     except KeyboardInterrupt as stop:

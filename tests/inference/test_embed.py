@@ -5,6 +5,7 @@ import os
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,11 +17,13 @@ import torch
 from siamusic_fast.config import EmbedConfig
 from siamusic_fast.embedding import sources
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.inference import embed as embedding
 from siamusic_fast.inference.embed import EmbedResult, embed
 from siamusic_fast.inference.similar import nearest, similar
 from siamusic_fast.inference.vector_file import read_vectors, write_part
 from siamusic_fast.models.pretrained import load_encoder
 from siamusic_fast.processes.launch import launch
+from siamusic_fast.processes.world import World
 from siamusic_fast.progress import SILENT, Task
 from siamusic_fast.shards.manifest import ShardSet
 from tests.conftest import tone
@@ -154,6 +157,26 @@ def test_nothing_is_overwritten_and_wrong_endings_are_refused(
     with pytest.raises(DataError, match=r"none of 5 files can be used; the first: .*not-audio"):
         embed(pretrained, songs, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz.parts").exists()
+
+
+@pytest.mark.parametrize("come", [4, 2])
+def test_processes_wait_for_the_parts_of_others_as_long_as_these_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, come: int
+) -> None:
+    parts, now = embedding._Parts(tmp_path, 4), 0.0
+
+    def sleep(_: float) -> None:
+        nonlocal now
+        now += 400.0
+        if now <= 400.0 * come:
+            parts.write(int(now / 400.0) - 1, b"")
+
+    there: list[int] = []
+    monkeypatch.setattr(embedding, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    monkeypatch.setattr(World, "wait_for_all", lambda _: there.append(len(list(tmp_path.glob("part-*")))))
+    parts.wait_for_others(World(world_size=2, timeout=600.0))
+    assert there == [come]  # with 2, the barrier ends the call
+    assert now >= 400.0 * come + (600.0 if come < 4 else 0.0)
 
 
 def two_processes(run: Path, data: Path, out: Path) -> EmbedResult:

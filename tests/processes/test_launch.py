@@ -1,5 +1,6 @@
 import functools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,12 +13,23 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from siamusic_fast.cli import load_command
 from siamusic_fast.errors import ConfigError, DataError, DeviceError, SiamusicError
 from siamusic_fast.models.heads import predictor, projector
 from siamusic_fast.models.losses import simsiam_loss
-from siamusic_fast.processes.failures import WorkerError, is_repeated
-from siamusic_fast.processes.launch import device_for, launch
+from siamusic_fast.processes.failures import (
+    OF_CELLS,
+    OF_EMBEDDING,
+    OF_FINETUNING,
+    OF_PRETRAINING,
+    OF_SCORES,
+    Remedy,
+    WorkerError,
+    is_repeated,
+)
+from siamusic_fast.processes.launch import _failure, _waited_in_vain, device_for, launch
 from siamusic_fast.processes.world import World, gradients_kept_apart
 
 STEPS, BATCH, FEATURES = 5, 8, 4
@@ -190,6 +202,49 @@ def test_a_task_that_waits_for_one_that_never_starts_says_so(
         monkeypatch.setenv(f"SLURM_{name}", value)
     with pytest.raises(SiamusicError, match=rf"^rank {rank} on \S+ waited 0\.5 s for another process"):
         launch(whoami, gpus=0, timeout=0.5)
+
+
+def be_slow_at_first(*, world: World) -> tuple[int, list[int]]:
+    """Let the others wait for the leading process for longer than the timeout."""
+
+    def take_long() -> int:
+        time.sleep(12)
+        return world.rank
+
+    return world.once(take_long), world.gather(world.rank)
+
+
+@pytest.mark.slow
+def test_what_the_leading_process_does_for_all_may_take_longer_than_the_timeout() -> None:
+    assert launch(be_slow_at_first, gpus=0, procs=2, timeout=8) == (0, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy", "words"),
+    [
+        ("pretrain", OF_PRETRAINING, "--resume) goes on from the last checkpoint"),
+        ("finetune", OF_FINETUNING, "--resume) goes on from the last checkpoint"),
+        ("embed", OF_EMBEDDING, "the same command) goes on"),
+        ("evaluate", OF_SCORES, "the same command) again"),
+        ("probe", OF_SCORES, "the same command) again"),
+        ("ablate", OF_CELLS, "The same command goes on"),
+        ("reproduce", OF_CELLS, "The same command goes on"),
+    ],
+)
+def test_failed_processes_recommend_what_their_command_has(command: str, remedy: Remedy, words: str) -> None:
+    killed = ProcessFailure(local_rank=1, pid=1, exitcode=-9, error_file="")
+    ended = str(_failure(ChildFailedError("", {1: killed}), remedy))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "0")
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setenv("LOCAL_WORLD_SIZE", "2")
+        waited = _waited_in_vain(8.0, remedy)
+    options = {option for parameter in load_command(command).params for option in parameter.opts}
+    assert words in ended
+    assert words in waited
+    assert set(re.findall(r"--[a-z-]+", ended + waited)) <= options
+    assert ("--timeout 16" in waited) is ("--timeout" in options)
+    assert ("--max-restarts" in ended) is ("--max-restarts" in options)
 
 
 @pytest.mark.slow
