@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import rich_click as click
+from click import get_current_context
 from click.core import ParameterSource
 
 from siamusic_fast.audio.store import local_name
@@ -96,7 +97,7 @@ def embed(
                 f"--gpus {gpus} does not go with --scheduler {scheduler}: each worker uses the GPU that it "
                 f"sees, and none if it was started with CUDA_VISIBLE_DEVICES= before its command."
             )
-        if click.get_current_context().get_parameter_source("timeout") is ParameterSource.COMMANDLINE:
+        if get_current_context().get_parameter_source("timeout") is ParameterSource.COMMANDLINE:
             raise ConfigError(
                 f"--timeout {timeout:g} does not go with --scheduler {scheduler}: workers do not wait for "
                 f"each other."

@@ -256,15 +256,15 @@ class Cluster:
         those that run end as their `function` decides.
         """
         self._wait_for_workers()
-        self._check_workers(shared)
         token = uuid.uuid4().hex[:8]
+        self._check_workers(shared, token)
         topic = f"siamusic-fast-{token}"
         inbox: SimpleQueue[_Report | _Future[Result]] = SimpleQueue()
         waiting, left = enumerate(zip(names, jobs, strict=True)), len(names)
         running: dict[_Future[Result], int] = {}
         totals, current = [0] * counters, dict[int, Counts]()
         executor = self._client.get_executor(pure=False)
-        work = pickle.dumps((function, shared))
+        work = pickle.dumps((function, shared, token))
         self._client.subscribe_topic(topic, lambda event: inbox.put(event[1]))
         try:
             while left or running:
@@ -309,20 +309,27 @@ class Cluster:
                     ) from None
                 warnings.warn("no job of SLURM is at work yet: squeue --me says why", stacklevel=2)
 
-    def _check_workers(self, shared: Shared) -> None:
+    def _check_workers(self, shared: Shared, run: str) -> None:
         """Have every worker that is there check what is `shared`; others check it before their first job."""
         ours = siamusic_fast.__version__
         for address, version in self._ask_all(eval, _VERSION):
+            if isinstance(version, OSError):  # the worker has gone; one that comes back checks its first job
+                continue
             if version != ours:
-                failed = isinstance(version, Exception)
-                has = "no siamusic-fast that can be imported" if failed else f"siamusic-fast {version}"
+                has = f"siamusic-fast {version}"
+                if isinstance(version, ImportError):
+                    has = "no siamusic-fast that can be imported"
+                elif isinstance(version, Exception):
+                    has = f"a siamusic-fast that failed ({version!r})"
                 raise DataError(
                     f"the worker at {address} has {has}, not siamusic-fast {ours}, so that bytes could "
                     f"differ: give it the environment of this machine."
                 )
-        for address, said in self._ask_all(_check_in_thread, pickle.dumps(shared)):
+        for address, said in self._ask_all(_check_in_thread, pickle.dumps((shared, run))):
             if isinstance(said, SiamusicError):
                 raise said
+            if isinstance(said, OSError):
+                continue
             if isinstance(said, Exception):
                 raise DataError(f"the worker at {address} failed: {said!r}.")
             shared.confirm(*said)
@@ -345,11 +352,11 @@ class Cluster:
             self._seen_at = now
         elif now - self._seen_at > _WORKERS_SECONDS:
             self._seen_at = now
-            warnings.warn(
-                f"the scheduler at {self._name} has had no worker for {_WORKERS_SECONDS} s: start one, and "
-                f"the work goes on",
-                stacklevel=2,
-            )
+            without = f"the scheduler at {self._name} has had no worker for {_WORKERS_SECONDS} s"
+            remedy = "start one, and the work goes on"
+            if self._name == "slurm":
+                remedy = "if squeue --me shows no job that waits, press Ctrl-C, and the same command goes on"
+            warnings.warn(f"{without}: {remedy}", stacklevel=2)
         return self._threads
 
     def _result(self, future: "_Future[Result]", name: str) -> tuple[Result, Counts]:
@@ -379,14 +386,14 @@ class Cluster:
 
 
 @functools.lru_cache
-def _check(shared: Shared) -> tuple[str, str]:
-    """Return the name of the host of this worker, and what `shared.check` says there."""
+def _check(shared: Shared, run: str) -> tuple[str, str]:
+    """Return the name of the host of this worker, and what `shared.check` says there, once for each `run`."""
     return socket.gethostname(), shared.check()
 
 
 async def _check_in_thread(shared: bytes) -> tuple[str, str]:
     """Return what `_check` does; to unpickle `shared` may import torch, which would hold up the worker."""
-    return await asyncio.to_thread(lambda: _check(pickle.loads(shared)))
+    return await asyncio.to_thread(lambda: _check(*pickle.loads(shared)))
 
 
 def _received(inbox: "SimpleQueue[Any]") -> Iterator[Any]:
@@ -407,8 +414,8 @@ def _work(
     """
     from distributed import get_worker
 
-    function, shared = pickle.loads(work)
-    _check(shared)
+    function, shared, run = pickle.loads(work)
+    _check(shared, run)
     worker = get_worker()
     last: Counts = (0,) * counters
     reported_at = 0.0

@@ -263,8 +263,10 @@ def _pack_on_cluster(shards: Sequence[ShardToPack], cluster: Cluster, meter: "_M
         folder=first.folder.absolute(),
         token=secrets.token_hex(8),
     )
-    at = {"audio": shared.audio, "folder": shared.folder, "permit": shared.permit}
-    jobs = [dataclasses.replace(shard, **at) for shard in shards]
+    jobs = [
+        dataclasses.replace(shard, audio=shared.audio, folder=shared.folder, permit=shared.permit)
+        for shard in shards
+    ]
 
     def on_result(place: int, deaths: list[_Death]) -> None:
         for death in deaths:
