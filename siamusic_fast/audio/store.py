@@ -127,7 +127,7 @@ def find_root(source: str | Path, places: Sequence[Path], remedy: str) -> Path:
 
 
 def open_store(root: Path | str, in_tables: bool = False) -> Store:
-    """Return the store at `root`: a folder, a zip, or the URL of one; with `in_tables`, tables in a folder.
+    """Return the store at `root`: a folder, a zip or the URL of a folder; with `in_tables`, that of tables.
 
     A zip all of whose files lie in one folder stands for that folder. Raises `DataError` if `root` is
     neither, or a zip that is damaged, that Python cannot read, or with names that lead outside of it.
