@@ -19,7 +19,8 @@ from siamusic_fast.models import networks as models
 from siamusic_fast.pipelines.epoch_order import EpochOrder
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
-from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.index import read_index
+from siamusic_fast.shards.manifest import ShardSet, check_tracks, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.samples import samples
 from siamusic_fast.storage.cache import CACHE_VARIABLE, ShardCache
@@ -136,7 +137,7 @@ def test_a_shard_that_somebody_removes_from_the_cache_is_fetched_again(
 def test_a_cache_too_small_for_what_is_read_at_a_time_is_refused(many: ShardSet, tmp_path: Path) -> None:
     sizes = sorted((shard.bytes for shard in many.splits["training"]), reverse=True)
     too_small = remote_of(many, tmp_path, sum(sizes) - 1)
-    with pytest.raises(ConfigError, match=r"are read at a time without a window: give it more .*-size 1GB"):
+    with pytest.raises(ConfigError, match=r"are read at a time without a window: give it .*-size 1GB\)\.$"):
         TwoViewLoader(too_small, frontend=FRONTEND, backend="torch", batch_size=1)
     with pytest.raises(ConfigError, match="are read at a time with window = 5"):
         TwoViewLoader(too_small, frontend=FRONTEND, backend="torch", batch_size=1, window=5)
@@ -191,6 +192,12 @@ def test_a_table_that_is_spoilt_in_the_bucket_or_in_the_cache_is_noticed(
         find_shards(f"{s3}/spoilt")
     good = find_shards(f"{s3}/shards")
     good.path("tracks.csv").write_bytes(b"spoilt")
+    with pytest.raises(DataError, match=f"{s3}/shards/tracks.csv .*`siamusic-fast verify {s3}/shards`"):
+        check_tracks(good)
+    shard = good.splits["training"][0]
+    good.path(shard.index).write_bytes(b"spoilt")
+    with pytest.raises(DataError, match=f"{s3}/shards/{shard.index} .*`siamusic-fast verify {s3}/shards`"):
+        read_index(good, shard)
     again = find_shards(f"{s3}/shards")
     assert again.path("tracks.csv").read_bytes() == local.path("tracks.csv").read_bytes()
 
@@ -259,6 +266,7 @@ def test_a_few_steps_from_a_bucket_end_with_the_weights_of_local_shards(
     )
     assert small.exit_code == 1
     assert "are read at a time with window = 1: give it more" in small.stderr.replace("\n", " ")
+    assert "--window" not in small.stderr
     bad = CliRunner().invoke(main, ("pretrain", "--cache-size", "huge"))
     assert "cache size = 'huge' is none" in bad.stderr
 
