@@ -144,6 +144,15 @@ class RemoteFolder:
                 chunk: bytes = self._fs.cat_file(self._path(name), start=start, end=min(start + CHUNK, size))
             yield chunk
 
+    def read_part(self, name: str, start: int, length: int) -> bytes:
+        """Return `length` bytes of the object `name` from byte `start` on, by one request.
+
+        Raises `FileNotFoundError` if there is none.
+        """
+        with self._failures(name):
+            part: bytes = self._fs.cat_file(self._path(name), start=start, end=start + length)
+        return part
+
     def put(self, file: Path, name: str) -> None:
         """Make the local `file` the object `name`, which others see whole or not at all.
 
