@@ -18,6 +18,7 @@ from siamusic_fast.cli import main
 from siamusic_fast.embedding.sources import open_sources
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.models import networks as models
+from siamusic_fast.pipelines import estimate
 from siamusic_fast.pipelines.epoch_order import EpochOrder
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.fetch_ahead import FetchAhead
@@ -98,16 +99,23 @@ def test_labels_and_evaluation_are_those_of_local_shards(local: ShardSet, tmp_pa
                 assert torch.equal(labels, labels_here)
 
 
-def test_mean_and_std_are_estimated_once_and_kept_in_the_cache(
-    local: ShardSet, tmp_path: Path, fetched: list[str]
+def test_mean_and_std_are_estimated_once_of_parts_of_shards_and_kept_in_the_cache(
+    local: ShardSet, tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(local.folder, tmp_path / "mine")
+    monkeypatch.setattr(estimate, "_MAX_TRACKS", 2)
     expected = estimate_frontend(find_shards(tmp_path / "mine"), MEL)
-    assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
-    assert fetched
-    fetched.clear()
-    assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
-    assert fetched == []
+    parts, original = [], RemoteFolder.read_part
+
+    def counted(self: RemoteFolder, name: str, start: int, length: int) -> bytes:
+        parts.append(name)
+        return original(self, name, start, length)
+
+    monkeypatch.setattr(RemoteFolder, "read_part", counted)
+    for _ in range(2):
+        assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
+        assert len(parts) == 2
+    assert fetched == []  # no tar as a whole
 
 
 def test_shards_that_make_room_while_others_are_read_change_no_batch(
