@@ -93,6 +93,15 @@ class Store(ABC):
         within its zip (`EBADMSG`), and `StorageError` if object storage fails.
         """
 
+    def read_part(self, path: str, start: int, length: int) -> bytes:
+        """Return `length` bytes of the file `path` from byte `start` on, fewer at its end; errors as `open`.
+
+        Of an object, nothing else is fetched.
+        """
+        with self.open(path) as file:
+            file.seek(start)
+            return file.read(length)
+
     def block(self, path: str) -> str:
         """Return the name of what is read as a whole when `path` is read."""
         return path
@@ -267,6 +276,10 @@ class _RemoteStore(Store):
             raise
         file.seek(0)
         return cast(BinaryIO, file)
+
+    def read_part(self, path: str, start: int, length: int) -> bytes:
+        _refuse_outside(self.root, path)
+        return self._remote.read_part(path, start, length)
 
     def paths(self) -> Iterator[str]:
         yield from (path for path in self._list() if not (leads_outside(path) or _is_litter(path)))

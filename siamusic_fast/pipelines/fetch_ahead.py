@@ -26,11 +26,13 @@ class FetchAhead:
         self._fetching = Fetching()
         self._threads: ThreadPoolExecutor | None = None
         self._wanted: tuple[int, ...] = ()
+        self._asked: set[int] = set()
+        """Shards that the threads fetch, or will."""
 
     def start(self) -> None:
         """Let shards be fetched again after `stop`."""
         if self._fetching.stopped.is_set():
-            self._fetching, self._wanted = Fetching(waited=self._fetching.waited), ()
+            self._fetching, self._wanted, self._asked = Fetching(waited=self._fetching.waited), (), set()
 
     def stop(self) -> None:
         """End what is being fetched, for whomever; threads that wait for it get `FetchStoppedError`."""
@@ -50,21 +52,31 @@ class FetchAhead:
         tracks = self._tracks
         return tracks.shard_set.open_tar(tracks.shards[shard], self._fetching)
 
-    def reach(self, plan: Plan | TrackPlan, place: Place) -> None:
-        """Begin to fetch what `plan` reads for the batch at `place`, and then in the next window."""
-        if self._tracks.shard_set.cache is None:
-            return
+    def reach(self, plan: Plan | TrackPlan, place: Place) -> set[int] | None:
+        """Begin to fetch what `plan` reads for the batch at `place`, and then in the next window.
+
+        When that changes, returns the shards that are still of use: those from before, and those from now on.
+        Returns None otherwise, and for shards on a disk.
+        """
+        cache = self._tracks.shard_set.cache
+        if cache is None:
+            return None
         wanted = plan.shards_ahead(place)
         with self._lock:
-            if wanted is self._wanted or self._fetching.stopped.is_set():
-                return
+            if wanted == self._wanted or self._fetching.stopped.is_set():
+                return None
+            before, self._wanted = self._wanted, wanted
             self._threads = self._threads or ThreadPoolExecutor(THREADS, "siamusic-fast-fetch")
-            known, self._wanted = set(self._wanted), wanted
-            for shard in wanted:
-                if shard not in known:
-                    self._threads.submit(self._fetch, shard)
+            # What is here counts as used before anything is fetched, or it would make room for that.
+            missing = [shard for shard in wanted if not cache.use(self._tracks.shards[shard].sha256)]
+            for shard in missing:
+                if shard not in self._asked:
+                    self._asked.add(shard)
+                    self._threads.submit(self._fetch, shard, self._asked)
+        return {*before, *wanted}
 
-    def _fetch(self, shard: int) -> None:
+    def _fetch(self, shard: int, asked: set[int]) -> None:
         # Whoever reads the shard meets the same error, and reports it.
         with suppress(DataError, FetchStoppedError):
             self._tracks.shard_set.open_tar(self._tracks.shards[shard], self._fetching.silent()).close()
+        asked.discard(shard)

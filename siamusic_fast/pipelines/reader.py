@@ -6,8 +6,9 @@ batch. From flac and ogg shards, the compressed file is read, and libsndfile see
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -40,7 +41,7 @@ class Reader:
         self._tracks = tracks
         self._repeats = frontend.short_tracks == "repeat"
         self._ahead = FetchAhead(tracks)
-        self._tar = lru_cache(_MAX_OPEN)(partial(_Tar, tracks, self._ahead))
+        self._tars = _OpenTars(tracks, self._ahead)
 
     def read(self, spans: Spans, rows: slice, out: Array) -> None:
         """Read the `rows` of `spans` into those of `out`, int16 [batch, samples].
@@ -72,8 +73,13 @@ class Reader:
                 self._decode(track, crops)
 
     def reach(self, plan: Plan | TrackPlan, place: Place) -> None:
-        """Prepare for the batch of `plan` at `place`: begin to fetch what is in object storage."""
-        self._ahead.reach(plan, place)
+        """Prepare for the batch of `plan` at `place`: begin to fetch what is in object storage.
+
+        Tars that are of no more use are closed: one that made room in the cache keeps its space till then.
+        """
+        useful = self._ahead.reach(plan, place)
+        if useful is not None:
+            self._tars.keep(useful)
 
     @property
     def waited(self) -> float:
@@ -91,7 +97,7 @@ class Reader:
     def close(self) -> None:
         """Stop, and close the tars; they are fetched and opened again when they are read again."""
         self._ahead.stop()
-        self._tar.cache_clear()
+        self._tars.keep(set())
         self._ahead.start()
 
     def _pread(self, track: int, start: int, out: Array) -> None:
@@ -124,7 +130,7 @@ class Reader:
             raise self._tracks.damaged(track, f"its label is {bytes(found)!r}, tracks.csv says {expected!r}")
 
     def _read_bytes(self, track: int, offset: int, out: memoryview) -> None:
-        tar, done = self._tar(int(self._tracks.shard[track])), 0
+        tar, done = self._tars.get(int(self._tracks.shard[track])), 0
         while done < len(out):
             try:
                 count = os.preadv(tar.descriptor, [out[done:]], offset + done)
@@ -152,6 +158,35 @@ def fill_crop(
         audible = max(length - start, 0)
         read(start, crop[:audible])
         crop[audible:] = 0
+
+
+class _OpenTars:
+    """The tars that are open: those used last, at most `_MAX_OPEN`. Any number of threads may call it."""
+
+    def __init__(self, tracks: Tracks, ahead: FetchAhead) -> None:
+        self._tracks, self._ahead = tracks, ahead
+        self._lock = threading.Lock()
+        self._tars: dict[int, _Tar] = {}
+        """By their numbers in `Tracks.shards`, the one used last at the end."""
+
+    def get(self, shard: int) -> "_Tar":
+        """Return the tar of a shard; it is opened first unless it is open."""
+        with self._lock:
+            tar = self._tars.pop(shard, None)
+            if tar:
+                self._tars[shard] = tar
+                return tar
+        tar = _Tar(self._tracks, self._ahead, shard)  # others go on, since it may be fetched first
+        with self._lock:
+            tar = self._tars.setdefault(shard, tar)
+            if len(self._tars) > _MAX_OPEN:
+                del self._tars[next(iter(self._tars))]
+        return tar
+
+    def keep(self, shards: set[int]) -> None:
+        """Close the tars of other shards, each as soon as no thread reads it."""
+        with self._lock:
+            self._tars = {shard: tar for shard, tar in self._tars.items() if shard in shards}
 
 
 class _Tar:

@@ -104,6 +104,15 @@ class ShardCache:
         """Return the path of the shard with this SHA-256, which may be here or not."""
         return self.folder / "tars" / f"{sha256}.tar"
 
+    def use(self, sha256: str) -> bool:
+        """Return whether the shard with this SHA-256 is here. If so, it is now the most recently used."""
+        now = time.time_ns()  # the system's own time of a file may lag behind, and be that of the file before
+        try:
+            os.utime(self.path(sha256), ns=(now, now))
+        except OSError:
+            return False
+        return True
+
     def open(
         self, remote: RemoteFolder, name: str, size: int, sha256: str, fetching: Fetching | None = None
     ) -> FileIO:
@@ -121,7 +130,7 @@ class ShardCache:
                 with suppress(FileNotFoundError):
                     file = open_regular(path)
                     if os.fstat(file.fileno()).st_size == size:
-                        os.utime(path)
+                        os.utime(file.fileno())
                         return file
                     file.close()
                     path.unlink(missing_ok=True)
@@ -150,6 +159,9 @@ class ShardCache:
                 _pause(fetching, _POLL_SECONDS)
             if not _is_still(part, file):
                 return None  # whoever had it has fetched it, or has given up
+            if path.exists():  # fetched after the caller had looked
+                part.unlink(missing_ok=True)
+                return None
             try:
                 while not self._make_room(file, part, size):
                     _pause(fetching, _POLL_SECONDS)

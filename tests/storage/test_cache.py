@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from siamusic_fast.errors import ConfigError, DataError
+from siamusic_fast.files import open_regular
 from siamusic_fast.storage import cache as module
 from siamusic_fast.storage.cache import (
     CACHE_VARIABLE,
@@ -189,6 +191,37 @@ def test_threads_that_want_one_shard_fetch_it_once(
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: use(cache, remote, "0.tar", objects["0.tar"]), range(4)))
     assert fetched == ["0.tar"]
+
+
+def test_a_shard_that_comes_between_looking_and_fetching_is_not_fetched_again(
+    cache: ShardCache, remote: RemoteFolder, objects: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, path = module._try_to_lock, cache.path(objects["0.tar"])
+
+    def late(file: FileIO) -> bool:  # another process is done before this one gets the lock of a new file
+        content = remote.read("0.tar", SIZE)
+        path.write_bytes(content)
+        return lock(file)
+
+    monkeypatch.setattr(module, "_try_to_lock", late)
+    monkeypatch.setattr(module, "fetch", None)
+    use(cache, remote, "0.tar", objects["0.tar"])
+    assert here(cache) == {path.name}
+
+
+def test_a_shard_that_makes_room_while_it_is_opened_is_readable(
+    cache: ShardCache, remote: RemoteFolder, objects: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(cache, remote, "0.tar", objects["0.tar"])
+
+    def removed(path: Path) -> FileIO:
+        file = open_regular(path)
+        path.unlink()
+        return file
+
+    monkeypatch.setattr(module, "open_regular", removed)
+    monkeypatch.setattr(module, "fetch", None)
+    use(cache, remote, "0.tar", objects["0.tar"])
 
 
 def test_a_fetch_that_is_told_to_stop_leaves_nothing(

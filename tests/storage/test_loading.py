@@ -1,8 +1,10 @@
 """Training from object storage gives the batches and the weights of training from a folder."""
 
+import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ from siamusic_fast.cli import main
 from siamusic_fast.embedding.sources import open_sources
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.models import networks as models
+from siamusic_fast.pipelines import estimate
 from siamusic_fast.pipelines.epoch_order import EpochOrder
 from siamusic_fast.pipelines.estimate import estimate_frontend
+from siamusic_fast.pipelines.fetch_ahead import FetchAhead
 from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
+from siamusic_fast.pipelines.plan import TrackPlan
+from siamusic_fast.pipelines.tracks import open_tracks
 from siamusic_fast.shards.index import read_index
 from siamusic_fast.shards.manifest import ShardSet, check_tracks, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
@@ -94,16 +100,23 @@ def test_labels_and_evaluation_are_those_of_local_shards(local: ShardSet, tmp_pa
                 assert torch.equal(labels, labels_here)
 
 
-def test_mean_and_std_are_estimated_once_and_kept_in_the_cache(
-    local: ShardSet, tmp_path: Path, fetched: list[str]
+def test_mean_and_std_are_estimated_once_of_parts_of_shards_and_kept_in_the_cache(
+    local: ShardSet, tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(local.folder, tmp_path / "mine")
+    monkeypatch.setattr(estimate, "_MAX_TRACKS", 2)
     expected = estimate_frontend(find_shards(tmp_path / "mine"), MEL)
-    assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
-    assert fetched
-    fetched.clear()
-    assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
-    assert fetched == []
+    parts, original = [], RemoteFolder.read_part
+
+    def counted(self: RemoteFolder, name: str, start: int, length: int) -> bytes:
+        parts.append(name)
+        return original(self, name, start, length)
+
+    monkeypatch.setattr(RemoteFolder, "read_part", counted)
+    for _ in range(2):
+        assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
+        assert len(parts) == 2
+    assert fetched == []  # no tar as a whole
 
 
 def test_shards_that_make_room_while_others_are_read_change_no_batch(
@@ -118,6 +131,36 @@ def test_shards_that_make_room_while_others_are_read_change_no_batch(
     assert sum(path.stat().st_size for path in (tmp_path / "tars").glob("*.tar")) <= size
 
 
+def test_tars_that_made_room_do_not_keep_their_disk_space(many: ShardSet, tmp_path: Path) -> None:
+    size = sum(sorted(shard.bytes for shard in many.splits["training"])[-3:])
+    options: dict[str, Any] = {"aug": "none", "frontend": FRONTEND, "backend": "torch", "batch_size": 1}
+    with TwoViewLoader(remote_of(many, tmp_path, size), window=1, **options) as loader:
+        plan, reader = loader.plan, loader._reader
+        for place in ((epoch, number) for epoch in range(2) for number in range(plan.batches)):
+            reader.reach(plan, place)
+            (spans,) = plan.batch(place).spans
+            reader.read(spans, slice(0, 1), np.empty((1, int(spans.samples[0])), np.int16))
+            links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+            removed = [one for one in links if one.is_relative_to(tmp_path) and "(deleted)" in one.name]
+            assert sum(one.name.endswith(".tar (deleted)") for one in removed) <= 1  # of the window before
+
+
+def test_what_is_read_next_does_not_make_room_for_what_is_read_after_it(
+    many: ShardSet, tmp_path: Path, fetched: list[str]
+) -> None:
+    shards = many.splits["training"]
+    size = max(one.bytes + other.bytes for one, other in itertools.pairwise(shards))
+    tracks = open_tracks(remote_of(many, tmp_path, size), ["training"])
+    plan, ahead = TrackPlan(tracks, FRONTEND, crops=1, batch_size=1), FetchAhead(tracks)
+    for number in range(len(shards)):
+        ahead.reach(plan, (0, number))
+        for shard in range(number, min(number + 2, len(shards)))[::-1]:  # the one that is read is used last
+            ahead.open(shard).close()
+            time.sleep(0.01)  # times of use differ
+    ahead.stop()
+    assert sorted(fetched) == [shard.file for shard in shards]  # each once
+
+
 def test_a_shard_that_somebody_removes_from_the_cache_is_fetched_again(
     many: ShardSet, tmp_path: Path
 ) -> None:
@@ -130,7 +173,7 @@ def test_a_shard_that_somebody_removes_from_the_cache_is_fetched_again(
                 found.append(torch.stack(views))
                 for path in (tmp_path / "tars").glob("*.tar"):
                     path.unlink(missing_ok=True)
-                loader._reader._tar.cache_clear()
+                loader._reader._tars.keep(set())
     assert_equal(found, expected)
 
 
