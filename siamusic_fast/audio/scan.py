@@ -1,7 +1,6 @@
 """Scans a corpus before anything is decoded, for missing, empty and duplicate files."""
 
 import hashlib
-import io
 import itertools
 from array import array
 from collections import defaultdict
@@ -87,7 +86,7 @@ def _duplicates(
         def sample(place: int) -> bytes | int | None:
             """Return what tells most files apart: a part of the file or, in a zip, its checksum."""
             task.advance()
-            return checksums[place] or _digest(store, tracks[place].path, sizes[place] // 2, _SAMPLE_BYTES)
+            return checksums[place] or _digest(store, tracks[place].path, (sizes[place] // 2, _SAMPLE_BYTES))
 
         places = iter(by_size)
         for count in counts:
@@ -115,12 +114,15 @@ def _alike(places: Iterable[int], key: Callable[[int], object]) -> Iterator[list
     return (group for group in groups.values() if len(group) > 1)
 
 
-def _digest(store: Store, path: str, start: int = 0, length: int | None = None) -> bytes | None:
-    """Return a digest of a part of a file. It is None if the file cannot be read: decoding reports that."""
+def _digest(store: Store, path: str, part: tuple[int, int] | None = None) -> bytes | None:
+    """Return a digest of a file, or of a part of it: first byte and length.
+
+    It is None if the file cannot be read: decoding reports that.
+    """
     try:
+        if part:
+            return hashlib.sha256(store.read_part(path, *part)).digest()
         with store.open(path) as file:
-            file.seek(start)
-            content = file if length is None else io.BytesIO(file.read(length))
-            return hashlib.file_digest(content, "sha256").digest()  # type: ignore[arg-type]
+            return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
     except OSError:
         return None

@@ -93,6 +93,15 @@ class Store(ABC):
         within its zip (`EBADMSG`), and `StorageError` if object storage fails.
         """
 
+    def read_part(self, path: str, start: int, length: int) -> bytes:
+        """Return `length` bytes of the file `path` from byte `start` on, fewer at its end; errors as `open`.
+
+        Of an object, nothing else is fetched.
+        """
+        with self.open(path) as file:
+            file.seek(start)
+            return file.read(length)
+
     def block(self, path: str) -> str:
         """Return the name of what is read as a whole when `path` is read."""
         return path
@@ -127,7 +136,7 @@ def find_root(source: str | Path, places: Sequence[Path], remedy: str) -> Path:
 
 
 def open_store(root: Path | str, in_tables: bool = False) -> Store:
-    """Return the store at `root`: a folder, a zip, or the URL of one; with `in_tables`, tables in a folder.
+    """Return the store at `root`: a folder, a zip or the URL of a folder; with `in_tables`, that of tables.
 
     A zip all of whose files lie in one folder stands for that folder. Raises `DataError` if `root` is
     neither, or a zip that is damaged, that Python cannot read, or with names that lead outside of it.
@@ -267,6 +276,10 @@ class _RemoteStore(Store):
             raise
         file.seek(0)
         return cast(BinaryIO, file)
+
+    def read_part(self, path: str, start: int, length: int) -> bytes:
+        _refuse_outside(self.root, path)
+        return self._remote.read_part(path, start, length)
 
     def paths(self) -> Iterator[str]:
         yield from (path for path in self._list() if not (leads_outside(path) or _is_litter(path)))

@@ -38,11 +38,14 @@ def check_shard_length(shard_set: ShardSet, shards: Sequence[Shard], mel: MelCon
     _check_length(shard_set, max(shard.longest for shard in shards), mel)
 
 
-def check_cache(shard_set: ShardSet, shards: Sequence[Shard], window: int | None, tracks: int) -> None:
+def check_cache(
+    shard_set: ShardSet, shards: Sequence[Shard], window: int | None, tracks: int, or_else: str = ""
+) -> None:
     """Raise `ConfigError` if the cache of a set in object storage does not hold what is read at a time.
 
     That is two windows, the one that is read and the one that is fetched, and as many shards as a batch of so
-    many `tracks`, of all processes, may reach into. Without a `window` it is all of `shards`.
+    many `tracks`, of all processes, may reach into. Without a `window` it is all of `shards`. For
+    `or_else` see `ShardCache.check_holds`.
     """
     if shard_set.cache is None:
         return
@@ -51,7 +54,7 @@ def check_cache(shard_set: ShardSet, shards: Sequence[Shard], window: int | None
         held = min(held, 2 * window + -(-tracks // min(shard.tracks for shard in shards)))
     sizes = sorted((shard.bytes for shard in shards), reverse=True)
     with_window = f"with window = {window}" if window else "without a window"
-    shard_set.cache.check_holds(sum(sizes[:held]), with_window)
+    shard_set.cache.check_holds(sum(sizes[:held]), with_window, or_else)
 
 
 def fitting_seconds(samples: int, sample_rate: int) -> float:

@@ -3,7 +3,11 @@
 import contextlib
 import dataclasses
 import math
+import tempfile
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +18,15 @@ from siamusic_fast.config.fields import OneOf, check_value
 from siamusic_fast.errors import DataError
 from siamusic_fast.frontend import Frontend
 from siamusic_fast.pipelines.checks import check_length
+from siamusic_fast.pipelines.fetch_ahead import THREADS
 from siamusic_fast.pipelines.plan import TrackPlan
 from siamusic_fast.pipelines.reader import Reader
 from siamusic_fast.pipelines.torch.engine import TorchEngine, read_and_compute
-from siamusic_fast.pipelines.tracks import open_tracks
+from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.frontends import read_frontends, write_frontends
 from siamusic_fast.shards.manifest import DamageError, ShardSet
+from siamusic_fast.storage.remote import RemoteFolder
 
 _MAX_TOTAL_CROPS = 2048
 """Crops from which mean and standard deviation are computed."""
@@ -73,13 +79,16 @@ def _measured(shard_set: ShardSet, raw: Frontend, normalization: str, progress: 
     count = min(len(tracks), _MAX_TRACKS, max(1, _MAX_TOTAL_CROPS // crops))
     chosen = tracks.only(np.linspace(0, len(tracks) - 1, count).round().astype(np.int64))
     plan = TrackPlan(chosen, raw, crops=min(crops, _MAX_TOTAL_CROPS), batch_size=1)
-    reader, engine = Reader(chosen, raw), TorchEngine(plan, torch.device("cpu"))
+    engine = TorchEngine(plan, torch.device("cpu"))
     sums = torch.zeros(
         2, raw.mel.n_mels, dtype=torch.float64
     )  # of the values of each band, and their squares
-    with progress.task("Estimating mean and standard deviation", count, "tracks") as task:
+    with (
+        _on_disk(chosen) as here,
+        contextlib.closing(Reader(here, raw)) as reader,
+        progress.task("Estimating mean and standard deviation", count, "tracks") as task,
+    ):
         for number in range(plan.batches):
-            reader.reach(plan, (0, number))
             _, (view,) = read_and_compute(plan.batch((0, number)), reader, engine)
             images = view.double()
             sums += torch.stack([images, images.square()]).sum(dim=(1, 2, 4))
@@ -95,6 +104,42 @@ def _measured(shard_set: ShardSet, raw: Frontend, normalization: str, progress: 
         return dataclasses.replace(raw, mean=mean, std=math.sqrt(variance))
     stds = np.sqrt(np.maximum(squares - means**2, _MIN_BAND_STD**2))
     return dataclasses.replace(raw, mean=tuple(means.tolist()), std=tuple(stds.tolist()))
+
+
+@contextlib.contextmanager
+def _on_disk(tracks: Tracks) -> Iterator[Tracks]:
+    """Yield the same tracks on a disk. Of shards in object storage, only their audio is fetched.
+
+    It lies in a temporary folder (`TMPDIR`) at its places in the tars; what is between them takes no space.
+    """
+    shard_set = tracks.shard_set
+    if shard_set.cache is None:
+        yield tracks
+        return
+    remote = RemoteFolder(shard_set.url)
+
+    def fetch(track: int) -> None:
+        name = tracks.shards[int(tracks.shard[track])].file
+        start, size = int(tracks.offset[track]), int(tracks.size[track])
+        try:
+            audio = remote.read_part(name, start, size)
+        except FileNotFoundError:
+            raise DataError(f"{shard_set.shown(name)} is not there: upload the shard set again.") from None
+        if len(audio) != size:
+            raise tracks.damaged(track, f"the tar ends at byte {start + len(audio)}")
+        path = Path(folder, name)
+        path.touch()
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(audio)
+
+    with tempfile.TemporaryDirectory() as folder:
+        with ThreadPoolExecutor(THREADS) as threads:
+            for _ in threads.map(fetch, range(len(tracks))):
+                pass
+        yield dataclasses.replace(
+            tracks, shard_set=dataclasses.replace(shard_set, folder=Path(folder), cache=None)
+        )
 
 
 def _kept(shard_set: ShardSet) -> list[dict[str, Any]]:

@@ -49,11 +49,11 @@ def read_index(shard_set: ShardSet, shard: Shard) -> ShardIndex:
     instead, when it is fetched. Raises `DataError`, which names the index or the tar, if any of this does not
     hold.
     """
-    with naming_damage(shard_set.path(shard.index)):
+    with naming_damage(shard_set.shown(shard.index)):
         words = _read_words(shard_set, shard)
         offsets, sizes = _offsets_and_sizes(words, shard_set, shard)
     if not shard_set.url:
-        with naming_damage(shard_set.path(shard.file)):
+        with naming_damage(shard_set.shown(shard.file)):
             _check_tar(shard_set, shard, words[5::4], offsets, sizes)
     return ShardIndex(audio_offset=offsets[:, 0], audio_size=sizes[:, 0], cls_offset=offsets[:, 1])
 
@@ -63,7 +63,7 @@ def sample_name(shard_set: ShardSet, shard: Shard, row: int) -> str:
 
     Raises `DataError` if the index cannot be read, or if its SHA-256 is not that of the manifest.
     """
-    with naming_damage(shard_set.path(shard.index)):
+    with naming_damage(shard_set.shown(shard.index)):
         words = _read_words(shard_set, shard)
     return _name(words[2 + row * _WORDS + 3]).partition(".")[0]
 

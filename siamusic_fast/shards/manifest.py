@@ -259,9 +259,9 @@ def write_manifest(shard_set: ShardSet) -> None:
 
 def check_tracks(shard_set: ShardSet) -> None:
     """Raise `DataError` unless tracks.csv has the SHA-256 that the manifest states."""
-    path, stated = shard_set.path(TRACKS), shard_set.tables.get(TRACKS)
-    with naming_damage(path):
-        sha256 = file_sha256(path, TABLE_LIMIT)
+    stated = shard_set.tables.get(TRACKS)
+    with naming_damage(shard_set.shown(TRACKS)):
+        sha256 = file_sha256(shard_set.path(TRACKS), TABLE_LIMIT)
         if sha256 != stated:
             raise ValueError(f"it has SHA-256 {sha256}, the manifest says {stated}")
 

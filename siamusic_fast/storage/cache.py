@@ -87,14 +87,17 @@ class ShardCache:
     folder: Path = field(default_factory=default_folder)
     size: int = field(default_factory=default_size)
 
-    def check_holds(self, needed: int, window: str) -> None:
-        """Raise `ConfigError` if it is too small for the `needed` bytes that are read at a time."""
+    def check_holds(self, needed: int, window: str, or_else: str = "") -> None:
+        """Raise `ConfigError` if it is too small for the `needed` bytes that are read at a time.
+
+        `window` says why so many are; `or_else` what helps as well as more room, if anything does.
+        """
         if needed > self.size:
             enough = -(-needed // 10**9)
             raise ConfigError(
                 f"the cache in {self.folder} has {self.size / 1e9:.3g} GB, and {needed / 1e9:.3g} GB are "
-                f"read at a time {window}: give it more (on the command line --cache-size {enough}GB), or "
-                f"shuffle fewer shards together (--window)."
+                f"read at a time {window}: give it more (on the command line --cache-size {enough}GB)"
+                f"{or_else}."
             )
 
     def path(self, sha256: str) -> Path:

@@ -154,6 +154,15 @@ class RemoteFolder:
             span = {"start": start, "end": min(start + CHUNK, size)}
             yield self._ask(name, partial(self._fs.cat_file, self._path(name), **span))
 
+    def read_part(self, name: str, start: int, length: int) -> bytes:
+        """Return `length` bytes of the object `name` from byte `start` on, by one request.
+
+        Raises `FileNotFoundError` if there is none.
+        """
+        span = {"start": start, "end": start + length}
+        part: bytes = self._ask(name, partial(self._fs.cat_file, self._path(name), **span))
+        return part
+
     def put(self, file: Path, name: str) -> None:
         """Make the local `file` the object `name`, which others see whole or not at all.
 

@@ -19,7 +19,8 @@ def check_pretraining(config: PretrainConfig, shard_set: ShardSet, processes: in
     check_share(sum(shard.tracks for shard in shards), processes, learns=True)
     check_crops(config.crops, config.max_distance)
     check_shard_length(shard_set, shards, config.mel)
-    check_cache(shard_set, shards, config.window, config.batch_size * processes)
+    fewer = "" if config.window == 1 else ", or shuffle fewer shards together (--window)"
+    check_cache(shard_set, shards, config.window, config.batch_size * processes, fewer)
     to_recipe(config.aug, config.mel)
     if config.init and Path(config.init).is_dir():
         check_run(Path(config.init))

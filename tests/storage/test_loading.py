@@ -18,13 +18,15 @@ from siamusic_fast.cli import main
 from siamusic_fast.embedding.sources import open_sources
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.models import networks as models
+from siamusic_fast.pipelines import estimate
 from siamusic_fast.pipelines.epoch_order import EpochOrder
 from siamusic_fast.pipelines.estimate import estimate_frontend
 from siamusic_fast.pipelines.fetch_ahead import FetchAhead
 from siamusic_fast.pipelines.loaders import LabelledLoader, TrackLoader, TwoViewLoader
 from siamusic_fast.pipelines.plan import TrackPlan
 from siamusic_fast.pipelines.tracks import open_tracks
-from siamusic_fast.shards.manifest import ShardSet, find_shards
+from siamusic_fast.shards.index import read_index
+from siamusic_fast.shards.manifest import ShardSet, check_tracks, find_shards
 from siamusic_fast.shards.pack import PackConfig, pack
 from siamusic_fast.shards.samples import samples
 from siamusic_fast.storage.cache import CACHE_VARIABLE, ShardCache
@@ -98,16 +100,23 @@ def test_labels_and_evaluation_are_those_of_local_shards(local: ShardSet, tmp_pa
                 assert torch.equal(labels, labels_here)
 
 
-def test_mean_and_std_are_estimated_once_and_kept_in_the_cache(
-    local: ShardSet, tmp_path: Path, fetched: list[str]
+def test_mean_and_std_are_estimated_once_of_parts_of_shards_and_kept_in_the_cache(
+    local: ShardSet, tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(local.folder, tmp_path / "mine")
+    monkeypatch.setattr(estimate, "_MAX_TRACKS", 2)
     expected = estimate_frontend(find_shards(tmp_path / "mine"), MEL)
-    assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
-    assert fetched
-    fetched.clear()
-    assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
-    assert fetched == []
+    parts, original = [], RemoteFolder.read_part
+
+    def counted(self: RemoteFolder, name: str, start: int, length: int) -> bytes:
+        parts.append(name)
+        return original(self, name, start, length)
+
+    monkeypatch.setattr(RemoteFolder, "read_part", counted)
+    for _ in range(2):
+        assert estimate_frontend(remote_of(local, tmp_path), MEL) == expected
+        assert len(parts) == 2
+    assert fetched == []  # no tar as a whole
 
 
 def test_shards_that_make_room_while_others_are_read_change_no_batch(
@@ -171,7 +180,7 @@ def test_a_shard_that_somebody_removes_from_the_cache_is_fetched_again(
 def test_a_cache_too_small_for_what_is_read_at_a_time_is_refused(many: ShardSet, tmp_path: Path) -> None:
     sizes = sorted((shard.bytes for shard in many.splits["training"]), reverse=True)
     too_small = remote_of(many, tmp_path, sum(sizes) - 1)
-    with pytest.raises(ConfigError, match=r"are read at a time without a window: give it more .*-size 1GB"):
+    with pytest.raises(ConfigError, match=r"are read at a time without a window: give it .*-size 1GB\)\.$"):
         TwoViewLoader(too_small, frontend=FRONTEND, backend="torch", batch_size=1)
     with pytest.raises(ConfigError, match="are read at a time with window = 5"):
         TwoViewLoader(too_small, frontend=FRONTEND, backend="torch", batch_size=1, window=5)
@@ -226,6 +235,12 @@ def test_a_table_that_is_spoilt_in_the_bucket_or_in_the_cache_is_noticed(
         find_shards(f"{s3}/spoilt")
     good = find_shards(f"{s3}/shards")
     good.path("tracks.csv").write_bytes(b"spoilt")
+    with pytest.raises(DataError, match=f"{s3}/shards/tracks.csv .*`siamusic-fast verify {s3}/shards`"):
+        check_tracks(good)
+    shard = good.splits["training"][0]
+    good.path(shard.index).write_bytes(b"spoilt")
+    with pytest.raises(DataError, match=f"{s3}/shards/{shard.index} .*`siamusic-fast verify {s3}/shards`"):
+        read_index(good, shard)
     again = find_shards(f"{s3}/shards")
     assert again.path("tracks.csv").read_bytes() == local.path("tracks.csv").read_bytes()
 
@@ -294,6 +309,7 @@ def test_a_few_steps_from_a_bucket_end_with_the_weights_of_local_shards(
     )
     assert small.exit_code == 1
     assert "are read at a time with window = 1: give it more" in small.stderr.replace("\n", " ")
+    assert "--window" not in small.stderr
     bad = CliRunner().invoke(main, ("pretrain", "--cache-size", "huge"))
     assert "cache size = 'huge' is none" in bad.stderr
 

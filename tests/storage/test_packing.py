@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from siamusic_fast.audio.folder import load_folder
+from siamusic_fast.audio.scan import scan
+from siamusic_fast.audio.store import open_store
 from siamusic_fast.errors import ConfigError, DataError
 from siamusic_fast.progress import Task
 from siamusic_fast.shards import upload
@@ -24,7 +27,7 @@ from siamusic_fast.shards.upload import work_folder
 from siamusic_fast.shards.verify import verify
 from siamusic_fast.storage.remote import RemoteFolder, StorageError
 from tests.storage.conftest import CONFIG
-from tests.storage.servers import BUCKET, client
+from tests.storage.servers import BUCKET, Relay, client
 
 
 def contents(url: str) -> dict[str, bytes]:
@@ -66,6 +69,23 @@ def test_a_shard_set_behind_a_file_url_is_that_in_the_folder(
     assert files(tmp_path / "mine") == files(local.folder)
     assert packed.place == url
     assert summarize(packed) == summarize(local)
+
+
+def test_looking_for_duplicates_fetches_a_part_of_files_of_equal_size(s3: str, server: str) -> None:
+    rng, size = np.random.default_rng(0), 1_000_000
+    contents = [rng.bytes(size) for _ in range(3)]
+    for name, content in zip("abcd", [*contents, contents[0]], strict=True):
+        client(server).put_object(Bucket=BUCKET, Key=f"equal/{name}.wav", Body=content)
+    relay = Relay(server, cuts=0, after=0)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", relay.address)
+            corpus = load_folder(f"{s3}/equal")
+            found = scan(corpus, open_store(corpus.folder))
+    finally:
+        relay.close()
+    assert [one.path for one in found.rejects] == ["d.wav"]
+    assert relay.passed < 2 * size + 50_000  # the two that may be equal are read whole
 
 
 @pytest.mark.usefixtures("in_process")

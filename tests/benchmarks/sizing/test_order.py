@@ -35,7 +35,7 @@ def test_the_order_of_a_hundred_million_tracks_meets_none_twice() -> None:
         assert abs(found.mean() / made.size - 0.5) < 4 / np.sqrt(12 * 100_000)
 
 
-def test_windows_change_with_the_epoch_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_change_with_the_epoch_and_come_back() -> None:
     made = EpochOrder(np.full(40, 8), seed=0, window=4)
     epochs = [made.tracks(epoch, np.arange(320)).tolist() for epoch in (0, 1, 2, 3, 0)]
     assert epochs[0] == epochs[4]

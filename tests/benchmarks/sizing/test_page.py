@@ -63,6 +63,29 @@ def test_what_was_not_measured_lies_on_a_line_through_the_largest_that_was(figur
     assert (figures.per_hour, figures.shards(25_000)) == (90_000.0, 49)
 
 
+def test_a_limit_that_is_missed_is_named_with_how(
+    figures: page.Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, tuple[float, ...]] = {
+        "a, time": (70.0, 65.0),
+        "b, time": (70.0, 50.0),
+        "c, time": (50.0, 45.0),
+        "memory": (70.0,),
+    }
+    rows = {
+        name: Measurement(name=name, unit="s", windows=(clock,), cpu_windows=tuple(cpu))
+        for name, (clock, *cpu) in found.items()
+    }
+    monkeypatch.setattr(page, "MOST", 1_000)
+    monkeypatch.setattr(page, "LIMITS", dict.fromkeys(found, 60.0))
+    monkeypatch.setattr(figures, "rows", rows)
+    words = " ".join(page._limits(figures).split("\n\n")[1].split())
+    assert words == (
+        "Missed in seconds of one core as well: a, time. Missed by the clock only, as other programs had "
+        "the machine: b, time. Missed: memory."
+    )
+
+
 def test_every_part_is_measured_and_the_page_is_made_of_all(small: None, tmp_path: Path) -> None:
     music = make_corpus(tmp_path / "music", 2, "wav", seconds=0.1).folder
     words = ["--size", "1000", "--size", "3000"]
