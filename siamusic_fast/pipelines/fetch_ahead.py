@@ -78,5 +78,6 @@ class FetchAhead:
     def _fetch(self, shard: int, asked: set[int]) -> None:
         # Whoever reads the shard meets the same error, and reports it.
         with suppress(DataError, FetchStoppedError):
-            self._tracks.shard_set.open_tar(self._tracks.shards[shard], self._fetching.silent()).close()
+            if shard in self._wanted:  # it may be over before its turn
+                self._tracks.shard_set.open_tar(self._tracks.shards[shard], self._fetching.silent()).close()
         asked.discard(shard)

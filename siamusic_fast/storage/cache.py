@@ -70,10 +70,12 @@ class Fetching:
     """Ends all of them when it is set."""
     waited: float = 0.0
     """Seconds that readers have waited for a shard that was not here."""
+    ahead: bool = False
+    """Whether nobody waits for what is fetched: what another fetches is left to it."""
 
     def silent(self) -> "Fetching":
         """Return the same for fetches that nobody waits for."""
-        return Fetching(stopped=self.stopped)
+        return Fetching(stopped=self.stopped, ahead=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,8 @@ class ShardCache:
         part = path.with_suffix(".part")
         with FileIO(part, "r+", opener=lambda file, flags: os.open(file, flags | os.O_CREAT, 0o666)) as file:
             while not _try_to_lock(file):
+                if fetching.ahead:
+                    raise FetchStoppedError
                 _pause(fetching, _POLL_SECONDS)
             if not _is_still(part, file):
                 return None  # whoever had it has fetched it, or has given up

@@ -255,7 +255,7 @@ PROMISES = (
         "command goes on.",
         test="tests/storage/test_packing.py::"
         "test_storage_that_fails_while_packing_ends_it_and_the_same_command_goes_on",
-        said=("docs/scaling.md: What fails after that ends packing with one line",),
+        said=("docs/scaling.md: after that ends packing with one line",),
         seconds=4,
     ),
     Promise(
@@ -455,7 +455,7 @@ PROMISES = (
         topic="reading",
         words="An endpoint that does not answer is given up with one clear error.",
         test="tests/storage/test_remote.py::test_an_endpoint_that_does_not_answer_is_given_up",
-        said=("docs/scaling.md: are tried a few times",),
+        said=("docs/scaling.md: or 60 s for bytes is given up",),
         seconds=4,
     ),
     Promise(

@@ -282,7 +282,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(make_audio: Make, 
     done = subprocess.run([*command, folder], preexec_fn=fill_disk, capture_output=True, text=True)
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
-    assert error.startswith(f"error: {folder} cannot be written: File too large.")
+    assert error.startswith(f"error: packing stopped: {folder} cannot be written: File too large.")
     assert re.search(r"the same command goes on( from the [12] shards that are finished)?\.$", error)
     expected = contents(tmp_path / "expected")
     assert all(content == expected[name] for name, content in contents(folder).items())

@@ -251,7 +251,7 @@ def test_a_table_that_is_far_too_large_is_refused_before_it_is_fetched(
     for path in local.folder.iterdir():
         client(server).upload_file(str(path), BUCKET, f"large/{path.name}")
     monkeypatch.setattr("siamusic_fast.shards.remote_set.TABLE_LIMIT", 100)
-    with pytest.raises(DataError, match=f"{s3}/large/.* bytes, such a file has at most 100"):
+    with pytest.raises(DataError, match=f"{s3}/large/.* must have at most 100 bytes"):
         find_shards(f"{s3}/large", cache=ShardCache(folder=tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("*.csv"))
 

@@ -278,7 +278,7 @@ def test_verify_names_what_is_wrong_in_the_bucket(
     with pytest.raises(DataError, match=f"{s3}/wrong/{second} is missing or damaged .* verify {s3}/wrong`"):
         find_shards(f"{s3}/wrong")
     s3_client.put_object(Bucket=BUCKET, Key="wrong/frontends.json", Body=bytes(2**20 + 1))
-    with pytest.raises(DataError, match=f"{s3}/wrong/frontends.json has 1,048,577 bytes, such a file has"):
+    with pytest.raises(DataError, match=f"{s3}/wrong/frontends.json must have at most 1,048,576 bytes"):
         verify(f"{s3}/wrong")
     with pytest.raises(DataError, match=f"no shards at '{s3}/nothing': there is no {s3}/nothing/manifest"):
         verify(f"{s3}/nothing")
