@@ -106,8 +106,9 @@ def _head(figures: Figures) -> str:
         f"straight line through the largest size that was measured. Packing is that of an "
         f"{figures.packed_by['cpu']}, from MP3 to wav. Bytes by codec are those of {clips:,} excerpts of "
         f"music, {hours:.2g} hours of four genres. All else is of an {figures.machine['cpu']}, in seconds of "
-        f"one core. Plans and openings had it to themselves; all else was measured beside other programs, and "
-        f"takes fewer seconds without. `python -m benchmarks.sizing.run` measures yours, and `python -m benchmarks.sizing.page` "
+        f"one core. Plans and openings had it to themselves; all else was measured beside other programs, "
+        f"and takes fewer seconds without. `python -m benchmarks.sizing.run` measures yours, and "
+        f"`python -m benchmarks.sizing.page` "
         f"makes this section and the next one of what is in `benchmarks/results`."
     )
 
