@@ -26,7 +26,7 @@ from siamusic_fast.pipelines.tracks import Tracks, open_tracks
 from siamusic_fast.progress import SILENT, Progress
 from siamusic_fast.shards.frontends import read_frontends, write_frontends
 from siamusic_fast.shards.manifest import DamageError, ShardSet
-from siamusic_fast.storage.remote import RemoteFolder
+from siamusic_fast.storage.remote import RemoteFolder, not_there
 
 _MAX_TOTAL_CROPS = 2048
 """Crops from which mean and standard deviation are computed."""
@@ -124,7 +124,7 @@ def _on_disk(tracks: Tracks) -> Iterator[Tracks]:
         try:
             audio = remote.read_part(name, start, size)
         except FileNotFoundError:
-            raise DataError(f"{shard_set.shown(name)} is not there: upload the shard set again.") from None
+            raise not_there(remote, name) from None
         if len(audio) != size:
             raise tracks.damaged(track, f"the tar ends at byte {start + len(audio)}")
         path = Path(folder, name)

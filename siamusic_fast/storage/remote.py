@@ -12,8 +12,6 @@ from operator import call
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
-
 from siamusic_fast.errors import ConfigError, DataError, not_installed
 from siamusic_fast.files import file_sha256, temporary_name
 
@@ -259,7 +257,7 @@ def fetch(
             write(chunk)
             done += len(chunk)
     except FileNotFoundError:
-        raise _not_there(remote, name) from None
+        raise not_there(remote, name) from None
     return done, digest.hexdigest()
 
 
@@ -271,17 +269,20 @@ def fetch_small(remote: RemoteFolder, name: str, limit: int, write: Callable[[by
     try:
         size = remote.size(name, limit)
     except FileNotFoundError:
-        raise _not_there(remote, name) from None
+        raise not_there(remote, name) from None
     return fetch(remote, name, size, write)[1]
 
 
-def _not_there(remote: RemoteFolder, name: str) -> DataError:
+def not_there(remote: RemoteFolder, name: str) -> DataError:
+    """Return the error of an object of a shard set that is missing."""
     return DataError(f"{joined(remote.url, name)} is not there: upload the shard set again.")
 
 
 @lru_cache(maxsize=4)
 def _file_system(scheme: str, process: int, environment: object) -> Any:
     """Return the file system for a scheme. It is made anew in another process or with other variables."""
+    import fsspec  # not above: every command imports this module, and few have a URL
+
     return fsspec.filesystem(
         scheme, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(scheme, {})
     )
